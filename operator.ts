@@ -1,0 +1,2210 @@
+/**
+ * flickr-immich-k8s-sync-operator: brings failed Kubernetes Jobs back, and never loses one.
+ *
+ * It watches chosen Jobs. When one fails, it keeps the evidence, waits as long as the cause deserves, deletes the Job and
+ * creates it anew. Between the delete and the create the Job stands only in its *intent*: a suspended Job under another
+ * name, written before the delete, from which any later life of this program, or a person, finishes the restart.
+ *
+ * To be read from top to bottom; a chapter uses only those above it:
+ *   1 Settings · 2 What we see · 3 What to do · 4 How we say it · 5 The cluster · 6 Acting · 7 The loop · 8 Main
+ * Chapters 1 to 4 have no effects and never read the clock: `now` is handed down. Instants are epoch milliseconds (`…At`).
+ */
+import { createHash } from "node:crypto"
+import { existsSync, readFileSync } from "node:fs"
+import { isIPv6 } from "node:net"
+import { dirname, join, resolve } from "node:path"
+import { parseArgs } from "node:util"
+import { KubeConfig, type V1Job, type V1LabelSelector, type V1Pod } from "@kubernetes/client-node"
+import { configureSync, getLogger, type LogRecord } from "@logtape/logtape"
+import project from "./package.json" with { type: "json" }
+
+/** The prefix of every label and annotation that the operator writes or reads. */
+export const PREFIX = "flickr-immich-k8s-sync-operator/"
+
+// ───────────────────────────────────────────── 1 Settings ─────────────────────────────────────────────
+
+/** The settings as understood. */
+export interface Config {
+  logLevel: Level
+  logFormat: "text" | "json"
+  namespaces: string[]
+  /** `namespace/name` of each Job; undefined where names do not matter. */
+  jobNames: string[] | undefined
+  jobSelector: Selector | undefined
+  checkIntervalMs: number
+  restartDelayMs: number
+  skipDelayOnOom: boolean
+  logLines: number
+  dryRun: boolean
+}
+export type Level = "trace" | "debug" | "info" | "warning" | "error" | "fatal"
+
+type Setting<K extends keyof Config> = {
+  variable: string
+  key: K
+  /** As a user would write it; empty for none. */
+  default: string
+  /** Throws an Error that says what is allowed. */
+  parse: (text: string) => Config[K]
+  help: string
+  /** The Python operator's name for it, read where `variable` is not set. */
+  olderName: string | undefined
+}
+
+function setting<K extends keyof Config>(
+  variable: string,
+  key: K,
+  value: string,
+  parse: Setting<K>["parse"],
+  help: string,
+  olderName?: string,
+) {
+  return { variable, key, default: value, parse, help, olderName } as Setting<keyof Config>
+}
+
+// Kubernetes allows a Job 253 characters, but its pods carry its name in a label, which holds 63.
+const NAMESPACE_NAME = /^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/
+const JOB_NAME = /^([a-z0-9]([-a-z0-9]*[a-z0-9])?\/)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/
+const BOOLEANS = { true: true, false: false, yes: true, no: false, on: true, off: false, 1: true, 0: false }
+const LEVELS = {
+  trace: "trace",
+  debug: "debug",
+  info: "info",
+  success: "info",
+  warning: "warning",
+  error: "error",
+  critical: "fatal",
+} as const
+const FORMATS = { text: "text", json: "json" } as const
+
+/** Every setting there is: makes the reader, `--help`, and the tables at start and in the README (a test compares them). */
+export const SETTINGS = [
+  setting(
+    "LOG_LEVEL",
+    "logLevel",
+    "DEBUG",
+    oneOf(LEVELS),
+    "TRACE, DEBUG, INFO, SUCCESS (= INFO), WARNING, ERROR or CRITICAL (= fatal), in any case",
+    "LOGURU_LEVEL",
+  ),
+  setting("LOG_FORMAT", "logFormat", "text", oneOf(FORMATS), "`text` for people, `json` one object a line for log collectors"),
+  setting("NAMESPACE", "namespaces", "flickr-downloader", names(NAMESPACE_NAME), "one namespace, or several with commas"),
+  setting("JOB_NAMES", "jobNames", "", names(JOB_NAME), "Job names with commas; `namespace/name` where there are several namespaces"),
+  setting(
+    "JOB_SELECTOR",
+    "jobSelector",
+    "",
+    parseSelector,
+    "a label selector; with JOB_NAMES, both must match. One of the two is required",
+  ),
+  setting(
+    "CHECK_INTERVAL",
+    "checkIntervalMs",
+    "60",
+    duration(1_000),
+    "how often to look where watching is not allowed, and how soon a broken watch is given up",
+  ),
+  setting(
+    "RESTART_DELAY",
+    "restartDelayMs",
+    "3600",
+    duration(0),
+    "from the failure (the Failed condition's lastTransitionTime) to the restart",
+  ),
+  setting(
+    "SKIP_DELAY_ON_OOM",
+    "skipDelayOnOom",
+    "false",
+    oneOf(BOOLEANS),
+    "restart at once after an out-of-memory kill; killed again and again, after 10 s, 20 s, 40 s, ... up to RESTART_DELAY",
+  ),
+  setting("LOG_LINES", "logLines", "20", wholeNumber(0, 10_000), "last lines kept of each container"),
+  setting("DRY_RUN", "dryRun", "false", oneOf(BOOLEANS), "say what would be done, change nothing"),
+]
+
+/** All that is wrong with the settings, one line each. */
+export class SettingsError extends Error {
+  override name = "SettingsError"
+  constructor(readonly mistakes: string[]) {
+    super(mistakes.join("\n"))
+  }
+}
+
+export type SettingRow = { variable: string; value: string; from: string }
+
+/** Reads all settings. Throws a SettingsError with every mistake at once. */
+export function readSettings(env: Record<string, string | undefined>): { config: Config; rows: SettingRow[]; warnings: string[] } {
+  const values: { [K in keyof Config]?: unknown } = {}
+  const [rows, warnings, mistakes]: [SettingRow[], string[], string[]] = [[], [], []]
+  for (const { variable, olderName, key, default: fallback, parse } of SETTINGS) {
+    const from = olderName && !written(env[variable]) && written(env[olderName]) ? olderName : variable
+    const text = written(env[from])
+    try {
+      const value = text || fallback ? parse(text || fallback) : undefined
+      values[key] = value
+      rows.push({ variable, value: showSetting(key, value), from: text ? from : "default" })
+      // The Python operator took only the word true for true, and quotes as a part of the word.
+      const pythonRead = env[from]?.trim().toLowerCase() === "true"
+      if (key === "skipDelayOnOom" && text && pythonRead !== value)
+        warnings.push(`${from}=${quote(text)} is read as ${value}; the Python operator read it as ${pythonRead}`)
+    } catch (error) {
+      mistakes.push(`${from} cannot be ${quote(env[from] ?? "")}: ${messageOf(error)}`)
+    }
+  }
+  mistakes.push(...contradictions(values as Partial<Config>))
+  if (mistakes.length > 0) throw new SettingsError(mistakes)
+  return { config: values as Config, rows, warnings }
+}
+
+/** What no single value shows: the selection as a whole. Turns plain Job names into `namespace/name`. */
+function contradictions(values: Partial<Config>): string[] {
+  const { namespaces, jobNames } = values
+  const nothing = "jobNames" in values && "jobSelector" in values && !jobNames && !values.jobSelector
+  if (nothing) return ["JOB_NAMES and JOB_SELECTOR are both empty: set one, so that it is known which Jobs to restart"]
+  if (!namespaces || !jobNames) return []
+  values.jobNames = jobNames.map((name) => (name.includes("/") ? name : `${namespaces[0]}/${name}`))
+  return jobNames.flatMap((name) => {
+    const [namespace, rest] = name.split("/") as [string, string?]
+    if (rest === undefined)
+      return namespaces.length > 1 ? [`JOB_NAMES cannot have ${quote(name)}: with several namespaces write namespace/name`] : []
+    return namespaces.includes(namespace) ? [] : [`JOB_NAMES cannot have ${quote(name)}: NAMESPACE does not name ${namespace}`]
+  })
+}
+
+/** What people write in ConfigMaps and Secrets: a byte order mark, blanks, a last newline, quotes around it. */
+function written(text: string | undefined): string {
+  const bare = (text ?? "").trim()
+  return bare.length > 1 && /^(["']).*\1$/s.test(bare) ? bare.slice(1, -1).trim() : bare
+}
+
+function showSetting(key: keyof Config, value: unknown): string {
+  if (value === undefined) return "none"
+  return key.endsWith("Ms")
+    ? durationText(value as number)
+    : key === "jobSelector"
+      ? (value as Selector).text
+      : Array.isArray(value)
+        ? value.join(", ")
+        : String(value)
+}
+
+/** A reader of durations in ms: whole seconds, or like 90s, 15m, 1h30m, 7d; at most ten years, which every date can hold. */
+export function duration(leastMs: number) {
+  return (text: string): number => {
+    const match = /^(?:(\d+)|(?=\d)(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?)$/.exec(text.toLowerCase())
+    const [plain = 0, days = 0, hours = 0, minutes = 0, seconds = 0] = (match ?? []).slice(1).map((digits) => Number(digits ?? 0))
+    const ms = (plain + days * 86_400 + hours * 3_600 + minutes * 60 + seconds) * 1_000
+    if (match && ms >= leastMs && ms <= 3650 * 86_400_000) return ms
+    throw new Error(`write whole seconds or a duration like 90s, 15m, 1h30m, from ${durationText(leastMs)} to 3650d`)
+  }
+}
+
+function wholeNumber(least: number, most: number) {
+  return (text: string): number => {
+    if (/^\d+$/.test(text) && Number(text) >= least && Number(text) <= most) return Number(text)
+    throw new Error(`write a whole number from ${least} to ${most}`)
+  }
+}
+
+function oneOf<T>(words: Record<string, T>) {
+  return (text: string): T => {
+    if (Object.hasOwn(words, text.toLowerCase())) return words[text.toLowerCase()] as T
+    throw new Error(`write one of ${Object.keys(words).join(", ")}`)
+  }
+}
+
+function names(pattern: RegExp) {
+  return (text: string): string[] => {
+    const all = [...new Set(text.split(/[,\s]+/).filter((name) => name !== ""))]
+    const wrong = all.filter((name) => !pattern.test(name) || name.split("/").some((part) => part.length > 63))
+    if (wrong.length > 0)
+      throw new Error(`${wrong.map(quote).join(", ")} is no name: write at most 63 of a-z, 0-9 and -, with commas between names`)
+    if (all.length === 0) throw new Error("write at least one name")
+    return all
+  }
+}
+
+/** A label selector: its text and its conditions. */
+export type Selector = { text: string; requirements: { key: string; operator: "in" | "notin" | "exists" | "absent"; values: string[] }[] }
+
+const LABEL = "[A-Za-z0-9](?:[-A-Za-z0-9_.]*[A-Za-z0-9])?"
+const LABEL_KEY = `(?:[a-z0-9.-]+/)?${LABEL}`
+const SET = `\\s+(?<set>in|notin)\\s*\\((?<values>\\s*(?:${LABEL})?\\s*(?:,\\s*(?:${LABEL})?\\s*)*)\\)`
+const REQUIREMENT = new RegExp(
+  `\\s*(?:!\\s*(?<absent>${LABEL_KEY})|(?<key>${LABEL_KEY})(?:\\s*(?<equal>==?|!=)\\s*(?<value>(?:${LABEL})?)|${SET})?)\\s*(?:,(?=[^])|$)`,
+  "y",
+)
+
+/** A label selector as kubectl takes it (k8s.io/apimachinery/pkg/labels, without > and <). Throws with the place of a mistake. */
+export function parseSelector(text: string): Selector {
+  const requirements: Selector["requirements"] = []
+  for (let at = 0; at < text.length; at = REQUIREMENT.lastIndex) {
+    REQUIREMENT.lastIndex = at
+    const { absent, key = "", equal, value = "", set, values } = REQUIREMENT.exec(text)?.groups ?? {}
+    if (absent === undefined && key === "")
+      throw new Error(`at character ${at + 1} write a condition such as key=value, key!=value, key in (a,b), key or !key`)
+    const operator = absent ? "absent" : set || equal ? (set === "notin" || equal === "!=" ? "notin" : "in") : "exists"
+    requirements.push({ key: absent ?? key, operator, values: set ? (values ?? "").split(",").map((v) => v.trim()) : [value] })
+  }
+  return { text, requirements }
+}
+
+/** Whether labels satisfy a selector; `!=` and `notin` hold for an absent key too (k8s.io/apimachinery/pkg/labels). */
+export function matches({ requirements }: Selector, labels: Record<string, string>): boolean {
+  return requirements.every(({ key, operator, values }) => {
+    const value = Object.hasOwn(labels, key) ? labels[key] : undefined
+    if (operator === "exists" || operator === "absent") return (value !== undefined) === (operator === "exists")
+    return (value !== undefined && values.includes(value)) === (operator === "in")
+  })
+}
+
+// ──────────────────────────────────────────── 2 What we see ───────────────────────────────────────────
+
+/** client-node's types with instants as the text that travels: its classes hold Dates, JSON does not. */
+type Wire<T> = T extends Date ? string : T extends (infer U)[] ? Wire<U>[] : T extends object ? { [K in keyof T]: Wire<T[K]> } : T
+/** A Job and a Pod as the API server sends them. */
+export type Job = Wire<V1Job>
+export type Pod = Wire<V1Pod>
+
+/** A Job, reduced to what decisions need. */
+export interface JobView {
+  /** `namespace/name`. */
+  key: string
+  namespace: string
+  name: string
+  uid: string
+  resourceVersion: string
+  labels: Record<string, string>
+  annotations: Record<string, string>
+  /** `failing`: FailureTarget is set and pods are being stopped; only `failed` may be restarted. */
+  phase: "running" | "suspended" | "failing" | "failed" | "succeeded"
+  deleting: boolean
+  /** When the Failed condition became true. */
+  failedAt: number | undefined
+  /** Reason and message of the condition that failed the Job. */
+  reason: string
+  message: string
+  /** Who else answers for this Job, in words. */
+  manager: string | undefined
+  ttlMs: number | undefined
+}
+
+/** Reads a Job as the API server sends it; never throws, whatever is missing in it. */
+export function viewJob(job: Job): JobView {
+  const { metadata = {}, spec, status } = job
+  const { namespace = "", name = "", uid = "", resourceVersion = "", labels, annotations } = metadata
+  const condition = (type: string) => status?.conditions?.find((c) => c.type === type && c.status === "True")
+  const failed = condition("Failed")
+  const failing = failed ?? condition("FailureTarget")
+  const succeeded = condition("Complete") ?? condition("SuccessCriteriaMet")
+  return {
+    ...{ key: `${namespace}/${name}`, namespace, name, uid, resourceVersion, labels: labels ?? {}, annotations: annotations ?? {} },
+    phase: succeeded ? "succeeded" : failed ? "failed" : failing ? "failing" : spec?.suspend ? "suspended" : "running",
+    deleting: metadata.deletionTimestamp != null,
+    failedAt: failed && (instant(failed.lastTransitionTime) ?? instant(failed.lastProbeTime) ?? instant(metadata.creationTimestamp) ?? 0),
+    reason: failing?.reason ?? "",
+    message: failing?.message ?? "",
+    manager: managerOf(job),
+    ttlMs: spec?.ttlSecondsAfterFinished == null ? undefined : spec.ttlSecondsAfterFinished * 1_000,
+  }
+}
+
+/** The CronJob controller prunes its Jobs by owner, whatever `controller` says; `managedBy` is KEP-4368. */
+function managerOf({ metadata, spec }: Job): string | undefined {
+  const owner = metadata?.ownerReferences?.find(({ kind, controller }) => kind === "CronJob" || controller)
+  if (owner) return `it is owned by ${owner.kind} ${owner.name}`
+  return spec?.managedBy && spec.managedBy !== "kubernetes.io/job-controller" ? `it is managed by ${spec.managedBy}` : undefined
+}
+
+/** An instant from the API; year 1 and null stand for "not known". */
+export function instant(text: string | null | undefined): number | undefined {
+  const at = Date.parse(text ?? "")
+  return at > 0 ? at : undefined
+}
+
+/** How one container of a pod ended, now or in its last run, or what it is doing. */
+export interface ContainerView {
+  name: string
+  init: boolean
+  state: "terminated" | "running" | "waiting"
+  ended: boolean
+  /** Undefined where nothing has ended, or where the kubelet made the code up. */
+  exitCode: number | undefined
+  signal: number | undefined
+  reason: string
+  message: string
+  startedAt: number | undefined
+  finishedAt: number | undefined
+  restarts: number
+}
+
+/** A pod of a Job, reduced to what tells why it failed. */
+export interface PodView {
+  name: string
+  uid: string
+  jobUid: string
+  jobName: string
+  createdAt: number
+  phase: string
+  reason: string
+  message: string
+  /** Completion index of an Indexed Job's pod. */
+  index: string | undefined
+  evicted: boolean
+  deleting: boolean
+  /** No longer in the cluster. */
+  gone: boolean
+  containers: ContainerView[]
+}
+
+/** Reads a pod as the API server sends it; never throws. */
+export function viewPod({ metadata = {}, status = {} }: Pod): PodView {
+  const owner = metadata.ownerReferences?.find(({ kind }) => kind === "Job")
+  const disruption = status.conditions?.find((c) => c.type === "DisruptionTarget" && c.status === "True")
+  const view = (init: boolean) => (container: ContainerStatus) => viewContainer(container, init)
+  return {
+    ...{ name: metadata.name ?? "", uid: metadata.uid ?? "", jobUid: owner?.uid ?? "", jobName: owner?.name ?? "" },
+    createdAt: instant(metadata.creationTimestamp) ?? 0,
+    phase: status.phase ?? "Unknown",
+    reason: status.reason || disruption?.reason || "",
+    message: status.message || disruption?.message || "",
+    index: metadata.annotations?.["batch.kubernetes.io/job-completion-index"],
+    evicted: status.reason === "Evicted" || status.reason === "NodeLost" || disruption !== undefined,
+    deleting: metadata.deletionTimestamp != null,
+    gone: false,
+    containers: [...(status.initContainerStatuses ?? []).map(view(true)), ...(status.containerStatuses ?? []).map(view(false))],
+  }
+}
+
+type ContainerStatus = NonNullable<NonNullable<Pod["status"]>["containerStatuses"]>[number]
+
+function viewContainer({ name, state, lastState, restartCount }: ContainerStatus, init: boolean): ContainerView {
+  // A container that waits or runs again tells its failure in lastState only.
+  const end = state?.terminated ?? lastState?.terminated
+  return {
+    ...{ name, init, restarts: restartCount ?? 0, ended: end != null },
+    state: state?.terminated ? "terminated" : state?.running ? "running" : "waiting",
+    exitCode: end?.reason === "ContainerStatusUnknown" ? undefined : end?.exitCode,
+    signal: end?.signal || undefined,
+    reason: end?.reason ?? state?.waiting?.reason ?? "",
+    message: end?.message ?? state?.waiting?.message ?? "",
+    startedAt: instant(end?.startedAt),
+    finishedAt: instant(end?.finishedAt),
+  }
+}
+
+/** Why a Job failed. */
+export type Cause = "oom" | "evicted" | "deadline" | `exit:${number}` | "unknown"
+
+/**
+ * The cause of a failure; the last failed attempt decides. Reason before code: 137 alone does not tell an out-of-memory
+ * kill, and a kill of a child process may end with code 0 and phase Succeeded (kubernetes/kubernetes#104454).
+ */
+export function causeOf(job: JobView, pods: PodView[]): Cause {
+  const last = lastFailedPod(pods)
+  if (last?.containers.some(isOomKilled)) return "oom"
+  if (last?.evicted) return "evicted"
+  if (job.reason === "DeadlineExceeded" || last?.reason === "DeadlineExceeded") return "deadline"
+  const failed = last?.containers
+    .filter(({ exitCode }) => exitCode)
+    .sort(byFinish)
+    .at(-1)
+  return failed ? `exit:${failed.exitCode as number}` : "unknown"
+}
+
+const isOomKilled = ({ ended, reason }: ContainerView) => ended && reason === "OOMKilled"
+const hasFailed = (c: ContainerView) => c.ended && (c.exitCode !== 0 || isOomKilled(c))
+const byFinish = (a: ContainerView, b: ContainerView) => (a.finishedAt ?? 0) - (b.finishedAt ?? 0)
+
+/** The pod of the last failed attempt; one that was stopped because its Job had failed already says less than the others. */
+function lastFailedPod(pods: PodView[]): PodView | undefined {
+  const failedAt = (pod: PodView) => pod.containers.filter(hasFailed).sort(byFinish).at(-1)?.finishedAt ?? pod.createdAt
+  const stopped = (pod: PodView) => Number(pod.deleting && !pod.evicted)
+  const failed = pods.filter((pod) => pod.phase === "Failed" || pod.evicted || pod.containers.some(hasFailed))
+  return failed.sort((a, b) => stopped(b) - stopped(a) || failedAt(a) - failedAt(b)).at(-1)
+}
+
+// ──────────────────────────────────────────── 3 What to do ────────────────────────────────────────────
+
+/** What to do with a Job now, and why. `healthy`: nobody needs to care. */
+export type Decision = { do: "leave"; because: string; healthy: boolean } | { do: "wait" | "restart"; dueAt: number; because: string }
+
+/** Annotations that the new Job carries, so that counts survive everything. */
+const MARKS = ["restarts", "restarts-of-cause", "restarted-from", "last-cause", "last-failure"].map((mark) => PREFIX + mark)
+const TTL_MARGIN_MS = 5_000
+
+/** What to do with a Job whose failure, if any, has this cause. Pure: the same input gives the same answer after a crash. */
+export function decide(job: JobView, cause: Cause, config: Config, now: number): Decision {
+  const leave = (because: string, healthy = true): Decision => ({ do: "leave", because, healthy })
+  if (!isSelected(job, config)) return leave("it is not selected")
+  if (job.deleting) return leave("it is being deleted")
+  if (job.phase === "succeeded") return leave("it has succeeded")
+  if (job.manager) return leave(job.manager, false)
+  if (job.phase === "failing") return leave("it is failing: its pods are being stopped")
+  if (job.failedAt === undefined) return leave(job.phase === "suspended" ? "it is suspended" : "it is running")
+  const { delayMs, because } = delayFor(job, cause, config)
+  const wantedAt = job.failedAt + delayMs
+  const dueAt = beforeTtl(job, wantedAt)
+  return { do: now >= dueAt ? "restart" : "wait", dueAt, because: dueAt < wantedAt ? `${because}, but its TTL comes before` : because }
+}
+
+/** Whether the settings choose this Job. */
+export function isSelected(job: JobView, { jobNames, jobSelector }: Config): boolean {
+  return (!jobNames || jobNames.includes(job.key)) && (!jobSelector || matches(jobSelector, job.labels))
+}
+
+/** How long a failure of this cause has to rest. */
+function delayFor(job: JobView, cause: Cause, { skipDelayOnOom, restartDelayMs }: Config): { delayMs: number; because: string } {
+  if (cause !== "oom" || !skipDelayOnOom) return { delayMs: restartDelayMs, because: `RESTART_DELAY ${durationText(restartDelayMs)}` }
+  const kills = restartsOf(job, cause)
+  return { delayMs: growing(kills, restartDelayMs), because: `SKIP_DELAY_ON_OOM, kill ${kills + 1} in a row` }
+}
+
+/** 0, 10 s, 20 s, 40 s, … up to the cap. The exponent is bounded, so that no count overflows. */
+const growing = (times: number, capMs: number) => Math.min(capMs, times === 0 ? 0 : 10_000 * 2 ** Math.min(times - 1, 30))
+
+/** Restarts in a row for this cause. */
+function restartsOf(job: JobView, cause: Cause): number {
+  return job.annotations[`${PREFIX}last-cause`] === cause ? count(job.annotations[`${PREFIX}restarts-of-cause`]) : 0
+}
+
+/** A count from an annotation; text that is none is 0. */
+const count = (text: string | undefined) => (/^\d{1,9}$/.test(text ?? "") ? Number(text) : 0)
+
+/** A TTL would remove the failed Job before it is due: it is restarted just before. */
+function beforeTtl({ ttlMs, failedAt = 0 }: JobView, dueAt: number): number {
+  return ttlMs === undefined ? dueAt : Math.min(dueAt, failedAt + Math.max(0, ttlMs - TTL_MARGIN_MS))
+}
+
+/** Whether a failed Job that is gone was removed by its own TTL, not by a person; a second for clocks. */
+export function wasRemovedByTtl({ ttlMs, failedAt }: JobView, goneAt: number): boolean {
+  return ttlMs !== undefined && failedAt !== undefined && goneAt >= failedAt + ttlMs - 1_000
+}
+
+/** The annotations for the Job that comes after this one. */
+export function marksFor(job: JobView, cause: Cause): Record<string, string> {
+  const restarts = count(job.annotations[`${PREFIX}restarts`]) + 1
+  const values = [restarts, restartsOf(job, cause) + 1, job.uid, cause, instantText(job.failedAt ?? 0)]
+  return Object.fromEntries(MARKS.map((mark, i) => [mark, String(values[i])]))
+}
+
+const SERVER_METADATA = [
+  "uid",
+  "resourceVersion",
+  "generation",
+  "creationTimestamp",
+  "deletionTimestamp",
+  "deletionGracePeriodSeconds",
+  "selfLink",
+  "managedFields",
+] as const
+const SERVER_FINALIZERS = ["foregroundDeletion", "orphan"]
+const SERVER_LABELS = ["controller-uid", "job-name", "batch.kubernetes.io/controller-uid", "batch.kubernetes.io/job-name"]
+
+/**
+ * The Job to create anew: the live one without exactly what the server made (pkg/registry/batch/job/strategy.go). All else
+ * stays, unknown fields too: a list of fields to keep would lose those that a newer Kubernetes adds.
+ */
+export function replacementFor(live: Job): Job {
+  const { status: _, metadata: m = {}, ...job } = structuredClone({ ...live, apiVersion: "batch/v1", kind: "Job" })
+  const metadata = { ...m, finalizers: m.finalizers?.filter((name) => !SERVER_FINALIZERS.includes(name)) as string[] }
+  for (const field of SERVER_METADATA) delete metadata[field]
+  metadata.annotations = without(m.annotations, ["batch.kubernetes.io/job-tracking"])
+  metadata.labels = without(m.labels, SERVER_LABELS)
+  const spec = job.spec as NonNullable<Job["spec"]>
+  if (spec.template?.metadata?.creationTimestamp === null) delete spec.template.metadata.creationTimestamp
+  if (!spec.manualSelector) {
+    delete (spec as Partial<typeof spec>).selector
+    if (spec.template?.metadata) spec.template.metadata.labels = without(spec.template.metadata.labels, SERVER_LABELS)
+  }
+  // A Job without labels was given its template's, generated ones included (pkg/apis/batch/v1/defaults.go): it gets them again.
+  const defaulted = Object.keys(m.labels ?? {}).length > Object.keys(metadata.labels).length
+  if (defaulted && Bun.deepEquals(metadata.labels, spec.template?.metadata?.labels ?? {})) metadata.labels = {}
+  return withoutEmpty({ ...job, metadata, spec })
+}
+
+function without(map: Record<string, string> | undefined, keys: string[]): Record<string, string> {
+  return Object.fromEntries(Object.entries(map ?? {}).filter(([key]) => !keys.includes(key)))
+}
+
+/** Drops the maps and lists that cleaning has emptied. */
+function withoutEmpty(job: Job): Job {
+  for (const metadata of [job.metadata, job.spec?.template?.metadata]) {
+    for (const field of ["labels", "annotations", "finalizers"] as const) {
+      if (metadata && Object.keys(metadata[field] ?? {}).length === 0) delete metadata[field]
+    }
+  }
+  return job
+}
+
+/** Whether two versions of a Job differ in something that a person wrote. */
+export function isEdited(a: Job, b: Job): boolean {
+  const userPart = (job: Job) => {
+    const { metadata, ...rest } = replacementFor(job)
+    return withoutEmpty({ ...rest, metadata: { ...metadata, annotations: without(metadata?.annotations, MARKS) } })
+  }
+  return !Bun.deepEquals(userPart(a), userPart(b))
+}
+
+/** The label of an intent, with the Job's name, and the annotation with what no queue, collector, finalizer or selector may see. */
+export const INTENT = `${PREFIX}intent`
+
+interface Hidden {
+  name: string
+  uid: string
+  resourceVersion: string
+  /** Where the TTL took the Job early: the instant before which it is not created again. */
+  notBefore?: string
+  metadata: Pick<NonNullable<Job["metadata"]>, "labels" | "ownerReferences" | "finalizers">
+  spec: Pick<NonNullable<Job["spec"]>, "suspend" | "manualSelector" | "selector">
+  templateLabels?: Record<string, string>
+}
+
+/** The record of a restart that is under way, as read back from the cluster. */
+export interface Intent {
+  namespace: string
+  /** The intent's own name and uid. */
+  name: string
+  uid: string
+  jobName: string
+  jobUid: string
+  jobVersion: string
+  deleting: boolean
+  notBefore: number
+  replacement: Job
+}
+
+/**
+ * The intent for a restart of `live`: its replacement as a suspended Job, which gets no pods, passes the real admission, and
+ * can be cleaned up or restored with kubectl alone. `marks` are added; `notBefore`: see Hidden.
+ */
+export function intentFor(live: Job, marks: Record<string, string>, notBefore?: number): Job {
+  const { metadata: m = {}, spec: s, ...job } = replacementFor(live)
+  const { labels, ownerReferences, finalizers, ...metadata } = m
+  const { suspend, manualSelector, selector, template, ...spec } = s as NonNullable<Job["spec"]>
+  const { name = "", uid = "", resourceVersion = "" } = live.metadata ?? {}
+  const hidden: Hidden = {
+    ...{ name, uid, resourceVersion, ...(notBefore === undefined ? {} : { notBefore: instantText(notBefore) }) },
+    metadata: { labels, ownerReferences, finalizers } as Hidden["metadata"],
+    spec: { suspend, manualSelector, selector } as Hidden["spec"],
+    templateLabels: template.metadata?.labels as Record<string, string>,
+  }
+  const shown = without(
+    labels,
+    Object.keys(labels ?? {}).filter((key) => key.startsWith("kueue.x-k8s.io/")),
+  )
+  const templateLabels = without(template.metadata?.labels, SERVER_LABELS)
+  return {
+    ...job,
+    metadata: {
+      ...metadata,
+      name: intentName(name, uid, resourceVersion),
+      labels: { ...shown, [INTENT]: name },
+      annotations: { ...metadata.annotations, ...marks, [INTENT]: JSON.stringify(hidden) },
+    },
+    spec: { ...spec, suspend: true, template: { ...template, metadata: { ...template.metadata, labels: templateLabels } } },
+  }
+}
+
+/** At most 51 characters: an Indexed Job's name needs room for the index in its pods' host names (pkg/apis/batch/validation). */
+function intentName(name: string, uid: string, resourceVersion: string): string {
+  const hash = createHash("sha256").update(`${name}/${uid}/${resourceVersion}`).digest("hex").slice(0, 12)
+  return `${name.slice(0, 30).replace(/[^a-z0-9]+$/, "")}-restart-${hash}`
+}
+
+/** Reads an intent back; undefined for a Job that is none, or that somebody made unreadable. */
+export function readIntent(job: Job): Intent | undefined {
+  const { namespace = "", name = "", uid = "", labels, annotations, deletionTimestamp } = job.metadata ?? {}
+  if (labels?.[INTENT] === undefined) return undefined
+  try {
+    const hidden = JSON.parse(annotations?.[INTENT] ?? "") as Hidden
+    if (![hidden.name, hidden.uid, hidden.resourceVersion].every((part) => typeof part === "string" && part !== "")) return undefined
+    const own = { namespace, name, uid, deleting: deletionTimestamp != null, notBefore: instant(hidden.notBefore) ?? 0 }
+    return { ...own, jobName: hidden.name, jobUid: hidden.uid, jobVersion: hidden.resourceVersion, replacement: restored(job, hidden) }
+  } catch {
+    return undefined
+  }
+}
+
+function restored(intent: Job, hidden: Hidden): Job {
+  const { metadata: m = {}, spec: s, ...job } = replacementFor(intent)
+  const { suspend: _, template, ...spec } = s as NonNullable<Job["spec"]>
+  const metadata = { ...m, name: hidden.name, labels: {}, ...hidden.metadata, annotations: without(m.annotations, [INTENT]) }
+  const labels = hidden.templateLabels ?? template.metadata?.labels ?? {}
+  return withoutEmpty({
+    ...job,
+    metadata,
+    spec: { ...spec, ...hidden.spec, template: { ...template, metadata: { ...template.metadata, labels } } },
+  })
+}
+
+/** The intent that counts where several stand for one Job: the one of the newest version, whatever uid. */
+export function newest(intents: Intent[]): Intent | undefined {
+  return intents
+    .filter(({ deleting }) => !deleting)
+    .sort((a, b) => compareVersions(a.jobVersion, b.jobVersion))
+    .at(-1)
+}
+
+/** resourceVersions are whole numbers that grow (KEP-5504). */
+const compareVersions = (a: string, b: string) => a.length - b.length || (a < b ? -1 : a > b ? 1 : 0)
+
+export type Step = "delete" | "await absence" | "rewrite" | "await due time" | "create" | "finish" | "discard"
+
+/**
+ * How a restart goes on, from the intent and the live Job alone: the same rules for this life, the next one, and two
+ * operators at once. Once the intent stands and the Job is absent, it is created: whether our delete, an earlier life's or
+ * a person's removed it cannot be told apart, and never losing a Job beats never resurrecting one.
+ */
+export function nextStep(intent: Intent, live: Job | undefined, now: number): Step {
+  if (!live) return now < intent.notBefore ? "await due time" : "create"
+  const { uid, resourceVersion, deletionTimestamp } = live.metadata ?? {}
+  if (uid !== intent.jobUid) return "finish"
+  if (deletionTimestamp) return isEdited(live, intent.replacement) ? "rewrite" : "await absence"
+  // A delete with an older version as its precondition can never succeed: this intent is void, and safe to remove.
+  return resourceVersion === intent.jobVersion ? "delete" : "discard"
+}
+
+/** Whether a pod of the old Job keeps the new one waiting. An orphaned one that has ended does no harm, unless it would be adopted. */
+export function isInTheWay(pod: Pod, { jobUid, replacement }: Intent): boolean {
+  const owners = pod.metadata?.ownerReferences ?? []
+  if (owners.some(({ uid }) => uid === jobUid)) return true
+  if (owners.some(({ controller }) => controller)) return false
+  return replacement.spec?.manualSelector === true || !["Succeeded", "Failed"].includes(pod.status?.phase ?? "")
+}
+
+/** The label selector that finds the pods of an intent's old Job. */
+export function podSelector({ jobUid, replacement }: Intent): string {
+  const { manualSelector, selector } = replacement.spec ?? {}
+  if (!manualSelector || !selector) return `batch.kubernetes.io/controller-uid=${jobUid}`
+  const { matchLabels = {}, matchExpressions = [] } = selector as V1LabelSelector
+  const operators: Record<string, string> = { Exists: "", DoesNotExist: "!", In: " in ", NotIn: " notin " }
+  const expressions = matchExpressions.map(({ key, operator, values }) => {
+    return values?.length ? `${key}${operators[operator]}(${values.join(",")})` : `${operators[operator]}${key}`
+  })
+  return [...Object.entries(matchLabels).map(([key, value]) => `${key}=${value}`), ...expressions].join(",")
+}
+
+// ─────────────────────────────────────────── 4 How we say it ──────────────────────────────────────────
+
+/** Says one fact. `lines` stand indented under the text; other details are fields for collectors. */
+export type Say = (level: Level, text: string, details?: { lines?: string[]; [field: string]: unknown }) => void
+
+const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu
+
+/** Text with all that could break a line, forge a record or drive a terminal made visible. */
+export function printable(text: string): string {
+  return text.replaceAll("\t", " ").replace(UNPRINTABLE, (c) => `\\u{${(c.codePointAt(0) as number).toString(16)}}`)
+}
+
+const SECRET_WORD = "(?:(?:api|access|private)[_ -]?key|secret|token|passw(?:or)?d|passphrase|pwd|credentials?|signature|verifier|cookie)"
+const IS = `(?:\\\\*["']|%2[27])?\\s*(?:[:=]+>?|%3[ad])\\s*`
+// In quotes, which may be escaped themselves (JSON in JSON) and follow a word (b'...'); where they are not closed, to the end of line.
+const QUOTED = `(?:[bfru]{1,2}|\\w{0,20}[([{])?(?:"[^"\\\\]*(?:\\\\[^][^"\\\\]*)*"|'[^'\\\\]*(?:\\\\[^][^'\\\\]*)*'|["'][^\\n]*|(\\\\+)["'].*?(?:(?<!\\\\)\\2["']|$))`
+const SECRET_VALUE = `(?:${QUOTED}|[^\\s"'&,;<>]+)`
+const SOURCE_FILE = "(?![\\w-]{0,40}\\.(?:[cm]?[jt]sx?|py|go|rb|rs|java|kt|php|cs|cc?|cpp|h):\\d)"
+const SECRETS: [RegExp, string][] = [
+  [/-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)/g, "***"],
+  // A key whose beginning is above the last lines.
+  [/^[\w+/=\s\\]*-----END [A-Z ]*PRIVATE KEY-----/g, "***"],
+  [new RegExp(`((?:authorization|cookie)${IS})(?:${QUOTED}|(?:[^"'\\n]+|(?<==\\\\*)["'][^"'\\n]*["']?)+)`, "gim"), "$1***"],
+  [/\b((?:[Bb]earer|[Bb]asic|BEARER|BASIC)\s+)(?=[A-Z]?[a-z.-]*[A-Z\d+/=_~])[\w+/=.~-]{8,}/g, "$1***"],
+  [new RegExp(`(${SECRET_WORD}${SOURCE_FILE}[\\w.-]{0,40}${IS})${SECRET_VALUE}`, "gim"), "$1***"],
+  [new RegExp(`(<[\\w:-]{0,40}${SECRET_WORD}[\\w-]{0,40}>)[^<]+`, "gi"), "$1***"],
+  [new RegExp(`((?<![\\w-])--?(?:[\\w.-]{0,40}[-_.])?${SECRET_WORD}[\\w-]{0,40}\\s+)(?!-)${SECRET_VALUE}`, "gim"), "$1***"],
+  [/((?:\bValue:|"value":\s*))"(?:[^"\\]|\\.)*"/g, '$1"***"'],
+  [/(\w:\/\/)[^\s/?#"'<>]+@/g, "$1***@"],
+  [/(?<![\w-])eyJ[\w-]{8,}\.[\w-]+\.[\w-]*/g, "***"],
+]
+
+/** Text with what looks like a secret replaced by `***`. */
+export function maskSecrets(text: string): string {
+  return SECRETS.reduce((masked, [pattern, replacement]) => masked.replace(pattern, replacement), text)
+}
+
+const safe = (text: string) => printable(maskSecrets(text))
+const quote = (text: string) => JSON.stringify(text.length > 200 ? `${text.slice(0, 200)}…` : text)
+
+/** `1h30m`, `45s`, `250ms`. */
+export function durationText(ms: number): string {
+  if (ms !== 0 && Math.abs(ms) < 1_000) return `${Math.round(ms)}ms`
+  const s = Math.round(Math.abs(ms) / 1_000)
+  const parts: [number, string][] = [
+    [Math.floor(s / 86_400), "d"],
+    [Math.floor(s / 3_600) % 24, "h"],
+    [Math.floor(s / 60) % 60, "m"],
+    [s % 60, "s"],
+  ]
+  return (ms < 0 ? "-" : "") + (parts.map(([n, unit]) => (n > 0 ? `${n}${unit}` : "")).join("") || "0s")
+}
+
+/** An instant in UTC with Z, to the second. */
+export const instantText = (at: number) => new Date(at).toISOString().replace(/\.\d+Z$/, "Z")
+
+/** An error's message, with what caused it; never a stack. */
+export function messageOf(error: unknown): string {
+  const { message, code, cause } = (error ?? {}) as { message?: string; code?: unknown; cause?: unknown }
+  return (message || String(code ?? error)) + (cause ? `: ${messageOf(cause)}` : "")
+}
+
+/** One log record for people: one line, and its details indented below. */
+export function textRecord(at: number, level: string, text: string, lines: string[] = []): string {
+  const head = `${new Date(at).toISOString().replace("T", " ")} | ${level.toUpperCase().padEnd(8)} | ${safe(text)}\n`
+  return head + lines.map((line) => `    ${safe(line)}\n`).join("")
+}
+
+/** One log record for collectors: one line of JSON. */
+export function jsonRecord(at: number, level: string, text: string, details: object = {}): string {
+  const clean = (_: string, value: unknown) => (typeof value === "string" ? safe(value) : value)
+  return `${JSON.stringify({ time: new Date(at).toISOString(), level, message: text, ...details }, clean)}\n`
+}
+
+/** Rows as a table with a frame. */
+export function table(rows: string[][]): string[] {
+  const widths = (rows[0] ?? []).map((_, column) => Math.max(...rows.map((row) => Bun.stringWidth(safe(row[column] ?? "")))))
+  const rule = (ends: string, joint: string) => ends[0] + widths.map((width) => "─".repeat(width + 2)).join(joint) + ends[1]
+  const line = (row: string[]) =>
+    `│${row.map((cell, column) => ` ${safe(cell)}${" ".repeat((widths[column] ?? 0) - Bun.stringWidth(safe(cell)))} `).join("│")}│`
+  return [rule("┌┐", "┬"), ...rows.map(line), rule("└┘", "┴")]
+}
+
+/** The last lines of a container's log, or why there are none; `final`: read after its end. */
+export type Tail = { lines: string[]; note?: string; final?: boolean }
+
+/** All that was seen of a failure. Logs are keyed by pod uid and container; `morePods` are beyond the newest few. */
+export type Evidence = { pods: PodView[]; logs: Map<string, Tail>; morePods: number }
+
+/** A failure's evidence, as lines to stand under its headline. */
+export function evidenceLines({ pods, logs, morePods }: Evidence): string[] {
+  const lines = pods.flatMap((pod) => [
+    `pod ${pod.name}${pod.index === undefined ? "" : ` (index ${pod.index})`}: ${[pod.phase, pod.reason, pod.message].filter(Boolean).join(", ")}`,
+    ...(pod.containers.length === 0 ? ["  no container known; exit code unknown"] : []),
+    ...pod.containers.flatMap((container) => [`  ${containerLine(container)}`, ...tailLines(logs.get(`${pod.uid}/${container.name}`))]),
+  ])
+  return [...lines, ...(pods.length === 0 ? ["no pods left"] : []), ...(morePods > 0 ? [`and ${morePods} more pods`] : [])]
+}
+
+const tailLines = (tail: Tail | undefined) => [
+  ...(tail?.note ? [`    (${tail.note})`] : []),
+  ...(tail?.lines ?? []).map((line) => `    | ${line}`),
+]
+
+function containerLine(c: ContainerView): string {
+  const facts = [
+    c.ended ? `exit code ${c.exitCode ?? "not known"}` : c.state === "running" ? "still running, exit code not known" : "never started",
+    c.signal && `signal ${c.signal}`,
+    c.reason,
+    c.message,
+    c.startedAt && c.finishedAt && `ran ${durationText(c.finishedAt - c.startedAt)}`,
+    c.finishedAt && `ended ${instantText(c.finishedAt)}`,
+    c.restarts > 0 && `${c.restarts} restarts`,
+  ]
+  return `${c.init ? "init container" : "container"} ${c.name}: ${facts.filter(Boolean).join(", ")}`
+}
+
+/** What the operator does in the cluster, `verb group/resource`, and what its lack costs; `!`: without it nothing is restarted. */
+export const RIGHTS: Record<string, string> = {
+  "list batch/jobs": "! no Job can be seen",
+  "get batch/jobs": "! no Job can be looked at again before its delete",
+  "create batch/jobs": "! no Job could be created again, so none is deleted",
+  "delete batch/jobs": "! no failed Job can make room for its restart",
+  "watch batch/jobs": "failures are seen by polling, up to CHECK_INTERVAL late",
+  "list /pods": "causes of failures cannot be seen, nor whether old pods are gone",
+  "watch /pods": "cause and log of a Job with restartPolicy OnFailure are lost when its pods go before the next look",
+  "get /pods/log": "log lines of failed containers cannot be kept",
+}
+
+/** Not asked for, but used where it is given: tells a wrong namespace from an empty one. */
+export const NAMESPACE_RIGHT = "get /namespaces"
+
+/** The answer of a SelfSubjectRulesReview. */
+export type Rules = {
+  incomplete: boolean
+  resourceRules: { verbs: string[]; apiGroups?: string[]; resources?: string[]; resourceNames?: string[] }[]
+}
+
+/** The keys of RIGHTS, and NAMESPACE_RIGHT, that rules allow. Where they are incomplete (webhook authorizers), only a real 403 tells. */
+export function allowed({ incomplete, resourceRules }: Rules): Set<string> {
+  const has = (list: string[] | undefined, value: string) => list?.some((item) => item === value || item === "*") ?? false
+  const allows = (right: string) => {
+    const [verb = "", group = "", ...resource] = right.split(/[ /]/)
+    return resourceRules.some(
+      (r) => !r.resourceNames?.length && has(r.verbs, verb) && has(r.apiGroups, group) && has(r.resources, resource.join("/")),
+    )
+  }
+  return new Set([...Object.keys(RIGHTS), NAMESPACE_RIGHT].filter((right) => incomplete || allows(right)))
+}
+
+// ──────────────────────────────────────────── 5 The cluster ───────────────────────────────────────────
+
+/** An answer of the API server that is no success, a v1 Status. Branch on `status` and `reason`, never on the message. */
+export class ApiError extends Error {
+  override name = "ApiError"
+  constructor(
+    readonly status: number,
+    readonly reason: string,
+    message: string,
+    readonly causes: string[] = [],
+    readonly retryAfterMs = 0,
+  ) {
+    super(`${status} ${reason}: ${message}`)
+  }
+}
+
+/** A configuration that cannot connect to any cluster; the message says what to do. */
+export class ConfigError extends Error {
+  override name = "ConfigError"
+}
+
+/** All that the operator does in a cluster. Every verb throws ApiError, or an Error where no answer came in time. */
+export interface Cluster {
+  readonly address: string
+  /** Whether it is made sure that the server is the cluster's own. */
+  readonly isVerified: boolean
+  /** The proxy that the configuration names for it. */
+  readonly proxy: string | undefined
+  /** How far the server's clock is ahead of ours in ms, from the Date header of its last answer; good to a second. */
+  skewMs(): number
+  version(signal: AbortSignal): Promise<string>
+  rules(namespace: string, signal: AbortSignal): Promise<Rules>
+  /** Undefined where we may not know. */
+  namespaceExists(namespace: string, signal: AbortSignal): Promise<boolean | undefined>
+  /** All pages, read from the store, not from a cache. */
+  listJobs(namespace: string, selector: string, signal: AbortSignal): Promise<{ items: Job[]; resourceVersion: string }>
+  getJob(namespace: string, name: string, signal: AbortSignal): Promise<Job | undefined>
+  createJob(namespace: string, job: Job, signal: AbortSignal): Promise<Job>
+  deleteJob(namespace: string, name: string, options: DeleteOptions, signal: AbortSignal): Promise<void>
+  listPods(namespace: string, selector: string, signal: AbortSignal): Promise<{ items: Pod[]; resourceVersion: string }>
+  readLog(namespace: string, pod: string, container: string, options: LogOptions, signal: AbortSignal): Promise<Tail>
+  /** Ends when the server ends it; throws after silence and for an ERROR event. Yields bookmarks too. */
+  watch<R extends keyof Watched>(
+    namespace: string,
+    resource: R,
+    options: WatchOptions,
+    signal: AbortSignal,
+  ): AsyncIterable<{ type: string; object: Watched[R] }>
+}
+export type Watched = { jobs: Job; pods: Pod }
+export type LogOptions = { lines: number; previous: boolean }
+export type DeleteOptions = { uid: string; resourceVersion?: string; propagationPolicy: "Foreground" | "Background" }
+export type WatchOptions = { resourceVersion: string; selector?: string; silenceMs: number }
+
+const SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+const [CALL_LIMIT_MS, LOG_LIMIT_MS, PLUGIN_LIMIT_MS, PLUGIN_AHEAD_MS] = [30_000, 10_000, 25_000, 20_000]
+const [BODY_BYTES, LOG_BYTES, TAIL_CHARACTERS, LINE_CHARACTERS, EVENT_CHARACTERS] = [128 << 20, 1 << 20, 256 << 10, 1_000, 16 << 20]
+
+/** Where the configuration comes from, and how to read it, and read it again. `load` throws ConfigError. */
+export type Source = { from: string; inCluster: boolean; load(): KubeConfig }
+type Env = Record<string, string | undefined>
+
+/** KUBECONFIG if set, else the pod's ServiceAccount, else ~/.kube/config. Throws a ConfigError that names the places looked at. */
+export function findSource(env: Env, serviceAccount = SERVICE_ACCOUNT): Source {
+  const paths = written(env.KUBECONFIG).split(":").filter(Boolean)
+  const home = join(env.HOME || "/", ".kube", "config")
+  if (paths.length > 0) return { from: `KUBECONFIG ${paths.join(", ")}`, inCluster: false, load: () => loadKubeconfig(paths) }
+  if (existsSync(join(serviceAccount, "token")))
+    return { from: "the pod's ServiceAccount", inCluster: true, load: () => loadInCluster(env, serviceAccount) }
+  if (existsSync(home)) return { from: home, inCluster: false, load: () => loadKubeconfig([home]) }
+  const looked = `KUBECONFIG is not set, and there is neither a ServiceAccount in ${serviceAccount} nor ${home}`
+  throw new ConfigError(`no cluster is configured: ${looked}. Set KUBECONFIG; on a k3s server to /etc/rancher/k3s/k3s.yaml`)
+}
+
+function loadInCluster({ KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT: port }: Env, serviceAccount: string): KubeConfig {
+  if (!host || !port) throw new ConfigError("beside a ServiceAccount, KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT must both be set")
+  const config = new KubeConfig()
+  const server = `https://${isIPv6(host) ? `[${host}]` : host}:${port}`
+  config.loadFromClusterAndUser(
+    { name: "in-cluster", server, caFile: join(serviceAccount, "ca.crt"), skipTLSVerify: false },
+    { name: "service-account", authProvider: tokenFrom(join(serviceAccount, "token")) },
+  )
+  return config
+}
+
+/** client-node's authenticator for pods, which reads the file again every minute. */
+const tokenFrom = (tokenFile: string) => ({ name: "tokenFile", config: { tokenFile } })
+
+/** By kubectl's rules: the first file to name a thing wins, and a broken entry counts only where it is used. */
+function loadKubeconfig(paths: string[]): KubeConfig {
+  const files = paths.filter((path) => existsSync(path))
+  if (files.length === 0) throw new ConfigError(`cannot read ${paths.join(", ")}: there is no such file`)
+  const [config, ...others] = files.map(readKubeconfig) as [KubeConfig, ...KubeConfig[]]
+  for (const other of others) {
+    const more = <T extends { name: string }>(have: T[], all: T[]) => [
+      ...have,
+      ...all.filter(({ name }) => !have.some((h) => h.name === name)),
+    ]
+    config.loadFromOptions({
+      clusters: more(config.clusters, other.clusters),
+      users: more(config.users, other.users),
+      contexts: more(config.contexts, other.contexts),
+      currentContext: config.currentContext || other.currentContext,
+    })
+  }
+  checkKubeconfig(config, files.join(", "))
+  return config
+}
+
+function readKubeconfig(file: string): KubeConfig {
+  const config = new KubeConfig()
+  try {
+    config.loadFromFile(file, { onInvalidEntry: "filter" })
+    const raw = Bun.YAML.parse(readFileSync(file, "utf8")) as { users?: { name: string; user?: { tokenFile?: string } }[] | null }
+    const near = (path: string) => resolve(dirname(file), path)
+    // client-node does not know a user's tokenFile, and does not run plugins well enough: see pluginRunner.
+    config.users = config.users.map((user) => {
+      const { token, exec, ...rest } = user
+      const tokenFile = raw.users?.find(({ name }) => name === user.name)?.user?.tokenFile
+      if (tokenFile) return { ...rest, authProvider: tokenFrom(near(tokenFile)) }
+      const command = exec?.command?.includes("/") ? near(exec.command) : exec?.command
+      return exec ? { ...rest, authProvider: { name: PLUGIN, config: { ...exec, command } } } : user
+    })
+    config.addAuthenticator(pluginRunner())
+    return config
+  } catch (error) {
+    throw new ConfigError(`cannot read ${file} as a kubeconfig: ${messageOf(error)}`)
+  }
+}
+
+/** A credential plugin as a kubeconfig names it, and what it gives (client.authentication.k8s.io). */
+type Plugin = { apiVersion?: string; command?: string; args?: string[] | null; env?: { name: string; value: string }[] | null }
+type Credential = { token?: string; clientCertificateData?: string; clientKeyData?: string; expirationTimestamp?: string }
+const PLUGIN = "plugin"
+/** What plugins inherit: connecting changes our own environment. */
+const environmentAtStart = { ...process.env }
+
+/**
+ * An authenticator for plugins, in place of client-node's, which renews a credential only when it has expired, and neither
+ * ends a plugin that hangs nor tells it what is asked. Parallel calls share one run; a fresh configuration runs it again.
+ */
+function pluginRunner(): Parameters<KubeConfig["addAuthenticator"]>[0] {
+  let [credential, renewAt]: [Promise<Credential> | undefined, number] = [undefined, Number.POSITIVE_INFINITY]
+  const run = async (plugin: Plugin) => {
+    renewAt = Number.POSITIVE_INFINITY
+    const fresh = await runPlugin(plugin)
+    renewAt = (instant(fresh.expirationTimestamp) ?? renewAt) - PLUGIN_AHEAD_MS
+    return fresh
+  }
+  return {
+    isAuthProvider: ({ authProvider }) => authProvider?.name === PLUGIN,
+    async applyAuthentication({ authProvider }, options) {
+      if (Date.now() >= renewAt) credential = undefined
+      credential ??= run(authProvider.config)
+      const {
+        token,
+        clientCertificateData: cert,
+        clientKeyData: key,
+      } = await credential.catch((error) => {
+        credential = undefined
+        throw error
+      })
+      Object.assign(options, cert && { cert, key }, token && { headers: { ...options.headers, Authorization: `Bearer ${token}` } })
+    },
+  }
+}
+
+/** Runs a plugin, in a process group of its own: what it has started ends with it when it takes too long. */
+async function runPlugin({ apiVersion, command = "", args, env }: Plugin): Promise<Credential> {
+  const asked = JSON.stringify({ apiVersion, kind: "ExecCredential", spec: { interactive: false } })
+  const more = Object.fromEntries((env ?? []).map(({ name, value }) => [name, value]))
+  const options = { env: { ...environmentAtStart, KUBERNETES_EXEC_INFO: asked, ...more }, stderr: "pipe", detached: true } as const
+  let limit: Timer | undefined
+  try {
+    const child = Bun.spawn([command, ...(args ?? [])], options)
+    const late = new Promise<never>((_, reject) => {
+      limit = setTimeout(() => {
+        process.kill(-child.pid, "SIGKILL")
+        reject(new Error(`no answer in ${durationText(PLUGIN_LIMIT_MS)}`))
+      }, PLUGIN_LIMIT_MS)
+    })
+    const [said, complaint, code] = await Promise.race([Promise.all([child.stdout.text(), child.stderr.text(), child.exited]), late])
+    if (code !== 0) throw new Error(`exit code ${code}: ${complaint.trim().slice(-500)}`)
+    return readCredential(said)
+  } catch (error) {
+    throw new Error(`the credential plugin ${command} failed: ${messageOf(error)}`)
+  } finally {
+    clearTimeout(limit)
+  }
+}
+
+function readCredential(text: string): Credential {
+  let status: Credential | undefined
+  try {
+    status = (JSON.parse(text) as { status?: Credential } | null)?.status
+  } catch {
+    // The parser's message would show a piece of what may be a secret.
+  }
+  const { token, clientCertificateData: cert, clientKeyData: key } = status ?? {}
+  if (!status || (!token && !cert && !key)) throw new Error("what it printed is no ExecCredential with a token or a client certificate")
+  if (!cert !== !key) throw new Error("it needs to give a client certificate and its key, and gave one of them")
+  return status
+}
+
+/** Says which part that is in use is missing or contradicts another. */
+function checkKubeconfig(config: KubeConfig, file: string): void {
+  const context = config.getContextObject(config.currentContext)
+  const [cluster, user] = [config.getCurrentCluster(), config.getCurrentUser()]
+  const [proxy, one, other] = [cluster?.proxyUrl ?? "http://", user?.certData || user?.certFile, user?.keyData || user?.keyFile]
+  const problems: [unknown, string][] = [
+    [!config.currentContext, "current-context is missing; choose one with kubectl config use-context NAME"],
+    [!context, `current-context names ${config.currentContext}, of which there is no usable context`],
+    [!cluster, `context ${context?.name} names cluster ${context?.cluster}, of which there is none with a server`],
+    [context?.user && !user, `context ${context?.name} names user ${context?.user}, of which there is none`],
+    [cluster?.skipTLSVerify && (cluster.caData || cluster.caFile), "insecure-skip-tls-verify cannot stand beside a certificate authority"],
+    [
+      !URL.canParse(cluster?.server ?? "") || !/^https?:/.test(cluster?.server ?? ""),
+      `server ${safe(cluster?.server ?? "")} is no URL with https`,
+    ],
+    [!/^https?:\/\//.test(proxy), `proxy-url ${safe(proxy)} cannot be used, only http and https proxies can`],
+    [!one !== !other, `user ${user?.name} needs a client certificate and its key, and has one of them`],
+  ]
+  const problem = problems.find(([is]) => is)
+  if (problem) throw new ConfigError(`${file}: ${problem[1]}`)
+  // client-node forgets the cluster's CA for a context without a user.
+  if (cluster && !user) config.loadFromClusterAndUser(cluster, { name: "anonymous" })
+}
+
+type Init = RequestInit & BunFetchRequestInit
+type Call = { query?: Record<string, string | undefined>; body?: unknown; limitMs?: number }
+
+/** Connects with a configuration; nothing is sent yet. Throws ConfigError. */
+export function connect(source: Source, env: Env = process.env): Cluster {
+  const cluster = new ApiServer(source)
+  // A proxy from the environment is for the way out; the API server of the pod's own cluster is never beyond it. Bun's fetch
+  // heeds no_proxy before NO_PROXY, and either of them before the proxy that it is given, which is the kubeconfig's.
+  if (source.inCluster) env.NO_PROXY = env.no_proxy = "*"
+  else if (cluster.proxy) env.NO_PROXY = env.no_proxy = ""
+  return cluster
+}
+
+/** The API server over HTTPS: the only place that talks to the cluster. */
+class ApiServer implements Cluster {
+  readonly address: string
+  readonly isVerified: boolean
+  readonly proxy: string | undefined
+  private config: KubeConfig
+  private prepared: { at: number; init: Promise<Init> } | undefined
+  private skew = 0
+
+  constructor(private readonly source: Source) {
+    this.config = source.load()
+    const { server = "", skipTLSVerify = false, proxyUrl } = this.config.getCurrentCluster() ?? {}
+    this.address = server.replace(/\/+$/, "")
+    this.isVerified = server.startsWith("https:") && !skipTLSVerify
+    this.proxy = proxyUrl
+  }
+
+  skewMs = () => this.skew
+
+  async version(signal: AbortSignal) {
+    return (await this.send("GET", "/version", {}, signal, json<{ gitVersion: string }>)).gitVersion
+  }
+
+  async rules(namespace: string, signal: AbortSignal): Promise<Rules> {
+    const body = { apiVersion: "authorization.k8s.io/v1", kind: "SelfSubjectRulesReview", spec: { namespace } }
+    const path = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
+    const { status } = await this.send("POST", path, { body }, signal, json<{ status: Rules }>)
+    return { incomplete: status.incomplete, resourceRules: status.resourceRules ?? [] }
+  }
+
+  namespaceExists(namespace: string, signal: AbortSignal) {
+    const look = this.send("GET", `/api/v1/namespaces/${encodeURIComponent(namespace)}`, {}, signal, json)
+    return look.then(() => true).catch((error) => (isReason(error, "NotFound") ? false : undefined))
+  }
+
+  listJobs(namespace: string, selector: string, signal: AbortSignal) {
+    return this.list<Job>(pathOf("jobs", namespace), selector, signal)
+  }
+
+  getJob(namespace: string, name: string, signal: AbortSignal) {
+    return this.send("GET", pathOf("jobs", namespace, name), {}, signal, json<Job>).catch((error) => exceptFor(error, "NotFound"))
+  }
+
+  createJob(namespace: string, body: Job, signal: AbortSignal) {
+    return this.send("POST", pathOf("jobs", namespace), { body }, signal, json<Job>)
+  }
+
+  async deleteJob(namespace: string, name: string, { propagationPolicy, ...preconditions }: DeleteOptions, signal: AbortSignal) {
+    await this.send("DELETE", pathOf("jobs", namespace, name), { body: { propagationPolicy, preconditions } }, signal, json)
+  }
+
+  listPods(namespace: string, selector: string, signal: AbortSignal) {
+    return this.list<Pod>(pathOf("pods", namespace), selector, signal)
+  }
+
+  readLog(namespace: string, pod: string, container: string, { lines, previous }: LogOptions, signal: AbortSignal) {
+    const query = { container, tailLines: String(lines), limitBytes: String(LOG_BYTES), previous: previous ? "true" : undefined }
+    const path = `${pathOf("pods", namespace, pod)}/log`
+    return this.send("GET", path, { query, limitMs: LOG_LIMIT_MS }, signal, (response) => readTail(response, lines))
+  }
+
+  async *watch<R extends keyof Watched>(
+    namespace: string,
+    resource: R,
+    { resourceVersion, selector, silenceMs }: WatchOptions,
+    signal: AbortSignal,
+  ) {
+    const timeoutSeconds = String(240 + Math.floor(Math.random() * 60))
+    const query = { watch: "true", allowWatchBookmarks: "true", timeoutSeconds, resourceVersion, labelSelector: selector }
+    const response = await this.send("GET", pathOf(resource, namespace), { query }, signal, async (opened) => opened)
+    let rest = ""
+    for await (const text of textOf(response, { silenceMs, signal })) {
+      const lines = (rest + text).split("\n")
+      rest = lines.pop() ?? ""
+      if (rest.length > EVENT_CHARACTERS) throw new Error("the watch sent an event without end")
+      for (const line of lines) if (line) yield eventFrom<Watched[R]>(line)
+    }
+  }
+
+  private async list<T>(path: string, labelSelector: string, signal: AbortSignal): Promise<{ items: T[]; resourceVersion: string }> {
+    type Page = { items: T[] | null; metadata: { resourceVersion: string; continue?: string } }
+    const items: T[] = []
+    for (let next: string | undefined; ; ) {
+      const query = { limit: "500", labelSelector: labelSelector || undefined, continue: next }
+      const page = await this.send("GET", path, { query }, signal, json<Page>)
+      items.push(...(page.items ?? []))
+      next = page.metadata.continue
+      if (!next) return { items, resourceVersion: page.metadata.resourceVersion }
+    }
+  }
+
+  private async send<T>(
+    method: string,
+    path: string,
+    call: Call,
+    signal: AbortSignal,
+    read: (response: Response) => Promise<T>,
+  ): Promise<T> {
+    for (let again = false; ; again = true) {
+      const used = this.credentials()
+      try {
+        return await within(call.limitMs ?? CALL_LIMIT_MS, signal, `${method} ${path}`, async (limit) => {
+          const response = await this.fetch(method, path, call, await used, limit)
+          if (!response.ok) throw await errorFrom(response)
+          return read(response)
+        })
+      } catch (error) {
+        if (again || !isOutdated(error)) throw error
+        this.forget(used)
+      }
+    }
+  }
+
+  private async fetch(method: string, path: string, { query = {}, body }: Call, init: Init, signal: AbortSignal): Promise<Response> {
+    const search = new URLSearchParams(Object.entries(query).filter((pair): pair is [string, string] => pair[1] !== undefined))
+    const url = `${this.address}${path}${search.size > 0 ? `?${search}` : ""}`
+    const sentAt = Date.now()
+    // Bun ends a body that is silent for 300 s unless its own timeout is off.
+    const options = { ...init, method, signal, redirect: "manual", timeout: false, body: body ? JSON.stringify(body) : null } as const
+    const response = await fetch(url, options)
+    this.skew = skewFrom(response.headers.get("date"), sentAt, Date.now()) ?? this.skew
+    return response
+  }
+
+  /** Credentials change on disk and expire: read again after 10 s. Parallel calls share one reading, and one run of a plugin. */
+  private credentials(): Promise<Init> {
+    if (this.prepared && Math.abs(Date.now() - this.prepared.at) < 10_000) return this.prepared.init
+    const fresh = { at: Date.now(), init: prepare(this.config) }
+    this.prepared = fresh
+    fresh.init.catch(() => {
+      if (this.prepared === fresh) this.prepared = undefined
+    })
+    return fresh.init
+  }
+
+  /** Only a fresh configuration sees what has changed in a kubeconfig, and runs a plugin again. */
+  private forget(used: Promise<Init>): void {
+    if (this.prepared?.init !== used) return
+    this.config = this.source.load()
+    this.prepared = undefined
+  }
+}
+
+/** A body as JSON; one beyond all measure is not read on. */
+async function json<T>(response: Response): Promise<T> {
+  let text = ""
+  for await (const part of textOf(response, { bytes: BODY_BYTES })) text += part
+  return JSON.parse(text) as T
+}
+
+function pathOf(resource: "jobs" | "pods", namespace: string, name?: string): string {
+  const group = resource === "jobs" ? "/apis/batch/v1" : "/api/v1"
+  return `${group}/namespaces/${encodeURIComponent(namespace)}/${resource}${name === undefined ? "" : `/${encodeURIComponent(name)}`}`
+}
+
+/** Whether the server does not take our credentials, or we not its certificate: on disk there may be newer ones. */
+const isOutdated = (error: unknown) =>
+  error instanceof ApiError ? error.status === 401 : /CERT|SIGNATURE/.test(String((error as { code?: unknown } | null)?.code))
+
+/** Undefined for errors of these reasons; any other goes on. */
+function exceptFor(error: unknown, ...reasons: string[]): undefined {
+  if (!reasons.some((reason) => isReason(error, reason))) throw error
+}
+
+const isReason = (error: unknown, reason: string) => error instanceof ApiError && (error.reason === reason || error.causes.includes(reason))
+
+/** Whether the server will say the same again: no conflict, no weariness, no fault of its own. */
+const isRefusal = (error: unknown): error is ApiError =>
+  error instanceof ApiError && [400, 403, 404, 405, 413, 415, 422].includes(error.status)
+
+/** Runs `work` with a signal that fires when the limit has passed or the caller stops; it never outlives that. */
+async function within<T>(limitMs: number, signal: AbortSignal, what: string, work: (signal: AbortSignal) => Promise<T>): Promise<T> {
+  const limit = new AbortController()
+  const stop = () => limit.abort(signal.reason)
+  const timer = setTimeout(() => limit.abort(new Error(`${what} got no answer in ${durationText(limitMs)}`)), limitMs)
+  const aborted = new Promise<never>((_, reject) => limit.signal.addEventListener("abort", () => reject(limit.signal.reason)))
+  signal.addEventListener("abort", stop)
+  if (signal.aborted) stop()
+  try {
+    return await Promise.race([work(limit.signal), aborted])
+  } finally {
+    clearTimeout(timer)
+    signal.removeEventListener("abort", stop)
+  }
+}
+
+/** Headers and TLS for Bun's fetch, from client-node. */
+async function prepare(config: KubeConfig): Promise<Init> {
+  const options: {
+    headers: Record<string, string>
+    ca?: Buffer
+    cert?: Buffer
+    key?: Buffer
+    servername?: string
+    rejectUnauthorized?: boolean
+    auth?: string
+  } = { headers: {} }
+  await config.applyToHTTPSOptions(options)
+  const proxy = config.getCurrentCluster()?.proxyUrl
+  const { headers, auth, ca, cert, key, servername, rejectUnauthorized } = options
+  if (auth) headers.Authorization = `Basic ${Buffer.from(auth).toString("base64")}`
+  if (headers.Authorization) headers.Authorization = headers.Authorization.trim()
+  Object.assign(headers, {
+    "Content-Type": "application/json",
+    Accept: "application/json, */*",
+    "User-Agent": `${project.name}/${project.version}`,
+  })
+  const tls = { ca: ca?.toString(), cert: cert?.toString(), key: key?.toString(), serverName: servername, rejectUnauthorized }
+  return { headers, tls: Object.fromEntries(Object.entries(tls).filter(([, value]) => value !== undefined)), ...(proxy ? { proxy } : {}) }
+}
+
+/** The header was written somewhere in the server's second, at about half of the way. */
+function skewFrom(date: string | null, sentAt: number, receivedAt: number): number | undefined {
+  const serverAt = instant(date)
+  const quick = receivedAt >= sentAt && receivedAt - sentAt < 2_000
+  return quick && serverAt !== undefined ? serverAt + 500 - (sentAt + receivedAt) / 2 : undefined
+}
+
+async function errorFrom(response: Response): Promise<ApiError> {
+  let text = ""
+  for await (const part of textOf(response, { bytes: 64 << 10 })) text += part
+  let body: { reason?: string; message?: string; details?: { causes?: { reason?: string }[]; retryAfterSeconds?: number } } = {}
+  try {
+    body = JSON.parse(text) ?? {}
+  } catch {
+    // A proxy's page, or half an answer: the code alone must do.
+  }
+  const header = response.headers.get("retry-after") ?? ""
+  const seconds = /^\d{1,6}$/.test(header) ? Number(header) : (body.details?.retryAfterSeconds ?? 0)
+  const causes = (body.details?.causes ?? []).map(({ reason }) => reason ?? "")
+  return new ApiError(
+    response.status,
+    body.reason ?? (response.status === 404 ? "NotFound" : ""),
+    String(body.message ?? text).slice(0, 500),
+    causes,
+    seconds * 1_000,
+  )
+}
+
+/**
+ * A body as text, until so many bytes, the signal, or its end; throws after silence. What is left is cancelled: an unread
+ * body stays in memory (oven-sh/bun#10763), and so does one that is ended by an abort (oven-sh/bun#32659).
+ */
+async function* textOf(
+  response: Response,
+  { bytes = Number.POSITIVE_INFINITY, silenceMs = CALL_LIMIT_MS, signal }: { bytes?: number; silenceMs?: number; signal?: AbortSignal },
+): AsyncGenerator<string> {
+  const reader = response.body?.getReader()
+  const decoder = new TextDecoder()
+  let silent = false
+  const cancel = () => void reader?.cancel().catch(() => {})
+  const giveUp = () => {
+    silent = true
+    cancel()
+  }
+  signal?.addEventListener("abort", cancel)
+  try {
+    for (let read = 0; reader && read < bytes && !signal?.aborted; ) {
+      const timer = setTimeout(giveUp, silenceMs)
+      const { done, value } = await reader.read().finally(() => clearTimeout(timer))
+      if (silent) throw new Error(`no word for ${durationText(silenceMs)}`)
+      if (done) return
+      read += value.byteLength
+      yield decoder.decode(value, { stream: true })
+    }
+  } finally {
+    signal?.removeEventListener("abort", cancel)
+    cancel()
+  }
+}
+
+/** The last lines of a log. `limitBytes` cuts at the end, so it is far above what the lines need; and a server may ignore it. */
+async function readTail(response: Response, lines: number): Promise<Tail> {
+  let [text, length] = ["", 0]
+  for await (const part of textOf(response, { bytes: LOG_BYTES, silenceMs: LOG_LIMIT_MS })) {
+    text = (text + part).slice(-TAIL_CHARACTERS)
+    length += part.length
+  }
+  return tailOf(text, lines, length > text.length || length >= LOG_BYTES)
+}
+
+/** The last lines of a log text, each cut to a bearable length. `cut`: the text is itself only a part. */
+export function tailOf(text: string, lines: number, cut = false): Tail {
+  // The kubelet answers 200 with this sentence when the runtime has removed the container (kubernetes/kubernetes#142258).
+  if (/^unable to retrieve container logs for \S+$/.test(text)) return { lines: [], note: "log not available, the container is removed" }
+  const all = maskSecrets(text)
+    .replace(/\r?\n$/, "")
+    .split(/\r?\n/)
+  if (text === "") return { lines: [], note: "log empty, it may have been rotated" }
+  const short = (line: string) =>
+    line.length > LINE_CHARACTERS ? `${line.slice(0, LINE_CHARACTERS)}… ${line.length - LINE_CHARACTERS} more characters` : line
+  const kept = lines > 0 ? all.slice(-lines).map((line) => printable(short(line))) : []
+  const note = cut ? "log too long to read whole, cut" : kept.length === lines ? `last ${lines} lines` : ""
+  return note ? { lines: kept, note } : { lines: kept }
+}
+
+function eventFrom<T>(line: string): { type: string; object: T } {
+  const event = JSON.parse(line) as {
+    type: string
+    object: T & { code?: number; reason?: string; message?: string; details?: { retryAfterSeconds?: number } }
+  }
+  const { code = 500, reason = "", message = "the watch ended with an error", details } = event.object ?? {}
+  if (event.type === "ERROR") throw new ApiError(code, reason, message, [], (details?.retryAfterSeconds ?? 0) * 1_000)
+  return event
+}
+
+// ────────────────────────────────────────────── 6 Acting ──────────────────────────────────────────────
+
+/** Time, as far as it can be replaced. `sleep` ends early, without an error, when a signal fires. */
+export interface Clock {
+  now(): number
+  sleep(ms: number, ...signals: AbortSignal[]): Promise<void>
+}
+
+/** What acting needs from outside. `stop`: begin nothing new. `kill`: give up what is under way; intents stay. */
+export interface World {
+  cluster: Cluster
+  clock: Clock
+  /** From 0 to 1. */
+  random(): number
+  say: Say
+  config: Config
+  stop: AbortSignal
+  kill: AbortSignal
+}
+
+const SKEW_LIMIT_MS = 5_000
+const EVIDENCE_PODS = 5
+const EVIDENCE_LIMIT_MS = 20_000
+
+/** The instant it is for the API server, where the clocks differ by more than its Date header can tell. */
+export function nowOf({ clock, cluster }: World): number {
+  const skewMs = cluster.skewMs()
+  return clock.now() + (Math.abs(skewMs) > SKEW_LIMIT_MS ? skewMs : 0)
+}
+
+/** Exponential from 0.25 s to 30 s, half of it by chance so that many do not come back at once; never less than the server asks. */
+export function backoffMs(attempt: number, random: number, error: unknown): number {
+  const most = Math.min(30_000, 250 * 2 ** Math.min(attempt, 10))
+  return Math.max(error instanceof ApiError ? error.retryAfterMs : 0, most / 2) + (random * most) / 2
+}
+
+/** Errors on the way of something that is tried until it works: each is said once, and the next try waits longer. */
+function troubles({ clock, random, say }: World, what: string, signal: AbortSignal) {
+  let [attempt, said, sinceAt] = [0, "", 0]
+  return {
+    async wait(error: unknown): Promise<void> {
+      if (signal.aborted) return
+      const text = messageOf(error)
+      if (said === "") sinceAt = clock.now()
+      if (text !== said) say(isRefusal(error) ? "error" : "warning", `${what}, trying again: ${text}`)
+      said = text
+      await clock.sleep(backoffMs(attempt++, random(), error), signal)
+    },
+    over(): void {
+      if (said) say("info", `${what}: over after ${durationText(clock.now() - sinceAt)}`)
+      ;[attempt, said] = [0, ""]
+    },
+  }
+}
+
+/** Looks at a failed Job's pods: those that the watch has kept, else those that are left. What cannot be read becomes a note. */
+export async function gatherEvidence(world: World, job: JobView, kept: PodView[], earlier?: Evidence): Promise<Evidence> {
+  const evidence: Evidence = { pods: [], logs: new Map(earlier?.logs), morePods: 0 }
+  try {
+    await within(EVIDENCE_LIMIT_MS, world.kill, "looking at its pods", async (signal) => {
+      const list = () => world.cluster.listPods(job.namespace, `batch.kubernetes.io/job-name=${job.name}`, signal)
+      const all = lastFailedPod(kept)
+        ? kept
+        : [
+            ...kept,
+            ...(await list()).items.map(viewPod).filter((pod) => pod.jobUid === job.uid && !kept.some(({ uid }) => uid === pod.uid)),
+          ]
+      const failed = all
+        .filter(({ phase, containers }) => phase !== "Succeeded" || containers.some(hasFailed))
+        .sort((a, b) => a.createdAt - b.createdAt)
+      evidence.pods = failed.slice(-EVIDENCE_PODS)
+      evidence.morePods = failed.length - evidence.pods.length
+      await Promise.all(evidence.pods.map((pod) => readLogs(world, job.namespace, pod, evidence.logs, signal)))
+    })
+  } catch (error) {
+    world.say("warning", `${job.key}: its pods cannot be looked at: ${messageOf(error)}`)
+  }
+  return evidence
+}
+
+/** Reads each container's log until it was read after its end. What was read earlier stays if there is nothing better. */
+async function readLogs(
+  { cluster, config }: World,
+  namespace: string,
+  pod: PodView,
+  logs: Map<string, Tail>,
+  signal: AbortSignal,
+): Promise<void> {
+  const lines = config.logLines
+  const read = async ({ name, state, ended }: ContainerView) => {
+    const key = `${pod.uid}/${name}`
+    if (lines === 0 || (state === "waiting" && !ended) || logs.get(key)?.final) return
+    if (pod.gone) return void (logs.has(key) || logs.set(key, { lines: [], note: "log not available, the pod is gone" }))
+    // In a container that runs again, the run that failed is the one before; where that is gone the server answers 400.
+    const runsAgain = state === "running" && ended
+    const tail = (previous: boolean) => cluster.readLog(namespace, pod.name, name, { lines, previous }, signal)
+    const found = await tail(runsAgain)
+      .catch((error) => (runsAgain ? tail(false) : Promise.reject(error)))
+      .catch((error) => ({ lines: [], note: `log not available: ${messageOf(error)}` }))
+    if (found.lines.length > 0 || !logs.has(key)) logs.set(key, { ...found, final: state !== "running" })
+  }
+  await Promise.all(pod.containers.map(read))
+}
+
+/** How a restart ended. `changed`: the Job is not what it was, nothing was done. `refused`: nothing was deleted. */
+export type Outcome =
+  | { result: "restarted"; uid: string }
+  | { result: "refused"; error: ApiError }
+  | { result: "changed" | "cancelled" | "namespace gone" | "interrupted" }
+/** A Job as the watch saw it last: it knows of edits between two looks. */
+export type LastSeen = () => Job | undefined
+
+/** Restarts a failed Job if it is still due. Until the intent stands, nothing has happened. */
+export async function restartJob(world: World, job: JobView, cause: Cause, lastSeen: LastSeen): Promise<Outcome> {
+  const live = await world.cluster.getJob(job.namespace, job.name, world.kill)
+  const view = live && viewJob(live)
+  if (!live || !view || view.uid !== job.uid || decide(view, cause, world.config, nowOf(world)).do !== "restart")
+    return { result: "changed" }
+  const intent = await writeIntent(world, live, marksFor(view, cause))
+  if (intent instanceof ApiError) return { result: "refused", error: intent }
+  // Only an intent that was just seen to stand allows the delete. The rounds below see what came of it.
+  if (intent) await sendDelete(world, intent).catch(() => {})
+  return carryOut(world, job.namespace, job.name, lastSeen)
+}
+
+/** A Job that its TTL took before it was due: kept as an intent, and created when due. */
+export async function keepExpired(world: World, gone: Job, cause: Cause, dueAt: number): Promise<Outcome> {
+  const intent = await writeIntent(world, gone, marksFor(viewJob(gone), cause), dueAt)
+  if (intent instanceof ApiError) return { result: "refused", error: intent }
+  return carryOut(world, viewJob(gone).namespace, viewJob(gone).name, () => undefined)
+}
+
+/** Writes an intent; undefined where one stands already, from an earlier life or another operator; the error where it is refused. */
+async function writeIntent(
+  { cluster, kill }: World,
+  live: Job,
+  marks: Record<string, string>,
+  notBefore?: number,
+): Promise<Intent | ApiError | undefined> {
+  try {
+    const made = readIntent(await cluster.createJob(live.metadata?.namespace ?? "", intentFor(live, marks, notBefore), kill))
+    return made ?? new ApiError(422, "Invalid", `the intent came back without ${INTENT}: a webhook has removed its label or annotation`)
+  } catch (error) {
+    if (isReason(error, "AlreadyExists")) return undefined
+    if (isRefusal(error)) return error
+    throw error
+  }
+}
+
+function sendDelete({ cluster, kill }: World, { namespace, jobName, jobUid, jobVersion }: Intent): Promise<void> {
+  return cluster.deleteJob(namespace, jobName, { uid: jobUid, resourceVersion: jobVersion, propagationPolicy: "Foreground" }, kill)
+}
+
+type Round = Outcome | { waitFor: string; untilAt?: number; known?: Intent }
+
+/** Carries a restart out to its end from wherever it stands, however long it takes: errors only slow it down. */
+export async function carryOut(world: World, namespace: string, name: string, lastSeen: LastSeen): Promise<Outcome> {
+  const { clock, kill, stop, say } = world
+  const trouble = troubles(world, `${namespace}/${name}: its restart is held up`, kill)
+  const beganAt = clock.now()
+  let [warnAt, known] = [beganAt + 60_000, undefined as Intent | undefined]
+  while (!kill.aborted) {
+    const round = await takeStep(world, namespace, name, known, lastSeen).catch((error: unknown) => ({ error }))
+    if ("result" in round) return round
+    if ("error" in round) {
+      await trouble.wait(round.error)
+      continue
+    }
+    trouble.over()
+    known = round.known
+    if (round.untilAt !== undefined && stop.aborted) break
+    const waitedMs = clock.now() - beganAt
+    if (round.untilAt === undefined && clock.now() >= warnAt) {
+      say("warning", `${namespace}/${name}: still waiting for ${round.waitFor} after ${durationText(waitedMs)}`)
+      warnAt = clock.now() + Math.min(3_600_000, waitedMs * 2)
+    }
+    if (round.untilAt === undefined) await clock.sleep(Math.min(30_000, Math.max(20, waitedMs / 5)), kill)
+    while (nowOf(world) < (round.untilAt ?? 0) && !stop.aborted)
+      await clock.sleep(Math.min(30_000, (round.untilAt ?? 0) - nowOf(world)), stop)
+  }
+  return { result: "interrupted" }
+}
+
+/** One round: look, decide, act once. Intents are read from the store right before anything that relies on them. */
+async function takeStep(world: World, namespace: string, name: string, known: Intent | undefined, lastSeen: LastSeen): Promise<Round> {
+  // The intent first: a Job that was read before an intent was written looks like one that has moved on since.
+  const before = known ?? newest(await listIntents(world, namespace, name))
+  if (!before) return { result: "cancelled" }
+  const live = await world.cluster.getJob(namespace, name, world.kill)
+  const step = nextStep(before, live, nowOf(world))
+  if (step === "await absence") return { waitFor: `the old Job to go, finalizers ${live?.metadata?.finalizers?.join(", ")}`, known: before }
+  if (step === "await due time") return { waitFor: "its due time", untilAt: before.notBefore, known: before }
+  if (step === "create") {
+    const pods = await world.cluster.listPods(namespace, podSelector(before), world.kill).catch((error) => exceptFor(error, "Forbidden"))
+    const inTheWay = (pods?.items ?? []).filter((pod) => isInTheWay(pod, before)).map(({ metadata }) => metadata?.name)
+    if (inTheWay.length > 0) return { waitFor: `pods of the old Job to go: ${inTheWay.join(", ")}`, known: before }
+  }
+  const intents = await listIntents(world, namespace, name)
+  const intent = newest(intents)
+  if (!intent) return { result: "cancelled" }
+  if (intent.name !== before.name) return { waitFor: "a newer intent", known: intent }
+  return act(world, step, intent, intents, live, lastSeen())
+}
+
+async function act(
+  world: World,
+  step: Step,
+  intent: Intent,
+  intents: Intent[],
+  live: Job | undefined,
+  seen: Job | undefined,
+): Promise<Round> {
+  const seenSince = seen && compareVersions(viewJob(seen).resourceVersion, intent.jobVersion) > 0 ? viewJob(seen) : undefined
+  if (step === "finish") return finish(world, intents, live?.metadata?.uid)
+  // Our create whose answer was lost, or somebody else's: the Job has come back, and may even be gone again.
+  if (step === "create" && seenSince && seenSince.uid !== intent.jobUid) return finish(world, intents, seenSince.uid)
+  if (step === "create")
+    return seen && seenSince && isEdited(seen, intent.replacement) ? rewrite(world, intent, seen) : create(world, intent, intents)
+  if (step === "rewrite") return rewrite(world, intent, live as Job)
+  if (step === "discard") {
+    await removeIntents(world, intents)
+    return { result: "changed" }
+  }
+  // A conflict says that the Job has moved: the next round sees how. Absent is what we want.
+  await sendDelete(world, intent).catch((error) => exceptFor(error, "Conflict", "NotFound"))
+  return { waitFor: "its deletion", known: intent }
+}
+
+/** A person's edit of the terminating Job becomes an intent of its own. The newest wins; the older go when the Job is back. */
+async function rewrite(world: World, intent: Intent, edited: Job): Promise<Round> {
+  const annotations = Object.entries(intent.replacement.metadata?.annotations ?? {})
+  const written = await writeIntent(
+    world,
+    edited,
+    Object.fromEntries(annotations.filter(([key]) => MARKS.includes(key))),
+    intent.notBefore || undefined,
+  )
+  if (written instanceof ApiError) throw written
+  world.say("info", `${intent.namespace}/${intent.jobName}: was edited while being deleted; the new Job gets the edit`)
+  return { waitFor: "its deletion" }
+}
+
+async function create(world: World, intent: Intent, intents: Intent[]): Promise<Round> {
+  try {
+    const created = await world.cluster.createJob(intent.namespace, intent.replacement, world.kill)
+    return finish(world, intents, created.metadata?.uid)
+  } catch (error) {
+    if (isReason(error, "AlreadyExists")) return { waitFor: "its name to be free", known: intent }
+    if (isReason(error, "NamespaceTerminating") || isReason(error, "NotFound")) return { result: "namespace gone" }
+    throw error
+  }
+}
+
+async function finish(world: World, intents: Intent[], uid = ""): Promise<Outcome> {
+  await removeIntents(world, intents)
+  return { result: "restarted", uid }
+}
+
+/** The intents of one Job, from the store. */
+async function listIntents({ cluster, kill }: World, namespace: string, name: string): Promise<Intent[]> {
+  const { items } = await cluster.listJobs(namespace, `${INTENT}=${name}`, kill)
+  return items.flatMap((item) => readIntent(item) ?? [])
+}
+
+async function removeIntents({ cluster, kill }: World, intents: Intent[]): Promise<void> {
+  for (const { namespace, name, uid } of intents) {
+    await cluster
+      .deleteJob(namespace, name, { uid, propagationPolicy: "Background" }, kill)
+      .catch((error) => exceptFor(error, "NotFound", "Conflict"))
+  }
+}
+
+// ───────────────────────────────────────────── 7 The loop ─────────────────────────────────────────────
+
+const RELIST_MS = 30 * 60_000
+const REVIEW_MS = 10 * 60_000
+const LONGEST_SLEEP_MS = 30_000
+/** All pods of Jobs. */
+const POD_SELECTOR = "batch.kubernetes.io/job-name"
+/** A fresh intent of another operator is its own to carry out; one that stays is taken up. */
+const ORPHANED_MS = 60_000
+
+/** When a failed Job is to be restarted, and why it failed. */
+export type Schedule = { uid: string; dueAt: number; cause: Cause }
+
+interface Tracked {
+  view: JobView
+  /** As last seen; needed where the Job is gone before it can be read again. */
+  job: Job
+  evidence: Evidence | undefined
+  /** Known once the evidence of a failure is complete. */
+  cause: Cause | undefined
+  /** Moments at which its pods were looked at already. */
+  looked: Set<string>
+  looking: Promise<void>
+  said: string
+  refusals: number
+  /** After a refusal: not before this instant. */
+  retryAt: number
+}
+
+/** The operator: watches or polls each namespace, keeps the schedules, and restarts what is due. */
+export class Operator {
+  /** Restarts to come, keyed by Job. */
+  readonly schedules = new Map<string, Schedule>()
+  private readonly jobs = new Map<string, Tracked>()
+  /** Last outcome of each pod of a watched Job, by uid; empty where pods may not be watched. */
+  private readonly pods = new Map<string, PodView & { seenAt: number }>()
+  private readonly intents = new Map<string, { intent: Intent; seenAt: number }>()
+  /** Restarts under way, keyed by Job: never two of the same Job. */
+  private readonly restarting = new Map<string, Promise<void>>()
+  private readonly rights = new Map<string, { allowed: Set<string>; reviewedAt: number }>()
+  private readonly saidOnce = new Set<string>()
+  private alarm = new AbortController()
+
+  constructor(private readonly world: World) {}
+
+  /** Runs until `stop` fires, and until restarts under way have ended or `kill` fires. */
+  async run(): Promise<void> {
+    const { config, say } = this.world
+    const namespaces = config.namespaces.map((namespace) => this.follow(namespace))
+    await Promise.all([this.turn(), ...namespaces])
+    if (this.restarting.size > 0) say("info", `finishing ${this.restarting.size} restarts`)
+    await Promise.all(this.restarting.values())
+  }
+
+  private async follow(namespace: string): Promise<void> {
+    const { stop } = this.world
+    const trouble = troubles(this.world, `Jobs in ${namespace} cannot be followed`, stop)
+    let pods: Promise<void> | undefined
+    for (let first = true; !stop.aborted; first = false) {
+      try {
+        await this.review(namespace)
+        pods ??= this.followPods(namespace)
+        await this.lookAtJobs(namespace, first, trouble.over)
+      } catch (error) {
+        this.noteDenied(namespace, "watch batch/jobs", error)
+        await trouble.wait(error)
+      }
+    }
+    await pods
+  }
+
+  /** Lists once, then watches until it is time to list again; or sleeps, where watching is not allowed. */
+  private async lookAtJobs(namespace: string, first: boolean, works: () => void): Promise<void> {
+    const { clock, cluster, config, stop } = this.world
+    const { items, resourceVersion } = await cluster.listJobs(namespace, "", stop)
+    this.snapshot(namespace, items)
+    if (first) await this.warnOfMissing(namespace, items)
+    if (this.may(namespace, "watch batch/jobs")) return this.watch(namespace, "jobs", resourceVersion, clock.now() + RELIST_MS, works)
+    works()
+    await clock.sleep(config.checkIntervalMs, stop)
+  }
+
+  /** Keeps each pod's last outcome, for pods are often gone when their Job has failed. */
+  private async followPods(namespace: string): Promise<void> {
+    const { clock, cluster, stop } = this.world
+    const trouble = troubles(this.world, `pods in ${namespace} cannot be watched`, stop)
+    while (!stop.aborted) {
+      try {
+        if (!this.may(namespace, "watch /pods")) {
+          await clock.sleep(LONGEST_SLEEP_MS, stop)
+          continue
+        }
+        const { items, resourceVersion } = await cluster.listPods(namespace, POD_SELECTOR, stop)
+        for (const pod of items) this.seePod("ADDED", pod)
+        await this.watch(namespace, "pods", resourceVersion, Number.POSITIVE_INFINITY, trouble.over)
+      } catch (error) {
+        this.noteDenied(namespace, "watch /pods", error)
+        await trouble.wait(error)
+      }
+    }
+  }
+
+  /** Watches from a version on, one watch after the other, until an error or the given instant. */
+  private async watch(namespace: string, resource: keyof Watched, version: string, untilAt: number, works: () => void): Promise<void> {
+    const { clock, cluster, config, stop } = this.world
+    const options = { silenceMs: 2 * config.checkIntervalMs, ...(resource === "pods" ? { selector: POD_SELECTOR } : {}) }
+    for (let resourceVersion = version; clock.now() < untilAt && !stop.aborted; ) {
+      const beganAt = clock.now()
+      for await (const { type, object } of cluster.watch(namespace, resource, { ...options, resourceVersion }, stop)) {
+        resourceVersion = object.metadata?.resourceVersion ?? resourceVersion
+        if (clock.now() - beganAt > 10_000) works()
+        if (type !== "ADDED" && type !== "MODIFIED" && type !== "DELETED") continue
+        if (resource === "jobs") this.see(type, object as Job)
+        else this.seePod(type, object as Pod)
+      }
+      if (clock.now() - beganAt < 1_000 && !stop.aborted) throw new Error("the watch ended at once")
+      works()
+    }
+  }
+
+  /** Asks what the Role allows; where Jobs are polled again after some minutes, for Roles get mended. */
+  private async review(namespace: string): Promise<void> {
+    const { clock, cluster, say, stop } = this.world
+    const { reviewedAt = Number.NEGATIVE_INFINITY } = this.rights.get(namespace) ?? {}
+    if (this.may(namespace, "watch batch/jobs") || clock.now() - reviewedAt < REVIEW_MS) return
+    const rights = { allowed: allowed(await cluster.rules(namespace, stop)), reviewedAt: clock.now() }
+    this.rights.set(namespace, rights)
+    const missing = Object.entries(RIGHTS).filter(([right]) => !rights.allowed.has(right))
+    const lines = missing.map(([right, without]) => `${right.replace(" /", " ")}: ${without.replace(/^! /, "")}`)
+    if (!this.once(`rights ${namespace} ${lines.join()}`)) return
+    if (missing.length === 0) say("debug", `${namespace}: the Role allows all that is needed`)
+    else
+      say(
+        missing.some(([, without]) => without.startsWith("!")) ? "error" : "warning",
+        `${namespace}: the Role lacks ${missing.length} rules:`,
+        { lines },
+      )
+  }
+
+  private may(namespace: string, right: string): boolean {
+    return this.rights.get(namespace)?.allowed.has(right) ?? false
+  }
+
+  /** A 403 is the truth, whatever the review said: what was watched is polled from now on; what was polled is reviewed again. */
+  private noteDenied(namespace: string, right: string, error: unknown): void {
+    const watched = this.rights.get(namespace)?.allowed
+    if (!(error instanceof ApiError) || error.status !== 403 || watched?.delete(right)) return
+    this.rights.delete(namespace)
+  }
+
+  /** A list as one moment: what it has was seen, what it lacks is gone. */
+  private snapshot(namespace: string, items: Job[]): void {
+    const there = new Set(items.map((item) => viewJob(item).key))
+    for (const [key, { view, job }] of this.jobs) if (view.namespace === namespace && !there.has(key)) this.see("DELETED", job)
+    for (const [key, { intent }] of this.intents) if (intent.namespace === namespace && !there.has(key)) this.intents.delete(key)
+    for (const item of items) this.see("LISTED", item)
+  }
+
+  /** A wrong name looks like peace: said once. */
+  private async warnOfMissing(namespace: string, items: Job[]): Promise<void> {
+    const { cluster, config, say, stop } = this.world
+    const there = new Set(items.map((item) => viewJob(item).key))
+    const missing = (config.jobNames ?? []).filter((key) => key.startsWith(`${namespace}/`) && !there.has(key))
+    for (const key of missing) say("warning", `${key}: there is no such Job yet; it is looked after as soon as it appears`)
+    if (items.length > 0) return
+    const exists = this.may(namespace, NAMESPACE_RIGHT) ? await cluster.namespaceExists(namespace, stop) : undefined
+    say(
+      "warning",
+      exists === false
+        ? `namespace ${namespace} does not exist; see NAMESPACE`
+        : `namespace ${namespace} has no Jobs yet; if that is wrong, see NAMESPACE`,
+    )
+  }
+
+  /** One Job or intent as the API server shows it. One that breaks our understanding must not hide the others. */
+  private see(type: "ADDED" | "MODIFIED" | "DELETED" | "LISTED", job: Job): void {
+    const view = viewJob(job)
+    try {
+      if (view.labels[INTENT] !== undefined) this.seeIntent(type, job, view.key)
+      else if (type === "DELETED") this.seeGone(job, view)
+      else this.seeJob(job, view)
+    } catch (error) {
+      if (this.once(`see ${view.key} ${error}`)) this.world.say("error", `${view.key}: cannot be understood: ${messageOf(error)}`)
+    }
+  }
+
+  private seeIntent(type: string, job: Job, key: string): void {
+    const intent = readIntent(job)
+    if (!intent && this.once(`intent ${key}`))
+      this.world.say("error", `${key}: is labelled as an intent, but its annotation ${INTENT} cannot be read`)
+    // One that a list shows was there before us.
+    const seenAt = this.intents.get(key)?.seenAt ?? (type === "LISTED" ? Number.NEGATIVE_INFINITY : this.world.clock.now())
+    if (type === "DELETED" || !intent) this.intents.delete(key)
+    else this.intents.set(key, { intent, seenAt })
+    this.alarm.abort()
+  }
+
+  private seeJob(job: Job, view: JobView): void {
+    const known = this.jobs.get(view.key)
+    if (!known && !isSelected(view, this.world.config)) return
+    if (known?.view.uid === view.uid) return this.consider(Object.assign(known, { view, job }))
+    if (known) this.forget(known)
+    const tracked: Tracked = {
+      view,
+      job,
+      evidence: undefined,
+      cause: undefined,
+      looked: new Set(),
+      looking: Promise.resolve(),
+      said: "",
+      refusals: 0,
+      retryAt: 0,
+    }
+    this.jobs.set(view.key, tracked)
+    this.warnOf(tracked)
+    this.consider(tracked)
+  }
+
+  /** What an owner should know before the Job fails. */
+  private warnOf({ view: { key, ttlMs, phase, labels } }: Tracked): void {
+    const { config, say } = this.world
+    const queue = labels["kueue.x-k8s.io/queue-name"]
+    if (queue) say("warning", `${key}: waits in queue ${queue}; its suspend field stays as it is for the queue's controller`)
+    if (ttlMs === undefined || ttlMs > config.restartDelayMs || phase === "succeeded") return
+    const numbers = `ttlSecondsAfterFinished (${durationText(ttlMs)}) is not above RESTART_DELAY (${durationText(config.restartDelayMs)})`
+    say("warning", `${key}: its ${numbers}: it will be restarted just before the TTL removes it; raise the one or lower the other`)
+  }
+
+  private seeGone(job: Job, view: JobView): void {
+    const known = this.jobs.get(view.key)
+    if (known?.view.uid !== view.uid) return
+    Object.assign(known, { view: { ...view, deleting: true }, job })
+    if (this.restarting.has(view.key)) return
+    this.forget(known)
+    const { cause } = known
+    if (view.phase !== "failed" || view.manager) return
+    if (!wasRemovedByTtl(view, nowOf(this.world))) this.world.say("info", `${view.key}: was deleted by someone; it is not restarted`)
+    else if (!this.world.config.dryRun) this.keep(job, view, cause ?? causeOf(view, this.podsOf(view)))
+  }
+
+  /** Its own TTL took the Job: the restart goes on when it is due, from what was last seen. */
+  private keep(job: Job, view: JobView, cause: Cause): void {
+    const decision = decide({ ...view, deleting: false, ttlMs: undefined }, cause, this.world.config, 0)
+    if (decision.do === "leave") return
+    this.world.say("info", `${view.key}: its TTL removed it; it is created again at ${instantText(decision.dueAt)}`)
+    this.begin(view, () => keepExpired(this.world, job, cause, decision.dueAt))
+  }
+
+  private forget({ view }: Tracked): void {
+    for (const { uid } of this.podsOf(view)) this.pods.delete(uid)
+    this.jobs.delete(view.key)
+    this.schedules.delete(view.key)
+  }
+
+  private podsOf = ({ uid }: JobView) => [...this.pods.values()].filter(({ jobUid }) => jobUid === uid)
+
+  private seePod(type: string, object: Pod): void {
+    const pod = viewPod(object)
+    const known = this.pods.get(pod.uid)
+    // What a pod shows after it was told to stop is the stopping: only what was not known yet counts.
+    const frozen = known?.deleting && known.containers.some(({ ended }) => ended)
+    if (!pod.jobUid || (type === "DELETED" && !known)) return
+    const gone = type === "DELETED"
+    this.pods.set(pod.uid, { ...(frozen ? known : pod), gone, seenAt: known?.seenAt ?? this.world.clock.now() })
+    const tracked = this.jobs.get(`${object.metadata?.namespace}/${pod.jobName}`)
+    if (tracked?.view.uid !== pod.jobUid) return
+    this.warnOfStart(tracked.view, pod)
+    // With a grace period of 0 the pod is gone a moment after this, before its Job is seen to fail.
+    const states = pod.containers.map(({ state }) => state).join()
+    if (pod.deleting && !gone && !tracked.view.deleting && pod.phase !== "Succeeded") this.look(tracked, `${pod.uid} ${states}`)
+  }
+
+  private warnOfStart({ key, uid }: JobView, { containers, name }: PodView): void {
+    const stuck = containers.find(
+      ({ state, reason, ended }) => state === "waiting" && !ended && /^(Err|Invalid|Create|RunC)|BackOff/.test(reason),
+    )
+    if (!stuck || !this.once(`start ${uid}`)) return
+    this.world.say(
+      "warning",
+      `${key}: pod ${name} cannot start: ${stuck.reason}: ${stuck.message}; a Job that never starts does not fail, unless it has activeDeadlineSeconds`,
+    )
+  }
+
+  /** Looks at a Job's pods once for each moment, one look after the other; after the one at its failure the cause is known. */
+  private look(tracked: Tracked, moment: string): void {
+    if (tracked.looked.has(moment)) return
+    tracked.looked.add(moment)
+    tracked.looking = tracked.looking.then(async () => {
+      const { view } = tracked
+      const evidence = await gatherEvidence(this.world, view, this.podsOf(view), tracked.evidence)
+      tracked.evidence = evidence
+      if (moment !== "failed" || this.world.kill.aborted) return
+      const cause = causeOf(view, evidence.pods)
+      tracked.cause = cause
+      const facts = [cause, view.reason, view.message].filter(Boolean).join(", ")
+      this.world.say("warning", `${view.key}: failed at ${instantText(view.failedAt ?? 0)}: ${facts}`, {
+        job: view.key,
+        cause,
+        lines: evidenceLines(evidence),
+      })
+      if (this.jobs.get(view.key) === tracked) this.consider(tracked)
+    })
+  }
+
+  /** Decides on a Job as it is now, and says it if that is new. */
+  private consider(tracked: Tracked): void {
+    const { config, say } = this.world
+    const { view, cause } = tracked
+    const now = nowOf(this.world)
+    const decision = decide(view, cause ?? "unknown", config, now)
+    if (this.restarting.has(view.key)) return
+    if (decision.do !== "leave" && !cause) return this.look(tracked, "failed")
+    if (decision.do === "leave") this.schedules.delete(view.key)
+    else this.schedules.set(view.key, { uid: view.uid, dueAt: Math.max(decision.dueAt, tracked.retryAt), cause: cause as Cause })
+    if (view.phase === "failing" && !view.deleting && !view.manager) this.look(tracked, "failing")
+    const text = decision.do === "leave" ? `left alone, ${decision.because}` : `to be restarted at ${instantText(decision.dueAt)}`
+    if (decision.do === "leave" && tracked.said !== text) say(decision.healthy ? "debug" : "info", `${view.key}: ${text}`)
+    if (decision.do === "wait" && tracked.said !== text)
+      say("info", `${view.key}: ${text} (in ${durationText(decision.dueAt - now)}): ${decision.because}`)
+    tracked.said = text
+    this.alarm.abort()
+  }
+
+  /** Turns at each due instant, and at least every 30 s, for a wall clock may jump. */
+  private async turn(): Promise<void> {
+    const { clock, stop } = this.world
+    while (!stop.aborted) {
+      this.alarm = new AbortController()
+      const now = nowOf(this.world)
+      this.warnOfSkew()
+      for (const [key, { dueAt, cause }] of this.schedules) if (dueAt <= now) this.restart(key, cause)
+      this.takeUpIntents()
+      for (const [uid, pod] of this.pods) if (clock.now() - pod.seenAt > ORPHANED_MS && !this.isTracked(pod)) this.pods.delete(uid)
+      const next = Math.min(LONGEST_SLEEP_MS, ...[...this.schedules.values()].map(({ dueAt }) => dueAt - now))
+      await clock.sleep(next, stop, this.alarm.signal)
+    }
+  }
+
+  private isTracked = ({ jobUid }: PodView) => [...this.jobs.values()].some(({ view }) => view.uid === jobUid)
+
+  private warnOfSkew(): void {
+    const skewMs = this.world.cluster.skewMs()
+    if (Math.abs(skewMs) <= SKEW_LIMIT_MS || !this.once(`skew ${Math.round(skewMs / 60_000)}`)) return
+    this.world.say("warning", `the API server's clock is ${durationText(skewMs)} ahead of this one; due times follow the server's`)
+  }
+
+  /** Restarts that an earlier life or another operator left unfinished; whatever the selection is now. */
+  private takeUpIntents(): void {
+    const { clock, config, say } = this.world
+    for (const { intent, seenAt } of this.intents.values()) {
+      const { namespace, jobName: name, deleting } = intent
+      const key = `${namespace}/${name}`
+      if (config.dryRun || deleting || this.restarting.has(key) || clock.now() - seenAt < ORPHANED_MS) continue
+      say("info", `${key}: going on with a restart that was left unfinished, intent ${intent.name}`)
+      this.begin({ key, uid: intent.jobUid }, () => carryOut(this.world, namespace, name, () => this.jobs.get(key)?.job))
+    }
+  }
+
+  private restart(key: string, cause: Cause): void {
+    const { config, say } = this.world
+    const tracked = this.jobs.get(key)
+    this.schedules.delete(key)
+    if (!tracked || this.restarting.has(key)) return
+    const text = `${key}: ${config.dryRun ? "would be restarted now (DRY_RUN)" : "restarting"}, cause ${cause}`
+    if (this.once(`${text} ${tracked.view.uid} ${tracked.retryAt}`)) say("info", text)
+    if (!config.dryRun) this.begin(tracked.view, () => restartJob(this.world, tracked.view, cause, () => this.jobs.get(key)?.job))
+  }
+
+  /** Runs one restart beside all others. Before its intent stands it may fail, and is begun again. */
+  private begin(job: Pick<JobView, "key" | "uid">, work: () => Promise<Outcome>): void {
+    const { clock, stop } = this.world
+    const beganAt = clock.now()
+    const trouble = troubles(this.world, `${job.key}: its restart cannot begin`, stop)
+    const run = async () => {
+      while (!stop.aborted) {
+        const outcome = await work().catch((error: unknown) => ({ error }))
+        if (!("error" in outcome)) return outcome
+        await trouble.wait(outcome.error)
+      }
+      return { result: "interrupted" } as Outcome
+    }
+    this.restarting.set(
+      job.key,
+      run().then((outcome) => {
+        this.restarting.delete(job.key)
+        this.conclude(job, outcome, clock.now() - beganAt)
+      }),
+    )
+  }
+
+  private conclude({ key, uid }: Pick<JobView, "key" | "uid">, outcome: Outcome, tookMs: number): void {
+    const { config, say } = this.world
+    const tracked = this.jobs.get(key)
+    if (outcome.result === "restarted") say("info", `${key}: restarted in ${durationText(tookMs)}, new uid ${outcome.uid}`)
+    if (outcome.result === "cancelled") say("info", `${key}: someone removed the intent; its restart is cancelled`)
+    if (outcome.result === "changed") say("info", `${key}: has changed meanwhile; not restarted`)
+    if (outcome.result === "namespace gone") say("warning", `${key}: its namespace is going; it cannot be created again`)
+    if (outcome.result === "interrupted") say("info", `${key}: its restart is left for the next start`)
+    if (outcome.result === "changed" && tracked) tracked.retryAt = nowOf(this.world) + config.checkIntervalMs
+    if (outcome.result === "refused" && tracked) {
+      const waitMs = Math.min(300_000, 30_000 * 2 ** Math.min(tracked.refusals++, 4))
+      tracked.retryAt = nowOf(this.world) + waitMs
+      say("error", `${key}: not deleted, for it could not be created again: ${outcome.error.message}; next try in ${durationText(waitMs)}`)
+    }
+    if (!tracked) return
+    // What came meanwhile was not acted on.
+    const isOver = tracked.view.uid === uid && outcome.result !== "refused" && outcome.result !== "changed"
+    if (isOver || tracked.view.deleting) this.forget(tracked)
+    else this.consider(tracked)
+  }
+
+  /** Whether a fact is new; the memory is bounded. */
+  private once(fact: string): boolean {
+    if (this.saidOnce.size > 10_000) this.saidOnce.clear()
+    return this.saidOnce.size !== this.saidOnce.add(fact).size
+  }
+}
+
+// ─────────────────────────────────────────────── 8 Main ───────────────────────────────────────────────
+
+const GRACE_MS = 20_000
+
+/** The system's clock. Bun fires a timer of more than 2^31-1 ms at once: long sleeps are cut in pieces. */
+export const systemClock: Clock = {
+  now: Date.now,
+  async sleep(ms, ...signals) {
+    const until = performance.now() + ms
+    for (let left = ms; left > 0 && !signals.some(({ aborted }) => aborted); left = until - performance.now()) {
+      const { promise, resolve: done } = Promise.withResolvers<void>()
+      const timer = setTimeout(done, Math.min(left, 2 ** 31 - 1))
+      for (const signal of signals) signal.addEventListener("abort", () => done(), { once: true })
+      await promise
+      clearTimeout(timer)
+    }
+  },
+}
+
+/** The text of `--help`. */
+export function helpText(): string {
+  const rows = SETTINGS.map(({ variable, default: value, help, olderName }) => {
+    return `  ${variable.padEnd(18)} ${help} (default ${value || "none"}${olderName ? `; else ${olderName}` : ""})`
+  })
+  return `${project.name} ${project.version}: ${project.description}.
+
+Usage: ${project.name} [--help | --version]
+
+It is set by environment variables; a duration is a whole number of seconds or like 90s, 15m, 1h30m:
+${rows.join("\n")}
+
+It connects by KUBECONFIG if set, else the pod's ServiceAccount, else ~/.kube/config.
+Exit codes: 0 stopped by a signal; 1 a fault of its own; 2 a wrong setting, or no usable configuration.
+`
+}
+
+/** Sends the log to stderr from a level on. The text goes in as a property: as a message its braces would be placeholders. */
+function configureLog({ logLevel, logFormat }: Pick<Config, "logLevel" | "logFormat">): Say {
+  const sink = ({ level, timestamp, properties }: LogRecord) => {
+    const { text, ...details } = properties as { text: string; lines?: string[] }
+    process.stderr.write(
+      logFormat === "json" ? jsonRecord(timestamp, level, text, details) : textRecord(timestamp, level, text, details.lines),
+    )
+  }
+  const quiet = { category: ["logtape", "meta"], sinks: ["stderr"], lowestLevel: "error" as const }
+  configureSync({ reset: true, sinks: { stderr: sink }, loggers: [{ category: [], sinks: ["stderr"], lowestLevel: logLevel }, quiet] })
+  const logger = getLogger(project.name)
+  return (level, text, details) => logger[level]("{text}", { ...details, text })
+}
+
+/** `stop` fires at the first signal, `kill` after the grace period or at the second. Process 1 has no handlers of its own. */
+function stopSignals(say: () => Say): { stop: AbortSignal; kill: AbortSignal } {
+  const [stop, kill] = [new AbortController(), new AbortController()]
+  const onSignal = (name: string) => {
+    if (stop.signal.aborted) return kill.abort(new Error("stopped"))
+    say()("info", `${name}: stopping`)
+    stop.abort(new Error("stopped"))
+    setTimeout(() => kill.abort(new Error("stopped")), GRACE_MS).unref()
+  }
+  for (const name of ["SIGTERM", "SIGINT"]) process.on(name, () => onSignal(name))
+  return { stop: stop.signal, kill: kill.signal }
+}
+
+/** Waits for the API server, for boards come up slowly after a power cut. Returns its version. */
+async function waitForServer({ cluster, clock, random, say, stop }: World): Promise<string> {
+  for (let attempt = 1; !stop.aborted; attempt++) {
+    try {
+      return await cluster.version(stop)
+    } catch (error) {
+      if (error instanceof ApiError && error.status === 403) return "of unknown version"
+      if (!stop.aborted) say("warning", `waiting for ${cluster.address}, attempt ${attempt}: ${messageOf(error)}`)
+      await clock.sleep(backoffMs(attempt, random(), error), stop)
+    }
+  }
+  return "of unknown version"
+}
+
+function announce(say: Say, rows: SettingRow[], warnings: string[], { from }: Source, env: Env): void {
+  say("info", "settings", { lines: table([["setting", "value", "from"], ...rows.map((row) => [row.variable, row.value, row.from])]) })
+  for (const warning of warnings) say("warning", warning)
+  say("info", `connecting with ${from}`)
+  const strange = ["BUN_OPTIONS", "NODE_TLS_REJECT_UNAUTHORIZED"].filter((name) => env[name])
+  if (strange.length > 0) say("warning", `the environment has ${strange.join(" and ")}, which changes how this program runs`)
+}
+
+/** What is unusual about the way to the API server. */
+function announceWay(say: Say, { address, isVerified, proxy }: Cluster, { inCluster }: Source, env: Env): void {
+  const because = address.startsWith("https:") ? "insecure-skip-tls-verify is set" : "the connection is not encrypted"
+  if (!isVerified) say("warning", `INSECURE: ${because}, so anyone could answer in place of ${address}, and gets the credentials`)
+  const proxies = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"].filter((name) => env[name])
+  const use = inCluster ? "not used for the API server of this cluster" : "used for the API server unless NO_PROXY names it"
+  if (proxy) say("info", `connecting through ${proxy}, as the kubeconfig says in proxy-url`)
+  else if (proxies.length > 0) say("info", `${proxies.join(", ")}: ${use}`)
+}
+
+/** Runs the program; returns its exit code. */
+export async function main(args: string[], env: Env): Promise<number> {
+  let say = configureLog({ logLevel: "info", logFormat: "text" })
+  const signals = stopSignals(() => say)
+  try {
+    const { values } = parseArgs({ args, options: { help: { type: "boolean", short: "h" }, version: { type: "boolean", short: "v" } } })
+    if (values.help || values.version) return await print(values.help ? helpText() : `${project.version}\n`)
+    const { config, rows, warnings } = readSettings(env)
+    say = configureLog(config)
+    const source = findSource(env)
+    announce(say, rows, warnings, source, env)
+    const world: World = { cluster: connect(source, env), clock: systemClock, random: Math.random, say, config, ...signals }
+    announceWay(say, world.cluster, source, env)
+    const cluster = `Kubernetes ${await waitForServer(world)} at ${world.cluster.address}`
+    const facts = [
+      ["name", project.name],
+      ["version", project.version],
+      ["runtime", `Bun ${Bun.version}, ${process.platform} ${process.arch}`],
+      ["cluster", cluster],
+    ]
+    say("info", `starting${config.dryRun ? "; DRY_RUN: nothing will be changed" : ""}`, { lines: table(facts) })
+    await new Operator(world).run()
+    say("info", "stopped cleanly")
+    return 0
+  } catch (error) {
+    if (error instanceof SettingsError) say("fatal", "the settings are wrong; nothing was done", { lines: error.mistakes })
+    else say("fatal", messageOf(error))
+    const isUsage =
+      error instanceof SettingsError ||
+      error instanceof ConfigError ||
+      String((error as { code?: unknown }).code).startsWith("ERR_PARSE_ARGS")
+    return isUsage ? 2 : 1
+  }
+}
+
+async function print(text: string): Promise<number> {
+  await Bun.write(Bun.stdout, text)
+  return 0
+}
+
+if (import.meta.main) main(process.argv.slice(2), process.env).then((code) => process.exit(code))

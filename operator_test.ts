@@ -1,0 +1,1154 @@
+/**
+ * Chapters 1 to 4 of operator.ts, in their order: the pure ones, where no test needs a server. Chapters 5 to 8 are tested in
+ * .dev/*_test.ts against an embedded API server, and the whole in .dev/e2e.ts on a real cluster.
+ *
+ * Where each public report of ../shared/REPORTS.md is checked ("here": this file, with the id in a test's name):
+ *
+ *   A01 copied selector and controller-uid labels  here; that nothing is deleted after a 422: .dev/acting_test.ts
+ *   A02 new-style labels, null creationTimestamp   here
+ *   A04 POST while the old Job is being deleted    .dev/acting_test.ts
+ *   A06 old and new pods overlap                   here (isInTheWay); the Foreground delete: .dev/acting_test.ts
+ *   A08 foreground deletion that never ends        .dev/acting_test.ts
+ *   A10 Failed=True with a deletionTimestamp       here; one restart for three events: .dev/acting_test.ts
+ *   A12 ttlSecondsAfterFinished takes the Job      here (due before the TTL); 404 on delete: .dev/acting_test.ts
+ *   A13 a person deletes the Job during the delay  here (wasRemovedByTtl); that it is said: .dev/acting_test.ts
+ *   A14 owned by a CronJob                         here
+ *   A15 another tool made the Job meanwhile        here (nextStep); the AlreadyExists: .dev/acting_test.ts
+ *   A17 Indexed Jobs, policies, unknown fields     here
+ *   B01 no pods left                               here; that pods are kept while they run: .dev/acting_test.ts, e2e
+ *   B02 OOMKilled with code 0 and Succeeded        here
+ *   B04 an init container is OOMKilled             here
+ *   B06 evicted, no container statuses             here
+ *   B08 ContainerStatusUnknown, zero timestamps    here
+ *   B09 DeadlineExceeded                           here; one request a log: .dev/acting_test.ts
+ *   B11 conditions that are no failure             here
+ *   B12 image and config errors                    here; that it is said once: .dev/acting_test.ts
+ *   B14 only the first container looked at         here
+ *   B16 node removed, pod still running            here; the slow log: .dev/acting_test.ts
+ *   C01 container name is required                 .dev/connection_test.ts
+ *   C03 container is waiting to start              .dev/acting_test.ts
+ *   C05 log of several gigabytes                   here (tailOf); the byte limit: .dev/connection_test.ts
+ *   C06 200 whose body is an error sentence        here
+ *   C08 empty or partial log                       here
+ *   C10 tail too short                             here
+ *   C11 log 400 and no times                       here; the 400: .dev/acting_test.ts
+ *   C13 secrets in our own output                  here; no manifest or header is ever printed: .dev/acting_test.ts
+ *   C14 previous=true without an earlier run       here (the view); the request: .dev/acting_test.ts
+ *   D01 410 inside a 200 stream                    .dev/connection_test.ts
+ *   D02 410 as status, expired continue token      .dev/connection_test.ts
+ *   D04 stream is open but dead                    .dev/connection_test.ts
+ *   D05 bookmarks are no Jobs                      here (viewJob); the version: .dev/connection_test.ts
+ *   D07 429 on a watch                             .dev/connection_test.ts
+ *   D09 a reconnect replays unchanged objects      .dev/acting_test.ts
+ *   D11 API server restart, lower versions         .dev/connection_test.ts
+ *   D12 error event on every watch                 .dev/connection_test.ts
+ *   E01 401 around token renewal                   .dev/connection_test.ts
+ *   E03 IPv6 API address                           .dev/connection_test.ts
+ *   E05 proxy-url in a kubeconfig                  .dev/connection_test.ts
+ *   E07 tls-server-name                            .dev/connection_test.ts
+ *   E08 empty kubeconfig                           .dev/connection_test.ts
+ *   E10 exec token expires                         .dev/connection_test.ts
+ *   E12 CA file with several certificates          .dev/connection_test.ts
+ *   E13 broken entry that is not in use            .dev/connection_test.ts
+ *   E14 client certificates, from exec too         .dev/connection_test.ts
+ *   F01 CA from the kubeconfig                     .dev/connection_test.ts; compiled: e2e
+ *   F03 insecure-skip-tls-verify                   .dev/connection_test.ts
+ *   F04 idle limit of fetch                        .dev/connection_test.ts, scaled; the 6 minutes: benchmark
+ *   F06 abort while connecting                     .dev/connection_test.ts
+ *   F07 aborted streams leak                       benchmark
+ *   F09 bodies nobody reads                        benchmark
+ *   F10 SIGTERM as process 1                       .dev/acting_test.ts; compiled: e2e
+ *   F11 old CPUs                                   cannot apply: the normal x64 binary is enough (issue 4)
+ *   F13 base image without a C library             outside the image's build (issue 4)
+ *   F15 first client certificate sticks            .dev/connection_test.ts
+ *   F17 module missing in the compiled program     e2e: only the binary runs there
+ *   F18 body limit of 300 s in undici              cannot apply: Bun's fetch only; our own limits: .dev/connection_test.ts
+ *   F19 client certificate to an unverified server .dev/connection_test.ts
+ *   F20 BUN_BE_BUN                                 cannot be stopped from inside (see the report): the README names it
+ *   G01 very long delays                           here (settings, due time); the sleep in pieces: .dev/acting_test.ts
+ *   G02 numbers in environment variables           here
+ *   G04 pods/log is forbidden                      here (allowed); 403: .dev/acting_test.ts, e2e
+ *   G07 two operators at once                      here (nextStep); both at work: .dev/acting_test.ts
+ *   G09 daylight saving                            here; due times are wall instants, see DESIGN.md, Clocks
+ *   G10 namespace does not exist                   .dev/acting_test.ts
+ *   G11 names that cannot be                       here
+ *   G13 new Job without a pod                      here (it is no failure); quota: e2e
+ *   G14 Jobs of a queue                            here
+ */
+import { describe, expect, test } from "bun:test"
+import { readFileSync } from "node:fs"
+import fc from "fast-check"
+import {
+  allowed,
+  type Cause,
+  type Config,
+  causeOf,
+  decide,
+  duration,
+  durationText,
+  evidenceLines,
+  helpText,
+  INTENT,
+  type Intent,
+  instant,
+  instantText,
+  intentFor,
+  isEdited,
+  isInTheWay,
+  isSelected,
+  type Job,
+  jsonRecord,
+  marksFor,
+  maskSecrets,
+  matches,
+  messageOf,
+  newest,
+  nextStep,
+  type Pod,
+  PREFIX,
+  parseSelector,
+  podSelector,
+  printable,
+  RIGHTS,
+  readIntent,
+  readSettings,
+  replacementFor,
+  SETTINGS,
+  SettingsError,
+  tailOf,
+  textRecord,
+  table as toTable,
+  viewJob,
+  viewPod,
+  wasRemovedByTtl,
+} from "./operator.ts"
+
+const NOW = Date.parse("2026-03-01T12:00:00Z")
+const [SECOND, MINUTE, HOUR, DAY] = [1_000, 60_000, 3_600_000, 86_400_000]
+/** How the end of exited() is told. */
+const RAN = ", ran 1m, ended 2026-03-01T11:01:00Z"
+
+describe("1 Settings", () => {
+  test("readSettings() has the defaults of the Python operator", () => {
+    expect(readSettings({ JOB_NAMES: "load-a" })).toEqual({
+      config: {
+        logLevel: "debug",
+        logFormat: "text",
+        namespaces: ["flickr-downloader"],
+        jobNames: ["flickr-downloader/load-a"],
+        jobSelector: undefined,
+        checkIntervalMs: MINUTE,
+        restartDelayMs: HOUR,
+        skipDelayOnOom: false,
+        logLines: 20,
+        dryRun: false,
+      },
+      rows: expect.arrayContaining([
+        { variable: "RESTART_DELAY", value: "1h", from: "default" },
+        { variable: "JOB_NAMES", value: "load-a", from: "JOB_NAMES" },
+        { variable: "JOB_SELECTOR", value: "none", from: "default" },
+      ]),
+      warnings: [],
+    })
+  })
+
+  // G02, its table. The grammar: whole seconds, or days, hours, minutes and seconds in this order.
+  const durations = {
+    "1h": '|1h| |\n|\uFEFF|""|60m|3600',
+    "1m": '60| 60\n|060|60s|1M|60\r\n|\uFEFF60|\u00A060\u00A0|"60"|\'60s\'\n|" 60 "|0h1m0s',
+    "1h30m": "1h30m|90m|5400|1H30M",
+    "0s": "0|0s|0d",
+    "8d1h1m1s": "8d1h1m1s|8D1h1m1s",
+    "3650d": "3650d",
+    "115d17h46m39s": "9999999", // G01
+    "24d20h31m24s": "2147484", // G01
+    "24d20h31m23s": "2147483", // G01
+    refused: `1e3|1.5|0x3c|-1|NaN|Infinity|6_0|+60|１０|６０s|60ms|1w|s|h|-|1s1m|1h1h|1h30|3651d|1,5|60;|∞|٦٠|60s60|1d1d|60 seconds
+      |6 0|1h 30m|60 # a minute|'60|60"|${"9".repeat(400)}|${"9".repeat(400)}d|6\u200B0|60\n60`,
+  }
+  test.each(rowsOf(durations))("readSettings() reads as RESTART_DELAY %s: %j (G01, G02)", (expected, text) => {
+    if (expected !== "refused") return expect(durationText(settings({ RESTART_DELAY: text }).restartDelayMs)).toBe(expected)
+    expect(mistakesOf({ RESTART_DELAY: text })).toEqual([expect.stringMatching(/^RESTART_DELAY cannot be ".*": write whole seconds/)])
+  })
+
+  test("duration() reads back what durationText() says, for any whole second", () => {
+    always([fc.integer({ min: 0, max: 3650 * 86_400 })], (s) => {
+      expect(duration(0)(durationText(s * SECOND))).toBe(s * SECOND)
+      expect(duration(0)(String(s))).toBe(s * SECOND)
+    })
+  })
+
+  test("duration() takes a text of any kind as a duration within its limits or refuses it", () => {
+    always([fc.oneof(fc.string({ unit: "binary" }), fc.stringMatching(/^[0-9dhms .e+-]{0,12}$/))], (text) => {
+      const ms = attempt(() => duration(1_000)(text))
+      if (ms !== undefined) expect(Number.isSafeInteger(ms) && ms >= 1_000 && ms <= 3650 * DAY && /^[\ddhms]+$/i.test(text)).toBe(true)
+    })
+  })
+
+  test("readSettings() wants at least 1 s for CHECK_INTERVAL, and at most 10 000 LOG_LINES", () => {
+    expect(mistakesOf({ CHECK_INTERVAL: "0" })).toEqual([
+      'CHECK_INTERVAL cannot be "0": write whole seconds or a duration like 90s, 15m, 1h30m, from 1s to 3650d',
+    ])
+    for (const text of ["-1", "10001", "1.5", "1e3", "ten", "２０"])
+      expect(mistakesOf({ LOG_LINES: text })).toEqual([`LOG_LINES cannot be "${text}": write a whole number from 0 to 10000`])
+    expect([settings({ LOG_LINES: "0" }).logLines, settings({ LOG_LINES: "'10000'\n" }).logLines]).toEqual([0, 10_000])
+  })
+
+  test("readSettings() reads booleans as people write them", () => {
+    for (const text of ["true", "True", "YES", "on", "1", ' "true"\n', "\uFEFFyes"]) expect(settings({ DRY_RUN: text }).dryRun).toBe(true)
+    for (const text of ["false", "No", "off", "0", "", "'false'"]) expect(settings({ DRY_RUN: text }).dryRun).toBe(false)
+    for (const text of ["ja", "y", "2", "tru", "true # yes", "constructor", "__proto__"])
+      expect(mistakesOf({ DRY_RUN: text })).toEqual([
+        `DRY_RUN cannot be ${JSON.stringify(text)}: ${"write one of 0, 1, true, false, yes, no, on, off"}`,
+      ])
+  })
+
+  test("readSettings() warns where the Python operator read SKIP_DELAY_ON_OOM otherwise", () => {
+    const warningsOf = (text: string) => readSettings({ JOB_NAMES: "a", SKIP_DELAY_ON_OOM: text }).warnings
+    for (const text of ["true", "TRUE", " true ", "false", "no", "0", "", "off"]) expect(warningsOf(text)).toEqual([])
+    for (const text of ["yes", "on", "1", "YES"])
+      expect(warningsOf(text)).toEqual([`SKIP_DELAY_ON_OOM="${text}" is read as true; the Python operator read it as false`])
+    expect(warningsOf('"true"')).toEqual(['SKIP_DELAY_ON_OOM="true" is read as true; the Python operator read it as false'])
+  })
+
+  test("readSettings() takes LOG_LEVEL before LOGURU_LEVEL, and names the one that is wrong", () => {
+    const levelOf = (env: Env) => settings(env).logLevel
+    for (const [text, level] of Object.entries({ TRACE: "trace", success: "info", Warning: "warning", CRITICAL: "fatal", ERROR: "error" }))
+      expect(levelOf({ LOG_LEVEL: text })).toBe(level as Config["logLevel"])
+    expect(levelOf({ LOGURU_LEVEL: "ERROR" })).toBe("error")
+    expect(levelOf({ LOG_LEVEL: "INFO", LOGURU_LEVEL: "ERROR" })).toBe("info")
+    expect(levelOf({ LOG_LEVEL: " \n", LOGURU_LEVEL: "ERROR" })).toBe("error")
+    expect(mistakesOf({ LOGURU_LEVEL: "verbose" })[0]).toStartWith('LOGURU_LEVEL cannot be "verbose": write one of trace, debug, info')
+  })
+
+  test("readSettings() reports every mistake at once: the variable, the value seen, what is allowed", () => {
+    const mistakes = mistakesOf({ ...wrongEverywhere(), JOB_NAMES: "Load_A" })
+    expect(mistakes.map((line) => line.split(" cannot be ")[0])).toEqual(SETTINGS.map(({ variable }) => variable))
+    for (const line of mistakes) expect(line).toMatch(/^[A-Z_]+ cannot be ".*": .*(write|is no name).*[a-z]/)
+  })
+
+  test("readSettings() wants JOB_NAMES or JOB_SELECTOR", () => {
+    const nothing = ["JOB_NAMES and JOB_SELECTOR are both empty: set one, so that it is known which Jobs to restart"]
+    expect([mistakesOf({ JOB_NAMES: "" }), mistakesOf({ JOB_NAMES: "''", JOB_SELECTOR: " \n" })]).toEqual([nothing, nothing])
+    expect(settings({ JOB_NAMES: "", JOB_SELECTOR: "app=load" })).toMatchObject({ jobNames: undefined, jobSelector: { text: "app=load" } })
+  })
+
+  test("readSettings() reads names with commas, blanks and lines between them, each once", () => {
+    for (const text of ["load-a,load-b", " load-a , load-b,", "load-a\r\nload-b\n", "load-a\u00A0load-b", "\uFEFF'load-a,load-b,load-a'"])
+      expect(settings({ NAMESPACE: "x", JOB_NAMES: text }).jobNames).toEqual(["x/load-a", "x/load-b"])
+    expect(settings({ JOB_NAMES: "a.b-c.9" }).jobNames).toEqual(["batch-a/a.b-c.9"])
+    expect(settings({ JOB_NAMES: "a".repeat(63) }).jobNames).toEqual([`batch-a/${"a".repeat(63)}`])
+  })
+
+  const impossible = `Load_A|load-a-|${"a".repeat(64)}|../../pods/x|load%2Fa|load-a?dryRun=All|*|-a|a..b|a/b/c|ä|.`.split("|")
+  test.each(impossible)("readSettings() refuses the Job name %p (G11)", (name) => {
+    expect(mistakesOf({ JOB_NAMES: `ok,${name}` })).toEqual([expect.stringContaining(`${JSON.stringify(name)} is no name`)])
+    if (name !== "a/b/c" && name !== "../../pods/x") expect(mistakesOf({ NAMESPACE: name })[0]).toStartWith(`NAMESPACE cannot be "${name}"`)
+  })
+
+  test("readSettings() refuses commas without a name between them (G11)", () => {
+    expect(mistakesOf({ JOB_NAMES: " , ," })).toEqual(['JOB_NAMES cannot be " , ,": write at least one name'])
+  })
+
+  test("readSettings() wants namespace/name where there are several namespaces, and knows each namespace", () => {
+    expect(settings({ NAMESPACE: "a, b", JOB_NAMES: "a/load,b/load" })).toMatchObject({
+      namespaces: ["a", "b"],
+      jobNames: ["a/load", "b/load"],
+    })
+    expect(settings({ NAMESPACE: "a", JOB_NAMES: "a/load, tidy" }).jobNames).toEqual(["a/load", "a/tidy"])
+    expect(mistakesOf({ NAMESPACE: "a,b", JOB_NAMES: "a/ok,load,c/load" })).toEqual([
+      'JOB_NAMES cannot have "load": with several namespaces write namespace/name',
+      'JOB_NAMES cannot have "c/load": NAMESPACE does not name c',
+    ])
+  })
+
+  // As k8s.io/apimachinery/pkg/labels reads them.
+  const selectors = {
+    "": "",
+    "a exists ": "a|\ra| a ",
+    "a absent ": "!a|! a",
+    "a in b": "a=b|a == b|a in(b)|a in ( b )|a\tin\n(b)",
+    "a notin b": "a!=b|a notin\n (b)|a != b",
+    "a in ": "a=|a= |a in ()",
+    "a in ; z in ": "a= ,z= ",
+    "a in b,": "a in (b,)",
+    "a in b,c; d absent ; e notin f; g in h; x.y/z notin q": "a in (b, c),!d,e!=f,g==h, x.y/z notin (q)",
+    "a in b; c absent ": "a=b,\n!c|a=b,\r\n!c",
+    "notin in in; in notin in,notin": "notin=in,in notin (in,notin)",
+    "0.1.2.domain/99 notin 10.10.100.1,tick.tack.clock": "0.1.2.domain/99 notin (10.10.100.1, tick.tack.clock)",
+    refused: `a,|a=b,|,| ,|,a|a,,b|a=b,,c=d|a==b==c|!a=b|a=b=c|!!|!|=b|a=-b|a=b-|-a|a/b/c|/a|a/|a>1|a<1|a=(b)|a!b|ä=b|a=ä|a!==b|a b|a=b c=d
+      |a in b|a in (b|a in b)|a in (b c)|a in ((b))|a,(b)|a notin|a=b, |ain (b)|a In (b)`,
+  }
+  test.each(rowsOf(selectors))("parseSelector() reads as %j, as kubectl does: %j", (expected, text) => {
+    if (expected === "refused") return expect(() => parseSelector(text)).toThrow(/^at character \d+ write a condition such as/)
+    const { requirements } = parseSelector(text)
+    expect(requirements.map(({ key, operator, values }) => `${key} ${operator} ${values}`).join("; ")).toBe(expected)
+  })
+  test("parseSelector() refuses two conditions side by side", () => expect(() => parseSelector("a||b=c")).toThrow("at character 1"))
+
+  test("parseSelector() names the place of a mistake", () => {
+    expect(mistakesOf({ JOB_SELECTOR: "app=load, team in (x" })).toEqual([
+      'JOB_SELECTOR cannot be "app=load, team in (x": at character 10 write a condition such as key=value, key!=value, key in (a,b), key or !key',
+    ])
+  })
+
+  test("matches() holds != and notin for an absent label, and asks for every condition", () => {
+    const rows: [string, Record<string, string>, boolean][] = [
+      ["", {}, true],
+      ["x=z", {}, false],
+      ["x!=z", {}, true],
+      ["x notin (z)", { x: "z" }, false],
+      ["x", { x: "" }, true],
+      ["!x", { x: "" }, false],
+      ["x=y,z=w", { x: "y", z: "w" }, true],
+      ["x=y,z=w", { x: "w", z: "w" }, false],
+      ["x in (a,b)", { x: "b" }, true],
+      ["x in ()", { x: "" }, true],
+      ["toString", {}, false],
+      ["constructor!=x", {}, true],
+    ]
+    for (const [selector, labels, expected] of rows)
+      expect([selector, matches(parseSelector(selector), labels)]).toEqual([selector, expected])
+  })
+
+  const readme = readFileSync(`${import.meta.dir}/README.md`, "utf8")
+  test.skipIf(readme.includes("SETTINGS_TABLE"))("SETTINGS and the README's table say the same", () => {
+    for (const { variable, default: value, help, olderName } of SETTINGS) {
+      const name = `\`${variable}\`${olderName ? ` (else \`${olderName}\`)` : ""}`
+      expect(readme).toContain(`| ${name} | ${value ? `\`${value}\`` : "none"} | ${help} |`)
+    }
+  })
+})
+
+describe("2 What we see", () => {
+  const skeleton = { template: { metadata: {}, spec: { containers: null } } }
+  const phases: Record<string, [Job, string]> = {
+    "a Job without conditions": [runningJob(), "running"],
+    "Failed=False (B11.1)": [jobWith([{ type: "Failed", status: "False" }]), "running"],
+    "Complete with failed pods (B11.2)": [jobWith([isTrue("SuccessCriteriaMet"), isTrue("Complete")], { failed: 3 }), "succeeded"],
+    "SuccessCriteriaMet alone": [jobWith([isTrue("SuccessCriteriaMet")]), "succeeded"],
+    "Suspended=True (B11.3)": [{ ...jobWith([isTrue("Suspended")]), spec: { ...spec(), suspend: true } }, "suspended"],
+    "failed pods, no conditions (B11.4)": [jobWith(undefined, { failed: 2, active: 1 }), "running"],
+    "conditions null (B11.5)": [jobWith(null), "running"],
+    "FailureTarget=True": [jobWith([isTrue("FailureTarget", "BackoffLimitExceeded")]), "failing"],
+    "Failed=True and Complete=True": [jobWith([isTrue("Failed"), isTrue("Complete")]), "succeeded"],
+    "FailureTarget=True and Failed=True": [jobWith([isTrue("FailureTarget"), isTrue("Failed")]), "failed"],
+    "no status at all (G13)": [{ metadata: { name: "load-a", uid: "U2" } }, "running"],
+    "a bookmark (D05)": [{ metadata: { resourceVersion: "900" }, spec: skeleton, status: {} } as never, "running"],
+    nothing: [{}, "running"],
+  }
+  test.each(Object.entries(phases))("viewJob() sees %s as it is", (_, [job, phase]) => {
+    expect(viewJob(job).phase).toBe(phase as never)
+    if (phase !== "failed") expect(decide(viewJob(job), "unknown", anyJob(), NOW).do).toBe("leave") // B11
+  })
+
+  test("viewJob() takes the failure's instant from lastTransitionTime, else from what is there", () => {
+    const at = (condition: object) =>
+      viewJob(jobWith([{ ...isTrue("Failed"), lastTransitionTime: undefined, ...condition } as never])).failedAt
+    expect(at({ lastTransitionTime: "2026-03-01T11:00:00Z" })).toBe(NOW - HOUR)
+    expect(at({ lastTransitionTime: null, lastProbeTime: "2026-03-01T11:00:00Z" })).toBe(NOW - HOUR)
+    expect(at({ lastTransitionTime: "0001-01-01T00:00:00Z" })).toBe(Date.parse("2026-03-01T00:00:00Z"))
+  })
+
+  test("viewJob() reports the condition's reason and message (A17, B01)", () => {
+    for (const reason of ["PodFailurePolicy", "FailedIndexes", "BackoffLimitExceeded", "DeadlineExceeded"])
+      expect(viewJob(failedJob({ reason }))).toMatchObject({ reason, message: `because ${reason}` })
+  })
+
+  test("viewJob() knows who else answers for a Job (A14, G14)", () => {
+    const owned = (kind: string, more: object) =>
+      viewJob(failedJob({ metadata: { ownerReferences: [{ apiVersion: "x/v1", kind, name: "tick", uid: "U9", ...more }] } })).manager
+    for (const more of [{ controller: true }, { controller: false }, {}]) expect(owned("CronJob", more)).toBe("it is owned by CronJob tick")
+    expect(owned("Workflow", { controller: true })).toBe("it is owned by Workflow tick")
+    expect(owned("ConfigMap", {})).toBeUndefined()
+    expect(viewJob(failedJob({ spec: { managedBy: "example.test/other" } })).manager).toBe("it is managed by example.test/other")
+    expect(viewJob(failedJob({ spec: { managedBy: "kubernetes.io/job-controller" } })).manager).toBeUndefined()
+  })
+
+  test("instant() knows year 1, null and nonsense for what they are (B08)", () => {
+    expect(["0001-01-01T00:00:00Z", null, undefined, "", "soon"].map(instant)).toEqual(Array(5).fill(undefined))
+    expect(instant("2026-03-01T12:00:00.5Z")).toBe(NOW + 500)
+  })
+
+  test("viewPod() never throws, whatever is missing", () => {
+    expect(viewPod({})).toMatchObject({ phase: "Unknown", containers: [], evicted: false })
+    expect(
+      viewPod({ metadata: {}, status: { containerStatuses: null, initContainerStatuses: null, conditions: null } as never }).containers,
+    ).toEqual([])
+    expect(viewPod({ status: { containerStatuses: [{ name: "worker" } as never] } }).containers[0]).toMatchObject({
+      state: "waiting",
+      ended: false,
+    })
+  })
+
+  test("viewPod() takes lastState where a container waits or runs again (C14)", () => {
+    const lastState = { terminated: { exitCode: 3, reason: "Error" } }
+    for (const state of [{ waiting: { reason: "CrashLoopBackOff" } }, { running: {} }])
+      expect(pod({ containers: [{ ...exited("worker", 0), state, lastState, restartCount: 3 }] }).containers[0]).toMatchObject({
+        exitCode: 3,
+        reason: "Error",
+        ended: true,
+        restarts: 3,
+      })
+    expect(pod({ containers: [{ ...exited("worker", 5), lastState }] }).containers[0]).toMatchObject({ exitCode: 5 })
+  })
+
+  const stopped = exited("worker", 143, { minute: 9 })
+  const disrupted = { conditions: [isTrue("DisruptionTarget", "TaintManagerEviction")] }
+  const causes: Record<string, [Cause, ...Pods]> = {
+    "no pods left (B01)": ["unknown"],
+    "code 3": ["exit:3", { containers: [exited("worker", 3)] }],
+    "137 alone, which is no OOM": ["exit:137", { containers: [exited("worker", 137, { reason: "Error" })] }],
+    "OOMKilled with code 0 and phase Succeeded (B02)": ["oom", { phase: "Succeeded", containers: [oomKilled("worker", 0)] }],
+    "an init container OOMKilled (B04)": ["oom", { init: [oomKilled("fetch")], containers: [waiting("worker", "PodInitializing")] }],
+    "OOMKilled in lastState": ["oom", { containers: [{ ...running("worker"), lastState: oomKilled("worker").state! }] }],
+    "OOMKilled, then another end": ["exit:3", { containers: [{ ...exited("worker", 3), lastState: oomKilled("worker").state! }] }],
+    "the mesh ended well, the worker OOMKilled (B14)": ["oom", { containers: [exited("mesh", 0), oomKilled("worker")] }],
+    "an older pod with code 1 (B14)": ["oom", { containers: [oomKilled("worker", 137, 9)] }, { containers: [exited("worker", 1)] }],
+    "an older pod OOMKilled": ["exit:1", { containers: [oomKilled("worker")] }, { containers: [exited("worker", 1, { minute: 9 })] }],
+    "two codes": ["exit:4", { containers: [exited("b", 4, { minute: 5 }), exited("a", 3, { minute: 2 })] }],
+    "Evicted, no statuses (B06)": ["evicted", { phase: "Failed", reason: "Evicted", message: "node was short of disk" }],
+    "DisruptionTarget=True": ["evicted", { ...disrupted, containers: [stopped] }],
+    "DisruptionTarget=False": ["exit:143", { conditions: [{ type: "DisruptionTarget", status: "False" }], containers: [stopped] }],
+    "NodeLost, still running (B16)": ["evicted", { deleting: true, phase: "Running", reason: "NodeLost", containers: [running("worker")] }],
+    "ContainerStatusUnknown with year 1 (B08)": ["unknown", { containers: [statusUnknown("0001-01-01T00:00:00Z")] }],
+    "ContainerStatusUnknown with null (B08)": ["unknown", { containers: [statusUnknown(null)] }],
+    "the deadline, no pods (B09)": ["deadline"],
+    "the pod's deadline (B09)": ["deadline", { phase: "Failed", reason: "DeadlineExceeded" }],
+    "the deadline, never started (B12)": ["deadline", { phase: "Pending", containers: [waiting("worker", "ImagePullBackOff")] }],
+    "the deadline, its pod was stopped": ["deadline", { deleting: true, phase: "Running", containers: [exited("worker", 137)] }],
+    "another pod had failed": ["exit:42", { deleting: true, containers: [stopped] }, { containers: [exited("worker", 42)] }],
+    "code 0 and no time (C11)": ["unknown", { containers: [exited("worker", 0, { startedAt: null, finishedAt: null })] }],
+  }
+  test.each(Object.entries(causes))("causeOf() after %s", (name, [cause, ...pods]) => {
+    const reason = name.startsWith("the deadline") ? "DeadlineExceeded" : "BackoffLimitExceeded"
+    expect(causeOf(viewJob(failedJob({ reason })), pods.map(pod))).toBe(cause)
+  })
+
+  test("causeOf() does not depend on the order of the pods, nor changes them", () => {
+    const [first, second] = [{ containers: [exited("worker", 1)] }, { containers: [oomKilled("worker", 137, 5)] }]
+    const views = [first, second, { containers: [exited("worker", 3, { minute: 7 })] }].map((p, i) => pod({ ...p, name: `p${i}` }))
+    always([fc.shuffledSubarray(views, { minLength: 3 })], (shuffled) => {
+      const before = structuredClone(shuffled)
+      expect(causeOf(viewJob(failedJob()), shuffled)).toBe("exit:3")
+      expect(shuffled).toEqual(before)
+    })
+  })
+})
+
+describe("3 What to do", () => {
+  const deleted = { deletionTimestamp: instantText(NOW) }
+  const left: Record<string, [Job, string]> = {
+    runs: [runningJob(), "it is running"],
+    succeeded: [jobWith([isTrue("Complete")]), "it has succeeded"],
+    "succeeded with an OOMKilled pod (B02)": [jobWith([isTrue("SuccessCriteriaMet"), isTrue("Complete")]), "it has succeeded"],
+    "is suspended (G14)": [{ ...runningJob(), spec: { ...spec(), suspend: true } }, "it is suspended"],
+    "is failing": [jobWith([isTrue("FailureTarget")]), "it is failing: its pods are being stopped"],
+    "failed and is being deleted (A10)": [failedJob({ ago: DAY, metadata: deleted }), "it is being deleted"],
+    "is owned by a CronJob (A14)": [failedJob({ ago: DAY, metadata: { ownerReferences: [cronJob()] } }), "it is owned by CronJob tick"],
+    "is managed by another (G14)": [failedJob({ ago: DAY, spec: { managedBy: "other.test/x" } }), "it is managed by other.test/x"],
+    "is not selected": [failedJob({ ago: DAY, name: "load-b" }), "it is not selected"],
+  }
+  test.each(Object.entries(left))("decide() leaves a Job alone that %s", (_, [job, because]) => {
+    const healthy = !/owned|managed/.test(because)
+    expect(decide(viewJob(job), "oom", settings({ SKIP_DELAY_ON_OOM: "true" }), NOW)).toEqual({ do: "leave", because, healthy })
+  })
+
+  test("decide() waits until the delay has passed, and not a millisecond longer", () => {
+    const [config, job] = [settings({ RESTART_DELAY: "1h" }), viewJob(failedJob())]
+    const because = "RESTART_DELAY 1h"
+    expect(decide(job, "exit:3", config, NOW)).toEqual({ do: "wait", dueAt: NOW + HOUR, because })
+    expect(decide(job, "exit:3", config, NOW + HOUR - 1)).toEqual({ do: "wait", dueAt: NOW + HOUR, because })
+    expect(decide(job, "exit:3", config, NOW + HOUR)).toEqual({ do: "restart", dueAt: NOW + HOUR, because })
+    expect(decide(job, "exit:3", settings({ RESTART_DELAY: "0" }), NOW).do).toBe("restart")
+    const never = decide(job, "exit:3", settings({ RESTART_DELAY: "9999999" }), NOW + 2 ** 31) // G01
+    expect(never).toMatchObject({ do: "wait", dueAt: NOW + 9_999_999_000 })
+  })
+
+  test("decide() restarts a Job of a queue as any other, and leaves its suspend field as it is (G14)", () => {
+    const job = failedJob({ ago: DAY, metadata: { labels: { "kueue.x-k8s.io/queue-name": "q1" } }, spec: { suspend: false } })
+    expect(decide(viewJob(job), "unknown", settings(), NOW).do).toBe("restart")
+    expect(replacementFor(job)).toMatchObject({ metadata: { labels: { "kueue.x-k8s.io/queue-name": "q1" } }, spec: { suspend: false } })
+  })
+
+  test("decide() restarts at once after an OOM kill where SKIP_DELAY_ON_OOM says so, then later and later", () => {
+    const config = settings({ SKIP_DELAY_ON_OOM: "true", RESTART_DELAY: "5m" })
+    let job = failedJob()
+    const waits = Array.from({ length: 8 }, () => {
+      const decision = decide(viewJob(job), "oom", config, NOW)
+      job = failedJob({ metadata: { annotations: marksFor(viewJob(job), "oom") } })
+      return decision.do === "leave" ? decision : [(decision.dueAt - NOW) / SECOND, decision.because.replace(/.*, /, "")]
+    })
+    expect(waits).toEqual([0, 10, 20, 40, 80, 160, 300, 300].map((s, i) => [s, `kill ${i + 1} in a row`]))
+    expect(decide(viewJob(job), "exit:1", config, NOW)).toMatchObject({ dueAt: NOW + 5 * MINUTE }) // another cause
+    expect(decide(viewJob(job), "oom", settings({ RESTART_DELAY: "5m" }), NOW)).toMatchObject({ dueAt: NOW + 5 * MINUTE })
+    expect(marksFor(viewJob(job), "exit:1")).toMatchObject({ [`${PREFIX}restarts`]: "9", [`${PREFIX}restarts-of-cause`]: "1" })
+  })
+
+  test("decide() never lets the wait after OOM kills pass RESTART_DELAY, nor overflow, whatever the annotation says", () => {
+    const odd = fc.constantFrom("1e9", "-1", "NaN", "9".repeat(400))
+    const counts = fc.oneof(fc.nat(40).map(String), fc.maxSafeNat().map(String), fc.string(), odd)
+    always([counts, fc.nat(3650 * 86_400)], (text, seconds) => {
+      const annotations = { [`${PREFIX}restarts-of-cause`]: text, [`${PREFIX}last-cause`]: "oom", [`${PREFIX}restarts`]: text }
+      const view = viewJob(failedJob({ metadata: { annotations } }))
+      const decision = decide(view, "oom", settings({ SKIP_DELAY_ON_OOM: "true", RESTART_DELAY: `${seconds}s` }), NOW)
+      const waitMs = decision.do === "leave" ? Number.NaN : decision.dueAt - NOW
+      const kills = /^\d{1,9}$/.test(text) ? Number(text) : 0
+      expect(waitMs).toBe(kills === 0 ? 0 : Math.min(seconds * SECOND, 10 * SECOND * 2 ** (kills - 1)))
+      for (const count of [0, 1]) expect(Object.values(marksFor(view, "oom"))[count]).toBe(String(kills + 1))
+    })
+  })
+
+  test("decide() restarts failed Jobs only, never before the failure plus the delay, and always says the same", () => {
+    always([anyFailure(), fc.integer({ min: -2 * DAY, max: 2 * DAY }), fc.nat(2 * 86_400)], (job, sinceMs, delay) => {
+      const [view, config, now] = [viewJob(job), settings({ RESTART_DELAY: String(delay) }), NOW + sinceMs]
+      const decision = decide(view, "exit:1", config, now)
+      expect(decide(viewJob(structuredClone(job)), "exit:1", config, now)).toEqual(decision)
+      if (decision.do === "leave") return expect(view.phase === "failed" && !view.deleting && !view.manager).toBe(false)
+      expect([view.phase, view.deleting, view.manager]).toEqual(["failed", false, undefined])
+      expect(decision.dueAt).toBe(NOW + delay * SECOND)
+      expect(decision.do).toBe(now >= NOW + delay * SECOND ? "restart" : "wait")
+    })
+  })
+
+  test("decide() is not later than the TTL, which would take the Job (A12)", () => {
+    const due = (ttl: number, RESTART_DELAY: string) =>
+      decide(viewJob(failedJob({ spec: { ttlSecondsAfterFinished: ttl } })), "exit:1", settings({ RESTART_DELAY }), NOW)
+    expect(due(0, "1h")).toMatchObject({ do: "restart", dueAt: NOW })
+    expect(due(600, "1h")).toMatchObject({ do: "wait", dueAt: NOW + 595 * SECOND })
+    expect(due(600, "1m")).toMatchObject({ do: "wait", dueAt: NOW + MINUTE })
+  })
+
+  test("wasRemovedByTtl() tells a person's delete from the TTL's (A13)", () => {
+    const gone = (ttl: number | undefined, afterMs: number) =>
+      wasRemovedByTtl(viewJob(failedJob({ spec: ttl === undefined ? {} : { ttlSecondsAfterFinished: ttl } })), NOW + afterMs)
+    expect([gone(undefined, 100 * SECOND), gone(600, 100 * SECOND)]).toEqual([false, false])
+    expect([gone(600, 600 * SECOND), gone(0, 0)]).toEqual([true, true])
+    expect(wasRemovedByTtl(viewJob({ ...runningJob(), spec: { ...spec(), ttlSecondsAfterFinished: 0 } }), NOW)).toBe(false)
+  })
+
+  test("isSelected() wants both JOB_NAMES and JOB_SELECTOR where both are set", () => {
+    const selected = (env: Env) => isSelected(viewJob(failedJob({ metadata: { labels: { app: "load" } } })), settings(env))
+    expect([selected({}), selected({ JOB_SELECTOR: "app=load" }), selected({ JOB_SELECTOR: "app!=load" })]).toEqual([true, true, false])
+    expect([selected({ JOB_NAMES: "load-b" }), selected({ JOB_NAMES: "", JOB_SELECTOR: "app" })]).toEqual([false, true])
+  })
+
+  test("decide() knows no local time: the clock change alters nothing, and all text is UTC with Z (G09)", () => {
+    const script = `
+      const { decide, viewJob, readSettings, instantText, textRecord } = await import(${JSON.stringify(`${import.meta.dir}/operator.ts`)})
+      const { config } = readSettings({ NAMESPACE: "x", JOB_NAMES: "j", RESTART_DELAY: "60" })
+      for (const at of ["2026-10-25T00:59:30Z", "2026-03-29T00:59:30Z"]) {
+        const conditions = [{ type: "Failed", status: "True", lastTransitionTime: at }]
+        const { dueAt } = decide(viewJob({ metadata: { namespace: "x", name: "j" }, status: { conditions } }), "unknown", config, 0)
+        console.log(dueAt - Date.parse(at), instantText(dueAt), textRecord(dueAt, "info", "hello").trim())
+      }`
+    for (const TZ of ["Europe/Berlin", "Nowhere/Unknown"]) {
+      const { stdout } = Bun.spawnSync([process.execPath, "-e", script], { env: { ...process.env, TZ } })
+      expect(stdout.toString().trim().split("\n")).toEqual(
+        ["2026-10-25", "2026-03-29"].map((day) => `60000 ${day}T01:00:30Z ${day} 01:00:30.000Z | INFO     | hello`),
+      )
+    }
+  })
+
+  test("replacementFor() drops the generated selector and labels, and keeps the user's label (A01)", () => {
+    const template = (labels: object) => ({ template: { metadata: { labels } } })
+    const labels = { app: "load", "controller-uid": "U1", "job-name": "load-a" }
+    const spec = { selector: { matchLabels: { "controller-uid": "U1" } }, ...template(labels) }
+    const replacement = replacementFor({ metadata: { name: "load-a", uid: "U1" }, spec } as never) as unknown
+    expect(replacement).toEqual({ apiVersion: "batch/v1", kind: "Job", metadata: { name: "load-a" }, spec: template({ app: "load" }) })
+  })
+
+  test("replacementFor() drops what the server made, in both places, and nothing else (A02)", () => {
+    const plain = { "controller-uid": "U1", "job-name": "load-a" }
+    const generated = { ...plain, "batch.kubernetes.io/controller-uid": "U1", "batch.kubernetes.io/job-name": "load-a" }
+    const names = { name: "load-a", generateName: "load-" }
+    const live = {
+      metadata: {
+        ...serverMetadata(),
+        ...{ ...names, deletionTimestamp: "2026-03-01T00:00:00Z", deletionGracePeriodSeconds: 0, selfLink: "/x" },
+        finalizers: ["foregroundDeletion", "orphan", "example.test/mine"],
+        labels: { ...generated, own: "1" },
+        annotations: { "batch.kubernetes.io/job-tracking": "", note: "keep" },
+      },
+      spec: { template: { metadata: { creationTimestamp: null, labels: { ...generated, team: "blue" } } } },
+      status: { failed: 1 },
+    } as unknown as Job
+    expect(replacementFor(live)).toStrictEqual({
+      metadata: { ...names, finalizers: ["example.test/mine"], labels: { own: "1" }, annotations: { note: "keep" } },
+      spec: { template: { metadata: { labels: { team: "blue" } } } },
+      ...{ apiVersion: "batch/v1", kind: "Job" },
+    } as never)
+  })
+
+  test("replacementFor() keeps every spec field byte for byte, newer ones too (A17)", () => {
+    const fields = JSON.parse(
+      `{"completionMode":"Indexed","completions":3,"parallelism":3,"backoffLimitPerIndex":1,"maxFailedIndexes":1,"podReplacementPolicy":"Failed",
+        "podFailurePolicy":{"rules":[{"action":"FailJob","onExitCodes":{"operator":"In","values":[42]}}]},"newerField":{"a":[null,"<&&\\"",0]}}`,
+    )
+    const live = stored({ ...failedJob(), spec: { ...spec(), ...fields }, status: { failedIndexes: "1" } }, "U1")
+    const { template: _, suspend: __, ...rest } = replacementFor(live).spec as object & { template: object; suspend: boolean }
+    expect(JSON.stringify(rest)).toBe(JSON.stringify(fields))
+  })
+
+  test("replacementFor() keeps all under manualSelector", () => {
+    const labels = { "controller-uid": "mine", "job-name": "mine", app: "load" }
+    const spec = { manualSelector: true, selector: { matchLabels: labels }, template: { metadata: { labels } } }
+    expect(replacementFor(stored({ ...failedJob(), spec } as never, "U1")).spec).toMatchObject(spec)
+  })
+
+  test("replacementFor() gives back what the user wrote, whatever it is, and changes nothing the second time", () => {
+    always([anyUsersJob(), fc.boolean()], (user, defaulted) => {
+      const live = stored(user, "U1", defaulted)
+      const before = structuredClone(live)
+      const replacement = replacementFor(live)
+      expect(live).toEqual(before)
+      expect(replacementFor(replacement)).toStrictEqual(replacement)
+      // The server makes of it what it had made of the user's.
+      expect(stored(replacement, "U2", defaulted)).toEqual(stored(user, "U2", defaulted))
+      expect(isEdited(live, stored(replacement, "U2", defaulted))).toBe(false)
+    })
+  })
+
+  test("isEdited() sees what a person writes, and not what the server, a delete or we write", () => {
+    const live = stored(failedJob({ metadata: { labels: { app: "load" }, annotations: { note: "1" } } }), "U1")
+    const change = ({ metadata, spec, status }: { metadata?: object; spec?: object; status?: object }) =>
+      ({
+        ...live,
+        metadata: { ...live.metadata, ...metadata },
+        spec: { ...live.spec, ...spec },
+        status: { ...live.status, ...status },
+      }) as Job
+    const deleting = { ...deleted, deletionGracePeriodSeconds: 0, finalizers: ["foregroundDeletion"], resourceVersion: "9", generation: 2 }
+    for (const same of [{}, { metadata: deleting }, { metadata: { managedFields: [] } }, { status: { failed: 9 } }])
+      expect(isEdited(live, change(same))).toBe(false)
+    expect(isEdited(live, change({ metadata: { annotations: { note: "1", ...marksFor(viewJob(live), "oom") } } }))).toBe(false)
+    const edits = [{ metadata: { annotations: { note: "2" } } }, { metadata: { labels: {} } }, { spec: { parallelism: 2 } }]
+    for (const edit of [...edits, { spec: { suspend: true } }]) expect(isEdited(live, change(edit))).toBe(true)
+  })
+
+  test("readIntent() restores exactly replacementFor() plus the marks from an intent that the server has stored", () => {
+    always([anyUsersJob(), fc.boolean(), fc.option(fc.nat(10 ** 9))], (user, defaulted, wait) => {
+      const live = stored(user, "U1", defaulted)
+      const marks = marksFor(viewJob(live), "oom")
+      const notBefore = wait === null ? undefined : NOW + wait * SECOND
+      const intent = readIntent(stored(intentFor(live, marks, notBefore), "U7", defaulted)) as Intent
+      const replacement = replacementFor(live)
+      expect(intent.replacement).toEqual({
+        ...replacement,
+        metadata: { ...replacement.metadata, annotations: { ...replacement.metadata?.annotations, ...marks } },
+      })
+      expect(intent).toMatchObject({ jobName: "load-a", jobUid: "U1", jobVersion: "7", uid: "U7", namespace: "batch-a", deleting: false })
+      expect(intent.notBefore).toBe(notBefore ?? 0)
+      expect(isEdited(live, intent.replacement)).toBe(false)
+    })
+  })
+
+  test("intentFor() is a suspended Job that no owner, queue, finalizer or selector acts on", () => {
+    always([anyUsersJob()], (user) => {
+      const { metadata, spec: s, status } = intentFor(stored(user, "U1"), { mark: "1" })
+      expect([s?.suspend, s?.selector, s?.manualSelector, status]).toEqual([true, undefined, undefined, undefined])
+      const { ownerReferences, finalizers, uid, resourceVersion } = metadata ?? {}
+      expect([ownerReferences, finalizers, uid, resourceVersion]).toEqual(Array(4).fill(undefined))
+      expect(Object.keys({ ...metadata?.labels }).filter((key) => key.startsWith("kueue.x-k8s.io/"))).toEqual([])
+      expect(metadata).toMatchObject({ labels: { [INTENT]: "load-a" }, annotations: { mark: "1" } })
+      expect(metadata?.name).not.toBe("load-a")
+    })
+  })
+
+  test("intentFor() gives the same name for the same Job and version, another for any other, always a valid one", () => {
+    const nameOf = (name: string, uid = "U1", resourceVersion = "7") =>
+      intentFor({ ...failedJob(), metadata: { ...failedJob().metadata, name, uid, resourceVersion } }, {}).metadata?.name ?? ""
+    expect(nameOf("load-a")).toMatch(/^load-a-restart-[0-9a-f]{12}$/)
+    const names = [nameOf("load-a"), nameOf("load-a"), nameOf("load-a", "U2"), nameOf("load-a", "U1", "8"), nameOf("load-b")]
+    expect(new Set(names).size).toBe(4)
+    for (const name of ["a", "a".repeat(63), `${"a".repeat(29)}.b`, `${"a".repeat(28)}--.b`, `${"a.".repeat(31)}a`])
+      expect(nameOf(name)).toMatch(/^(?=.{14,51}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/)
+  })
+
+  test("readIntent() is undefined for a Job that is no intent, or that was made unreadable", () => {
+    const intent = stored(intentFor(stored(failedJob(), "U1"), {}), "U7")
+    const withAnnotation = (text?: string) =>
+      readIntent({ ...intent, metadata: { ...intent.metadata, annotations: text === undefined ? {} : { [INTENT]: text } } })
+    expect(readIntent(failedJob())).toBeUndefined()
+    const broken = `|{|null|[]|3|{}|{"name":"a","uid":"","resourceVersion":"1"}|{"name":1,"uid":"u","resourceVersion":"1"}`.split("|")
+    for (const text of [undefined, ...broken]) expect([text, withAnnotation(text)]).toEqual([text, undefined])
+    expect(readIntent({ ...intent, metadata: { ...intent.metadata, deletionTimestamp: "2026-03-01T00:00:00Z" } })?.deleting).toBe(true)
+  })
+
+  const steps: Record<string, [Job | undefined, string]> = {
+    "the Job is absent": [undefined, "create"],
+    "the Job is terminating with the intent's uid": [liveJob({ ...deleted, resourceVersion: "9" }), "await absence"],
+    "the Job is terminating, never edited": [liveJob(deleted), "await absence"],
+    "the Job is terminating and was edited": [liveJob({ ...deleted, resourceVersion: "9", labels: { a: "b" } }), "rewrite"],
+    "the Job is there with that uid and version": [liveJob({}), "delete"],
+    "the Job is there with another version": [liveJob({ resourceVersion: "8" }), "discard"],
+    "another uid has the name (A15, G07)": [liveJob({ uid: "U2", annotations: { tool: "sync" } }), "finish"],
+    "another uid is terminating": [liveJob({ uid: "U2", ...deleted }), "finish"],
+  }
+  test.each(Object.entries(steps))("nextStep() when %s", (_, [live, step]) => expect(nextStep(intentOf(), live, NOW)).toBe(step as never))
+
+  test("nextStep() waits for the due time where the TTL took the Job early", () => {
+    const intent = intentOf({}, NOW + HOUR)
+    expect([NOW, NOW + HOUR - 1].map((now) => nextStep(intent, undefined, now))).toEqual(["await due time", "await due time"])
+    expect(nextStep(intent, undefined, NOW + HOUR)).toBe("create")
+  })
+
+  test("newest() is the intent of the highest version, as a number, that is not being deleted", () => {
+    const intent = (jobVersion: string, deleting = false) => ({ ...intentOf(), jobVersion, deleting })
+    expect(newest([])).toBeUndefined()
+    expect(newest([intent("9"), intent("10"), intent("1000", true)])?.jobVersion).toBe("10")
+    always([fc.array(fc.bigInt({ min: 1n, max: 2n ** 64n }), { minLength: 1 })], (versions) => {
+      const most = versions.toSorted((a, b) => Number(a - b)).at(-1)
+      expect(newest(versions.map((version) => intent(String(version))))?.jobVersion).toBe(String(most))
+    })
+  })
+
+  const pods: Record<string, [Pod, boolean, boolean]> = {
+    "owned by the old Job": [{ metadata: { ownerReferences: [owner("U1")] }, status: { phase: "Running" } }, true, true],
+    "owned by the old Job and ended (B16)": [{ metadata: { ownerReferences: [owner("U1")] }, status: { phase: "Failed" } }, true, true],
+    "owned by another Job": [{ metadata: { ownerReferences: [owner("U2")] }, status: { phase: "Running" } }, false, false],
+    "an orphan that runs (A06)": [{ metadata: {}, status: { phase: "Running" } }, true, true],
+    "an orphan that has ended": [{ metadata: {}, status: { phase: "Succeeded" } }, false, true],
+    "an orphan without status": [{}, true, true],
+  }
+  test.each(Object.entries(pods))("isInTheWay() for a pod that is %s", (_, [aPod, generated, manual]) => {
+    expect(isInTheWay(aPod, intentOf())).toBe(generated)
+    expect(isInTheWay(aPod, intentOf({ manualSelector: true, selector: { matchLabels: { app: "x" } } }))).toBe(manual)
+  })
+
+  test("podSelector() finds the old Job's pods by uid, or by a manual selector", () => {
+    expect(podSelector(intentOf())).toBe("batch.kubernetes.io/controller-uid=U1")
+    const matchExpressions = [
+      { key: "a", operator: "In", values: ["b", "c"] },
+      { key: "d", operator: "NotIn", values: ["e"] },
+      { key: "f", operator: "Exists", values: [] },
+      { key: "g", operator: "DoesNotExist" },
+    ]
+    const text = podSelector(intentOf({ manualSelector: true, selector: { matchLabels: { app: "x" }, matchExpressions } }))
+    expect(text).toBe("app=x,a in (b,c),d notin (e),f,!g")
+    expect(matches(parseSelector(text), { app: "x", a: "b", f: "" })).toBe(true)
+  })
+})
+
+describe("4 How we say it", () => {
+  test("printable() lets nothing through that breaks a line, forges a record or drives a terminal", () => {
+    const nasty =
+      "\n|\r|\u0085|\u2028|\u2029|\u001b[2J|\u009b2J|\u0007|\0|\u202e|\u2066|\u200b|\u200d|\uFEFF|\u00AD|\ud800|\u{E0041}".split("|")
+    for (const text of nasty) expect(printable(`a${text}b`)).toMatch(/^a\\u\{[0-9a-f]+\}(\[?2J)?b$/)
+    expect(printable("\u001b[31mred\ttab ümläut 漢字 😀")).toBe("\\u{1b}[31mred tab ümläut 漢字 😀")
+    always([fc.string({ unit: fc.oneof(fc.constantFrom(...nasty), fc.string({ unit: "binary", maxLength: 3 })) })], (text) => {
+      expect(printable(text)).not.toMatch(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/u)
+      expect(printable(printable(text))).toBe(printable(text))
+      expect(textRecord(NOW, "info", text, [text]).split(/\r\n|[\n\r\v\f\u0085\u2028\u2029]/)).toHaveLength(3)
+      expect(jsonRecord(NOW, "info", text, { lines: [text] }).split(/[\n\r\u0085\u2028\u2029]/)).toHaveLength(2)
+    })
+  })
+
+  // C13: each with its secret planted as {{...}}; nothing of that may be left.
+  const secrets = [
+    ...String.raw`
+      GET /services/rest?api_key={{s3cr3t-demo}}&format=json || oauth_token={{72157720-a1b2c3}}&oauth_verifier={{f00ba4}}
+      oauth_signature="{{tR3%2BTy81lMeYAr%2FFid0kMTYa%2FWM%3D}}" || Authorization: Bearer {{abc.DEF-123_x}} || authorization: basic {{dXNlcjpwYXNz}}
+      Proxy-Authorization: Basic {{dXNlcjpwYXNz}} || curl -H "Authorization: Bearer {{abcdef012345}}" https://example.test
+      Authorization: OAuth oauth_consumer_key="{{ck-123}}", oauth_token="{{tok-456}}", oauth_signature="{{sig%3D}}" || Cookie: a=b; c={{0a1b2c3d}}
+      Authorization: Digest username="{{Mufasa}}", realm="x", response="{{6629fae4}}" || {"Authorization":"Bearer {{short}}"}
+      {"headers": {"Authorization": "OAuth oauth_token=\"{{tok-456}}\""}} || {'Authorization': 'Token {{abc123}}', 'Accept': '*/*'}
+      sent Bearer {{eyabcdefgh12345}} along || "password": "{{x1 y1}}" || {"password":"{{with \"quotes\" inside}}","user":"me"} || 'token': '{{x1 z1}}'
+      password={{hunter2}} user=me || PASSWORD: {{hunter2}} || passwd={{hunter2}} || db_password = {{hunter2}} || passphrase => '{{open sesame}}'
+      MYSQL_PWD={{hunter2}} || client_secret: {{s3cr3t-demo}} || AWS_SECRET_ACCESS_KEY={{wJalrXUtnFEMI/K7MDENG}} || X-Api-Key: {{0a1b2c3d}}
+      API key: {{0a1b2c3d}} || apiKey: {{0a1b2c3d}} || refresh_token={{1//0gabc}} || Set-Cookie: session={{0a1b2c3d}}; Path=/ || private_key='{{0x0a1b}}'
+      run --password {{hunter2}} --verbose || run --api-key='{{hunter two}}' || run --db-password {{hunter2}} || run -token "{{hunter two}}"
+      https://user:{{pass}}@example.test/x || https://user:{{p1@ss}}@example.test/x || postgres://me:{{p%40ss!}}@db:5432/x || credentials: {{hunter2}}
+      https://{{ghp_0a1b2c3d}}@example.test/repo.git || jwt {{eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dBjftJeZ4CVP}} || token := "{{hunter two}}"
+      api_key%3D{{s3cr3t-demo}}%26x || %22password%22%3A%22{{hunter2}}%22 || {\"password\":\"{{hunter two}}\",\"user\":\"me\"}
+      "{\\\"token\\\": \\\"{{hunter two}}\\\"}" || {"name":"API_KEY","value":"{{s3cr3t-demo}}"} || <token>{{45-76598454353455}}</token>
+      token=b'{{hunter two}}' || password=SecretStr('{{hunter two}}') || password: "{{never closed}} || Invalid value: core.EnvVar{Value:"{{x1 y1}}"}
+      "-----BEGIN PRIVATE KEY-----\n{{MIIEpAIBAAKCAQEA}}\n-----END PRIVATE KEY-----\n" || -----BEGIN OPENSSH PRIVATE KEY----- {{b3BlbnNzaC1rZXk}}`
+      .trim()
+      .split(/ \|\| |\n +/),
+    "-----BEGIN RSA PRIVATE KEY-----\n{{MIIEpAIBAAKCAQEA}}\n{{qwertyuiop}}\n-----END RSA PRIVATE KEY-----",
+    "{{AAKCAQEAqwertyuiop+/=}}\n{{b3BlbnNzaC1rZXk}}\n-----END PRIVATE KEY-----\nafter",
+  ]
+  test.each(secrets)("maskSecrets() leaves nothing of the secret in %j (C13)", (marked) => {
+    const masked = maskSecrets(marked.replaceAll(/\{\{|\}\}/g, ""))
+    expect(masked).toContain("***")
+    for (const [, secret = ""] of marked.matchAll(/\{\{(.*?)\}\}/g))
+      for (const word of secret.split(/[\s"\\@]+/).filter((part) => part.length > 1)) expect(masked).not.toContain(word)
+    expect(textRecord(NOW, "info", marked.replaceAll(/\{\{|\}\}/g, ""))).toContain("***")
+    expect(jsonRecord(NOW, "info", "x", { lines: [marked.replaceAll(/\{\{|\}\}/g, "")] })).toContain("***")
+  })
+
+  const ordinary = `2026-03-01T12:00:00Z 429 Too Many Requests, retry in 60 s ¦ Error: getaddrinfo ENOTFOUND api.flickr.com:443
+    got 12 tokens, bucket empty ¦ signature verified, password accepted ¦ Unexpected token '<', "<!DOCTYPE "... is not valid JSON
+    KeyError: 'photo' in row 17 ¦ at main (/app/src/token.ts:12:5) ¦ File "/app/secrets.py", line 45 ¦ password_reset.go:31 +0x1d
+    one-time-password required, per-token bucket size 5 ¦ https://example.test/?email=a@b.test and mailto:me@example.test
+    see "https://example.test","me@example.test" ¦ git clone git@github.com:owner/repo.git ¦ run --password-stdin --username me
+    passed: 12, failed: 3, path=/tmp/x, key=value ¦ authorization is required ¦ Basic authentication of bearer tokens
+    -----BEGIN CERTIFICATE----- ¦ author: me, cookies are off`.split(/ ¦ |\n +/)
+  test.each(ordinary)("maskSecrets() leaves the ordinary line %j alone", (line) => expect(maskSecrets(line)).toBe(line))
+
+  test("maskSecrets() masks a value of any kind, and nothing before it", () => {
+    const keys = fc.constantFrom(..."api_key oauth_token oauth_signature password CLIENT_SECRET x-api-key accessKey db.password".split(" "))
+    const forms: ((key: string, value: string) => string)[] = [
+      (key, value) => `${key}=${value}`,
+      (key, value) => `?${key}=${value}&format=json`,
+      (key, value) => `"${key}": "${value}", "user": "me"`,
+      (key, value) => `{'${key}': '${value}'}`,
+      (key, value) => `${key} => "${value}"`,
+      (key, value) => JSON.stringify(JSON.stringify({ [key]: value, user: "me" })),
+      (key, value) => encodeURIComponent(JSON.stringify({ [key]: value })),
+      (key, value) => `--${key} ${value}`,
+      (_, value) => `Authorization: Bearer ${value}`,
+      (_, value) => `https://user:${value}@example.test/`,
+    ]
+    const values = fc.stringMatching(/^[A-Za-z0-9_.~+*!$][A-Za-z0-9_.~+*!$-]{5,19}$/)
+    always([keys, fc.constantFrom(...forms), values, fc.lorem()], (key, form, secret, words) => {
+      fc.pre(!`${words} ${form(key, "")}`.includes(secret))
+      const masked = maskSecrets(`${words} ${form(key, secret)}`)
+      expect(masked).not.toContain(secret)
+      expect(masked).toStartWith(`${words} `)
+      expect(maskSecrets(masked)).toStartWith(`${words} `)
+    })
+  })
+
+  const long =
+    'eyJaaaaaaaa-|eyJaaaaaaaa.|token|token |token=|token="|token=\\|token=\\"|a://|a://b|-----BEGIN |A|authorization:|bearer |bearer a|-'
+      .concat(
+        '|--token-|"|\\|\'|api key |-----END |x=| |\n|%22|<token>|<token|-----BEGIN A PRIVATE KEY-----|cookie=\\"|authorization: ="|secret.',
+      )
+      .split("|")
+  test.each(long)("maskSecrets() takes time in line with the length of %j over and over", (piece) => {
+    const beganAt = performance.now()
+    for (const before of ["", "password: ", 'token="']) maskSecrets(before + piece.repeat(300_000 / piece.length))
+    expect(performance.now() - beganAt).toBeLessThan(1_500)
+  })
+
+  test("durationText() is short and exact", () => {
+    const rows = `0 0s|250 250ms|999 999ms|1000 1s|90000 1m30s|5400000 1h30m|86400000 1d|86401000 1d1s|3599999 1h|-5 -5ms|-90000 -1m30s`
+    for (const [ms, text] of rows.split("|").map((row) => row.split(" "))) expect(durationText(Number(ms))).toBe(text as string)
+  })
+
+  test("messageOf() has what caused an error, and no stack, whatever was thrown", () => {
+    expect(messageOf(new Error("a", { cause: new Error("b", { cause: "c" }) }))).toBe("a: b: c")
+    expect(messageOf(Object.assign(new Error(""), { code: "ECONNREFUSED" }))).toBe("ECONNREFUSED")
+    expect([messageOf("text"), messageOf(null), messageOf(undefined)]).toEqual(["text", "null", "undefined"])
+  })
+
+  test("textRecord() is one line with its details indented below", () => {
+    expect(textRecord(NOW, "warning", "load-a: failed", ["pod p", "  token=x"])).toBe(
+      "2026-03-01 12:00:00.000Z | WARNING  | load-a: failed\n    pod p\n      token=***\n",
+    )
+  })
+
+  test("jsonRecord() is one JSON object a line, masked as deep as it goes", () => {
+    const record = jsonRecord(NOW, "info", "api_key=x", { job: "a/b", lines: ["ok", "password=y"], deep: { url: "https://u:p@h" }, n: 3 })
+    expect(record).toEndWith("}\n")
+    expect(JSON.parse(record)).toEqual({
+      ...{ time: "2026-03-01T12:00:00.000Z", level: "info", message: "api_key=***", job: "a/b" },
+      ...{ lines: ["ok", "password=***"], deep: { url: "https://***@h" }, n: 3 },
+    })
+  })
+
+  test("table() has a straight frame, whatever stands in it", () => {
+    const lines = ["┌─────────┬───────┐", "│ setting │ value │", "│ A       │ 漢字  │", "└─────────┴───────┘"]
+    expect(toTable(["setting|value", "A|漢字"].map((row) => row.split("|")))).toEqual(lines)
+    always([fc.array(fc.tuple(fc.string({ unit: "grapheme" }), fc.string({ unit: "grapheme" })), { minLength: 1 })], (rows) => {
+      const widths = new Set(toTable(rows).map((line) => Bun.stringWidth(line)))
+      expect(widths.size).toBe(1)
+    })
+  })
+
+  const unknown = "worker: exit code not known, ContainerStatusUnknown"
+  const oom = `exit code 137, OOMKilled${RAN}`
+  const init = { init: [oomKilled("fetch")], containers: [waiting("worker", "PodInitializing")] }
+  const stuck = { phase: "Pending", containers: [waiting("worker", "CreateContainerConfigError", "no secret")] }
+  const lost = { phase: "Running", reason: "NodeLost", containers: [running("worker")] }
+  const indexed = { index: "1", containers: [exited("worker", 42, { restarts: 2, signal: 9 })] }
+  const evidence: Record<string, [PodParts, string]> = {
+    "two containers (B14)": [{ containers: [exited("mesh", 0), oomKilled("worker")] }, `Failed|mesh: exit code 0${RAN}|worker: ${oom}`],
+    "an init container (B04)": [init, `Failed|init fetch: ${oom}|worker: never started, PodInitializing`],
+    "Evicted (B06)": [{ reason: "Evicted", message: "disk" }, "Failed, Evicted, disk|  no container known; exit code unknown"],
+    "year 1 (B08)": [{ containers: [statusUnknown("0001-01-01T00:00:00Z")] }, `Failed|${unknown}`],
+    "null times (B08)": [{ containers: [statusUnknown(null)] }, `Failed|${unknown}`],
+    "what could not start (B12)": [stuck, "Pending|worker: never started, CreateContainerConfigError, no secret"],
+    "a lost node (B16)": [lost, "Running, NodeLost|worker: still running, exit code not known"],
+    "an index (A17)": [indexed, `(index 1) Failed|worker: exit code 42, signal 9${RAN}, 2 restarts`],
+  }
+  test.each(Object.entries(evidence))("evidenceLines() tells of %s", (_, [parts, lines]) => {
+    const said = evidenceLines({ pods: [pod(parts)], logs: new Map(), morePods: 0 }).join("\n")
+    const headless = said.replace(/^pod p( \(.*\))?: /, (_, index = "") => `${index} `.trimStart())
+    const short = headless.replaceAll(/^ {2}(init )?container (?=\w+:)/gm, "$1")
+    expect(short).toBe(lines.replaceAll("|", "\n"))
+  })
+  test("evidenceLines() says that no pods are left (B01)", () => {
+    expect(evidenceLines({ pods: [], logs: new Map(), morePods: 0 })).toEqual(["no pods left"])
+  })
+
+  test("evidenceLines() has each container's last lines below it, and counts the pods beyond", () => {
+    const logs = new Map([
+      ["uid-p0/fetch", { lines: ["one", "two"] }],
+      ["uid-p0/worker", { lines: [], note: "log empty, it may have been rotated" }],
+    ])
+    const view = pod({ name: "p0", init: [exited("fetch", 1, { minute: 3 })], containers: [waiting("worker", "PodInitializing")] })
+    expect(evidenceLines({ pods: [view], logs, morePods: 7 }).slice(2)).toEqual([
+      "    | one",
+      "    | two",
+      "  container worker: never started, PodInitializing",
+      "    (log empty, it may have been rotated)",
+      "and 7 more pods",
+    ])
+  })
+
+  test("tailOf() knows the kubelet's error sentence from a log that has it (C06)", () => {
+    const sentence = "unable to retrieve container logs for containerd://abc"
+    expect(tailOf(sentence, 20)).toEqual({ lines: [], note: "log not available, the container is removed" })
+    const lines = ["1", "2", sentence, "4", "5", "6", "7", "8", "9", "10"]
+    expect(tailOf(`${lines.join("\n")}\n`, 20)).toEqual({ lines })
+  })
+
+  test("tailOf() keeps the last lines, says so, and takes an empty log for no error (C08, C10)", () => {
+    expect(tailOf("", 20)).toEqual({ lines: [], note: "log empty, it may have been rotated" })
+    expect(tailOf("a\nb\nc", 20)).toEqual({ lines: ["a", "b", "c"] })
+    expect(tailOf("a\r\nb\r\n", 20)).toEqual({ lines: ["a", "b"] })
+    const log = Array.from({ length: 500 }, (_, i) => `line ${i + 1}\n`).join("")
+    expect(tailOf(log, 20)).toMatchObject({ lines: { length: 20, 0: "line 481", 19: "line 500" }, note: "last 20 lines" })
+    expect(tailOf(log, 400).lines[99]).toBe("line 200")
+  })
+
+  test("tailOf() cuts long lines and says where a log was cut (C05)", () => {
+    const { lines, note } = tailOf(`${"x".repeat(100_000)}\nend`, 20, true)
+    expect([lines, note]).toEqual([[`${"x".repeat(1_000)}… 99000 more characters`, "end"], "log too long to read whole, cut"])
+  })
+
+  test("tailOf() masks a secret that spans lines or stands at the cut, and makes all text printable (C13)", () => {
+    const key = `-----BEGIN PRIVATE KEY-----\n${"MIIEpAIBAAKCAQEA\n".repeat(40)}-----END PRIVATE KEY-----\ndone`
+    expect(tailOf(key, 5).lines).toEqual(["***", "done"])
+    expect(tailOf(key.split("\n").slice(-8).join("\n"), 20).lines).toEqual(["***", "done"])
+    expect(tailOf(`${"x".repeat(990)} password=hunter2`, 5).lines.join()).not.toContain("hunt")
+    expect(tailOf("\u001b[2Jgone\u2028forged", 5).lines).toEqual(["\\u{1b}[2Jgone\\u{2028}forged"])
+  })
+
+  test("allowed() reads the old Role, and finds the lack of a subresource (G04)", () => {
+    const lackOf = (rules: Parameters<typeof allowed>[0]["resourceRules"], incomplete = false) =>
+      Object.keys(RIGHTS).filter((right) => !allowed({ incomplete, resourceRules: rules }).has(right))
+    const jobs = { apiGroups: ["batch"], resources: ["jobs"], verbs: ["get", "list", "create", "delete"] }
+    const pods = { apiGroups: [""], resources: ["pods"], verbs: ["get", "list", "delete"] }
+    const logs = { apiGroups: [""], resources: ["pods/log"], verbs: ["get"] }
+    const old = lackOf([jobs, pods, logs])
+    expect(old).toEqual(expect.arrayContaining(["watch batch/jobs", "watch /pods"]))
+    expect(old.filter((right) => !right.startsWith("watch") && /jobs|pods/.test(right))).toEqual([])
+    expect(lackOf([jobs, pods])).toEqual(expect.arrayContaining(["get /pods/log"]))
+    expect(lackOf([{ verbs: ["*"], apiGroups: ["*"], resources: ["*"] }])).toEqual([])
+    expect(lackOf([], true)).toEqual([])
+    expect(lackOf([]).length).toBe(Object.keys(RIGHTS).length)
+    expect(lackOf([{ ...jobs, apiGroups: ["extensions"] }])).toContain("get batch/jobs")
+    expect(lackOf([{ verbs: ["*"] }])).toContain("get batch/jobs")
+  })
+
+  test("helpText() names every setting, its default and its meaning", () => {
+    for (const { variable, default: value, help } of SETTINGS)
+      expect(helpText()).toContain(`${variable.padEnd(18)} ${help} (default ${value || "none"}`)
+    expect(helpText()).toContain("; else LOGURU_LEVEL)")
+  })
+})
+
+// ────────────────────────────────────────────── Fixtures ──────────────────────────────────────────────
+
+type Env = Record<string, string | undefined>
+type Container = NonNullable<NonNullable<Pod["status"]>["containerStatuses"]>[number]
+type PodParts = {
+  [K in "name" | "phase" | "reason" | "message" | "index"]?: string
+} & { deleting?: boolean; init?: Container[]; containers?: Container[]; conditions?: { type: string; status: string }[] }
+type Pods = PodParts[]
+type Failure = { ago?: number; name?: string; reason?: string; metadata?: object; spec?: object }
+
+/** The settings of an operator that looks after batch-a/load-a. */
+function settings(env: Env = {}): Config {
+  return readSettings({ NAMESPACE: "batch-a", JOB_NAMES: "load-a", ...env }).config
+}
+
+function anyJob(): Config {
+  return settings({ JOB_NAMES: "", JOB_SELECTOR: "!none" })
+}
+
+function mistakesOf(env: Env): string[] {
+  const error = attempt(
+    () => readSettings({ JOB_NAMES: "load-a", ...env }),
+    (thrown) => thrown,
+  )
+  if (error instanceof SettingsError) return error.mistakes
+  throw new Error(`no mistake was found in ${JSON.stringify(env)}`)
+}
+
+/** Each text of a table of `expected: texts`, with `|` between the texts. */
+function rowsOf(table: Record<string, string>): [expected: string, text: string][] {
+  return Object.entries(table).flatMap(([expected, texts]) => texts.split(/\n {4,}\||\|/).map((text): [string, string] => [expected, text]))
+}
+
+function attempt<T>(work: () => T, or: (error: unknown) => unknown = () => undefined): T | undefined {
+  try {
+    return work()
+  } catch (error) {
+    return or(error) as undefined
+  }
+}
+
+function wrongEverywhere(): Env {
+  return Object.fromEntries(SETTINGS.map(({ variable }) => [variable, "?!\n\u202e"]))
+}
+
+function isTrue(type: string, reason = "") {
+  return { type, status: "True", reason, message: reason && `because ${reason}`, lastTransitionTime: "2026-03-01T12:00:00Z" }
+}
+
+function spec(): NonNullable<Job["spec"]> {
+  return { template: { metadata: {}, spec: { containers: [{ name: "worker", image: "busybox" }], restartPolicy: "Never" } } }
+}
+
+function runningJob(name = "load-a"): Job {
+  const metadata = { namespace: "batch-a", name, uid: "U1", resourceVersion: "7", creationTimestamp: "2026-03-01T00:00:00Z" }
+  return { apiVersion: "batch/v1", kind: "Job", metadata, spec: spec(), status: { active: 1 } }
+}
+
+function jobWith(conditions: unknown[] | null | undefined, status = {}): Job {
+  return { ...runningJob(), status: { ...status, conditions } as never }
+}
+
+/** A Job that failed at NOW, or some time ago. */
+function failedJob({ ago = 0, name = "load-a", reason = "BackoffLimitExceeded", metadata = {}, spec: fields = {} }: Failure = {}): Job {
+  const job = runningJob(name)
+  return {
+    ...job,
+    metadata: { ...job.metadata, ...metadata },
+    spec: { ...spec(), ...fields },
+    status: { failed: 1, conditions: [{ ...isTrue("Failed", reason), lastTransitionTime: instantText(NOW - ago) }] },
+  }
+}
+
+function cronJob() {
+  return { apiVersion: "batch/v1", kind: "CronJob", name: "tick", uid: "U9", controller: true, blockOwnerDeletion: true }
+}
+
+function owner(uid: string) {
+  return { apiVersion: "batch/v1", kind: "Job", name: "load-a", uid, controller: true }
+}
+
+/** The Job that intentOf() is for, as the server shows it. */
+function liveJob(metadata: object, fields: object = {}): Job {
+  const job = stored(failedJob({ spec: fields }), "U1")
+  return { ...job, metadata: { ...job.metadata, ...metadata } }
+}
+
+function intentOf(fields: object = {}, notBefore?: number): Intent {
+  return readIntent(stored(intentFor(liveJob({}, fields), { [`${PREFIX}restarts`]: "1" }, notBefore), "U7")) as Intent
+}
+
+function exited(
+  name: string,
+  exitCode: number,
+  { minute = 1, restarts = 0, ...more }: { minute?: number; restarts?: number; [field: string]: unknown } = {},
+): Container {
+  const [startedAt, finishedAt] = [minute - 1, minute].map((m) => instantText(Date.parse("2026-03-01T11:00:00Z") + m * 60_000))
+  const state = { terminated: { exitCode, startedAt, finishedAt, ...more } }
+  return { name, restartCount: restarts, state, lastState: {} } as unknown as Container
+}
+
+function oomKilled(name: string, exitCode = 137, minute = 1): Container {
+  return exited(name, exitCode, { reason: "OOMKilled", minute })
+}
+
+function statusUnknown(at: string | null): Container {
+  return exited("worker", 137, { reason: "ContainerStatusUnknown", startedAt: at, finishedAt: at })
+}
+
+function waiting(name: string, reason: string, message?: string): Container {
+  return { name, restartCount: 0, state: { waiting: { reason, message } } } as unknown as Container
+}
+
+function running(name: string): Container {
+  return { name, restartCount: 0, state: { running: {} } } as unknown as Container
+}
+
+function pod({ name = "p", phase = "Failed", deleting, index, init, containers, ...status }: PodParts) {
+  const annotations = index === undefined ? {} : { "batch.kubernetes.io/job-completion-index": index }
+  const at = deleting ? { deletionTimestamp: "2026-03-01T11:30:00Z" } : {}
+  const metadata = { name, uid: `uid-${name}`, annotations, ownerReferences: [owner("U1")], ...at }
+  return viewPod({
+    metadata,
+    status: JSON.parse(JSON.stringify({ phase, ...status, initContainerStatuses: init, containerStatuses: containers })),
+  })
+}
+
+function serverMetadata() {
+  return { uid: "U1", resourceVersion: "7", generation: 1, creationTimestamp: "2026-03-01T00:00:00Z", managedFields: [{ manager: "x" }] }
+}
+
+/** A Job as the API server stores what was posted: pkg/apis/batch/v1/defaults.go, then pkg/registry/batch/job/strategy.go. */
+function stored(posted: Job, uid: string, defaulted = true): Job {
+  const { metadata: m = {}, spec: s, ...rest } = structuredClone(posted) as Job & { spec: NonNullable<Job["spec"]> }
+  const own = s.template.metadata?.labels
+  const plain = { "controller-uid": uid, "job-name": m.name ?? "" }
+  const prefixed = Object.entries(plain).map(([key, value]) => [`batch.kubernetes.io/${key}`, value])
+  const labels = s.manualSelector ? own : { ...own, ...plain, ...Object.fromEntries(prefixed) }
+  // A Job without labels gets its template's; the generated ones are then added to the very same map.
+  const metadata = { ...m, ...serverMetadata(), uid, ...(own && Object.keys(m.labels ?? {}).length === 0 ? { labels } : {}) }
+  const template = { ...s.template, metadata: { creationTimestamp: null, ...s.template.metadata, labels } }
+  const selector = s.manualSelector ? s.selector : { matchLabels: { "batch.kubernetes.io/controller-uid": uid } }
+  const spec = { ...(defaulted ? { suspend: false } : {}), ...s, selector, template }
+  return withoutEmptyMaps({ ...rest, metadata, spec } as unknown as Job)
+}
+
+/** As JSON, where the server leaves out maps that are empty. */
+function withoutEmptyMaps(job: Job): Job {
+  const maps = ["labels", "annotations"]
+  return JSON.parse(JSON.stringify(job), (key, value) => (maps.includes(key) && Object.keys(value).length === 0 ? undefined : value))
+}
+
+function anyLabels(minKeys = 0): fc.Arbitrary<Record<string, string>> {
+  const keys = fc.constantFrom("app", "team", "app.kubernetes.io/instance", "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class")
+  return fc.dictionary(keys, fc.constantFrom("", "a", "b"), { minKeys, maxKeys: 3, noNullPrototype: true })
+}
+
+/** Any Job that a user may have applied, with fields that nobody knows yet. */
+function anyUsersJob(): fc.Arbitrary<Job> {
+  const [json, flag] = [fc.jsonValue(), fc.boolean()]
+  const some = <T>(model: { [K in keyof T]: fc.Arbitrary<T[K]> }) => fc.record(model, { requiredKeys: [], noNullPrototype: true })
+  const keys = ["note", "kubectl.kubernetes.io/last-applied-configuration", "argocd.argoproj.io/sync-wave", `${PREFIX}restarts`]
+  const annotations = fc.dictionary(fc.constantFrom(...keys), fc.string(), { noNullPrototype: true })
+  const ownerReferences = fc.constant([{ apiVersion: "v1", kind: "ConfigMap", name: "c", uid: "U5" }])
+  const own = { ownerReferences, finalizers: fc.constant(["example.test/mine"]), generateName: fc.constant("load-") }
+  const fields = { suspend: flag, parallelism: fc.nat(9), completionMode: fc.constant("Indexed"), newerField: json }
+  const parts = fc.tuple(
+    some({ ...own, labels: anyLabels(), annotations, newerField: json }),
+    some({ labels: anyLabels(1), annotations, newerField: json }),
+    some(fields),
+    some({ newerField: json }),
+    fc.record({ manual: flag, same: flag }),
+  )
+  return parts.map(([metadata, templateMetadata, fields, podFields, { manual, same }]) => {
+    const labels = manual ? { ...templateMetadata.labels, app: "mine" } : templateMetadata.labels
+    const selector = manual ? { manualSelector: true, selector: { matchLabels: { app: "mine" } } } : {}
+    const template = { metadata: { ...templateMetadata, ...(labels ? { labels } : {}) }, spec: { ...spec().template.spec, ...podFields } }
+    const all = { name: "load-a", namespace: "batch-a", ...metadata, ...(same && labels ? { labels } : {}) }
+    return { apiVersion: "batch/v1", kind: "Job", metadata: all, spec: { ...fields, ...selector, template } } as unknown as Job
+  })
+}
+
+/** A claim that holds for all values. */
+function always<T extends [unknown, ...unknown[]]>(values: { [K in keyof T]: fc.Arbitrary<T[K]> }, claim: (...values: T) => void): void {
+  fc.assert(fc.property(fc.tuple<T>(...values), (all) => claim(...all)))
+}
+
+/** Any state that a Job can be in, as the conditions, owners and fields that make it. */
+function anyFailure(): fc.Arbitrary<Job> {
+  const type = fc.constantFrom("Failed", "FailureTarget", "Complete", "SuccessCriteriaMet", "Suspended")
+  const one = fc.record({ type, status: fc.constantFrom("True", "True", "False", "Unknown") })
+  const conditions = fc.uniqueArray(one, { selector: (condition) => condition.type })
+  const flag = fc.boolean()
+  return fc.tuple(conditions, flag, flag, flag).map(([all, suspend, deleting, owned]) => {
+    const job = jobWith(all.map(({ type, status }) => ({ ...isTrue(type), status })))
+    const deletion = deleting ? { deletionTimestamp: instantText(NOW) } : {}
+    const metadata = { ...job.metadata, ...deletion, ...(owned ? { ownerReferences: [cronJob()] } : {}) }
+    return { ...job, metadata, spec: { ...spec(), suspend } } as Job
+  })
+}
