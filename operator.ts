@@ -34,6 +34,10 @@ export interface Config {
   checkIntervalMs: number
   restartDelayMs: number
   skipDelayOnOom: boolean
+  /** First match wins; none: RESTART_DELAY. */
+  restartRules: Rule[] | undefined
+  maxRestarts: number | undefined
+  restartSpacingMs: number
   logLines: number
   dryRun: boolean
 }
@@ -79,14 +83,7 @@ const FORMATS = { text: "text", json: "json" } as const
 
 /** Every setting there is: makes the reader, `--help`, and the tables at start and in the README (a test compares them). */
 export const SETTINGS = [
-  setting(
-    "LOG_LEVEL",
-    "logLevel",
-    "DEBUG",
-    oneOf(LEVELS),
-    "TRACE, DEBUG, INFO, SUCCESS (= INFO), WARNING, ERROR or CRITICAL (= fatal), in any case",
-    "LOGURU_LEVEL",
-  ),
+  setting("LOG_LEVEL", "logLevel", "DEBUG", oneOf(LEVELS), "TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR or CRITICAL", "LOGURU_LEVEL"),
   setting("LOG_FORMAT", "logFormat", "text", oneOf(FORMATS), "`text` for people, `json` one object a line for log collectors"),
   setting("NAMESPACE", "namespaces", "flickr-downloader", names(NAMESPACE_NAME), "one namespace, or several with commas"),
   setting("JOB_NAMES", "jobNames", "", names(JOB_NAME), "Job names with commas; `namespace/name` where there are several namespaces"),
@@ -95,29 +92,32 @@ export const SETTINGS = [
     "jobSelector",
     "",
     parseSelector,
-    "a label selector; with JOB_NAMES, both must match. One of the two is required",
+    "a label selector; with JOB_NAMES, both must match; one of the two is required",
   ),
   setting(
     "CHECK_INTERVAL",
     "checkIntervalMs",
     "60",
     duration(1_000),
-    "how often to look where watching is not allowed, and how soon a broken watch is given up",
+    "how often to look without a watch, and how soon a broken one is given up",
   ),
-  setting(
-    "RESTART_DELAY",
-    "restartDelayMs",
-    "3600",
-    duration(0),
-    "from the failure (the Failed condition's lastTransitionTime) to the restart",
-  ),
+  setting("RESTART_DELAY", "restartDelayMs", "3600", duration(0), "from the failure (lastTransitionTime of Failed) to the restart"),
   setting(
     "SKIP_DELAY_ON_OOM",
     "skipDelayOnOom",
     "false",
     oneOf(BOOLEANS),
-    "restart at once after an out-of-memory kill; killed again and again, after 10 s, 20 s, 40 s, ... up to RESTART_DELAY",
+    "restart at once when out of memory, then after 10 s, 20 s, 40 s, ...",
   ),
+  setting(
+    "RESTART_RULES",
+    "restartRules",
+    "",
+    (text) => parseRules(text),
+    "waits by cause, `CAUSE=WAIT` with commas; the first match wins",
+  ),
+  setting("MAX_RESTARTS", "maxRestarts", "", wholeNumber(0, 1_000_000), "restarts in a row after which a Job is left for a person"),
+  setting("RESTART_SPACING", "restartSpacingMs", "0", duration(0), "at least so long between two restarts in the same group"),
   setting("LOG_LINES", "logLines", "20", wholeNumber(0, 10_000), "last lines kept of each container"),
   setting("DRY_RUN", "dryRun", "false", oneOf(BOOLEANS), "say what would be done, change nothing"),
 ]
@@ -152,6 +152,8 @@ export function readSettings(env: Record<string, string | undefined>): { config:
     }
   }
   mistakes.push(...contradictions(values as Partial<Config>))
+  const logRule = (values as Partial<Config>).restartRules?.find(({ cause }) => cause.kind === "log")
+  if (logRule && values.logLines === 0) warnings.push(`RESTART_RULES has ${logRule.text}, but LOG_LINES=0 keeps no log to match`)
   if (mistakes.length > 0) throw new SettingsError(mistakes)
   return { config: values as Config, rows, warnings }
 }
@@ -179,6 +181,7 @@ function written(text: string | undefined): string {
 
 function showSetting(key: keyof Config, value: unknown): string {
   if (value === undefined) return "none"
+  if (key === "restartRules") return (value as Rule[]).map(({ text }) => text).join(", ")
   return key.endsWith("Ms")
     ? durationText(value as number)
     : key === "jobSelector"
@@ -258,6 +261,81 @@ export function matches({ requirements }: Selector, labels: Record<string, strin
   })
 }
 
+/** One rule: failures of this cause wait so long. */
+export type Rule = { text: string; cause: RuleCause; wait: Wait }
+type RuleCause =
+  | { kind: "oom" | "evicted" | "deadline" | "unknown" | "any" }
+  | { kind: "exit"; least: number; most: number }
+  | { kind: "log"; pattern: RegExp }
+/** From the first wait to the longest; `never`: a person has to come. */
+export type Wait = "never" | { fromMs: number; toMs: number }
+
+const RULE_CAUSE =
+  /(?<kind>oom|evicted|deadline|unknown|any)|exit:(?<least>\d{1,9})(?:-(?<most>\d{1,9}))?|log:\/(?<pattern>(?:[^/\\[\n]|\\.|\[(?:[^\]\\\n]|\\.)*\])+)\/(?<flags>i?)/y
+const RULE_WAIT = /(?<never>never)|(?<from>\w+)(?:\.\.(?<to>\w+))?/y
+
+/** Rules as RESTART_RULES has them. Read by a scanner: a comma may stand in a pattern. Throws with the place of a mistake. */
+export function parseRules(text: string, logAllowed = true): Rule[] {
+  let at = 0
+  const next = (pattern: RegExp, expected: string) => {
+    pattern.lastIndex = at
+    const match = pattern.exec(text)
+    if (!match) throw new Error(`at character ${at + 1} write ${expected}, not ${quote(text.slice(at, at + 20))}`)
+    at = pattern.lastIndex
+    return match.groups ?? {}
+  }
+  const rules: Rule[] = []
+  while (at < text.length) {
+    const beganAt = at
+    const cause = ruleCause(next(RULE_CAUSE, "a cause: oom, evicted, deadline, exit:3, exit:1-9, log:/RE/, unknown or any"), beganAt)
+    if (cause.kind === "log" && !logAllowed) throw new Error(`at character ${beganAt + 1} a log pattern may only stand in RESTART_RULES`)
+    next(/\s*=\s*/y, "= and a wait")
+    const waitAt = at
+    const wait = ruleWait(next(RULE_WAIT, "a wait: a duration, 10s..1h or never"), waitAt)
+    rules.push({ text: text.slice(beganAt, at), cause, wait })
+    next(/[^\S\n]*(?:[,\n]\s*|$)/y, "a comma or the end")
+  }
+  return rules
+}
+
+function ruleCause({ kind, least, most, pattern, flags }: Record<string, string>, at: number): RuleCause {
+  if (kind) return { kind } as RuleCause
+  if (pattern === undefined) {
+    if (Number(most ?? least) < Number(least)) throw new Error(`at character ${at + 1} write the smaller exit code first`)
+    return { kind: "exit", least: Number(least), most: Number(most ?? least) }
+  }
+  try {
+    return { kind: "log", pattern: new RegExp(pattern, flags) }
+  } catch (error) {
+    throw new Error(`at character ${at + 1} write a regular expression: ${messageOf(error)}`)
+  }
+}
+
+function ruleWait({ never, from = "", to }: Record<string, string>, at: number): Wait {
+  if (never) return "never"
+  try {
+    const wait = { fromMs: duration(0)(from), toMs: duration(0)(to ?? from) }
+    if (wait.fromMs > wait.toMs) throw new Error("write the shorter wait first")
+    return wait
+  } catch (error) {
+    throw new Error(`at character ${at + 1} ${messageOf(error)}`)
+  }
+}
+
+const QUANTITY = /^(\d+(?:\.\d*)?|\.\d+)(?:([KMGTPE]i)|([numkMGTPE])|[eE]([+-]?\d{1,3}))?$/
+
+/** A positive quantity in its base unit: `1.5Gi`, `512M`, `1e9`, `500m` (k8s.io/apimachinery/pkg/api/resource). */
+export function quantity(text: string): number {
+  const [, number, binary, decimal, exponent] = QUANTITY.exec(text) ?? []
+  const factor = binary
+    ? 1024 ** ("KMGTPE".indexOf(binary[0] as string) + 1)
+    : decimal
+      ? 10 ** (3 * ("num kMGTPE".indexOf(decimal) - 3))
+      : 10 ** Number(exponent ?? 0)
+  if (number === undefined || Number(number) * factor <= 0) throw new Error("write a quantity like 1.5Gi, 512M, 1e9 or 128974848")
+  return Number(number) * factor
+}
+
 // ──────────────────────────────────────────── 2 What we see ───────────────────────────────────────────
 
 /** client-node's types with instants as the text that travels: its classes hold Dates, JSON does not. */
@@ -286,6 +364,9 @@ export interface JobView {
   message: string
   /** Who else answers for this Job, in words. */
   manager: string | undefined
+  createdAt: number
+  /** Whether it has or had a pod. */
+  hasPods: boolean
   ttlMs: number | undefined
 }
 
@@ -305,6 +386,8 @@ export function viewJob(job: Job): JobView {
     reason: failing?.reason ?? "",
     message: failing?.message ?? "",
     manager: managerOf(job),
+    createdAt: instant(metadata.creationTimestamp) ?? 0,
+    hasPods: [status?.active, status?.failed, status?.succeeded, status?.terminating].some(Boolean),
     ttlMs: spec?.ttlSecondsAfterFinished == null ? undefined : spec.ttlSecondsAfterFinished * 1_000,
   }
 }
@@ -393,6 +476,12 @@ function viewContainer({ name, state, lastState, restartCount }: ContainerStatus
   }
 }
 
+/** The last lines of a container's log, or why there are none; `final`: read after its end. */
+export type Tail = { lines: string[]; note?: string; final?: boolean }
+
+/** All that was seen of a failure. Logs are keyed by pod uid and container; `morePods` are beyond the newest few. */
+export type Evidence = { pods: PodView[]; logs: Map<string, Tail>; morePods: number }
+
 /** Why a Job failed. */
 export type Cause = "oom" | "evicted" | "deadline" | `exit:${number}` | "unknown"
 
@@ -426,26 +515,83 @@ function lastFailedPod(pods: PodView[]): PodView | undefined {
 
 // ──────────────────────────────────────────── 3 What to do ────────────────────────────────────────────
 
-/** What to do with a Job now, and why. `healthy`: nobody needs to care. */
-export type Decision = { do: "leave"; because: string; healthy: boolean } | { do: "wait" | "restart"; dueAt: number; because: string }
+/** What to do with a Job now, and why. `healthy`: nobody needs to care. `give up`: a person has to come. */
+export type Decision =
+  | { do: "leave"; because: string; healthy: boolean }
+  | { do: "give up"; because: string }
+  | { do: "wait" | "restart"; dueAt: number; because: string }
 
 /** Annotations that the new Job carries, so that counts survive everything. */
-const MARKS = ["restarts", "restarts-of-cause", "restarted-from", "last-cause", "last-failure"].map((mark) => PREFIX + mark)
+const MARKS = ["restarts", "restarts-of-cause", "restarted-from", "last-cause", "last-failure", "restart-now-done", "created", "touched"].map(
+  (mark) => PREFIX + mark,
+)
 const TTL_MARGIN_MS = 5_000
 
-/** What to do with a Job whose failure, if any, has this cause. Pure: the same input gives the same answer after a crash. */
-export function decide(job: JobView, cause: Cause, config: Config, now: number): Decision {
+/** What failed: its cause, the last lines of its logs, the containers that were killed for memory, and whether its owner changed the Job. */
+export type Failure = { cause: Cause; lines: string[]; killed: string[]; changed?: boolean }
+
+const UNKNOWN: Failure = { cause: "unknown", lines: [], killed: [] }
+
+/** What failed, from the last failed attempt. */
+export function failureOf(job: JobView, { pods, logs }: Evidence): Failure {
+  const last = lastFailedPod(pods)
+  const containers = last?.containers ?? []
+  const lines = containers.flatMap(({ name }) => logs.get(`${last?.uid}/${name}`)?.lines ?? [])
+  return { cause: causeOf(job, pods), lines, killed: containers.filter(isOomKilled).map(({ name }) => name) }
+}
+
+/** What to do with a Job that failed like this, if it failed. Pure: the same input gives the same answer after a crash. */
+export function decide(job: JobView, failure: Failure, config: Config, now: number): Decision {
   const leave = (because: string, healthy = true): Decision => ({ do: "leave", because, healthy })
   if (!isSelected(job, config)) return leave("it is not selected")
   if (job.deleting) return leave("it is being deleted")
   if (job.phase === "succeeded") return leave("it has succeeded")
   if (job.manager) return leave(job.manager, false)
+  if (own(job, "paused") === "true") return leave(`its annotation ${PREFIX}paused is true`, false)
   if (job.phase === "failing") return leave("it is failing: its pods are being stopped")
   if (job.failedAt === undefined) return leave(job.phase === "suspended" ? "it is suspended" : "it is running")
-  const { delayMs, because } = delayFor(job, cause, config)
-  const wantedAt = job.failedAt + delayMs
+  if (isWantedNow(job)) return { do: "restart", dueAt: job.failedAt, because: `its annotation ${PREFIX}restart-now asks for it` }
+  const { maxRestarts, rules, delayMs } = overridesOf(job, config)
+  if (maxRestarts !== undefined && restartsInRow(job, failure) >= maxRestarts)
+    return { do: "give up", because: `it was restarted ${maxRestarts} times in a row without a success` }
+  const rule = rules.find((r) => covers(r.cause, failure))
+  if (rule?.wait === "never") return { do: "give up", because: `rule ${rule.text}` }
+  const again = rule ? restartsUnder(job, rule.cause, failure) : 0
+  const because = rule ? `rule ${rule.text}${again > 0 ? `, failure ${again + 1} in a row` : ""}` : `RESTART_DELAY ${durationText(delayMs)}`
+  const wantedAt = job.failedAt + (rule ? growing(rule.wait as { fromMs: number; toMs: number }, again) : delayMs)
   const dueAt = beforeTtl(job, wantedAt)
   return { do: now >= dueAt ? "restart" : "wait", dueAt, because: dueAt < wantedAt ? `${because}, but its TTL comes before` : because }
+}
+
+/** When a failed Job is to be restarted, and with which others it keeps its distance. */
+export type Schedule = { uid: string; dueAt: number; group: string }
+
+/** The group of a Job; a restart that a person asks for waits for no other. */
+export function groupOf(job: JobView): string {
+  const group = own(job, "group")
+  return isWantedNow(job) ? `now ${job.uid}` : group === undefined ? `namespace ${job.namespace}` : `group ${group}`
+}
+
+/** Which restarts may begin, the longest overdue first and in no group two closer than the spacing, and when the next may. */
+export function admit(
+  schedules: Map<string, Schedule>,
+  lastAt: Map<string, number>,
+  spacingMs: number,
+  now: number,
+): { begin: string[]; nextAt: number } {
+  const last = new Map(lastAt)
+  const begin: string[] = []
+  let nextAt = Number.POSITIVE_INFINITY
+  for (const [key, { dueAt, group }] of [...schedules].sort(([, a], [, b]) => a.dueAt - b.dueAt)) {
+    // A last restart in the future is a clock that was moved back.
+    const freeAt = Math.max(dueAt, Math.min(now, last.get(group) ?? Number.NEGATIVE_INFINITY) + spacingMs)
+    if (freeAt > now) nextAt = Math.min(nextAt, freeAt)
+    else {
+      begin.push(key)
+      last.set(group, now)
+    }
+  }
+  return { begin, nextAt }
 }
 
 /** Whether the settings choose this Job. */
@@ -453,19 +599,62 @@ export function isSelected(job: JobView, { jobNames, jobSelector }: Config): boo
   return (!jobNames || jobNames.includes(job.key)) && (!jobSelector || matches(jobSelector, job.labels))
 }
 
-/** How long a failure of this cause has to rest. */
-function delayFor(job: JobView, cause: Cause, { skipDelayOnOom, restartDelayMs }: Config): { delayMs: number; because: string } {
-  if (cause !== "oom" || !skipDelayOnOom) return { delayMs: restartDelayMs, because: `RESTART_DELAY ${durationText(restartDelayMs)}` }
-  const kills = restartsOf(job, cause)
-  return { delayMs: growing(kills, restartDelayMs), because: `SKIP_DELAY_ON_OOM, kill ${kills + 1} in a row` }
+/** One of our annotations on a Job. */
+const own = ({ annotations }: JobView, name: string): string | undefined => annotations[PREFIX + name]
+
+/** Whether a person asks for a restart now; each value counts once, so that one kept in Git does not fire again. */
+const isWantedNow = (job: JobView) => own(job, "restart-now") !== undefined && own(job, "restart-now") !== own(job, "restart-now-done")
+
+/** What a Job's own annotations set in place of the operator's settings; a wrong value changes nothing and is a problem. */
+export function overridesOf(
+  job: JobView,
+  config: Config,
+): { delayMs: number; rules: Rule[]; maxRestarts: number | undefined; problems: string[] } {
+  const problems: string[] = []
+  const read = <T>(name: string, parse: (text: string) => T): T | undefined => {
+    try {
+      return own(job, name) === undefined ? undefined : parse(written(own(job, name)))
+    } catch (error) {
+      problems.push(
+        `annotation ${PREFIX}${name} cannot be ${quote(own(job, name) ?? "")}, so the operator's setting holds: ${messageOf(error)}`,
+      )
+    }
+  }
+  read("paused", oneOf({ true: true, false: false }))
+  read("oom-memory-max", quantity)
+  const delayMs = read("restart-delay", duration(0)) ?? config.restartDelayMs
+  const oomFirst: Rule[] = config.skipDelayOnOom
+    ? [{ text: `oom=0s..${durationText(delayMs)}`, cause: { kind: "oom" }, wait: { fromMs: 0, toMs: delayMs } }]
+    : []
+  const rules = read("restart-rules", (text) => parseRules(text, false)) ?? [...oomFirst, ...(config.restartRules ?? [])]
+  return { delayMs, rules, maxRestarts: read("max-restarts", wholeNumber(0, 1_000_000)) ?? config.maxRestarts, problems }
 }
 
-/** 0, 10 s, 20 s, 40 s, … up to the cap. The exponent is bounded, so that no count overflows. */
-const growing = (times: number, capMs: number) => Math.min(capMs, times === 0 ? 0 : 10_000 * 2 ** Math.min(times - 1, 30))
+/** Whether a rule's cause is that of a failure. */
+function covers(rule: RuleCause, { cause, lines }: Pick<Failure, "cause" | "lines">): boolean {
+  if (rule.kind === "log") return lines.some((line) => rule.pattern.test(line))
+  if (rule.kind !== "exit") return rule.kind === "any" || rule.kind === cause
+  const code = cause.startsWith("exit:") ? Number(cause.slice(5)) : Number.NaN
+  return code >= rule.least && code <= rule.most
+}
 
-/** Restarts in a row for this cause. */
-function restartsOf(job: JobView, cause: Cause): number {
-  return job.annotations[`${PREFIX}last-cause`] === cause ? count(job.annotations[`${PREFIX}restarts-of-cause`]) : 0
+/** How long the failure rests after so many in a row: from the first wait, doubled each time, to the longest; from 0 by 10 s. */
+function growing({ fromMs, toMs }: { fromMs: number; toMs: number }, again: number): number {
+  // The exponent is bounded, so that no count overflows.
+  const doubled = 2 ** Math.min(fromMs > 0 ? again : again - 1, 40)
+  return Math.min(toMs, fromMs > 0 ? fromMs * doubled : again === 0 ? 0 : 10_000 * doubled)
+}
+
+/** Restarts in a row; a change of the Job by its owner begins anew, and so does a person who asks for a restart. */
+function restartsInRow(job: JobView, { changed }: Failure): number {
+  return changed || isWantedNow(job) ? 0 : count(own(job, "restarts"))
+}
+
+/** Restarts in a row whose cause a rule covers; for a pattern, those of the same cause. */
+function restartsUnder(job: JobView, rule: RuleCause | undefined, failure: Failure): number {
+  const last = own(job, "last-cause") as Cause | undefined
+  const same = last && (!rule || rule.kind === "log" ? last === failure.cause : covers(rule, { cause: last, lines: [] }))
+  return same && restartsInRow(job, failure) > 0 ? count(own(job, "restarts-of-cause")) : 0
 }
 
 /** A count from an annotation; text that is none is 0. */
@@ -482,10 +671,12 @@ export function wasRemovedByTtl({ ttlMs, failedAt }: JobView, goneAt: number): b
 }
 
 /** The annotations for the Job that comes after this one. */
-export function marksFor(job: JobView, cause: Cause): Record<string, string> {
-  const restarts = count(job.annotations[`${PREFIX}restarts`]) + 1
-  const values = [restarts, restartsOf(job, cause) + 1, job.uid, cause, instantText(job.failedAt ?? 0)]
-  return Object.fromEntries(MARKS.map((mark, i) => [mark, String(values[i])]))
+export function marksFor(job: JobView, failure: Failure, config: Config): Record<string, string> {
+  const rule = overridesOf(job, config).rules.find(({ cause }) => covers(cause, failure))
+  const again = restartsUnder(job, rule?.cause, failure)
+  const { uid, failedAt = 0 } = job
+  const values = [restartsInRow(job, failure) + 1, again + 1, uid, failure.cause, instantText(failedAt), own(job, "restart-now")]
+  return Object.fromEntries(MARKS.flatMap((mark, i) => (values[i] === undefined ? [] : [[mark, String(values[i])]])))
 }
 
 const SERVER_METADATA = [
@@ -539,15 +730,38 @@ function withoutEmpty(job: Job): Job {
 
 /** Whether two versions of a Job differ in something that a person wrote. */
 export function isEdited(a: Job, b: Job): boolean {
-  const userPart = (job: Job) => {
-    const { metadata, ...rest } = replacementFor(job)
-    return withoutEmpty({ ...rest, metadata: { ...metadata, annotations: without(metadata?.annotations, MARKS) } })
-  }
   return !Bun.deepEquals(userPart(a), userPart(b))
+}
+
+/** Without the finalizers: from a Job that is going, their controllers take them off, and that is no edit. */
+function userPart(job: Job): Job {
+  const { metadata: { finalizers: _, ...metadata } = {}, ...rest } = replacementFor(job)
+  return withoutEmpty({ ...rest, metadata: { ...metadata, annotations: without(metadata?.annotations, MARKS) } })
+}
+
+/** A fingerprint of what an owner changes in a Job: its spec, its labels, and the annotations that speak to us. */
+export function contentOf(job: Job): string {
+  const { metadata, spec } = userPart(job)
+  const annotations = Object.entries(metadata?.annotations ?? {}).filter(([key]) => key.startsWith(PREFIX))
+  const sorted = (_: string, value: unknown) =>
+    value && typeof value === "object" && !Array.isArray(value)
+      ? Object.fromEntries(Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1)))
+      : value
+  const text = JSON.stringify({ spec, labels: metadata?.labels, annotations: Object.fromEntries(annotations) }, sorted)
+  return createHash("sha256").update(text).digest("hex").slice(0, 16)
+}
+
+/** Whether the owner has changed a Job since we created it. */
+export function isChanged(job: Job): boolean {
+  const created = job.metadata?.annotations?.[`${PREFIX}created`]
+  return created !== undefined && created !== contentOf(job)
 }
 
 /** The label of an intent, with the Job's name, and the annotation with what no queue, collector, finalizer or selector may see. */
 export const INTENT = `${PREFIX}intent`
+
+/** Labels by which others would act on an intent: Kueue's queues, and what Argo CD prunes by. */
+const MANAGERS_LABEL = /^kueue\.x-k8s\.io\/|^app\.kubernetes\.io\/instance$/
 
 interface Hidden {
   name: string
@@ -558,6 +772,8 @@ interface Hidden {
   metadata: Pick<NonNullable<Job["metadata"]>, "labels" | "ownerReferences" | "finalizers">
   spec: Pick<NonNullable<Job["spec"]>, "suspend" | "manualSelector" | "selector">
   templateLabels?: Record<string, string>
+  /** New memory limits by container. */
+  memory: Record<string, string> | undefined
 }
 
 /** The record of a restart that is under way, as read back from the cluster. */
@@ -570,15 +786,24 @@ export interface Intent {
   jobUid: string
   jobVersion: string
   deleting: boolean
-  notBefore: number
+  plan: Plan
+  /** The Job as it was, to see edits of it, and the one to create. */
+  original: Job
   replacement: Job
+}
+
+/** What the new Job gets beside what the user wrote: our annotations, and memory. `notBefore`: see Hidden. */
+export interface Plan {
+  marks: Record<string, string>
+  memory?: Record<string, string>
+  notBefore?: number
 }
 
 /**
  * The intent for a restart of `live`: its replacement as a suspended Job, which gets no pods, passes the real admission, and
- * can be cleaned up or restored with kubectl alone. `marks` are added; `notBefore`: see Hidden.
+ * can be cleaned up or restored with kubectl alone.
  */
-export function intentFor(live: Job, marks: Record<string, string>, notBefore?: number): Job {
+export function intentFor(live: Job, { marks, memory, notBefore }: Plan): Job {
   const { metadata: m = {}, spec: s, ...job } = replacementFor(live)
   const { labels, ownerReferences, finalizers, ...metadata } = m
   const { suspend, manualSelector, selector, template, ...spec } = s as NonNullable<Job["spec"]>
@@ -588,10 +813,11 @@ export function intentFor(live: Job, marks: Record<string, string>, notBefore?: 
     metadata: { labels, ownerReferences, finalizers } as Hidden["metadata"],
     spec: { suspend, manualSelector, selector } as Hidden["spec"],
     templateLabels: template.metadata?.labels as Record<string, string>,
+    memory,
   }
   const shown = without(
     labels,
-    Object.keys(labels ?? {}).filter((key) => key.startsWith("kueue.x-k8s.io/")),
+    Object.keys(labels ?? {}).filter((key) => MANAGERS_LABEL.test(key)),
   )
   const templateLabels = without(template.metadata?.labels, SERVER_LABELS)
   return {
@@ -619,8 +845,11 @@ export function readIntent(job: Job): Intent | undefined {
   try {
     const hidden = JSON.parse(annotations?.[INTENT] ?? "") as Hidden
     if (![hidden.name, hidden.uid, hidden.resourceVersion].every((part) => typeof part === "string" && part !== "")) return undefined
-    const own = { namespace, name, uid, deleting: deletionTimestamp != null, notBefore: instant(hidden.notBefore) ?? 0 }
-    return { ...own, jobName: hidden.name, jobUid: hidden.uid, jobVersion: hidden.resourceVersion, replacement: restored(job, hidden) }
+    const marks = Object.fromEntries(Object.entries(annotations ?? {}).filter(([key]) => MARKS.includes(key)))
+    const plan = { marks, memory: hidden.memory ?? {}, notBefore: instant(hidden.notBefore) ?? 0 }
+    const [own, original] = [{ namespace, name, uid, deleting: deletionTimestamp != null }, restored(job, hidden)]
+    const [jobName, jobUid, jobVersion] = [hidden.name, hidden.uid, hidden.resourceVersion]
+    return { ...own, jobName, jobUid, jobVersion, plan, original, replacement: withMemory(original, plan.memory) }
   } catch {
     return undefined
   }
@@ -636,6 +865,41 @@ function restored(intent: Job, hidden: Hidden): Job {
     metadata,
     spec: { ...spec, ...hidden.spec, template: { ...template, metadata: { ...template.metadata, labels } } },
   })
+}
+
+/**
+ * After an out-of-memory kill: twice the memory for the containers that were killed, up to the Job's annotation
+ * `oom-memory-max`. Empty where there is no such annotation, no limit, or the most is reached.
+ */
+export function moreMemory(job: Job, { killed }: Failure): Record<string, string> {
+  const most = job.metadata?.annotations?.[`${PREFIX}oom-memory-max`]?.trim() ?? ""
+  if (!QUANTITY.test(most)) return {}
+  return Object.fromEntries(
+    containersOf(job).flatMap(({ name, resources }) => {
+      const limit = String(resources?.limits?.memory ?? "")
+      if (!killed.includes(name) || !QUANTITY.test(limit) || quantity(limit) >= quantity(most)) return []
+      const doubled = limit.replace(/^[\d.]+/, (number) => String(Number(number) * 2))
+      return [[name, quantity(doubled) > quantity(most) ? most : doubled]]
+    }),
+  )
+}
+
+const containersOf = ({ spec }: Job) => [...(spec?.template.spec?.initContainers ?? []), ...(spec?.template.spec?.containers ?? [])]
+
+/** A Job with new memory limits; the request follows where it was equal. The first value stays in an annotation. */
+function withMemory(original: Job, memory: Record<string, string>): Job {
+  const job = structuredClone(original)
+  const before: string[] = []
+  for (const { name, resources } of containersOf(job)) {
+    const [limits, requests, limit] = [resources?.limits, resources?.requests, memory[name]]
+    if (!limits || limit === undefined) continue
+    before.push(`${name}=${limits.memory}`)
+    if (requests?.memory === limits.memory) Object.assign(requests ?? {}, { memory: limit })
+    limits.memory = limit
+  }
+  if (before.length > 0)
+    job.metadata = { ...job.metadata, annotations: { [`${PREFIX}oom-memory-first`]: before.join(), ...job.metadata?.annotations } }
+  return job
 }
 
 /** The intent that counts where several stand for one Job: the one of the newest version, whatever uid. */
@@ -657,10 +921,10 @@ export type Step = "delete" | "await absence" | "rewrite" | "await due time" | "
  * a person's removed it cannot be told apart, and never losing a Job beats never resurrecting one.
  */
 export function nextStep(intent: Intent, live: Job | undefined, now: number): Step {
-  if (!live) return now < intent.notBefore ? "await due time" : "create"
+  if (!live) return now < (intent.plan.notBefore ?? 0) ? "await due time" : "create"
   const { uid, resourceVersion, deletionTimestamp } = live.metadata ?? {}
   if (uid !== intent.jobUid) return "finish"
-  if (deletionTimestamp) return isEdited(live, intent.replacement) ? "rewrite" : "await absence"
+  if (deletionTimestamp) return isEdited(live, intent.original) ? "rewrite" : "await absence"
   // A delete with an older version as its precondition can never succeed: this intent is void, and safe to remove.
   return resourceVersion === intent.jobVersion ? "delete" : "discard"
 }
@@ -768,16 +1032,21 @@ export function table(rows: string[][]): string[] {
   return [rule("┌┐", "┬"), ...rows.map(line), rule("└┘", "┴")]
 }
 
-/** The last lines of a container's log, or why there are none; `final`: read after its end. */
-export type Tail = { lines: string[]; note?: string; final?: boolean }
-
-/** All that was seen of a failure. Logs are keyed by pod uid and container; `morePods` are beyond the newest few. */
-export type Evidence = { pods: PodView[]; logs: Map<string, Tail>; morePods: number }
+/** A decision in words: the fact, which stays the same, and the text with the time that is left. */
+export function sayDecision(decision: Decision, now: number): { fact: string; text: string } {
+  if (decision.do === "leave") return { fact: decision.because, text: `left alone, ${decision.because}` }
+  if (decision.do === "give up") {
+    const text = `given up: ${decision.because}; it is left until its owner changes it or sets a new ${PREFIX}restart-now`
+    return { fact: text, text }
+  }
+  const fact = `to be restarted at ${instantText(decision.dueAt)}`
+  return { fact, text: `${fact} (in ${durationText(Math.max(0, decision.dueAt - now))}): ${decision.because}` }
+}
 
 /** A failure's evidence, as lines to stand under its headline. */
 export function evidenceLines({ pods, logs, morePods }: Evidence): string[] {
   const lines = pods.flatMap((pod) => [
-    `pod ${pod.name}${pod.index === undefined ? "" : ` (index ${pod.index})`}: ${[pod.phase, pod.reason, pod.message].filter(Boolean).join(", ")}`,
+    `pod ${pod.name}${pod.index === undefined ? "" : ` (index ${pod.index})`} (${[pod.phase, pod.reason, pod.message].filter(Boolean).join(", ")})`,
     ...(pod.containers.length === 0 ? ["  no container known; exit code unknown"] : []),
     ...pod.containers.flatMap((container) => [`  ${containerLine(container)}`, ...tailLines(logs.get(`${pod.uid}/${container.name}`))]),
   ])
@@ -799,7 +1068,26 @@ function containerLine(c: ContainerView): string {
     c.finishedAt && `ended ${instantText(c.finishedAt)}`,
     c.restarts > 0 && `${c.restarts} restarts`,
   ]
-  return `${c.init ? "init container" : "container"} ${c.name}: ${facts.filter(Boolean).join(", ")}`
+  return `${c.init ? "init container" : "container"} ${c.name} (${facts.filter(Boolean).join(", ")})`
+}
+
+/** A Job as others name it. */
+export type JobName = Pick<JobView, "key" | "namespace" | "name" | "uid">
+
+/** An Event on a Job, for `kubectl describe`. Core v1: every Kubernetes shows it, and no second write is needed to count. */
+export function eventFor({ namespace, name, uid }: JobName, level: Level, reason: string, text: string, now: number, random: number) {
+  const at = instantText(now)
+  return {
+    apiVersion: "v1",
+    kind: "Event",
+    metadata: { namespace, name: `${name.slice(0, 200)}.${Math.floor(now).toString(16)}${Math.floor(random * 2 ** 32).toString(16)}` },
+    involvedObject: { apiVersion: "batch/v1", kind: "Job", namespace, name, uid },
+    type: level === "info" || level === "debug" ? "Normal" : "Warning",
+    reason,
+    message: safe(text).slice(0, 1_000),
+    source: { component: project.name },
+    ...{ firstTimestamp: at, lastTimestamp: at, count: 1 },
+  }
 }
 
 /** What the operator does in the cluster, `verb group/resource`, and what its lack costs; `!`: without it nothing is restarted. */
@@ -812,6 +1100,8 @@ export const RIGHTS: Record<string, string> = {
   "list /pods": "causes of failures cannot be seen, nor whether old pods are gone",
   "watch /pods": "cause and log of a Job with restartPolicy OnFailure are lost when its pods go before the next look",
   "get /pods/log": "log lines of failed containers cannot be kept",
+  "patch batch/jobs": "a new Job that the controller has overlooked is not touched to wake it",
+  "create /events": "kubectl describe does not tell what was done; the log does",
 }
 
 /** Not asked for, but used where it is given: tells a wrong namespace from an empty one. */
@@ -823,14 +1113,12 @@ export type Rules = {
   resourceRules: { verbs: string[]; apiGroups?: string[]; resources?: string[]; resourceNames?: string[] }[]
 }
 
-/** The keys of RIGHTS, and NAMESPACE_RIGHT, that rules allow. Where they are incomplete (webhook authorizers), only a real 403 tells. */
+/** The keys of RIGHTS, and NAMESPACE_RIGHT, that rules allow. Where they are incomplete or name single objects, only a real 403 tells. */
 export function allowed({ incomplete, resourceRules }: Rules): Set<string> {
   const has = (list: string[] | undefined, value: string) => list?.some((item) => item === value || item === "*") ?? false
   const allows = (right: string) => {
     const [verb = "", group = "", ...resource] = right.split(/[ /]/)
-    return resourceRules.some(
-      (r) => !r.resourceNames?.length && has(r.verbs, verb) && has(r.apiGroups, group) && has(r.resources, resource.join("/")),
-    )
+    return resourceRules.some((r) => has(r.verbs, verb) && has(r.apiGroups, group) && has(r.resources, resource.join("/")))
   }
   return new Set([...Object.keys(RIGHTS), NAMESPACE_RIGHT].filter((right) => incomplete || allows(right)))
 }
@@ -873,6 +1161,9 @@ export interface Cluster {
   listJobs(namespace: string, selector: string, signal: AbortSignal): Promise<{ items: Job[]; resourceVersion: string }>
   getJob(namespace: string, name: string, signal: AbortSignal): Promise<Job | undefined>
   createJob(namespace: string, job: Job, signal: AbortSignal): Promise<Job>
+  /** Writes an annotation, so that the Job controller looks at the Job again. */
+  touchJob(job: JobName, annotation: string, value: string, signal: AbortSignal): Promise<unknown>
+  createEvent(namespace: string, event: object, signal: AbortSignal): Promise<unknown>
   deleteJob(namespace: string, name: string, options: DeleteOptions, signal: AbortSignal): Promise<void>
   listPods(namespace: string, selector: string, signal: AbortSignal): Promise<{ items: Pod[]; resourceVersion: string }>
   readLog(namespace: string, pod: string, container: string, options: LogOptions, signal: AbortSignal): Promise<Tail>
@@ -1063,6 +1354,7 @@ function checkKubeconfig(config: KubeConfig, file: string): void {
   if (cluster && !user) config.loadFromClusterAndUser(cluster, { name: "anonymous" })
 }
 
+const MERGE_PATCH = { "Content-Type": "application/merge-patch+json" }
 type Init = RequestInit & BunFetchRequestInit
 type Call = { query?: Record<string, string | undefined>; body?: unknown; limitMs?: number }
 
@@ -1123,6 +1415,15 @@ class ApiServer implements Cluster {
     return this.send("POST", pathOf("jobs", namespace), { body }, signal, json<Job>)
   }
 
+  touchJob({ namespace, name, uid }: JobName, annotation: string, value: string, signal: AbortSignal) {
+    const body = { metadata: { uid, annotations: { [annotation]: value } } }
+    return this.send("PATCH", pathOf("jobs", namespace, name), { body }, signal, json)
+  }
+
+  createEvent(namespace: string, body: object, signal: AbortSignal) {
+    return this.send("POST", `/api/v1/namespaces/${encodeURIComponent(namespace)}/events`, { body }, signal, json)
+  }
+
   async deleteJob(namespace: string, name: string, { propagationPolicy, ...preconditions }: DeleteOptions, signal: AbortSignal) {
     await this.send("DELETE", pathOf("jobs", namespace, name), { body: { propagationPolicy, preconditions } }, signal, json)
   }
@@ -1148,7 +1449,8 @@ class ApiServer implements Cluster {
     const response = await this.send("GET", pathOf(resource, namespace), { query }, signal, async (opened) => opened)
     let rest = ""
     for await (const text of textOf(response, { silenceMs, signal })) {
-      const lines = (rest + text).split("\n")
+      const lines = text.split("\n")
+      lines[0] = `${rest}${lines[0]}`
       rest = lines.pop() ?? ""
       if (rest.length > EVENT_CHARACTERS) throw new Error("the watch sent an event without end")
       for (const line of lines) if (line) yield eventFrom<Watched[R]>(line)
@@ -1194,7 +1496,16 @@ class ApiServer implements Cluster {
     const url = `${this.address}${path}${search.size > 0 ? `?${search}` : ""}`
     const sentAt = Date.now()
     // Bun ends a body that is silent for 300 s unless its own timeout is off.
-    const options = { ...init, method, signal, redirect: "manual", timeout: false, body: body ? JSON.stringify(body) : null } as const
+    const headers = { ...(init.headers as Record<string, string>), ...(method === "PATCH" ? MERGE_PATCH : {}) }
+    const options = {
+      ...init,
+      headers,
+      method,
+      signal,
+      redirect: "manual",
+      timeout: false,
+      body: body ? JSON.stringify(body) : null,
+    } as const
     const response = await fetch(url, options)
     this.skew = skewFrom(response.headers.get("date"), sentAt, Date.now()) ?? this.skew
     return response
@@ -1283,7 +1594,9 @@ async function prepare(config: KubeConfig): Promise<Init> {
     Accept: "application/json, */*",
     "User-Agent": `${project.name}/${project.version}`,
   })
-  const tls = { ca: ca?.toString(), cert: cert?.toString(), key: key?.toString(), serverName: servername, rejectUnauthorized }
+  // Said either way: what is left open, NODE_TLS_REJECT_UNAUTHORIZED decides.
+  const pem = { ca: ca?.toString(), cert: cert?.toString(), key: key?.toString() }
+  const tls = { ...pem, serverName: servername, rejectUnauthorized: rejectUnauthorized ?? true }
   return { headers, tls: Object.fromEntries(Object.entries(tls).filter(([, value]) => value !== undefined)), ...(proxy ? { proxy } : {}) }
 }
 
@@ -1457,7 +1770,7 @@ export async function gatherEvidence(world: World, job: JobView, kept: PodView[]
       await Promise.all(evidence.pods.map((pod) => readLogs(world, job.namespace, pod, evidence.logs, signal)))
     })
   } catch (error) {
-    world.say("warning", `${job.key}: its pods cannot be looked at: ${messageOf(error)}`)
+    world.say("warning", `[${job.key}] its pods cannot be looked at: ${messageOf(error)}`)
   }
   return evidence
 }
@@ -1486,43 +1799,48 @@ async function readLogs(
   await Promise.all(pod.containers.map(read))
 }
 
-/** How a restart ended. `changed`: the Job is not what it was, nothing was done. `refused`: nothing was deleted. */
+/**
+ * How a restart ended. `replaced`: someone else has made the new Job. `changed`: the Job is not what it was, nothing was done.
+ * `early`: by the server's clock, as the answer just come tells it, it is not due yet. `refused`: nothing was deleted.
+ */
 export type Outcome =
-  | { result: "restarted"; uid: string }
+  | { result: "restarted" | "replaced"; uid: string }
   | { result: "refused"; error: ApiError }
-  | { result: "changed" | "cancelled" | "namespace gone" | "interrupted" }
-/** A Job as the watch saw it last: it knows of edits between two looks. */
-export type LastSeen = () => Job | undefined
+  | { result: "changed" | "early" | "cancelled" | "namespace gone" | "interrupted" }
+/** The newest version of a Job that anyone has seen, the watch or a read that is handed in: it knows of edits between two looks. */
+export type LastSeen = (read?: Job) => Job | undefined
 
 /** Restarts a failed Job if it is still due. Until the intent stands, nothing has happened. */
-export async function restartJob(world: World, job: JobView, cause: Cause, lastSeen: LastSeen): Promise<Outcome> {
+export async function restartJob(world: World, job: JobView, failure: Failure, lastSeen: LastSeen): Promise<Outcome> {
   const live = await world.cluster.getJob(job.namespace, job.name, world.kill)
+  lastSeen(live)
   const view = live && viewJob(live)
-  if (!live || !view || view.uid !== job.uid || decide(view, cause, world.config, nowOf(world)).do !== "restart")
-    return { result: "changed" }
-  const intent = await writeIntent(world, live, marksFor(view, cause))
+  if (!live || !view || view.uid !== job.uid) return { result: "changed" }
+  const now = { ...failure, changed: isChanged(live) }
+  const decision = decide(view, now, world.config, nowOf(world))
+  if (decision.do !== "restart") return { result: decision.do === "wait" ? "early" : "changed" }
+  const intent = await writeIntent(world, live, { marks: marksFor(view, now, world.config), memory: moreMemory(live, now) })
   if (intent instanceof ApiError) return { result: "refused", error: intent }
   // Only an intent that was just seen to stand allows the delete. The rounds below see what came of it.
   if (intent) await sendDelete(world, intent).catch(() => {})
-  return carryOut(world, job.namespace, job.name, lastSeen)
+  const outcome = await carryOut(world, job.namespace, job.name, lastSeen)
+  // The intent that stood there was another operator's, which has ended its restart, or given it up while the Job stands.
+  return !intent && outcome.result === "cancelled" ? { result: "changed" } : outcome
 }
 
 /** A Job that its TTL took before it was due: kept as an intent, and created when due. */
-export async function keepExpired(world: World, gone: Job, cause: Cause, dueAt: number): Promise<Outcome> {
-  const intent = await writeIntent(world, gone, marksFor(viewJob(gone), cause), dueAt)
+export async function keepExpired(world: World, gone: Job, failure: Failure, notBefore: number): Promise<Outcome> {
+  const { namespace, name, ...view } = viewJob(gone)
+  const marks = marksFor({ namespace, name, ...view }, failure, world.config)
+  const intent = await writeIntent(world, gone, { marks, memory: moreMemory(gone, failure), notBefore })
   if (intent instanceof ApiError) return { result: "refused", error: intent }
-  return carryOut(world, viewJob(gone).namespace, viewJob(gone).name, () => undefined)
+  return carryOut(world, namespace, name, () => undefined)
 }
 
 /** Writes an intent; undefined where one stands already, from an earlier life or another operator; the error where it is refused. */
-async function writeIntent(
-  { cluster, kill }: World,
-  live: Job,
-  marks: Record<string, string>,
-  notBefore?: number,
-): Promise<Intent | ApiError | undefined> {
+async function writeIntent({ cluster, kill }: World, live: Job, plan: Plan): Promise<Intent | ApiError | undefined> {
   try {
-    const made = readIntent(await cluster.createJob(live.metadata?.namespace ?? "", intentFor(live, marks, notBefore), kill))
+    const made = readIntent(await cluster.createJob(live.metadata?.namespace ?? "", intentFor(live, plan), kill))
     return made ?? new ApiError(422, "Invalid", `the intent came back without ${INTENT}: a webhook has removed its label or annotation`)
   } catch (error) {
     if (isReason(error, "AlreadyExists")) return undefined
@@ -1540,9 +1858,9 @@ type Round = Outcome | { waitFor: string; untilAt?: number; known?: Intent }
 /** Carries a restart out to its end from wherever it stands, however long it takes: errors only slow it down. */
 export async function carryOut(world: World, namespace: string, name: string, lastSeen: LastSeen): Promise<Outcome> {
   const { clock, kill, stop, say } = world
-  const trouble = troubles(world, `${namespace}/${name}: its restart is held up`, kill)
-  const beganAt = clock.now()
-  let [warnAt, known] = [beganAt + 60_000, undefined as Intent | undefined]
+  const trouble = troubles(world, `[${namespace}/${name}] its restart is held up`, kill)
+  // By what was slept: the clock may jump.
+  let [waitedMs, warnAtMs, known] = [0, 60_000, undefined as Intent | undefined]
   while (!kill.aborted) {
     const round = await takeStep(world, namespace, name, known, lastSeen).catch((error: unknown) => ({ error }))
     if ("result" in round) return round
@@ -1553,12 +1871,13 @@ export async function carryOut(world: World, namespace: string, name: string, la
     trouble.over()
     known = round.known
     if (round.untilAt !== undefined && stop.aborted) break
-    const waitedMs = clock.now() - beganAt
-    if (round.untilAt === undefined && clock.now() >= warnAt) {
-      say("warning", `${namespace}/${name}: still waiting for ${round.waitFor} after ${durationText(waitedMs)}`)
-      warnAt = clock.now() + Math.min(3_600_000, waitedMs * 2)
+    if (round.untilAt === undefined && waitedMs >= warnAtMs) {
+      say("warning", `[${namespace}/${name}] still waiting for ${round.waitFor} after ${durationText(waitedMs)}`)
+      warnAtMs = waitedMs + Math.min(3_600_000, waitedMs * 2)
     }
-    if (round.untilAt === undefined) await clock.sleep(Math.min(30_000, Math.max(20, waitedMs / 5)), kill)
+    const pauseMs = round.untilAt === undefined ? Math.min(30_000, Math.max(20, waitedMs / 5)) : 0
+    await clock.sleep(pauseMs, kill)
+    waitedMs += pauseMs
     while (nowOf(world) < (round.untilAt ?? 0) && !stop.aborted)
       await clock.sleep(Math.min(30_000, (round.untilAt ?? 0) - nowOf(world)), stop)
   }
@@ -1569,11 +1888,12 @@ export async function carryOut(world: World, namespace: string, name: string, la
 async function takeStep(world: World, namespace: string, name: string, known: Intent | undefined, lastSeen: LastSeen): Promise<Round> {
   // The intent first: a Job that was read before an intent was written looks like one that has moved on since.
   const before = known ?? newest(await listIntents(world, namespace, name))
-  if (!before) return { result: "cancelled" }
   const live = await world.cluster.getJob(namespace, name, world.kill)
+  lastSeen(live)
+  if (!before) return withoutIntent(live)
   const step = nextStep(before, live, nowOf(world))
   if (step === "await absence") return { waitFor: `the old Job to go, finalizers ${live?.metadata?.finalizers?.join(", ")}`, known: before }
-  if (step === "await due time") return { waitFor: "its due time", untilAt: before.notBefore, known: before }
+  if (step === "await due time") return { waitFor: "its due time", untilAt: before.plan.notBefore ?? 0, known: before }
   if (step === "create") {
     const pods = await world.cluster.listPods(namespace, podSelector(before), world.kill).catch((error) => exceptFor(error, "Forbidden"))
     const inTheWay = (pods?.items ?? []).filter((pod) => isInTheWay(pod, before)).map(({ metadata }) => metadata?.name)
@@ -1581,9 +1901,14 @@ async function takeStep(world: World, namespace: string, name: string, known: In
   }
   const intents = await listIntents(world, namespace, name)
   const intent = newest(intents)
-  if (!intent) return { result: "cancelled" }
+  if (!intent) return withoutIntent(live)
   if (intent.name !== before.name) return { waitFor: "a newer intent", known: intent }
   return act(world, step, intent, intents, live, lastSeen())
+}
+
+/** Who removes the intent cancels the restart; a Job that still stands has lost no more than this try. */
+function withoutIntent(live: Job | undefined): Outcome {
+  return { result: live && !live.metadata?.deletionTimestamp ? "changed" : "cancelled" }
 }
 
 async function act(
@@ -1595,11 +1920,11 @@ async function act(
   seen: Job | undefined,
 ): Promise<Round> {
   const seenSince = seen && compareVersions(viewJob(seen).resourceVersion, intent.jobVersion) > 0 ? viewJob(seen) : undefined
-  if (step === "finish") return finish(world, intents, live?.metadata?.uid)
+  if (step === "finish") return finish(world, intents, live)
   // Our create whose answer was lost, or somebody else's: the Job has come back, and may even be gone again.
-  if (step === "create" && seenSince && seenSince.uid !== intent.jobUid) return finish(world, intents, seenSince.uid)
+  if (step === "create" && seenSince && seenSince.uid !== intent.jobUid) return finish(world, intents, seen)
   if (step === "create")
-    return seen && seenSince && isEdited(seen, intent.replacement) ? rewrite(world, intent, seen) : create(world, intent, intents)
+    return seen && seenSince && isEdited(seen, intent.original) ? rewrite(world, intent, seen) : create(world, intent, intents)
   if (step === "rewrite") return rewrite(world, intent, live as Job)
   if (step === "discard") {
     await removeIntents(world, intents)
@@ -1612,22 +1937,19 @@ async function act(
 
 /** A person's edit of the terminating Job becomes an intent of its own. The newest wins; the older go when the Job is back. */
 async function rewrite(world: World, intent: Intent, edited: Job): Promise<Round> {
-  const annotations = Object.entries(intent.replacement.metadata?.annotations ?? {})
-  const written = await writeIntent(
-    world,
-    edited,
-    Object.fromEntries(annotations.filter(([key]) => MARKS.includes(key))),
-    intent.notBefore || undefined,
-  )
+  const { finalizers = [] } = intent.original.metadata ?? {}
+  const written = await writeIntent(world, { ...edited, metadata: { ...edited.metadata, finalizers } }, intent.plan)
   if (written instanceof ApiError) throw written
-  world.say("info", `${intent.namespace}/${intent.jobName}: was edited while being deleted; the new Job gets the edit`)
+  world.say("info", `[${intent.namespace}/${intent.jobName}] was edited while being deleted; the new Job gets the edit`)
   return { waitFor: "its deletion" }
 }
 
 async function create(world: World, intent: Intent, intents: Intent[]): Promise<Round> {
   try {
-    const created = await world.cluster.createJob(intent.namespace, intent.replacement, world.kill)
-    return finish(world, intents, created.metadata?.uid)
+    const { metadata, ...job } = intent.replacement
+    const annotations = { ...metadata?.annotations, [`${PREFIX}created`]: contentOf(intent.replacement) }
+    const created = await world.cluster.createJob(intent.namespace, { ...job, metadata: { ...metadata, annotations } }, world.kill)
+    return finish(world, intents, created)
   } catch (error) {
     if (isReason(error, "AlreadyExists")) return { waitFor: "its name to be free", known: intent }
     if (isReason(error, "NamespaceTerminating") || isReason(error, "NotFound")) return { result: "namespace gone" }
@@ -1635,9 +1957,11 @@ async function create(world: World, intent: Intent, intents: Intent[]): Promise<
   }
 }
 
-async function finish(world: World, intents: Intent[], uid = ""): Promise<Outcome> {
+async function finish(world: World, intents: Intent[], back: Job | undefined): Promise<Outcome> {
   await removeIntents(world, intents)
-  return { result: "restarted", uid }
+  const { uid = "", annotations } = back?.metadata ?? {}
+  const isOurs = intents.some(({ jobUid }) => annotations?.[`${PREFIX}restarted-from`] === jobUid)
+  return { result: isOurs ? "restarted" : "replaced", uid }
 }
 
 /** The intents of one Job, from the store. */
@@ -1659,13 +1983,12 @@ async function removeIntents({ cluster, kill }: World, intents: Intent[]): Promi
 const RELIST_MS = 30 * 60_000
 const REVIEW_MS = 10 * 60_000
 const LONGEST_SLEEP_MS = 30_000
+/** With the longest sleep added, below a minute. */
+const PODLESS_MS = 25_000
 /** All pods of Jobs. */
 const POD_SELECTOR = "batch.kubernetes.io/job-name"
 /** A fresh intent of another operator is its own to carry out; one that stays is taken up. */
 const ORPHANED_MS = 60_000
-
-/** When a failed Job is to be restarted, and why it failed. */
-export type Schedule = { uid: string; dueAt: number; cause: Cause }
 
 interface Tracked {
   view: JobView
@@ -1673,7 +1996,7 @@ interface Tracked {
   job: Job
   evidence: Evidence | undefined
   /** Known once the evidence of a failure is complete. */
-  cause: Cause | undefined
+  failure: Failure | undefined
   /** Moments at which its pods were looked at already. */
   looked: Set<string>
   looking: Promise<void>
@@ -1693,6 +2016,8 @@ export class Operator {
   private readonly intents = new Map<string, { intent: Intent; seenAt: number }>()
   /** Restarts under way, keyed by Job: never two of the same Job. */
   private readonly restarting = new Map<string, Promise<void>>()
+  /** When a restart began last in each group. */
+  private readonly groups = new Map<string, number>()
   private readonly rights = new Map<string, { allowed: Set<string>; reviewedAt: number }>()
   private readonly saidOnce = new Set<string>()
   private alarm = new AbortController()
@@ -1817,7 +2142,7 @@ export class Operator {
     const { cluster, config, say, stop } = this.world
     const there = new Set(items.map((item) => viewJob(item).key))
     const missing = (config.jobNames ?? []).filter((key) => key.startsWith(`${namespace}/`) && !there.has(key))
-    for (const key of missing) say("warning", `${key}: there is no such Job yet; it is looked after as soon as it appears`)
+    for (const key of missing) say("warning", `[${key}] there is no such Job yet; it is looked after as soon as it appears`)
     if (items.length > 0) return
     const exists = this.may(namespace, NAMESPACE_RIGHT) ? await cluster.namespaceExists(namespace, stop) : undefined
     say(
@@ -1836,14 +2161,14 @@ export class Operator {
       else if (type === "DELETED") this.seeGone(job, view)
       else this.seeJob(job, view)
     } catch (error) {
-      if (this.once(`see ${view.key} ${error}`)) this.world.say("error", `${view.key}: cannot be understood: ${messageOf(error)}`)
+      if (this.once(`see ${view.key} ${error}`)) this.world.say("error", `[${view.key}] cannot be understood: ${messageOf(error)}`)
     }
   }
 
   private seeIntent(type: string, job: Job, key: string): void {
     const intent = readIntent(job)
     if (!intent && this.once(`intent ${key}`))
-      this.world.say("error", `${key}: is labelled as an intent, but its annotation ${INTENT} cannot be read`)
+      this.world.say("error", `[${key}] is labelled as an intent, but its annotation ${INTENT} cannot be read`)
     // One that a list shows was there before us.
     const seenAt = this.intents.get(key)?.seenAt ?? (type === "LISTED" ? Number.NEGATIVE_INFINITY : this.world.clock.now())
     if (type === "DELETED" || !intent) this.intents.delete(key)
@@ -1854,13 +2179,16 @@ export class Operator {
   private seeJob(job: Job, view: JobView): void {
     const known = this.jobs.get(view.key)
     if (!known && !isSelected(view, this.world.config)) return
-    if (known?.view.uid === view.uid) return this.consider(Object.assign(known, { view, job }))
+    if (known?.view.uid === view.uid) {
+      this.warnOf(Object.assign(known, { view, job }))
+      return this.consider(known)
+    }
     if (known) this.forget(known)
     const tracked: Tracked = {
       view,
       job,
       evidence: undefined,
-      cause: undefined,
+      failure: undefined,
       looked: new Set(),
       looking: Promise.resolve(),
       said: "",
@@ -1869,17 +2197,41 @@ export class Operator {
     }
     this.jobs.set(view.key, tracked)
     this.warnOf(tracked)
+    for (const pod of this.podsOf(view)) this.warnOfStart(view, pod)
     this.consider(tracked)
   }
 
   /** What an owner should know before the Job fails. */
-  private warnOf({ view: { key, ttlMs, phase, labels } }: Tracked): void {
-    const { config, say } = this.world
+  private warnOf({ view }: Tracked): void {
+    const { delayMs, problems } = overridesOf(view, this.world.config)
+    const { uid, ttlMs, phase, labels } = view
     const queue = labels["kueue.x-k8s.io/queue-name"]
-    if (queue) say("warning", `${key}: waits in queue ${queue}; its suspend field stays as it is for the queue's controller`)
-    if (ttlMs === undefined || ttlMs > config.restartDelayMs || phase === "succeeded") return
-    const numbers = `ttlSecondsAfterFinished (${durationText(ttlMs)}) is not above RESTART_DELAY (${durationText(config.restartDelayMs)})`
-    say("warning", `${key}: its ${numbers}: it will be restarted just before the TTL removes it; raise the one or lower the other`)
+    for (const problem of problems) if (this.once(`${uid} ${problem}`)) this.tell("warning", view, "WrongAnnotation", problem)
+    if (queue && this.once(`queue ${uid}`))
+      this.tell("warning", view, "Queued", `waits in queue ${queue}; its suspend field stays as it is for the queue's controller`)
+    if (ttlMs === undefined || ttlMs > delayMs || phase === "succeeded" || !this.once(`ttl ${uid} ${ttlMs} ${delayMs}`)) return
+    const numbers = `ttlSecondsAfterFinished (${durationText(ttlMs)}) is not above the restart delay (${durationText(delayMs)})`
+    this.tell(
+      "warning",
+      view,
+      "TtlTooShort",
+      `its ${numbers}: it is restarted just before the TTL removes it; raise the one or lower the other`,
+    )
+  }
+
+  /** Says a fact of a Job in the log and, where the Role allows, as an Event on it. */
+  private tell(level: Level, job: JobName, reason: string, text: string, details?: { lines?: string[]; [field: string]: unknown }): void {
+    this.world.say(level, `[${job.key}] ${text}`, { job: job.key, ...details })
+    this.event(level, job, reason, text)
+  }
+
+  private event(level: Level, job: JobName, reason: string, text: string): void {
+    const { cluster, config, kill, random, say } = this.world
+    if (config.dryRun || !this.may(job.namespace, "create /events")) return
+    const event = eventFor(job, level, reason, text, nowOf(this.world), random())
+    cluster.createEvent(job.namespace, event, kill).catch((error) => {
+      if (this.once(`event ${messageOf(error)}`)) say("debug", `[${job.key}] an Event could not be written: ${messageOf(error)}`)
+    })
   }
 
   private seeGone(job: Job, view: JobView): void {
@@ -1887,19 +2239,20 @@ export class Operator {
     if (known?.view.uid !== view.uid) return
     Object.assign(known, { view: { ...view, deleting: true }, job })
     if (this.restarting.has(view.key)) return
+    const pods = this.podsOf(view)
     this.forget(known)
-    const { cause } = known
     if (view.phase !== "failed" || view.manager) return
-    if (!wasRemovedByTtl(view, nowOf(this.world))) this.world.say("info", `${view.key}: was deleted by someone; it is not restarted`)
-    else if (!this.world.config.dryRun) this.keep(job, view, cause ?? causeOf(view, this.podsOf(view)))
+    const failure = known.failure ?? failureOf(view, { pods, logs: new Map(), morePods: 0 })
+    if (!wasRemovedByTtl(view, nowOf(this.world))) this.world.say("info", `[${view.key}] was deleted by someone; it is not restarted`)
+    else if (!this.world.config.dryRun) this.keep(job, view, failure)
   }
 
   /** Its own TTL took the Job: the restart goes on when it is due, from what was last seen. */
-  private keep(job: Job, view: JobView, cause: Cause): void {
-    const decision = decide({ ...view, deleting: false, ttlMs: undefined }, cause, this.world.config, 0)
-    if (decision.do === "leave") return
-    this.world.say("info", `${view.key}: its TTL removed it; it is created again at ${instantText(decision.dueAt)}`)
-    this.begin(view, () => keepExpired(this.world, job, cause, decision.dueAt))
+  private keep(job: Job, view: JobView, failure: Failure): void {
+    const decision = decide({ ...view, deleting: false, ttlMs: undefined }, failure, this.world.config, 0)
+    if (!("dueAt" in decision)) return
+    this.world.say("info", `[${view.key}] its TTL removed it; it is created again at ${instantText(decision.dueAt)}`)
+    this.begin(view, () => keepExpired(this.world, job, failure, decision.dueAt))
   }
 
   private forget({ view }: Tracked): void {
@@ -1933,7 +2286,7 @@ export class Operator {
     if (!stuck || !this.once(`start ${uid}`)) return
     this.world.say(
       "warning",
-      `${key}: pod ${name} cannot start: ${stuck.reason}: ${stuck.message}; a Job that never starts does not fail, unless it has activeDeadlineSeconds`,
+      `[${key}] pod ${name} cannot start: ${stuck.reason}: ${stuck.message}; a Job that never starts does not fail, unless it has activeDeadlineSeconds`,
     )
   }
 
@@ -1941,54 +2294,89 @@ export class Operator {
   private look(tracked: Tracked, moment: string): void {
     if (tracked.looked.has(moment)) return
     tracked.looked.add(moment)
+    // A TTL of 0 has the Job forgotten, with its pods, before its turn to be looked at.
+    const before = this.podsOf(tracked.view)
     tracked.looking = tracked.looking.then(async () => {
       const { view } = tracked
-      const evidence = await gatherEvidence(this.world, view, this.podsOf(view), tracked.evidence)
+      const kept = this.podsOf(view)
+      const evidence = await gatherEvidence(this.world, view, kept.length > 0 ? kept : before, tracked.evidence)
       tracked.evidence = evidence
       if (moment !== "failed" || this.world.kill.aborted) return
-      const cause = causeOf(view, evidence.pods)
-      tracked.cause = cause
+      const failure = failureOf(view, evidence)
+      tracked.failure = failure
+      const { cause } = failure
       const facts = [cause, view.reason, view.message].filter(Boolean).join(", ")
-      this.world.say("warning", `${view.key}: failed at ${instantText(view.failedAt ?? 0)}: ${facts}`, {
-        job: view.key,
-        cause,
-        lines: evidenceLines(evidence),
-      })
+      const details = { job: view.key, cause, lines: evidenceLines(evidence) }
+      this.world.say("warning", `[${view.key}] failed at ${instantText(view.failedAt ?? 0)}: ${facts}`, details)
       if (this.jobs.get(view.key) === tracked) this.consider(tracked)
     })
   }
 
   /** Decides on a Job as it is now, and says it if that is new. */
   private consider(tracked: Tracked): void {
-    const { config, say } = this.world
-    const { view, cause } = tracked
-    const now = nowOf(this.world)
-    const decision = decide(view, cause ?? "unknown", config, now)
+    const { config } = this.world
+    const { view, job, failure } = tracked
+    const [now, known] = [nowOf(this.world), failure ?? UNKNOWN]
+    const decision = decide(view, { ...known, changed: isChanged(job) }, config, now)
     if (this.restarting.has(view.key)) return
-    if (decision.do !== "leave" && !cause) return this.look(tracked, "failed")
-    if (decision.do === "leave") this.schedules.delete(view.key)
-    else this.schedules.set(view.key, { uid: view.uid, dueAt: Math.max(decision.dueAt, tracked.retryAt), cause: cause as Cause })
+    if (decision.do !== "leave" && !failure) return this.look(tracked, "failed")
     if (view.phase === "failing" && !view.deleting && !view.manager) this.look(tracked, "failing")
-    const text = decision.do === "leave" ? `left alone, ${decision.because}` : `to be restarted at ${instantText(decision.dueAt)}`
-    if (decision.do === "leave" && tracked.said !== text) say(decision.healthy ? "debug" : "info", `${view.key}: ${text}`)
-    if (decision.do === "wait" && tracked.said !== text)
-      say("info", `${view.key}: ${text} (in ${durationText(decision.dueAt - now)}): ${decision.because}`)
-    tracked.said = text
+    if ("dueAt" in decision) {
+      this.schedules.set(view.key, { uid: view.uid, dueAt: Math.max(decision.dueAt, tracked.retryAt), group: groupOf(view) })
+    } else this.schedules.delete(view.key)
+    const text = sayDecision(decision, now)
+    if (tracked.said !== text.fact) this.sayDecision(view, decision, text, known.cause)
+    tracked.said = text.fact
     this.alarm.abort()
+  }
+
+  private sayDecision(view: JobView, decision: Decision, { fact, text }: { fact: string; text: string }, cause: Cause): void {
+    const { say } = this.world
+    if (decision.do === "leave") say(decision.healthy ? "debug" : "info", `[${view.key}] ${text}`)
+    if (decision.do === "give up") this.tell("error", view, "GivenUp", `${text} (cause ${cause})`)
+    if (decision.do === "wait") say("info", `[${view.key}] ${text}`)
+    if ("dueAt" in decision && this.once(`failure ${view.uid} ${fact}`))
+      this.event("warning", view, "FailureSeen", `failed, cause ${cause}; ${text}`)
   }
 
   /** Turns at each due instant, and at least every 30 s, for a wall clock may jump. */
   private async turn(): Promise<void> {
-    const { clock, stop } = this.world
+    const { clock, config, stop } = this.world
     while (!stop.aborted) {
       this.alarm = new AbortController()
       const now = nowOf(this.world)
       this.warnOfSkew()
-      for (const [key, { dueAt, cause }] of this.schedules) if (dueAt <= now) this.restart(key, cause)
+      const { begin, nextAt } = admit(this.schedules, this.lastRestarts(), config.restartSpacingMs, now)
+      for (const key of begin) this.restart(key, now)
       this.takeUpIntents()
+      this.wakePodless(now)
       for (const [uid, pod] of this.pods) if (clock.now() - pod.seenAt > ORPHANED_MS && !this.isTracked(pod)) this.pods.delete(uid)
-      const next = Math.min(LONGEST_SLEEP_MS, ...[...this.schedules.values()].map(({ dueAt }) => dueAt - now))
-      await clock.sleep(next, stop, this.alarm.signal)
+      await clock.sleep(Math.min(LONGEST_SLEEP_MS, nextAt - now), stop, this.alarm.signal)
+    }
+  }
+
+  /** The last restart of each group, also those of an earlier life: told by the Jobs that came of them, to the second. */
+  private lastRestarts(): Map<string, number> {
+    const last = new Map(this.groups)
+    for (const { view } of this.jobs.values()) {
+      const group = groupOf(view)
+      if (view.annotations[`${PREFIX}restarted-from`] && view.createdAt > (last.get(group) ?? 0)) last.set(group, view.createdAt + 999)
+    }
+    return last
+  }
+
+  /** A Job that exists anew but gets no pod: by quota or policy, or overlooked by the controller (kubernetes/kubernetes#142142). */
+  private wakePodless(now: number): void {
+    const { cluster, config, kill, say } = this.world
+    for (const { view } of this.jobs.values()) {
+      const isNew = view.phase === "running" && !view.hasPods && own(view, "restarted-from") !== undefined && !view.deleting
+      if (!isNew || now - view.createdAt < PODLESS_MS || !this.once(`podless ${view.uid}`)) continue
+      const text = `restarted, but there is no pod of it after ${durationText(now - view.createdAt)}; kubectl describe job tells of quota and policy`
+      this.tell("warning", view, "NoPod", text)
+      if (config.dryRun || !this.may(view.namespace, "patch batch/jobs")) continue
+      cluster
+        .touchJob(view, `${PREFIX}touched`, instantText(now), kill)
+        .catch((error) => say("debug", `[${view.key}] cannot be touched: ${messageOf(error)}`))
     }
   }
 
@@ -2004,33 +2392,49 @@ export class Operator {
   private takeUpIntents(): void {
     const { clock, config, say } = this.world
     for (const { intent, seenAt } of this.intents.values()) {
-      const { namespace, jobName: name, deleting } = intent
+      const { namespace, jobName: name, jobUid: uid, deleting } = intent
       const key = `${namespace}/${name}`
       if (config.dryRun || deleting || this.restarting.has(key) || clock.now() - seenAt < ORPHANED_MS) continue
-      say("info", `${key}: going on with a restart that was left unfinished, intent ${intent.name}`)
-      this.begin({ key, uid: intent.jobUid }, () => carryOut(this.world, namespace, name, () => this.jobs.get(key)?.job))
+      say("info", `[${key}] going on with a restart that was left unfinished, intent ${intent.name}`)
+      const lastSeen = this.lastSeen(key)
+      this.begin({ key, namespace, name, uid }, () => carryOut(this.world, namespace, name, lastSeen))
     }
   }
 
-  private restart(key: string, cause: Cause): void {
+  private restart(key: string, now: number): void {
     const { config, say } = this.world
-    const tracked = this.jobs.get(key)
+    const { view, failure, retryAt } = this.jobs.get(key) ?? {}
     this.schedules.delete(key)
-    if (!tracked || this.restarting.has(key)) return
-    const text = `${key}: ${config.dryRun ? "would be restarted now (DRY_RUN)" : "restarting"}, cause ${cause}`
-    if (this.once(`${text} ${tracked.view.uid} ${tracked.retryAt}`)) say("info", text)
-    if (!config.dryRun) this.begin(tracked.view, () => restartJob(this.world, tracked.view, cause, () => this.jobs.get(key)?.job))
+    if (!view || !failure || this.restarting.has(key)) return
+    this.groups.set(groupOf(view), now)
+    const text = `[${key}] ${config.dryRun ? "would be restarted now (DRY_RUN)" : "restarting"}, cause ${failure.cause}`
+    if (this.once(`${text} ${view.uid} ${retryAt}`)) say("info", text)
+    const lastSeen = this.lastSeen(key)
+    if (!config.dryRun) this.begin(view, () => restartJob(this.world, view, failure, lastSeen))
+  }
+
+  /** What a restart reads is news for the loop too, and what either has seen is not forgotten while the restart lasts. */
+  private lastSeen(key: string): LastSeen {
+    let newest: Job | undefined
+    const isNewer = (a: Job, b?: Job) => !b || compareVersions(viewJob(a).resourceVersion, viewJob(b).resourceVersion) > 0
+    return (read) => {
+      const known = this.jobs.get(key)?.job
+      for (const job of [known, read]) if (job && isNewer(job, newest)) newest = job
+      if (read && isNewer(read, known)) this.see("MODIFIED", read)
+      return newest
+    }
   }
 
   /** Runs one restart beside all others. Before its intent stands it may fail, and is begun again. */
-  private begin(job: Pick<JobView, "key" | "uid">, work: () => Promise<Outcome>): void {
+  private begin(job: JobName, work: () => Promise<Outcome>): void {
     const { clock, stop } = this.world
     const beganAt = clock.now()
-    const trouble = troubles(this.world, `${job.key}: its restart cannot begin`, stop)
+    const trouble = troubles(this.world, `[${job.key}] its restart cannot begin`, stop)
     const run = async () => {
       while (!stop.aborted) {
         const outcome = await work().catch((error: unknown) => ({ error }))
-        if (!("error" in outcome)) return outcome
+        // A refusal is an outcome too, and has an error.
+        if ("result" in outcome) return outcome
         await trouble.wait(outcome.error)
       }
       return { result: "interrupted" } as Outcome
@@ -2044,23 +2448,30 @@ export class Operator {
     )
   }
 
-  private conclude({ key, uid }: Pick<JobView, "key" | "uid">, outcome: Outcome, tookMs: number): void {
+  private conclude(job: JobName, outcome: Outcome, tookMs: number): void {
     const { config, say } = this.world
+    const { key, uid } = job
     const tracked = this.jobs.get(key)
-    if (outcome.result === "restarted") say("info", `${key}: restarted in ${durationText(tookMs)}, new uid ${outcome.uid}`)
-    if (outcome.result === "cancelled") say("info", `${key}: someone removed the intent; its restart is cancelled`)
-    if (outcome.result === "changed") say("info", `${key}: has changed meanwhile; not restarted`)
-    if (outcome.result === "namespace gone") say("warning", `${key}: its namespace is going; it cannot be created again`)
-    if (outcome.result === "interrupted") say("info", `${key}: its restart is left for the next start`)
-    if (outcome.result === "changed" && tracked) tracked.retryAt = nowOf(this.world) + config.checkIntervalMs
+    // The end of its intents comes later by the watch, or at the next look: they are not unfinished until then.
+    for (const [name, { intent }] of this.intents) if (intent.jobUid === uid) this.intents.delete(name)
+    if (outcome.result === "restarted")
+      this.tell("info", { ...job, uid: outcome.uid }, "Restarted", `restarted in ${durationText(tookMs)}, new uid ${outcome.uid}`)
+    if (outcome.result === "replaced") say("info", `[${key}] someone else has created it anew, uid ${outcome.uid}; that is its restart`)
+    if (outcome.result === "cancelled") say("info", `[${key}] someone removed the intent; its restart is cancelled`)
+    if (outcome.result === "changed") say("info", `[${key}] has changed meanwhile; not restarted`)
+    if (outcome.result === "namespace gone") say("warning", `[${key}] its namespace is going; it cannot be created again`)
+    if (outcome.result === "interrupted") say("info", `[${key}] its restart is left for the next start`)
+    if (outcome.result === "changed" && tracked?.view.uid === uid) tracked.retryAt = nowOf(this.world) + config.checkIntervalMs
     if (outcome.result === "refused" && tracked) {
       const waitMs = Math.min(300_000, 30_000 * 2 ** Math.min(tracked.refusals++, 4))
       tracked.retryAt = nowOf(this.world) + waitMs
-      say("error", `${key}: not deleted, for it could not be created again: ${outcome.error.message}; next try in ${durationText(waitMs)}`)
+      const text = `not deleted, for it could not be created again: ${outcome.error.message}`
+      say("error", `[${key}] ${text}; next try in ${durationText(waitMs)}`)
+      if (this.once(`refused ${uid} ${text}`)) this.event("error", job, "CannotRestart", text)
     }
     if (!tracked) return
     // What came meanwhile was not acted on.
-    const isOver = tracked.view.uid === uid && outcome.result !== "refused" && outcome.result !== "changed"
+    const isOver = tracked.view.uid === uid && !["refused", "changed", "early"].includes(outcome.result)
     if (isOver || tracked.view.deleting) this.forget(tracked)
     else this.consider(tracked)
   }
@@ -2153,8 +2564,7 @@ function announce(say: Say, rows: SettingRow[], warnings: string[], { from }: So
   say("info", "settings", { lines: table([["setting", "value", "from"], ...rows.map((row) => [row.variable, row.value, row.from])]) })
   for (const warning of warnings) say("warning", warning)
   say("info", `connecting with ${from}`)
-  const strange = ["BUN_OPTIONS", "NODE_TLS_REJECT_UNAUTHORIZED"].filter((name) => env[name])
-  if (strange.length > 0) say("warning", `the environment has ${strange.join(" and ")}, which changes how this program runs`)
+  if (env.BUN_OPTIONS) say("warning", "the environment has BUN_OPTIONS, which changes how this program runs")
 }
 
 /** What is unusual about the way to the API server. */

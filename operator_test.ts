@@ -120,6 +120,7 @@ import {
   table as toTable,
   viewJob,
   viewPod,
+  type Failure as WhatFailed,
   wasRemovedByTtl,
 } from "./operator.ts"
 
@@ -140,6 +141,9 @@ describe("1 Settings", () => {
         checkIntervalMs: MINUTE,
         restartDelayMs: HOUR,
         skipDelayOnOom: false,
+        restartRules: undefined,
+        maxRestarts: undefined,
+        restartSpacingMs: 0,
         logLines: 20,
         dryRun: false,
       },
@@ -183,6 +187,7 @@ describe("1 Settings", () => {
       const ms = attempt(() => duration(1_000)(text))
       if (ms !== undefined) expect(Number.isSafeInteger(ms) && ms >= 1_000 && ms <= 3650 * DAY && /^[\ddhms]+$/i.test(text)).toBe(true)
     })
+    expect(() => duration(0)("")).toThrow()
   })
 
   test("readSettings() wants at least 1 s for CHECK_INTERVAL, and at most 10 000 LOG_LINES", () => {
@@ -339,7 +344,7 @@ describe("2 What we see", () => {
   }
   test.each(Object.entries(phases))("viewJob() sees %s as it is", (_, [job, phase]) => {
     expect(viewJob(job).phase).toBe(phase as never)
-    if (phase !== "failed") expect(decide(viewJob(job), "unknown", anyJob(), NOW).do).toBe("leave") // B11
+    if (phase !== "failed") expect(decide(viewJob(job), failedBy("unknown"), anyJob(), NOW).do).toBe("leave") // B11
   })
 
   test("viewJob() takes the failure's instant from lastTransitionTime, else from what is there", () => {
@@ -451,23 +456,23 @@ describe("3 What to do", () => {
   }
   test.each(Object.entries(left))("decide() leaves a Job alone that %s", (_, [job, because]) => {
     const healthy = !/owned|managed/.test(because)
-    expect(decide(viewJob(job), "oom", settings({ SKIP_DELAY_ON_OOM: "true" }), NOW)).toEqual({ do: "leave", because, healthy })
+    expect(decide(viewJob(job), failedBy("oom"), settings({ SKIP_DELAY_ON_OOM: "true" }), NOW)).toEqual({ do: "leave", because, healthy })
   })
 
   test("decide() waits until the delay has passed, and not a millisecond longer", () => {
     const [config, job] = [settings({ RESTART_DELAY: "1h" }), viewJob(failedJob())]
     const because = "RESTART_DELAY 1h"
-    expect(decide(job, "exit:3", config, NOW)).toEqual({ do: "wait", dueAt: NOW + HOUR, because })
-    expect(decide(job, "exit:3", config, NOW + HOUR - 1)).toEqual({ do: "wait", dueAt: NOW + HOUR, because })
-    expect(decide(job, "exit:3", config, NOW + HOUR)).toEqual({ do: "restart", dueAt: NOW + HOUR, because })
-    expect(decide(job, "exit:3", settings({ RESTART_DELAY: "0" }), NOW).do).toBe("restart")
-    const never = decide(job, "exit:3", settings({ RESTART_DELAY: "9999999" }), NOW + 2 ** 31) // G01
+    expect(decide(job, failedBy("exit:3"), config, NOW)).toEqual({ do: "wait", dueAt: NOW + HOUR, because })
+    expect(decide(job, failedBy("exit:3"), config, NOW + HOUR - 1)).toEqual({ do: "wait", dueAt: NOW + HOUR, because })
+    expect(decide(job, failedBy("exit:3"), config, NOW + HOUR)).toEqual({ do: "restart", dueAt: NOW + HOUR, because })
+    expect(decide(job, failedBy("exit:3"), settings({ RESTART_DELAY: "0" }), NOW).do).toBe("restart")
+    const never = decide(job, failedBy("exit:3"), settings({ RESTART_DELAY: "9999999" }), NOW + 2 ** 31) // G01
     expect(never).toMatchObject({ do: "wait", dueAt: NOW + 9_999_999_000 })
   })
 
   test("decide() restarts a Job of a queue as any other, and leaves its suspend field as it is (G14)", () => {
     const job = failedJob({ ago: DAY, metadata: { labels: { "kueue.x-k8s.io/queue-name": "q1" } }, spec: { suspend: false } })
-    expect(decide(viewJob(job), "unknown", settings(), NOW).do).toBe("restart")
+    expect(decide(viewJob(job), failedBy("unknown"), settings(), NOW).do).toBe("restart")
     expect(replacementFor(job)).toMatchObject({ metadata: { labels: { "kueue.x-k8s.io/queue-name": "q1" } }, spec: { suspend: false } })
   })
 
@@ -475,14 +480,17 @@ describe("3 What to do", () => {
     const config = settings({ SKIP_DELAY_ON_OOM: "true", RESTART_DELAY: "5m" })
     let job = failedJob()
     const waits = Array.from({ length: 8 }, () => {
-      const decision = decide(viewJob(job), "oom", config, NOW)
-      job = failedJob({ metadata: { annotations: marksFor(viewJob(job), "oom") } })
-      return decision.do === "leave" ? decision : [(decision.dueAt - NOW) / SECOND, decision.because.replace(/.*, /, "")]
+      const decision = decide(viewJob(job), failedBy("oom"), config, NOW)
+      job = failedJob({ metadata: { annotations: marksFor(viewJob(job), failedBy("oom"), config) } })
+      return !("dueAt" in decision) ? decision : [(decision.dueAt - NOW) / SECOND, decision.because.replace(/.*, /, "")]
     })
-    expect(waits).toEqual([0, 10, 20, 40, 80, 160, 300, 300].map((s, i) => [s, `kill ${i + 1} in a row`]))
-    expect(decide(viewJob(job), "exit:1", config, NOW)).toMatchObject({ dueAt: NOW + 5 * MINUTE }) // another cause
-    expect(decide(viewJob(job), "oom", settings({ RESTART_DELAY: "5m" }), NOW)).toMatchObject({ dueAt: NOW + 5 * MINUTE })
-    expect(marksFor(viewJob(job), "exit:1")).toMatchObject({ [`${PREFIX}restarts`]: "9", [`${PREFIX}restarts-of-cause`]: "1" })
+    expect(waits).toEqual([0, 10, 20, 40, 80, 160, 300, 300].map((s, i) => [s, i === 0 ? "rule oom=0s..5m" : `failure ${i + 1} in a row`]))
+    expect(decide(viewJob(job), failedBy("exit:1"), config, NOW)).toMatchObject({ dueAt: NOW + 5 * MINUTE }) // another cause
+    expect(decide(viewJob(job), failedBy("oom"), settings({ RESTART_DELAY: "5m" }), NOW)).toMatchObject({ dueAt: NOW + 5 * MINUTE })
+    expect(marksFor(viewJob(job), failedBy("exit:1"), settings())).toMatchObject({
+      [`${PREFIX}restarts`]: "9",
+      [`${PREFIX}restarts-of-cause`]: "1",
+    })
   })
 
   test("decide() never lets the wait after OOM kills pass RESTART_DELAY, nor overflow, whatever the annotation says", () => {
@@ -491,20 +499,20 @@ describe("3 What to do", () => {
     always([counts, fc.nat(3650 * 86_400)], (text, seconds) => {
       const annotations = { [`${PREFIX}restarts-of-cause`]: text, [`${PREFIX}last-cause`]: "oom", [`${PREFIX}restarts`]: text }
       const view = viewJob(failedJob({ metadata: { annotations } }))
-      const decision = decide(view, "oom", settings({ SKIP_DELAY_ON_OOM: "true", RESTART_DELAY: `${seconds}s` }), NOW)
-      const waitMs = decision.do === "leave" ? Number.NaN : decision.dueAt - NOW
+      const decision = decide(view, failedBy("oom"), settings({ SKIP_DELAY_ON_OOM: "true", RESTART_DELAY: `${seconds}s` }), NOW)
+      const waitMs = !("dueAt" in decision) ? Number.NaN : decision.dueAt - NOW
       const kills = /^\d{1,9}$/.test(text) ? Number(text) : 0
       expect(waitMs).toBe(kills === 0 ? 0 : Math.min(seconds * SECOND, 10 * SECOND * 2 ** (kills - 1)))
-      for (const count of [0, 1]) expect(Object.values(marksFor(view, "oom"))[count]).toBe(String(kills + 1))
+      for (const count of [0, 1]) expect(Object.values(marksFor(view, failedBy("oom"), settings()))[count]).toBe(String(kills + 1))
     })
   })
 
   test("decide() restarts failed Jobs only, never before the failure plus the delay, and always says the same", () => {
     always([anyFailure(), fc.integer({ min: -2 * DAY, max: 2 * DAY }), fc.nat(2 * 86_400)], (job, sinceMs, delay) => {
       const [view, config, now] = [viewJob(job), settings({ RESTART_DELAY: String(delay) }), NOW + sinceMs]
-      const decision = decide(view, "exit:1", config, now)
-      expect(decide(viewJob(structuredClone(job)), "exit:1", config, now)).toEqual(decision)
-      if (decision.do === "leave") return expect(view.phase === "failed" && !view.deleting && !view.manager).toBe(false)
+      const decision = decide(view, failedBy("exit:1"), config, now)
+      expect(decide(viewJob(structuredClone(job)), failedBy("exit:1"), config, now)).toEqual(decision)
+      if (!("dueAt" in decision)) return expect(view.phase === "failed" && !view.deleting && !view.manager).toBe(false)
       expect([view.phase, view.deleting, view.manager]).toEqual(["failed", false, undefined])
       expect(decision.dueAt).toBe(NOW + delay * SECOND)
       expect(decision.do).toBe(now >= NOW + delay * SECOND ? "restart" : "wait")
@@ -513,7 +521,7 @@ describe("3 What to do", () => {
 
   test("decide() is not later than the TTL, which would take the Job (A12)", () => {
     const due = (ttl: number, RESTART_DELAY: string) =>
-      decide(viewJob(failedJob({ spec: { ttlSecondsAfterFinished: ttl } })), "exit:1", settings({ RESTART_DELAY }), NOW)
+      decide(viewJob(failedJob({ spec: { ttlSecondsAfterFinished: ttl } })), failedBy("exit:1"), settings({ RESTART_DELAY }), NOW)
     expect(due(0, "1h")).toMatchObject({ do: "restart", dueAt: NOW })
     expect(due(600, "1h")).toMatchObject({ do: "wait", dueAt: NOW + 595 * SECOND })
     expect(due(600, "1m")).toMatchObject({ do: "wait", dueAt: NOW + MINUTE })
@@ -539,7 +547,7 @@ describe("3 What to do", () => {
       const { config } = readSettings({ NAMESPACE: "x", JOB_NAMES: "j", RESTART_DELAY: "60" })
       for (const at of ["2026-10-25T00:59:30Z", "2026-03-29T00:59:30Z"]) {
         const conditions = [{ type: "Failed", status: "True", lastTransitionTime: at }]
-        const { dueAt } = decide(viewJob({ metadata: { namespace: "x", name: "j" }, status: { conditions } }), "unknown", config, 0)
+        const { dueAt } = decide(viewJob({ metadata: { namespace: "x", name: "j" }, status: { conditions } }), { cause: "unknown", lines: [], killed: [] }, config, 0)
         console.log(dueAt - Date.parse(at), instantText(dueAt), textRecord(dueAt, "info", "hello").trim())
       }`
     for (const TZ of ["Europe/Berlin", "Nowhere/Unknown"]) {
@@ -621,7 +629,9 @@ describe("3 What to do", () => {
     const deleting = { ...deleted, deletionGracePeriodSeconds: 0, finalizers: ["foregroundDeletion"], resourceVersion: "9", generation: 2 }
     for (const same of [{}, { metadata: deleting }, { metadata: { managedFields: [] } }, { status: { failed: 9 } }])
       expect(isEdited(live, change(same))).toBe(false)
-    expect(isEdited(live, change({ metadata: { annotations: { note: "1", ...marksFor(viewJob(live), "oom") } } }))).toBe(false)
+    expect(
+      isEdited(live, change({ metadata: { annotations: { note: "1", ...marksFor(viewJob(live), failedBy("oom"), settings()) } } })),
+    ).toBe(false)
     const edits = [{ metadata: { annotations: { note: "2" } } }, { metadata: { labels: {} } }, { spec: { parallelism: 2 } }]
     for (const edit of [...edits, { spec: { suspend: true } }]) expect(isEdited(live, change(edit))).toBe(true)
   })
@@ -629,23 +639,25 @@ describe("3 What to do", () => {
   test("readIntent() restores exactly replacementFor() plus the marks from an intent that the server has stored", () => {
     always([anyUsersJob(), fc.boolean(), fc.option(fc.nat(10 ** 9))], (user, defaulted, wait) => {
       const live = stored(user, "U1", defaulted)
-      const marks = marksFor(viewJob(live), "oom")
+      const marks = marksFor(viewJob(live), failedBy("oom"), settings())
       const notBefore = wait === null ? undefined : NOW + wait * SECOND
-      const intent = readIntent(stored(intentFor(live, marks, notBefore), "U7", defaulted)) as Intent
+      const intent = readIntent(
+        stored(intentFor(live, { marks, ...(notBefore === undefined ? {} : { notBefore }) }), "U7", defaulted),
+      ) as Intent
       const replacement = replacementFor(live)
       expect(intent.replacement).toEqual({
         ...replacement,
         metadata: { ...replacement.metadata, annotations: { ...replacement.metadata?.annotations, ...marks } },
       })
       expect(intent).toMatchObject({ jobName: "load-a", jobUid: "U1", jobVersion: "7", uid: "U7", namespace: "batch-a", deleting: false })
-      expect(intent.notBefore).toBe(notBefore ?? 0)
+      expect(intent.plan.notBefore).toBe(notBefore ?? 0)
       expect(isEdited(live, intent.replacement)).toBe(false)
     })
   })
 
   test("intentFor() is a suspended Job that no owner, queue, finalizer or selector acts on", () => {
     always([anyUsersJob()], (user) => {
-      const { metadata, spec: s, status } = intentFor(stored(user, "U1"), { mark: "1" })
+      const { metadata, spec: s, status } = intentFor(stored(user, "U1"), { marks: { mark: "1" } })
       expect([s?.suspend, s?.selector, s?.manualSelector, status]).toEqual([true, undefined, undefined, undefined])
       const { ownerReferences, finalizers, uid, resourceVersion } = metadata ?? {}
       expect([ownerReferences, finalizers, uid, resourceVersion]).toEqual(Array(4).fill(undefined))
@@ -657,7 +669,7 @@ describe("3 What to do", () => {
 
   test("intentFor() gives the same name for the same Job and version, another for any other, always a valid one", () => {
     const nameOf = (name: string, uid = "U1", resourceVersion = "7") =>
-      intentFor({ ...failedJob(), metadata: { ...failedJob().metadata, name, uid, resourceVersion } }, {}).metadata?.name ?? ""
+      intentFor({ ...failedJob(), metadata: { ...failedJob().metadata, name, uid, resourceVersion } }, { marks: {} }).metadata?.name ?? ""
     expect(nameOf("load-a")).toMatch(/^load-a-restart-[0-9a-f]{12}$/)
     const names = [nameOf("load-a"), nameOf("load-a"), nameOf("load-a", "U2"), nameOf("load-a", "U1", "8"), nameOf("load-b")]
     expect(new Set(names).size).toBe(4)
@@ -666,7 +678,7 @@ describe("3 What to do", () => {
   })
 
   test("readIntent() is undefined for a Job that is no intent, or that was made unreadable", () => {
-    const intent = stored(intentFor(stored(failedJob(), "U1"), {}), "U7")
+    const intent = stored(intentFor(stored(failedJob(), "U1"), { marks: {} }), "U7")
     const withAnnotation = (text?: string) =>
       readIntent({ ...intent, metadata: { ...intent.metadata, annotations: text === undefined ? {} : { [INTENT]: text } } })
     expect(readIntent(failedJob())).toBeUndefined()
@@ -876,8 +888,8 @@ describe("4 How we say it", () => {
   }
   test.each(Object.entries(evidence))("evidenceLines() tells of %s", (_, [parts, lines]) => {
     const said = evidenceLines({ pods: [pod(parts)], logs: new Map(), morePods: 0 }).join("\n")
-    const headless = said.replace(/^pod p( \(.*\))?: /, (_, index = "") => `${index} `.trimStart())
-    const short = headless.replaceAll(/^ {2}(init )?container (?=\w+:)/gm, "$1")
+    const headless = said.replace(/^pod p( \(index \d+\))? \((.*)\)$/m, (_, index = "", facts) => `${index} ${facts}`.trim())
+    const short = headless.replaceAll(/^ {2}(init )?container (\w+) \((.*)\)$/gm, "$1$2: $3")
     expect(short).toBe(lines.replaceAll("|", "\n"))
   })
   test("evidenceLines() says that no pods are left (B01)", () => {
@@ -893,7 +905,7 @@ describe("4 How we say it", () => {
     expect(evidenceLines({ pods: [view], logs, morePods: 7 }).slice(2)).toEqual([
       "    | one",
       "    | two",
-      "  container worker: never started, PodInitializing",
+      "  container worker (never started, PodInitializing)",
       "    (log empty, it may have been rotated)",
       "and 7 more pods",
     ])
@@ -936,7 +948,8 @@ describe("4 How we say it", () => {
     const logs = { apiGroups: [""], resources: ["pods/log"], verbs: ["get"] }
     const old = lackOf([jobs, pods, logs])
     expect(old).toEqual(expect.arrayContaining(["watch batch/jobs", "watch /pods"]))
-    expect(old.filter((right) => !right.startsWith("watch") && /jobs|pods/.test(right))).toEqual([])
+    expect(old.filter((right) => !/^(watch|patch)/.test(right) && /jobs|pods/.test(right))).toEqual([])
+    expect(lackOf([{ ...jobs, resourceNames: ["load-a"] }])).not.toContain("get batch/jobs") // only a real 403 tells
     expect(lackOf([jobs, pods])).toEqual(expect.arrayContaining(["get /pods/log"]))
     expect(lackOf([{ verbs: ["*"], apiGroups: ["*"], resources: ["*"] }])).toEqual([])
     expect(lackOf([], true)).toEqual([])
@@ -1040,7 +1053,12 @@ function liveJob(metadata: object, fields: object = {}): Job {
 }
 
 function intentOf(fields: object = {}, notBefore?: number): Intent {
-  return readIntent(stored(intentFor(liveJob({}, fields), { [`${PREFIX}restarts`]: "1" }, notBefore), "U7")) as Intent
+  const plan = { marks: { [`${PREFIX}restarts`]: "1" }, ...(notBefore === undefined ? {} : { notBefore }) }
+  return readIntent(stored(intentFor(liveJob({}, fields), plan), "U7")) as Intent
+}
+
+function failedBy(cause: Cause, lines: string[] = [], killed: string[] = []): WhatFailed {
+  return { cause, lines, killed }
 }
 
 function exited(
