@@ -14,7 +14,8 @@ RUN case "$TARGETARCH" in amd64) target=bun-linux-x64 ;; arm64) target=bun-linux
       --no-compile-autoload-dotenv --no-compile-autoload-bunfig --outfile /out/flickr-immich-k8s-sync-operator \
  && rm -f /out/*.map
 
-FROM $BASE
+# The default, but buildah would take the build stage's platform.
+FROM --platform=$TARGETPLATFORM $BASE
 LABEL org.opencontainers.image.title="flickr-immich-k8s-sync-operator" \
       org.opencontainers.image.description="Kubernetes operator that brings failed Jobs back, and never loses one" \
       org.opencontainers.image.version="1.0.0" \
