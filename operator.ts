@@ -522,9 +522,16 @@ export type Decision =
   | { do: "wait" | "restart"; dueAt: number; because: string }
 
 /** Annotations that the new Job carries, so that counts survive everything. */
-const MARKS = ["restarts", "restarts-of-cause", "restarted-from", "last-cause", "last-failure", "restart-now-done", "created", "touched"].map(
-  (mark) => PREFIX + mark,
-)
+const MARKS = [
+  "restarts",
+  "restarts-of-cause",
+  "restarted-from",
+  "last-cause",
+  "last-failure",
+  "restart-now-done",
+  "created",
+  "touched",
+].map((mark) => PREFIX + mark)
 const TTL_MARGIN_MS = 5_000
 
 /** What failed: its cause, the last lines of its logs, the containers that were killed for memory, and whether its owner changed the Job. */
@@ -1952,7 +1959,8 @@ async function create(world: World, intent: Intent, intents: Intent[]): Promise<
     return finish(world, intents, created)
   } catch (error) {
     if (isReason(error, "AlreadyExists")) return { waitFor: "its name to be free", known: intent }
-    if (isReason(error, "NamespaceTerminating") || isReason(error, "NotFound")) return { result: "namespace gone" }
+    // In a namespace that is gone so is the intent: the next round sees it. Of a server that comes up 404 is not the last word.
+    if (isReason(error, "NamespaceTerminating")) return { result: "namespace gone" }
     throw error
   }
 }
@@ -2004,6 +2012,9 @@ interface Tracked {
   refusals: number
   /** After a refusal: not before this instant. */
   retryAt: number
+  /** Its restart has ended, or it is seen to be gone while one is under way: what a late watch still tells of it is no news. */
+  isOver: boolean
+  isGone: boolean
 }
 
 /** The operator: watches or polls each namespace, keeps the schedules, and restarts what is due. */
@@ -2159,7 +2170,7 @@ export class Operator {
     try {
       if (view.labels[INTENT] !== undefined) this.seeIntent(type, job, view.key)
       else if (type === "DELETED") this.seeGone(job, view)
-      else this.seeJob(job, view)
+      else this.seeJob(type, job, view)
     } catch (error) {
       if (this.once(`see ${view.key} ${error}`)) this.world.say("error", `[${view.key}] cannot be understood: ${messageOf(error)}`)
     }
@@ -2176,9 +2187,11 @@ export class Operator {
     this.alarm.abort()
   }
 
-  private seeJob(job: Job, view: JobView): void {
+  private seeJob(type: string, job: Job, view: JobView): void {
     const known = this.jobs.get(view.key)
     if (!known && !isSelected(view, this.world.config)) return
+    const isOlder = known && compareVersions(view.resourceVersion, known.view.resourceVersion) < 0
+    if (known?.view.uid !== view.uid && isOlder && type !== "LISTED") return
     if (known?.view.uid === view.uid) {
       this.warnOf(Object.assign(known, { view, job }))
       return this.consider(known)
@@ -2194,6 +2207,8 @@ export class Operator {
       said: "",
       refusals: 0,
       retryAt: 0,
+      isOver: false,
+      isGone: false,
     }
     this.jobs.set(view.key, tracked)
     this.warnOf(tracked)
@@ -2238,10 +2253,11 @@ export class Operator {
     const known = this.jobs.get(view.key)
     if (known?.view.uid !== view.uid) return
     Object.assign(known, { view: { ...view, deleting: true }, job })
+    known.isGone = true
     if (this.restarting.has(view.key)) return
     const pods = this.podsOf(view)
     this.forget(known)
-    if (view.phase !== "failed" || view.manager) return
+    if (known.isOver || view.phase !== "failed" || view.manager) return
     const failure = known.failure ?? failureOf(view, { pods, logs: new Map(), morePods: 0 })
     if (!wasRemovedByTtl(view, nowOf(this.world))) this.world.say("info", `[${view.key}] was deleted by someone; it is not restarted`)
     else if (!this.world.config.dryRun) this.keep(job, view, failure)
@@ -2318,7 +2334,7 @@ export class Operator {
     const { view, job, failure } = tracked
     const [now, known] = [nowOf(this.world), failure ?? UNKNOWN]
     const decision = decide(view, { ...known, changed: isChanged(job) }, config, now)
-    if (this.restarting.has(view.key)) return
+    if (tracked.isOver || this.restarting.has(view.key)) return
     if (decision.do !== "leave" && !failure) return this.look(tracked, "failed")
     if (view.phase === "failing" && !view.deleting && !view.manager) this.look(tracked, "failing")
     if ("dueAt" in decision) {
@@ -2449,11 +2465,12 @@ export class Operator {
   }
 
   private conclude(job: JobName, outcome: Outcome, tookMs: number): void {
-    const { config, say } = this.world
+    const { clock, config, say } = this.world
     const { key, uid } = job
     const tracked = this.jobs.get(key)
-    // The end of its intents comes later by the watch, or at the next look: they are not unfinished until then.
-    for (const [name, { intent }] of this.intents) if (intent.jobUid === uid) this.intents.delete(name)
+    // The end of its intents comes later by the watch, or at the next look: what is left then is taken up again.
+    const leaveUntil = outcome.result === "namespace gone" ? Number.POSITIVE_INFINITY : clock.now() + config.checkIntervalMs
+    for (const known of this.intents.values()) if (known.intent.jobUid === uid) known.seenAt = leaveUntil
     if (outcome.result === "restarted")
       this.tell("info", { ...job, uid: outcome.uid }, "Restarted", `restarted in ${durationText(tookMs)}, new uid ${outcome.uid}`)
     if (outcome.result === "replaced") say("info", `[${key}] someone else has created it anew, uid ${outcome.uid}; that is its restart`)
@@ -2471,8 +2488,9 @@ export class Operator {
     }
     if (!tracked) return
     // What came meanwhile was not acted on.
-    const isOver = tracked.view.uid === uid && !["refused", "changed", "early"].includes(outcome.result)
-    if (isOver || tracked.view.deleting) this.forget(tracked)
+    tracked.isOver = tracked.view.uid === uid && !["refused", "changed", "early"].includes(outcome.result)
+    if (tracked.isOver) this.schedules.delete(key)
+    if (tracked.isGone) this.forget(tracked)
     else this.consider(tracked)
   }
 
