@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Takes down what up.sh started: processes, pods, mounts. The files stay, for reading.
+#   down.sh DIR     that cluster
+#   down.sh         every cluster that up.sh has left running on this machine, whatever became of its directory
+# Every process of a cluster carries THROW_AWAY_CLUSTER=DIR in its environment; that, not a file, is how they are found.
+set -uo pipefail
+
+dir_of() { tr '\0' '\n' <"/proc/$1/environ" 2>/dev/null | sed -n 's/^THROW_AWAY_CLUSTER=//p'; }
+pids_of() { # DIR: newest first
+  local f pid
+  for f in $(grep -lzsxF "THROW_AWAY_CLUSTER=$1" /proc/[0-9]*/environ); do pid=${f#/proc/}; echo "${pid%/environ}"; done | sort -rn
+}
+take_down() {
+  local dir=$1 pids kubelet shim child
+  # The kubelet first, lest it starts again what we stop; then the containers, which are children of their shims.
+  for kubelet in $(pids_of "$dir"); do [[ $(cat "/proc/$kubelet/comm" 2>/dev/null) == kubelet ]] && kill -KILL "$kubelet"; done
+  for shim in $(pids_of "$dir"); do
+    [[ $(cat "/proc/$shim/comm" 2>/dev/null) == containerd-shim* ]] || continue
+    for child in $(cat "/proc/$shim/task"/*/children 2>/dev/null); do kill -KILL "$child" 2>/dev/null; done
+  done
+  for _ in $(seq 50); do
+    pids=$(pids_of "$dir"); [[ -n $pids ]] || break
+    kill -KILL $pids 2>/dev/null; sleep 0.1
+  done
+  awk -v d="$dir/" 'index($2, d) == 1 {print $2}' /proc/mounts | sort -r | while read -r m; do umount -l "$m" 2>/dev/null; done
+  rm -f $(ls /var/lib/cni/results/throw-away-* 2>/dev/null | sed -E 's/(.*)throw-away-(.*)-eth0/& \1cni-loopback-\2-lo/')
+}
+
+if (($#)); then
+  take_down "$(realpath -m "$1")"
+else
+  for f in $(grep -lzs "^THROW_AWAY_CLUSTER=" /proc/[0-9]*/environ); do pid=${f#/proc/}; dir_of "${pid%/environ}"; done | sort -u |
+    while read -r dir; do echo "taking down the cluster left in $dir" >&2; take_down "$dir"; done
+fi
+exit 0
