@@ -3,10 +3,12 @@
 // the Role. GROUPS is a regular expression that chooses groups by name.
 //   E2E_IMAGE      image of the test Jobs (busybox:1.37): a shell, sleep, hostname, tail
 //   E2E_AUDIT_LOG  the API server's audit log: calls are counted there, and nowhere else
+//   E2E_NODE_DIR   the directory of a cluster made by .dev/cluster/up.sh --node: the image is built, loaded there and run
 //   E2E_KUBECTL    kubectl, if it is neither in PATH nor in ~/.cache/kube
 // About 4 minutes. The last line is `N passed, N failed`.
 import { existsSync, readdirSync } from "node:fs"
 import { homedir } from "node:os"
+import { imageChecks } from "./e2e_image.ts"
 import {
   abandon,
   allGone,
@@ -511,6 +513,7 @@ async function all() {
     ...ruleGroups(),
     background,
   ])
+  await imageChecks()
   await check("end", "the namespaces are gone", () => allGone().then(() => ""))
 }
 
