@@ -554,11 +554,11 @@ export function decide(job: JobView, failure: Failure, config: Config, now: numb
   if (job.deleting) return leave("it is being deleted")
   if (job.phase === "succeeded") return leave("it has succeeded")
   if (job.manager) return leave(job.manager, false)
-  if (own(job, "paused") === "true") return leave(`its annotation ${PREFIX}paused is true`, false)
+  const { maxRestarts, rules, delayMs, paused } = overridesOf(job, config)
+  if (paused) return leave(`its annotation ${PREFIX}paused is true`, false)
   if (job.phase === "failing") return leave("it is failing: its pods are being stopped")
   if (job.failedAt === undefined) return leave(job.phase === "suspended" ? "it is suspended" : "it is running")
   if (isWantedNow(job)) return { do: "restart", dueAt: job.failedAt, because: `its annotation ${PREFIX}restart-now asks for it` }
-  const { maxRestarts, rules, delayMs } = overridesOf(job, config)
   if (maxRestarts !== undefined && restartsInRow(job, failure) >= maxRestarts)
     return { do: "give up", because: `it was restarted ${maxRestarts} times in a row without a success` }
   const rule = rules.find((r) => covers(r.cause, failure))
@@ -579,26 +579,29 @@ export function groupOf(job: JobView): string {
   return isWantedNow(job) ? `now ${job.uid}` : group === undefined ? `namespace ${job.namespace}` : `group ${group}`
 }
 
-/** Which restarts may begin, the longest overdue first and in no group two closer than the spacing, and when the next may. */
+/**
+ * Which restarts may begin, the longest overdue first and in no group two closer than the spacing, when the next may, and the
+ * last of each group from now on.
+ */
 export function admit(
   schedules: Map<string, Schedule>,
   lastAt: Map<string, number>,
   spacingMs: number,
   now: number,
-): { begin: string[]; nextAt: number } {
-  const last = new Map(lastAt)
+): { begin: string[]; nextAt: number; lastAt: Map<string, number> } {
+  // A last restart in the future is a clock that was moved back: taken for one of now, and kept so, or it would block until then.
+  const last = new Map([...lastAt].map(([group, at]) => [group, Math.min(at, now)]))
   const begin: string[] = []
   let nextAt = Number.POSITIVE_INFINITY
-  for (const [key, { dueAt, group }] of [...schedules].sort(([, a], [, b]) => a.dueAt - b.dueAt)) {
-    // A last restart in the future is a clock that was moved back.
-    const freeAt = Math.max(dueAt, Math.min(now, last.get(group) ?? Number.NEGATIVE_INFINITY) + spacingMs)
+  for (const [key, { dueAt, group }] of [...schedules].sort(([a, { dueAt: x }], [b, { dueAt: y }]) => x - y || (a < b ? -1 : 1))) {
+    const freeAt = Math.max(dueAt, (last.get(group) ?? Number.NEGATIVE_INFINITY) + spacingMs)
     if (freeAt > now) nextAt = Math.min(nextAt, freeAt)
     else {
       begin.push(key)
       last.set(group, now)
     }
   }
-  return { begin, nextAt }
+  return { begin, nextAt, lastAt: last }
 }
 
 /** Whether the settings choose this Job. */
@@ -616,7 +619,7 @@ const isWantedNow = (job: JobView) => own(job, "restart-now") !== undefined && o
 export function overridesOf(
   job: JobView,
   config: Config,
-): { delayMs: number; rules: Rule[]; maxRestarts: number | undefined; problems: string[] } {
+): { delayMs: number; rules: Rule[]; maxRestarts: number | undefined; paused: boolean; problems: string[] } {
   const problems: string[] = []
   const read = <T>(name: string, parse: (text: string) => T): T | undefined => {
     try {
@@ -627,14 +630,14 @@ export function overridesOf(
       )
     }
   }
-  read("paused", oneOf({ true: true, false: false }))
+  const paused = read("paused", oneOf({ true: true, false: false })) ?? false
   read("oom-memory-max", quantity)
   const delayMs = read("restart-delay", duration(0)) ?? config.restartDelayMs
   const oomFirst: Rule[] = config.skipDelayOnOom
     ? [{ text: `oom=0s..${durationText(delayMs)}`, cause: { kind: "oom" }, wait: { fromMs: 0, toMs: delayMs } }]
     : []
   const rules = read("restart-rules", (text) => parseRules(text, false)) ?? [...oomFirst, ...(config.restartRules ?? [])]
-  return { delayMs, rules, maxRestarts: read("max-restarts", wholeNumber(0, 1_000_000)) ?? config.maxRestarts, problems }
+  return { delayMs, rules, maxRestarts: read("max-restarts", wholeNumber(0, 1_000_000)) ?? config.maxRestarts, paused, problems }
 }
 
 /** Whether a rule's cause is that of a failure. */
@@ -670,6 +673,17 @@ const count = (text: string | undefined) => (/^\d{1,9}$/.test(text ?? "") ? Numb
 /** A TTL would remove the failed Job before it is due: it is restarted just before. */
 function beforeTtl({ ttlMs, failedAt = 0 }: JobView, dueAt: number): number {
   return ttlMs === undefined ? dueAt : Math.min(dueAt, failedAt + Math.max(0, ttlMs - TTL_MARGIN_MS))
+}
+
+/** The longest that a Job may have to wait, and what says so; `never` is no wait. */
+export function longestWait(job: JobView, config: Config): { ms: number; from: string } {
+  const { delayMs, rules } = overridesOf(job, config)
+  const any = rules.findIndex(({ cause }) => cause.kind === "any")
+  const waits = rules.slice(0, any < 0 ? rules.length : any + 1).flatMap(({ text, wait }) => {
+    return wait === "never" ? [] : [{ ms: wait.toMs, from: `the longest wait of rule ${text}` }]
+  })
+  if (any < 0) waits.unshift({ ms: delayMs, from: "the restart delay" })
+  return waits.reduce((a, b) => (b.ms > a.ms ? b : a), { ms: -1, from: "" })
 }
 
 /** Whether a failed Job that is gone was removed by its own TTL, not by a person; a second for clocks. */
@@ -750,10 +764,13 @@ function userPart(job: Job): Job {
 export function contentOf(job: Job): string {
   const { metadata, spec } = userPart(job)
   const annotations = Object.entries(metadata?.annotations ?? {}).filter(([key]) => key.startsWith(PREFIX))
-  const sorted = (_: string, value: unknown) =>
+  // The server writes quantities in a form of its own: 1024Mi comes back as 1Gi.
+  const sorted = (key: string, value: unknown) =>
     value && typeof value === "object" && !Array.isArray(value)
       ? Object.fromEntries(Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1)))
-      : value
+      : key === "memory" && typeof value === "string"
+        ? Math.round(bytesOf(value)) || value
+        : value
   const text = JSON.stringify({ spec, labels: metadata?.labels, annotations: Object.fromEntries(annotations) }, sorted)
   return createHash("sha256").update(text).digest("hex").slice(0, 16)
 }
@@ -879,16 +896,24 @@ function restored(intent: Job, hidden: Hidden): Job {
  * `oom-memory-max`. Empty where there is no such annotation, no limit, or the most is reached.
  */
 export function moreMemory(job: Job, { killed }: Failure): Record<string, string> {
-  const most = job.metadata?.annotations?.[`${PREFIX}oom-memory-max`]?.trim() ?? ""
-  if (!QUANTITY.test(most)) return {}
+  const most = written(job.metadata?.annotations?.[`${PREFIX}oom-memory-max`])
   return Object.fromEntries(
     containersOf(job).flatMap(({ name, resources }) => {
       const limit = String(resources?.limits?.memory ?? "")
-      if (!killed.includes(name) || !QUANTITY.test(limit) || quantity(limit) >= quantity(most)) return []
+      if (!killed.includes(name) || bytesOf(limit) === 0 || bytesOf(limit) >= bytesOf(most)) return []
       const doubled = limit.replace(/^[\d.]+/, (number) => String(Number(number) * 2))
-      return [[name, quantity(doubled) > quantity(most) ? most : doubled]]
+      return [[name, bytesOf(limit) * 2 > bytesOf(most) ? most : doubled]]
     }),
   )
+}
+
+/** A quantity's value; 0 for text that is none, and for a limit of 0, which limits nothing. */
+function bytesOf(text: string): number {
+  try {
+    return quantity(text)
+  } catch {
+    return 0
+  }
 }
 
 const containersOf = ({ spec }: Job) => [...(spec?.template.spec?.initContainers ?? []), ...(spec?.template.spec?.containers ?? [])]
@@ -896,16 +921,16 @@ const containersOf = ({ spec }: Job) => [...(spec?.template.spec?.initContainers
 /** A Job with new memory limits; the request follows where it was equal. The first value stays in an annotation. */
 function withMemory(original: Job, memory: Record<string, string>): Job {
   const job = structuredClone(original)
-  const before: string[] = []
+  const first = (job.metadata?.annotations?.[`${PREFIX}oom-memory-first`] ?? "").split(",").filter(Boolean)
   for (const { name, resources } of containersOf(job)) {
     const [limits, requests, limit] = [resources?.limits, resources?.requests, memory[name]]
     if (!limits || limit === undefined) continue
-    before.push(`${name}=${limits.memory}`)
+    if (!first.some((entry) => entry.startsWith(`${name}=`))) first.push(`${name}=${limits.memory}`)
     if (requests?.memory === limits.memory) Object.assign(requests ?? {}, { memory: limit })
     limits.memory = limit
   }
-  if (before.length > 0)
-    job.metadata = { ...job.metadata, annotations: { [`${PREFIX}oom-memory-first`]: before.join(), ...job.metadata?.annotations } }
+  if (Object.keys(memory).length > 0 && first.length > 0)
+    job.metadata = { ...job.metadata, annotations: { ...job.metadata?.annotations, [`${PREFIX}oom-memory-first`]: first.join() } }
   return job
 }
 
@@ -1043,7 +1068,7 @@ export function table(rows: string[][]): string[] {
 export function sayDecision(decision: Decision, now: number): { fact: string; text: string } {
   if (decision.do === "leave") return { fact: decision.because, text: `left alone, ${decision.because}` }
   if (decision.do === "give up") {
-    const text = `given up: ${decision.because}; it is left until its owner changes it or sets a new ${PREFIX}restart-now`
+    const text = `given up: ${decision.because}; to go on, set a new ${PREFIX}restart-now on it, or delete it and apply it again`
     return { fact: text, text }
   }
   const fact = `to be restarted at ${instantText(decision.dueAt)}`
@@ -2028,7 +2053,7 @@ export class Operator {
   /** Restarts under way, keyed by Job: never two of the same Job. */
   private readonly restarting = new Map<string, Promise<void>>()
   /** When a restart began last in each group. */
-  private readonly groups = new Map<string, number>()
+  private groups = new Map<string, number>()
   private readonly rights = new Map<string, { allowed: Set<string>; reviewedAt: number }>()
   private readonly saidOnce = new Set<string>()
   private alarm = new AbortController()
@@ -2065,6 +2090,8 @@ export class Operator {
   private async lookAtJobs(namespace: string, first: boolean, works: () => void): Promise<void> {
     const { clock, cluster, config, stop } = this.world
     const { items, resourceVersion } = await cluster.listJobs(namespace, "", stop)
+    // The Role has come since the review.
+    if (!this.may(namespace, "list batch/jobs")) await this.review(namespace, true)
     this.snapshot(namespace, items)
     if (first) await this.warnOfMissing(namespace, items)
     if (this.may(namespace, "watch batch/jobs")) return this.watch(namespace, "jobs", resourceVersion, clock.now() + RELIST_MS, works)
@@ -2111,10 +2138,10 @@ export class Operator {
   }
 
   /** Asks what the Role allows; where Jobs are polled again after some minutes, for Roles get mended. */
-  private async review(namespace: string): Promise<void> {
+  private async review(namespace: string, again = false): Promise<void> {
     const { clock, cluster, say, stop } = this.world
     const { reviewedAt = Number.NEGATIVE_INFINITY } = this.rights.get(namespace) ?? {}
-    if (this.may(namespace, "watch batch/jobs") || clock.now() - reviewedAt < REVIEW_MS) return
+    if (!again && (this.may(namespace, "watch batch/jobs") || clock.now() - reviewedAt < REVIEW_MS)) return
     const rights = { allowed: allowed(await cluster.rules(namespace, stop)), reviewedAt: clock.now() }
     this.rights.set(namespace, rights)
     const missing = Object.entries(RIGHTS).filter(([right]) => !rights.allowed.has(right))
@@ -2124,7 +2151,7 @@ export class Operator {
     else
       say(
         missing.some(([, without]) => without.startsWith("!")) ? "error" : "warning",
-        `${namespace}: the Role lacks ${missing.length} rules:`,
+        `${namespace}: the Role lacks ${missing.length} rules, or the namespace is not there yet; see deploy/rbac.yaml:`,
         { lines },
       )
   }
@@ -2218,14 +2245,15 @@ export class Operator {
 
   /** What an owner should know before the Job fails. */
   private warnOf({ view }: Tracked): void {
-    const { delayMs, problems } = overridesOf(view, this.world.config)
+    const { problems } = overridesOf(view, this.world.config)
+    const { ms: waitMs, from } = longestWait(view, this.world.config)
     const { uid, ttlMs, phase, labels } = view
     const queue = labels["kueue.x-k8s.io/queue-name"]
     for (const problem of problems) if (this.once(`${uid} ${problem}`)) this.tell("warning", view, "WrongAnnotation", problem)
     if (queue && this.once(`queue ${uid}`))
       this.tell("warning", view, "Queued", `waits in queue ${queue}; its suspend field stays as it is for the queue's controller`)
-    if (ttlMs === undefined || ttlMs > delayMs || phase === "succeeded" || !this.once(`ttl ${uid} ${ttlMs} ${delayMs}`)) return
-    const numbers = `ttlSecondsAfterFinished (${durationText(ttlMs)}) is not above the restart delay (${durationText(delayMs)})`
+    if (ttlMs === undefined || ttlMs > waitMs || phase === "succeeded" || !this.once(`ttl ${uid} ${ttlMs} ${waitMs}`)) return
+    const numbers = `ttlSecondsAfterFinished (${durationText(ttlMs)}) is not above ${from} (${durationText(waitMs)})`
     this.tell(
       "warning",
       view,
@@ -2258,7 +2286,7 @@ export class Operator {
     const pods = this.podsOf(view)
     this.forget(known)
     if (known.isOver || view.phase !== "failed" || view.manager) return
-    const failure = known.failure ?? failureOf(view, { pods, logs: new Map(), morePods: 0 })
+    const failure = { ...(known.failure ?? failureOf(view, { pods, logs: new Map(), morePods: 0 })), changed: isChanged(job) }
     if (!wasRemovedByTtl(view, nowOf(this.world))) this.world.say("info", `[${view.key}] was deleted by someone; it is not restarted`)
     else if (!this.world.config.dryRun) this.keep(job, view, failure)
   }
@@ -2333,7 +2361,7 @@ export class Operator {
     const { config } = this.world
     const { view, job, failure } = tracked
     const [now, known] = [nowOf(this.world), failure ?? UNKNOWN]
-    const decision = decide(view, { ...known, changed: isChanged(job) }, config, now)
+    const decision = decide(view, { ...known, changed: view.failedAt !== undefined && isChanged(job) }, config, now)
     if (tracked.isOver || this.restarting.has(view.key)) return
     if (decision.do !== "leave" && !failure) return this.look(tracked, "failed")
     if (view.phase === "failing" && !view.deleting && !view.manager) this.look(tracked, "failing")
@@ -2362,8 +2390,9 @@ export class Operator {
       this.alarm = new AbortController()
       const now = nowOf(this.world)
       this.warnOfSkew()
-      const { begin, nextAt } = admit(this.schedules, this.lastRestarts(), config.restartSpacingMs, now)
-      for (const key of begin) this.restart(key, now)
+      const { begin, nextAt, lastAt } = admit(this.schedules, this.lastRestarts(now), config.restartSpacingMs, now)
+      this.groups = lastAt
+      for (const key of begin) this.restart(key)
       this.takeUpIntents()
       this.wakePodless(now)
       for (const [uid, pod] of this.pods) if (clock.now() - pod.seenAt > ORPHANED_MS && !this.isTracked(pod)) this.pods.delete(uid)
@@ -2372,11 +2401,14 @@ export class Operator {
   }
 
   /** The last restart of each group, also those of an earlier life: told by the Jobs that came of them, to the second. */
-  private lastRestarts(): Map<string, number> {
+  private lastRestarts(now: number): Map<string, number> {
     const last = new Map(this.groups)
     for (const { view } of this.jobs.values()) {
       const group = groupOf(view)
-      if (view.annotations[`${PREFIX}restarted-from`] && view.createdAt > (last.get(group) ?? 0)) last.set(group, view.createdAt + 999)
+      const isRestart = view.annotations[`${PREFIX}restarted-from`] !== undefined
+      // One further in the future than clocks differ is from before the clock was moved back.
+      if (isRestart && view.createdAt > (last.get(group) ?? 0) && view.createdAt <= now + SKEW_LIMIT_MS)
+        last.set(group, view.createdAt + 999)
     }
     return last
   }
@@ -2417,12 +2449,11 @@ export class Operator {
     }
   }
 
-  private restart(key: string, now: number): void {
+  private restart(key: string): void {
     const { config, say } = this.world
     const { view, failure, retryAt } = this.jobs.get(key) ?? {}
     this.schedules.delete(key)
     if (!view || !failure || this.restarting.has(key)) return
-    this.groups.set(groupOf(view), now)
     const text = `[${key}] ${config.dryRun ? "would be restarted now (DRY_RUN)" : "restarting"}, cause ${failure.cause}`
     if (this.once(`${text} ${view.uid} ${retryAt}`)) say("info", text)
     const lastSeen = this.lastSeen(key)
@@ -2490,7 +2521,7 @@ export class Operator {
     // What came meanwhile was not acted on.
     tracked.isOver = tracked.view.uid === uid && !["refused", "changed", "early"].includes(outcome.result)
     if (tracked.isOver) this.schedules.delete(key)
-    if (tracked.isGone) this.forget(tracked)
+    if (tracked.isGone) this.seeGone(tracked.job, viewJob(tracked.job))
     else this.consider(tracked)
   }
 
@@ -2513,9 +2544,12 @@ export const systemClock: Clock = {
     for (let left = ms; left > 0 && !signals.some(({ aborted }) => aborted); left = until - performance.now()) {
       const { promise, resolve: done } = Promise.withResolvers<void>()
       const timer = setTimeout(done, Math.min(left, 2 ** 31 - 1))
-      for (const signal of signals) signal.addEventListener("abort", () => done(), { once: true })
+      const wake = () => done()
+      for (const signal of signals) signal.addEventListener("abort", wake)
       await promise
       clearTimeout(timer)
+      // A signal like `stop` lives as long as the program: it would keep every listener.
+      for (const signal of signals) signal.removeEventListener("abort", wake)
     }
   },
 }

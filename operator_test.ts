@@ -79,42 +79,55 @@ import { describe, expect, test } from "bun:test"
 import { readFileSync } from "node:fs"
 import fc from "fast-check"
 import {
+  admit,
   allowed,
   type Cause,
   type Config,
   causeOf,
+  contentOf,
   decide,
   duration,
   durationText,
+  eventFor,
   evidenceLines,
+  failureOf,
+  groupOf,
   helpText,
   INTENT,
   type Intent,
   instant,
   instantText,
   intentFor,
+  isChanged,
   isEdited,
   isInTheWay,
   isSelected,
   type Job,
   jsonRecord,
+  longestWait,
   marksFor,
   maskSecrets,
   matches,
   messageOf,
+  moreMemory,
   newest,
   nextStep,
+  overridesOf,
   type Pod,
   PREFIX,
+  parseRules,
   parseSelector,
   podSelector,
   printable,
+  quantity,
   RIGHTS,
   readIntent,
   readSettings,
   replacementFor,
+  type Schedule,
   SETTINGS,
   SettingsError,
+  sayDecision,
   tailOf,
   textRecord,
   table as toTable,
@@ -314,6 +327,173 @@ describe("1 Settings", () => {
     ]
     for (const [selector, labels, expected] of rows)
       expect([selector, matches(parseSelector(selector), labels)]).toEqual([selector, expected])
+  })
+
+  // Each rule as cause, first and longest wait in seconds.
+  const rules: Record<string, string> = {
+    "": "",
+    "oom=1h": "oom 3600",
+    "evicted=30s, deadline=never, unknown=0, any=90": "evicted 30; deadline never; unknown 0; any 90",
+    "exit:3=6h": "exit 3-3 21600",
+    "exit:1-9=10s..1h": "exit 1-9 10..3600",
+    "exit:0-255=5s..5s": "exit 0-255 5",
+    "any=1H30M..2D": "any 5400..172800",
+    "oom = 1h ,\t any= 2h": "oom 3600; any 7200",
+    "oom=1h,any=2h,": "oom 3600; any 7200",
+    "oom=1h\nany=2h\n": "oom 3600; any 7200",
+    "oom=1h,\r\n\r\n  any=2h  \r\n": "oom 3600; any 7200",
+    "oom=1h, any=2h": "oom 3600; any 7200",
+    "log:/quota exceeded/=1h": "/quota exceeded/ 3600",
+    "log:/Quota/i=10s..1m": "/Quota/i 10..60",
+    "log:/a,b=never, any/=1h, any=1s": "/a,b=never, any/ 3600; any 1",
+    "log:/a{2,3},/=1h": "/a{2,3},/ 3600",
+    "log:/https?:\\/\\/x\\/,/=1h": String.raw`/https?:\/\/x\/,/ 3600`,
+    "log:/[/,]+/=1h,oom=1s": "/[/,]+/ 3600; oom 1",
+    "log:/[^/\\],]x[/]/i=1h": String.raw`/[^/\],]x[/]/i 3600`,
+    "log:/\\[,\\\\/=1h": String.raw`/\[,\\/ 3600`,
+    "log:/(?<!no )\\btoken\\b/i=never": String.raw`/(?<!no )\btoken\b/i never`,
+    "exit:3=6h, log:/invalid token/i=never, evicted=30s, oom=0s..1h": "exit 3-3 21600; /invalid token/i never; evicted 30; oom 0..3600",
+  }
+  test.each(Object.entries(rules))("parseRules() reads %j as %j", (text, meaning) => {
+    expect(meaningOf(parseRules(text))).toBe(meaning)
+    for (const written of [text, ` ${text}\n`, `"${text}"`])
+      expect(meaningOf(settings({ RESTART_RULES: written }).restartRules ?? [])).toBe(meaning)
+  })
+
+  // The position of each mistake, and what was expected there.
+  const [CAUSE, EQUAL, WAIT, END] = [
+    "a cause: oom, evicted, deadline, exit:3,",
+    "= and a wait",
+    "a wait: a duration,",
+    "a comma or the end",
+  ]
+  const wrongRules: Record<string, [at: number, expected: string]> = {
+    "oops=1h": [1, CAUSE],
+    "OOM=1h": [1, CAUSE],
+    ",oom=1h": [1, CAUSE],
+    "oom=1h,,any=2h": [8, CAUSE],
+    "any=1h\n,oom=1h": [8, CAUSE],
+    "exit:=1h": [1, CAUSE],
+    "exit:-1=1h": [1, CAUSE],
+    "exit:9-1=1h": [1, "the smaller exit code first"],
+    "exit:1-=1h": [7, EQUAL],
+    "exit:3,5=1h": [7, EQUAL],
+    "exit:1234567890=1h": [15, EQUAL],
+    oom: [4, EQUAL],
+    "oom 1h": [4, EQUAL],
+    "oomph=1h": [4, EQUAL],
+    "oom=": [5, WAIT],
+    "oom==1h": [5, WAIT],
+    "oom=,any=1h": [5, WAIT],
+    "oom=-1": [5, WAIT],
+    "oom=soon": [5, "whole seconds or a duration like 90s"],
+    "oom=3651d": [5, "whole seconds or a duration like 90s"],
+    "oom=1h..never": [5, "whole seconds or a duration like 90s"],
+    "oom=2h..1h": [5, "the shorter wait first"],
+    "oom=1.5h": [6, END],
+    "oom=1h..": [7, END],
+    "oom=1h..2h..3h": [11, END],
+    "oom=never..1h": [10, END],
+    "oom=1h any=2h": [7, END],
+    "oom=1h;any=2h": [7, END],
+    "log:a=1h": [1, CAUSE],
+    "log://=1h": [1, CAUSE],
+    "log:/a=1h": [1, CAUSE],
+    "log:/[/=1h": [1, CAUSE],
+    "log:/a\n/=1h": [1, CAUSE],
+    "log:/a\\/=1h": [1, CAUSE],
+    "log:/(/=1h": [1, "a regular expression: "],
+    "oom=1h, log:/b{2,1}/=1h": [9, "a regular expression: "],
+    "log:/a/g=1h": [8, EQUAL],
+    "log:/a/ii=1h": [9, EQUAL],
+    "log:/[,/]/=1h, log:/b=1h": [16, CAUSE],
+    "any=1h, log:/\\/,/=1h,wrong": [22, CAUSE],
+  }
+  test.each(Object.entries(wrongRules))("parseRules() refuses %j and names the place", (text, [at, expected]) => {
+    expect(() => parseRules(text)).toThrow(`at character ${at} write ${expected}`)
+  })
+
+  test("readSettings() names RESTART_RULES, the place, what was expected there and what stands there", () => {
+    expect(mistakesOf({ RESTART_RULES: "oom=1h, exti:3=2h" })).toEqual([
+      'RESTART_RULES cannot be "oom=1h, exti:3=2h": at character 9 write a cause: oom, evicted, deadline, exit:3, exit:1-9, log:/RE/, unknown or any, not "exti:3=2h"',
+    ])
+  })
+
+  test("parseRules() finds the end of any pattern, as JavaScript does", () => {
+    const pieces = [..."ab,=/[]^-(){}|.*+?\\ \n", "\\/", "[/]", "[^/]", "\\]", "(?:", "never"]
+    always([fc.string({ unit: fc.constantFrom(...pieces), minLength: 1, maxLength: 12 })], (text) => {
+      const source = attempt(() => new RegExp(text).source)
+      fc.pre(source !== undefined)
+      expect(meaningOf(parseRules(`oom=1s,log:/${source}/i=1h..2h, any=never`))).toBe(`oom 1; /${source}/i 3600..7200; any never`)
+    })
+  })
+
+  test("parseRules() reads any rules back that it has read, and refuses all else by its place", () => {
+    const causes = fc.constantFrom("oom", "evicted", "deadline", "unknown", "any", "exit:3", "exit:1-9", "log:/a,b/", "log:/[/]/i")
+    const waits = fc.constantFrom("never", "0", "90s", "1h30m", "0s..1h", "10s..1d")
+    const good = fc.array(fc.tuple(causes, waits, fc.constantFrom(",", ", ", "\n", " ,\n\n ")), { maxLength: 5 })
+    always([good], (all) => {
+      const parsed = parseRules(all.map(([cause, wait, end]) => `${cause}=${wait}${end}`).join(""))
+      expect(parsed.map(({ text }) => text)).toEqual(all.map(([cause, wait]) => `${cause}=${wait}`))
+    })
+    const pieces = ["oom", "any", "exit:", "3", "-", "log:/", "/", "[", "]", "\\", "=", "1h", "..", "never", ",", "\n", " ", "é"]
+    always([fc.oneof(fc.string({ unit: fc.constantFrom(...pieces) }), fc.string({ unit: "binary" }))], (text) => {
+      try {
+        const parsed = parseRules(text)
+        expect(meaningOf(parseRules(parsed.map((rule) => rule.text).join("\n")))).toBe(meaningOf(parsed))
+      } catch (error) {
+        const [, at] = /^at character (\d+) \w/.exec(messageOf(error)) ?? []
+        expect(Number(at)).toBeGreaterThan(0)
+        expect(Number(at)).toBeLessThanOrEqual(text.length + 1)
+      }
+    })
+  })
+
+  test("parseRules() takes time in line with the length of the text", () => {
+    const beganAt = performance.now()
+    for (const piece of ["a", "[", "[a", "[]", "\\", "[\\", "oom=1h,", "oom=1h \t", "exit:1-", "1h..", "\n "])
+      for (const before of ["log:/", "oom=1h"]) attempt(() => parseRules(before + piece.repeat(3_000)))
+    expect(performance.now() - beganAt).toBeLessThan(1_000)
+  })
+
+  test("readSettings() warns of a rule on log text where no log is kept", () => {
+    const warningsOf = (RESTART_RULES: string, LOG_LINES: string) => readSettings({ JOB_NAMES: "a", RESTART_RULES, LOG_LINES }).warnings
+    expect(warningsOf("oom=0,log:/a,b/i=never", "0")).toEqual(["RESTART_RULES has log:/a,b/i=never, but LOG_LINES=0 keeps no log to match"])
+    expect([warningsOf("log:/a/=1h", "1"), warningsOf("oom=0", "0"), warningsOf("", "0")]).toEqual([[], [], []])
+  })
+
+  test("readSettings() shows each rule in the table at start", () => {
+    const { rows } = readSettings({ JOB_NAMES: "a", RESTART_RULES: "exit:3=6h\nlog:/a,b/i=never" })
+    expect(rows).toContainEqual({ variable: "RESTART_RULES", value: "exit:3=6h, log:/a,b/i=never", from: "RESTART_RULES" })
+  })
+
+  test("readSettings() has no MAX_RESTARTS unless it is set, and no RESTART_SPACING", () => {
+    expect([settings().maxRestarts, settings({ MAX_RESTARTS: " " }).maxRestarts, settings({ MAX_RESTARTS: "0" }).maxRestarts]).toEqual([
+      undefined,
+      undefined,
+      0,
+    ])
+    for (const text of ["-1", "1.5", "none", "1000001", "1e3"])
+      expect(mistakesOf({ MAX_RESTARTS: text })).toEqual([`MAX_RESTARTS cannot be "${text}": write a whole number from 0 to 1000000`])
+    expect([settings().restartSpacingMs, settings({ RESTART_SPACING: "1m30s" }).restartSpacingMs]).toEqual([0, 90 * SECOND])
+    expect(mistakesOf({ RESTART_SPACING: "1.5s" })[0]).toStartWith('RESTART_SPACING cannot be "1.5s": write whole seconds or a duration')
+  })
+
+  // k8s.io/apimachinery/pkg/api/resource/quantity.go; only what can limit memory: above 0, and without a sign.
+  const quantities = {
+    "1610612736": "1.5Gi|1536Mi|1610612736|1572864Ki|1610612736.0|01.50Gi",
+    "512000000": "512M|512000k|512e6|5.12E8|0.512G|.512G|512.M|512000000000m",
+    "1000000000": "1e9|1E9|1e+09|1G|1000000000000000u|1000000000000000000n",
+    "128974848": "128974848|123Mi|128974848000m",
+    "0.5": "500m|0.5|.5|5e-1",
+    "1000000000000000000": "1E|1000P|1000000T|1e18",
+    "1152921504606846976": "1Ei|1024Pi|1048576Ti",
+    refused: `||0|0Gi|0.0|-1Gi|1K|1ki|1KI|1GiB|1GB|1 Gi| 1Gi|.|1..5|1.5.1|e9|Gi|1e|1e1.5|1Gi1|1e9999|1_0|1,5Gi|0x10|Infinity|NaN|１Gi
+      |1mi|1g|two`,
+  }
+  test.each(rowsOf(quantities))("quantity() reads as %s bytes, as Kubernetes does: %j", (expected, text) => {
+    if (expected !== "refused") return expect(quantity(text)).toBeCloseTo(Number(expected))
+    expect(() => quantity(text)).toThrow("write a quantity like 1.5Gi, 512M, 1e9 or 128974848")
   })
 
   const readme = readFileSync(`${import.meta.dir}/README.md`, "utf8")
@@ -535,6 +715,296 @@ describe("3 What to do", () => {
     expect(wasRemovedByTtl(viewJob({ ...runningJob(), spec: { ...spec(), ttlSecondsAfterFinished: 0 } }), NOW)).toBe(false)
   })
 
+  test("failureOf() has the lines and the killed containers of the last failed attempt, init ones too", () => {
+    const older = pod({ name: "p0", containers: [oomKilled("other")] })
+    const last = pod({
+      name: "p1",
+      init: [oomKilled("fetch", 137, 5)],
+      containers: [exited("mesh", 0, { minute: 6 }), oomKilled("worker", 0, 7)],
+    })
+    const logs = new Map([
+      ["uid-p0/other", { lines: ["older"] }],
+      ["uid-p1/worker", { lines: ["one", "two"] }],
+      ["uid-p1/mesh", { lines: ["three"] }],
+    ])
+    const failure = failureOf(viewJob(failedJob()), { pods: [last, older], logs, morePods: 0 })
+    expect(failure).toEqual({ cause: "oom", lines: ["three", "one", "two"], killed: ["fetch", "worker"] })
+    expect(failureOf(viewJob(failedJob()), { pods: [], logs, morePods: 0 })).toEqual(failedBy("unknown"))
+  })
+
+  const order = String.raw`exit:3=1s, exit:2-9=2s, log:/invalid (token|key)\b/i=never, log:/^quota$/=3s, oom=4s, evicted=5s, deadline=6s, unknown=7s`
+  const taken: Record<string, [WhatFailed, string]> = {
+    "the first that matches": [failedBy("exit:3"), "exit:3=1s"],
+    "a range": [failedBy("exit:4"), "exit:2-9=2s"],
+    "the end of a range": [failedBy("exit:9"), "exit:2-9=2s"],
+    "no rule for a code beside the range": [failedBy("exit:10"), "RESTART_DELAY 1h"],
+    "no rule for a code that begins like another": [failedBy("exit:33"), "RESTART_DELAY 1h"],
+    oom: [failedBy("oom"), "oom=4s"],
+    evicted: [failedBy("evicted"), "evicted=5s"],
+    deadline: [failedBy("deadline"), "deadline=6s"],
+    unknown: [failedBy("unknown"), "unknown=7s"],
+    "any line of the log": [failedBy("oom", ["one", "quota", "three"]), "log:/^quota$/=3s"],
+    "a pattern for each line alone": [failedBy("oom", ["quota exceeded", "my quota"]), "oom=4s"],
+    "a pattern without regard to case, flag i": [failedBy("exit:1", ["INVALID KEY given"]), String.raw`log:/invalid (token|key)\b/i=never`],
+    "the case where there is no flag": [failedBy("oom", ["QUOTA"]), "oom=4s"],
+    "the code before the log, as they stand": [failedBy("exit:3", ["invalid token"]), "exit:3=1s"],
+  }
+  test.each(Object.entries(taken))("decide() takes of the rules %s", (_, [failure, rule]) => {
+    expect(because(decide(viewJob(failedJob()), failure, settings({ RESTART_RULES: order }), NOW))).toBe(
+      rule.startsWith("RESTART") ? rule : `rule ${rule}`,
+    )
+  })
+
+  test("decide() asks no rule where there is none, and any for all", () => {
+    for (const cause of ["oom", "evicted", "deadline", "exit:137", "unknown"] as Cause[]) {
+      expect(because(decide(viewJob(failedJob()), failedBy(cause), settings(), NOW))).toBe("RESTART_DELAY 1h")
+      expect(because(decide(viewJob(failedJob()), failedBy(cause), settings({ RESTART_RULES: "any=1s" }), NOW))).toBe("rule any=1s")
+    }
+  })
+
+  test("decide() puts SKIP_DELAY_ON_OOM before all rules, as oom=0s..RESTART_DELAY", () => {
+    const config = settings({ SKIP_DELAY_ON_OOM: "true", RESTART_RULES: "oom=never, any=7s", RESTART_DELAY: "2h" })
+    expect(decide(viewJob(failedJob()), failedBy("oom"), config, NOW)).toEqual({ do: "restart", dueAt: NOW, because: "rule oom=0s..2h" })
+    expect(because(decide(viewJob(failedJob()), failedBy("exit:1"), config, NOW))).toBe("rule any=7s")
+    const own = viewJob(annotated({ "restart-delay": "5m" }))
+    expect(because(decide(own, failedBy("oom"), config, NOW))).toBe("rule oom=0s..5m")
+    expect(because(decide(viewJob(annotated({ "restart-rules": "any=1s" })), failedBy("oom"), config, NOW))).toBe("rule any=1s")
+  })
+
+  test("a line of the log is cut to 1000 characters before a rule sees it, and its secrets are masked", () => {
+    const { lines } = tailOf(`${"x".repeat(999)}END and more\ninvalid token=abc`, 20)
+    const isSeen = (rule: string) =>
+      because(decide(viewJob(failedJob()), failedBy("exit:1", lines), settings({ RESTART_RULES: `${rule}=1s` }), NOW)) === `rule ${rule}=1s`
+    expect(["log:/xE/", "log:/invalid token/"].map(isSeen)).toEqual([true, true])
+    expect(["log:/xEN/", "log:/and/", "log:/abc/"].map(isSeen)).toEqual([false, false, false])
+  })
+
+  const growths: Record<string, number[]> = {
+    "any=0s..1h": [0, 10, 20, 40, 80, 160, 320, 640, 1280, 2560, 3600, 3600],
+    "any=10s..1h": [10, 20, 40, 80, 160, 320, 640, 1280, 2560, 3600, 3600],
+    "any=45m..1h": [2700, 3600, 3600],
+    "any=7s": [7, 7, 7],
+    "any=0": [0, 0, 0],
+    "any=0..5s": [0, 5, 5],
+    "exit:1-9=1s..1d": [1, 2, 4, 8],
+    "exit:3=1s..1d": [1, 2, 4, 8],
+    "log:/quota/=1s..1d": [1, 2, 4, 8],
+  }
+  test.each(Object.entries(growths))("decide() waits under %s, failure after failure: %j seconds", (RESTART_RULES, waits) => {
+    const [config, failure] = [settings({ RESTART_RULES }), failedBy("exit:3", ["quota"])]
+    expect(
+      livesOf(
+        stored(failedJob(), "U1"),
+        waits.map(() => failure),
+        config,
+      ).map(waitOf),
+    ).toEqual(waits)
+  })
+
+  test("decide() lets a wait grow only with failures in a row of the rule's cause", () => {
+    const config = settings({ RESTART_RULES: "exit:1-9=10s..1h, oom=1s..1h", RESTART_DELAY: "5m" })
+    const causes: Cause[] = ["exit:1", "exit:2", "oom", "oom", "exit:1", "exit:9", "evicted", "exit:1"]
+    const lives = livesOf(
+      stored(failedJob(), "U1"),
+      causes.map((cause) => failedBy(cause)),
+      config,
+    )
+    expect(lives.map(waitOf)).toEqual([10, 20, 1, 2, 10, 20, 300, 10])
+    expect(because(lives[1])).toBe("rule exit:1-9=10s..1h, failure 2 in a row")
+  })
+
+  test("decide() never lets a wait shrink with the failures, pass its longest, or overflow, whatever the annotations say", () => {
+    const texts = fc.oneof(fc.nat().map(String), fc.maxSafeNat().map(String), fc.string(), fc.constantFrom("-1", "1e9", "9".repeat(400)))
+    const seconds = fc.nat(3650 * 86_400)
+    always([seconds, seconds, texts, texts, fc.nat(2_000)], (a, b, restarts, ofCause, n) => {
+      const [from, to] = [Math.min(a, b), Math.max(a, b)]
+      const config = settings({ RESTART_RULES: `any=${from}..${to}` })
+      const wait = (marks: Record<string, string>) =>
+        waitOf(decide(viewJob(annotated({ "last-cause": "oom", ...marks })), failedBy("oom"), config, NOW))
+      for (const s of [wait({ restarts, "restarts-of-cause": ofCause }), wait({ restarts: "1", "restarts-of-cause": String(n) })]) {
+        expect(s).toBeGreaterThanOrEqual(from)
+        expect(s).toBeLessThanOrEqual(to)
+      }
+      const [now, then] = [n, n + 1].map((count) => wait({ restarts: "1", "restarts-of-cause": String(count) })) as [number, number]
+      expect(then).toBeGreaterThanOrEqual(now)
+    })
+  })
+
+  test("decide() is never earlier than its rule says, nor later, wherever the clock stands: clock changes, leap days, an hour to and fro", () => {
+    const days = ["2028-02-28T23:59:59Z", "2028-02-29T12:00:00Z", "2026-03-29T00:59:59Z", "2026-10-25T00:59:59Z", "2026-12-31T23:59:59Z"]
+    const failures = fc.oneof(
+      fc.constantFrom(...days.map((day) => Date.parse(day))),
+      fc.integer({ min: 1, max: 4_000_000_000 }).map((s) => s * SECOND),
+    )
+    const looks = fc.array(fc.tuple(fc.nat(2 * HOUR), fc.constantFrom(0, 0, -HOUR, HOUR)), { minLength: 1, maxLength: 20 })
+    always([failures, fc.nat(2 * 86_400), looks], (failedAt, waitS, steps) => {
+      const [view, config] = [viewJob(failedJob({ ago: NOW - failedAt })), settings({ RESTART_RULES: `exit:3=${waitS}` })]
+      const dueAt = failedAt + waitS * SECOND
+      const at = (now: number) => decide(view, failedBy("exit:3"), config, now)
+      let now = failedAt
+      for (const [passed, moved] of steps) {
+        now += passed + moved
+        expect(at(now)).toEqual({ do: now < dueAt ? "wait" : "restart", dueAt, because: `rule exit:3=${waitS}` })
+      }
+      expect([at(dueAt - 1).do, at(dueAt).do]).toEqual(["wait", "restart"])
+    })
+  })
+
+  test("decide() restarts just before the TTL would take the Job, says so, and not if its rule is never", () => {
+    always([fc.nat(3 * 3_600), fc.nat(3 * 3_600)], (ttl, wait) => {
+      const job = viewJob(failedJob({ spec: { ttlSecondsAfterFinished: ttl } }))
+      const early = Math.max(0, ttl - 5) < wait
+      expect(decide(job, failedBy("oom"), settings({ RESTART_RULES: `oom=${wait}` }), NOW)).toMatchObject({
+        dueAt: NOW + Math.min(wait, Math.max(0, ttl - 5)) * SECOND,
+        because: `rule oom=${wait}${early ? ", but its TTL comes before" : ""}`,
+      })
+      expect(decide(job, failedBy("oom"), settings({ RESTART_RULES: "oom=never" }), NOW + DAY).do).toBe("give up")
+    })
+  })
+
+  const never = { "restart-rules": "any=never" }
+  const [now, done, atLimit] = [{ "restart-now": "1" }, { "restart-now-done": "1" }, { restarts: "3", "max-restarts": "3" }]
+  const asked: Record<string, [Record<string, string>, string]> = {
+    never: [never, "give up: rule any=never"],
+    "a limit that is reached": [atLimit, "give up: it was restarted 3 times in a row without a success"],
+    "a limit that is reached and never": [{ ...atLimit, ...never }, "give up: it was restarted 3 times in a row without a success"],
+    "a limit that is not reached": [{ ...atLimit, restarts: "2" }, "wait: RESTART_DELAY 1h"],
+    "a limit of 0": [{ "max-restarts": "0" }, "give up: it was restarted 0 times in a row without a success"],
+    "a limit, with a count that is none": [{ ...atLimit, restarts: "many" }, "wait: RESTART_DELAY 1h"],
+    "restart-now": [now, `restart: its annotation ${PREFIX}restart-now asks for it`],
+    "restart-now and never": [{ ...now, ...never }, `restart: its annotation ${PREFIX}restart-now asks for it`],
+    "restart-now and a limit that is reached": [{ ...now, ...atLimit }, `restart: its annotation ${PREFIX}restart-now asks for it`],
+    "restart-now by a new value": [{ ...done, "restart-now": "2" }, `restart: its annotation ${PREFIX}restart-now asks for it`],
+    "restart-now by a value that was done": [{ ...now, ...done }, "wait: RESTART_DELAY 1h"],
+    "restart-now by a value that was done, and a limit that is reached": [
+      { ...now, ...done, ...atLimit },
+      "give up: it was restarted 3 times in a row without a success",
+    ],
+    "a pause": [{ paused: "true" }, `leave: its annotation ${PREFIX}paused is true`],
+    "a pause as people write it": [{ paused: ' "True"\n' }, `leave: its annotation ${PREFIX}paused is true`],
+    "a pause and restart-now": [{ paused: "true", ...now }, `leave: its annotation ${PREFIX}paused is true`],
+    "a pause, never and a limit that is reached": [
+      { paused: "true", ...never, ...atLimit },
+      `leave: its annotation ${PREFIX}paused is true`,
+    ],
+    "no pause": [{ paused: "false" }, "wait: RESTART_DELAY 1h"],
+    "a pause by a wrong word": [{ paused: "soon" }, "wait: RESTART_DELAY 1h"],
+  }
+  test.each(Object.entries(asked))("decide() on a Job that is asked for %s", (_, [annotations, expected]) => {
+    const decision = decide(viewJob(annotated(annotations)), failedBy("exit:1"), settings(), NOW + MINUTE)
+    expect(`${decision.do}: ${because(decision)}`).toBe(expected)
+    if (decision.do === "leave") expect(decision.healthy).toBe(false)
+  })
+
+  test("decide() asks paused and restart-now of a failed Job only", () => {
+    const at = (job: Job, annotations: Record<string, string>) =>
+      because(
+        decide(viewJob({ ...job, metadata: { ...job.metadata, annotations: prefixed(annotations) } }), failedBy("oom"), settings(), NOW),
+      )
+    expect(at(runningJob(), now)).toBe("it is running")
+    expect(at(jobWith([isTrue("FailureTarget")]), now)).toBe("it is failing: its pods are being stopped")
+    expect(at(jobWith([isTrue("Complete")]), { ...now, paused: "true" })).toBe("it has succeeded")
+    expect(at(failedJob({ metadata: deleted }), now)).toBe("it is being deleted")
+  })
+
+  test("decide() begins anew at its limit after a change by the owner, but never stays never", () => {
+    const changed = { ...failedBy("exit:1"), changed: true }
+    expect(decide(viewJob(annotated(atLimit)), changed, settings(), NOW).do).toBe("wait")
+    expect(decide(viewJob(annotated({ ...atLimit, "max-restarts": "0" })), changed, settings(), NOW).do).toBe("give up")
+    expect(decide(viewJob(annotated(never)), changed, settings(), NOW).do).toBe("give up")
+    const grown = annotated({ "last-cause": "exit:1", restarts: "9", "restarts-of-cause": "9" })
+    expect(waitOf(decide(viewJob(grown), changed, settings({ RESTART_RULES: "any=1s..1h" }), NOW))).toBe(1)
+  })
+
+  test("groupOf() is the namespace or the annotation group, which spans namespaces; restart-now is a group of its own", () => {
+    const of = (annotations: Record<string, string>, namespace = "a", uid = "U1") =>
+      groupOf(viewJob({ ...failedJob(), metadata: { ...annotated(annotations).metadata, namespace, uid } }))
+    expect(of({})).toBe(of({}, "a", "U2"))
+    expect(of({})).not.toBe(of({}, "b"))
+    expect(of({ group: "flickr" })).toBe(of({ group: "flickr" }, "b", "U2"))
+    expect(of({ group: "flickr" })).not.toBe(of({ group: "immich" }))
+    expect(of({ group: "a" })).not.toBe(of({}, "a"))
+    expect(of({ group: "namespace a" })).not.toBe(of({}, "a"))
+    expect(of({ group: "flickr", ...now })).not.toBe(of({ group: "flickr", ...now }, "a", "U2"))
+    expect(of({ group: "flickr", ...now, ...done })).toBe(of({ group: "flickr" }))
+  })
+
+  test("admit() begins all that is due where there is no spacing, the longest overdue first", () => {
+    const schedules = scheduled({ c: 3, a: -5, b: 0, d: 3 })
+    expect(admit(schedules, new Map(), 0, NOW)).toMatchObject({ begin: ["a", "b"], nextAt: NOW + 3 })
+    expect(admit(schedules, new Map(), 0, NOW + 3)).toMatchObject({ begin: ["a", "b", "c", "d"], nextAt: Number.POSITIVE_INFINITY })
+    expect(admit(new Map(), new Map(), 0, NOW)).toMatchObject({ begin: [], nextAt: Number.POSITIVE_INFINITY })
+  })
+
+  test("admit() begins one of a group in a spacing, beside other groups", () => {
+    const schedules = scheduled({ a: -3, b: -2, c: -1 })
+    expect(admit(schedules, new Map(), MINUTE, NOW)).toEqual({ begin: ["a"], nextAt: NOW + MINUTE, lastAt: new Map([["g", NOW]]) })
+    expect(admit(schedules, new Map([["g", NOW - MINUTE + 1]]), MINUTE, NOW)).toMatchObject({ begin: [], nextAt: NOW + 1 })
+    expect(admit(schedules, new Map([["g", NOW - MINUTE]]), MINUTE, NOW)).toMatchObject({ begin: ["a"] })
+    schedules.set("d", { uid: "d", dueAt: NOW - 9, group: "h" })
+    expect(admit(schedules, new Map([["g", NOW - 1]]), MINUTE, NOW)).toMatchObject({ begin: ["d"], nextAt: NOW - 1 + MINUTE })
+  })
+
+  test("admit() says the same for the same, in whatever order the Jobs were seen, and changes nothing that it was given", () => {
+    const entries = fc.array(fc.tuple(fc.stringMatching(/^[a-c]{1,2}$/), fc.integer({ min: -9, max: 3 }), fc.constantFrom("g", "h")), {
+      maxLength: 9,
+    })
+    const some = entries.chain((all) => {
+      const unique = [...new Map(all.map(([key, due, group]) => [key, { uid: key, dueAt: NOW + due, group }]))]
+      return fc.tuple(fc.constant(unique), fc.shuffledSubarray(unique, { minLength: unique.length }))
+    })
+    always([some, fc.integer({ min: -9, max: 9 })], ([entries, shuffled], last) => {
+      const [schedules, lastAt] = [new Map(entries), new Map([["g", NOW + last]])]
+      const answer = admit(schedules, lastAt, 5, NOW)
+      expect([schedules, lastAt]).toEqual([new Map(entries), new Map([["g", NOW + last]])])
+      expect(admit(new Map(shuffled), lastAt, 5, NOW)).toEqual(answer)
+    })
+  })
+
+  test("admit() keeps the spacing in every group for any failures, the longest overdue first, and nobody starves", () => {
+    always([anyArrivals(), fc.integer({ min: 1, max: 90 })], (arrivals, spacing) => {
+      const spacingMs = spacing * SECOND
+      const begun = spaced(arrivals, spacingMs)
+      expect(begun.map(({ key }) => key).toSorted()).toEqual(arrivals.map((_, i) => String(i)).toSorted())
+      for (const group of ["g", "h"]) {
+        const mine = begun.filter((one) => one.group === group)
+        for (const [i, one] of mine.entries()) {
+          if (i > 0) expect(one.at - mine[i - 1]!.at).toBeGreaterThanOrEqual(spacingMs)
+          expect(one.at).toBeGreaterThanOrEqual(one.dueAt - NOW)
+          const ahead = mine.slice(i + 1).filter(({ from, dueAt }) => from <= one.at && dueAt < one.dueAt)
+          expect(ahead).toEqual([])
+          // Nobody waits longer than for all the others.
+          expect(one.at).toBeLessThanOrEqual(Math.max(one.from, one.dueAt - NOW) + mine.length * spacingMs)
+        }
+      }
+    })
+  })
+
+  test("admit() never blocks longer than the spacing where the clock is moved by an hour, nor begins two closer when it is moved back", () => {
+    const moves = fc.array(fc.tuple(fc.nat(400), fc.constantFrom(-HOUR, HOUR)), { minLength: 1, maxLength: 3 })
+    always([anyArrivals(), fc.integer({ min: 1, max: 90 }), moves], (arrivals, spacing, moved) => {
+      const spacingMs = spacing * SECOND
+      const begun = spaced(
+        arrivals,
+        spacingMs,
+        moved.map(([at, byMs]) => [at * SECOND, byMs]),
+      )
+      expect(begun).toHaveLength(arrivals.length)
+      const isBackOnly = moved.every(([, byMs]) => byMs < 0)
+      for (const group of ["g", "h"]) {
+        const mine = begun.filter((one) => one.group === group)
+        for (const [i, one] of mine.entries()) {
+          if (i > 0 && isBackOnly) expect(one.at - mine[i - 1]!.at).toBeGreaterThanOrEqual(spacingMs)
+          expect(one.heldMs).toBeLessThanOrEqual(mine.length * spacingMs)
+        }
+      }
+    })
+    const far = new Map([["g", NOW + HOUR]])
+    const first = admit(scheduled({ a: 0 }), far, MINUTE, NOW)
+    expect(first).toMatchObject({ begin: [], nextAt: NOW + MINUTE })
+    expect(admit(scheduled({ a: 0 }), first.lastAt, MINUTE, NOW + MINUTE).begin).toEqual(["a"])
+  })
+
   test("isSelected() wants both JOB_NAMES and JOB_SELECTOR where both are set", () => {
     const selected = (env: Env) => isSelected(viewJob(failedJob({ metadata: { labels: { app: "load" } } })), settings(env))
     expect([selected({}), selected({ JOB_SELECTOR: "app=load" }), selected({ JOB_SELECTOR: "app!=load" })]).toEqual([true, true, false])
@@ -556,6 +1026,84 @@ describe("3 What to do", () => {
         ["2026-10-25", "2026-03-29"].map((day) => `60000 ${day}T01:00:30Z ${day} 01:00:30.000Z | INFO     | hello`),
       )
     }
+  })
+
+  test("overridesOf() takes a Job's own annotations in place of the settings", () => {
+    const config = settings({ RESTART_RULES: "oom=1s", MAX_RESTARTS: "3", SKIP_DELAY_ON_OOM: "true" })
+    const of = (annotations: Record<string, string>) => {
+      const { rules, ...rest } = overridesOf(viewJob(annotated(annotations)), config)
+      return { rules: meaningOf(rules), ...rest }
+    }
+    const own = { rules: "oom 0..3600; oom 1", delayMs: HOUR, maxRestarts: 3, paused: false, problems: [] }
+    expect(of({})).toEqual(own)
+    expect(of({ "restart-delay": " '5m' " })).toEqual({ ...own, rules: "oom 0..300; oom 1", delayMs: 5 * MINUTE })
+    expect(of({ "restart-rules": "exit:3=6h,\nany=1s..1m" })).toEqual({ ...own, rules: "exit 3-3 21600; any 1..60" })
+    expect(of({ "restart-rules": "" })).toEqual({ ...own, rules: "" })
+    expect(of({ "max-restarts": "0" })).toEqual({ ...own, maxRestarts: 0 })
+    expect(of({ paused: "true", group: "?!", "restart-now": "?!", "oom-memory-max": "2Gi" })).toEqual({ ...own, paused: true })
+    expect(overridesOf(viewJob({ ...failedJob(), metadata: { annotations: { "restart-delay": "1s" } } }), config).delayMs).toBe(HOUR)
+  })
+
+  const wrongValues: Record<string, [texts: string[], expected: RegExp]> = {
+    "restart-delay": [["soon", "", "-1", "1.5h", "never"], /write whole seconds or a duration like 90s/],
+    "restart-rules": [["oops=1h", "oom"], /at character [14] write (a cause|= and a wait)/],
+    "max-restarts": [["", "many", "-1", "1.5", "1000001"], /write a whole number from 0 to 1000000/],
+    paused: [["", "yes", "1", "soon"], /write one of true, false/],
+    "oom-memory-max": [["", "2GB", "0", "lots"], /write a quantity like 1.5Gi/],
+  }
+  test.each(Object.entries(wrongValues))("overridesOf() says what is wrong with %s, and the setting holds", (name, [texts, expected]) => {
+    const config = settings({ RESTART_RULES: "any=1s..1h", MAX_RESTARTS: "3" })
+    for (const text of texts) {
+      const { problems, ...rest } = overridesOf(viewJob(annotated({ [name]: text })), config)
+      expect(problems).toEqual([expect.stringMatching(expected)])
+      expect(problems[0]).toStartWith(`annotation ${PREFIX}${name} cannot be ${JSON.stringify(text)}, so the operator's setting holds: `)
+      expect(rest).toEqual({ delayMs: HOUR, rules: config.restartRules!, maxRestarts: 3, paused: false })
+    }
+  })
+
+  test("overridesOf() takes no pattern from a Job, however it is written, and reports every mistake", () => {
+    for (const text of ["log:/(a+)+$/=1h", "any=1s, log:/x/i=never"]) {
+      const { rules, problems } = overridesOf(viewJob(annotated({ "restart-rules": text })), settings())
+      expect(rules).toEqual([])
+      expect(problems).toEqual([expect.stringMatching(/at character (1|9) a log pattern may only stand in RESTART_RULES$/)])
+    }
+    const all = Object.fromEntries(Object.keys(wrongValues).map((name) => [name, "?!"]))
+    expect(overridesOf(viewJob(annotated(all)), settings()).problems).toHaveLength(5)
+  })
+
+  const longest: Record<string, [env: Env, ms: number, from: string]> = {
+    "no rule": [{}, HOUR, "the restart delay"],
+    "a longer rule": [{ RESTART_RULES: "exit:3=6h, oom=never" }, 6 * HOUR, "the longest wait of rule exit:3=6h"],
+    "a rule that grows": [{ RESTART_RULES: "exit:3=1s..2h, oom=90m" }, 2 * HOUR, "the longest wait of rule exit:3=1s..2h"],
+    "a shorter rule": [{ RESTART_RULES: "oom=1m" }, HOUR, "the restart delay"],
+    "a rule for all": [{ RESTART_RULES: "oom=1m, any=10s, exit:3=6h" }, MINUTE, "the longest wait of rule oom=1m"],
+    "never for all": [{ RESTART_RULES: "any=never" }, -1, ""],
+  }
+  test.each(Object.entries(longest))("longestWait() with %s, for a TTL to be compared with", (_, [env, ms, from]) => {
+    expect(longestWait(viewJob(failedJob()), settings(env))).toEqual({ ms, from })
+  })
+
+  test("marksFor() counts, and says where the Job came from and why", () => {
+    const config = settings({ RESTART_RULES: "exit:1-9=1s" })
+    expect(marksFor(viewJob(failedJob()), failedBy("exit:3"), config)).toEqual(
+      prefixed({
+        restarts: "1",
+        "restarts-of-cause": "1",
+        "restarted-from": "U1",
+        "last-cause": "exit:3",
+        "last-failure": instantText(NOW),
+      }),
+    )
+    const before = { restarts: "7", "restarts-of-cause": "2", "last-cause": "exit:4", "restart-now": "b", "restart-now-done": "b" }
+    expect(marksFor(viewJob(annotated(before)), failedBy("exit:3"), config)).toMatchObject(
+      prefixed({ restarts: "8", "restarts-of-cause": "3" }),
+    )
+    expect(marksFor(viewJob(annotated(before)), failedBy("oom"), config)).toMatchObject(
+      prefixed({ restarts: "8", "restarts-of-cause": "1" }),
+    )
+    expect(marksFor(viewJob(annotated({ ...before, "restart-now": "c" })), failedBy("exit:3"), config)).toMatchObject(
+      prefixed({ restarts: "1", "restarts-of-cause": "1", "restart-now-done": "c" }),
+    )
   })
 
   test("replacementFor() drops the generated selector and labels, and keeps the user's label (A01)", () => {
@@ -703,6 +1251,146 @@ describe("3 What to do", () => {
     const intent = intentOf({}, NOW + HOUR)
     expect([NOW, NOW + HOUR - 1].map((now) => nextStep(intent, undefined, now))).toEqual(["await due time", "await due time"])
     expect(nextStep(intent, undefined, NOW + HOUR)).toBe("create")
+  })
+
+  test("the new Job carries the counts, and gives up where they reach MAX_RESTARTS", () => {
+    const config = settings({ MAX_RESTARTS: "3", RESTART_DELAY: "0" })
+    const lives = livesOf(stored(failedJob(), "U1"), Array(5).fill(failedBy("exit:1")), config)
+    expect(lives.map((life) => life.do)).toEqual(["restart", "restart", "restart", "give up", "give up"])
+  })
+
+  test("isChanged() is false for a Job that we have just created, whatever it is, and after any number of restarts", () => {
+    always([anyUsersJob(), fc.boolean()], (user, defaulted) => {
+      const first = stored(user, "U1", defaulted)
+      expect(isChanged(first)).toBe(false)
+      const second = nextLife(first, failedBy("oom"), settings(), defaulted)
+      const third = nextLife(second, failedBy("exit:1"), settings(), defaulted)
+      expect([isChanged(second), isChanged(third)]).toEqual([false, false])
+      expect(Number(viewJob(third).annotations[`${PREFIX}restarts`])).toBeGreaterThan(1)
+      expect(contentOf(third)).toBe(contentOf(second))
+    })
+  })
+
+  const changes: Record<string, [Edit, boolean]> = {
+    nothing: [{}, false],
+    "the annotations of other tools": [
+      { annotations: { "kubectl.kubernetes.io/last-applied-configuration": "{}", "argocd/sync": "2" } },
+      false,
+    ],
+    "what the server writes": [{ resourceVersion: "99", generation: 4, managedFields: [] }, false],
+    "our own marks": [{ annotations: prefixed({ restarts: "9", "restart-now-done": "1" }) }, false],
+    "a label": [{ labels: { app: "load" } }, true],
+    "the spec": [{ spec: { parallelism: 2 } }, true],
+    "its being suspended": [{ spec: { suspend: true } }, true],
+    "an annotation for us": [{ annotations: prefixed({ "max-restarts": "9" }) }, true],
+    "restart-now": [{ annotations: prefixed({ "restart-now": "2" }) }, true],
+  }
+  test.each(Object.entries(changes))("isChanged() after the owner has applied %s", (_, [edit, changed]) => {
+    const job = nextLife(stored(failedJob(), "U1"), failedBy("exit:1"), settings())
+    expect(isChanged(edited(job, edit))).toBe(changed)
+  })
+
+  test("isChanged() does not depend on the order of fields", () => {
+    const job = nextLife(
+      stored(failedJob({ metadata: { annotations: prefixed({ group: "g", paused: "true" }) } }), "U1"),
+      failedBy("oom"),
+      settings(),
+    )
+    expect(isChanged(reversed(job))).toBe(false)
+    expect(contentOf(reversed(job))).toBe(contentOf(job))
+  })
+
+  test("the counts go on after kubectl apply of the same manifest, and begin anew after one that differs, or restart-now", () => {
+    const config = settings({ RESTART_RULES: "any=10s..1h" })
+    const third = [1, 2].reduce((job) => nextLife(job, failedBy("exit:1"), config), stored(failedJob(), "U1"))
+    const waits = (edit: Edit) => livesOf(edited(third, edit), [failedBy("exit:1"), failedBy("exit:1")], config).map(waitOf)
+    expect(waits({})).toEqual([40, 80])
+    expect(waits({ annotations: { "kubectl.kubernetes.io/last-applied-configuration": "{}" } })).toEqual([40, 80])
+    expect(waits({ spec: { backoffLimit: 3 } })).toEqual([10, 20])
+    expect(waits({ annotations: prefixed({ "restart-now": "1" }) })).toEqual([0, 20])
+  })
+
+  test("restart-now counts once for each value, though it stays on every new Job", () => {
+    const job = stored(failedJob({ metadata: { annotations: prefixed({ "restart-now": "1" }) } }), "U1")
+    const lives = livesOf(job, Array(3).fill(failedBy("exit:1")), settings())
+    expect(lives.map((life) => life.do)).toEqual(["restart", "wait", "wait"])
+  })
+
+  const bigger: Record<string, [limit: string | undefined, most: string | undefined, expected: string | undefined]> = {
+    "twice as much": ["32Mi", "2Gi", "64Mi"],
+    "twice as much, of another unit": ["512M", "2Gi", "1024M"],
+    "twice as much, with an exponent": ["1e8", "2Gi", "2e8"],
+    "twice as many bytes": ["128974848", "2Gi", "257949696"],
+    "twice as much of what is no whole number": ["1.5Gi", "4Gi", "3Gi"],
+    "twice as much, just the most": ["1Gi", "2Gi", "2Gi"],
+    "the most, not more": ["1.5Gi", "2Gi", "2Gi"],
+    "the most, in its own unit": ["768Mi", "1.25Gi", "1.25Gi"],
+    "the most, as people write it": ["1.5Gi", ' "2Gi"\n', "2Gi"],
+    "no more at the most": ["2Gi", "2048Mi", undefined],
+    "no more above the most": ["3Gi", "2Gi", undefined],
+    "no more without the annotation": ["1Gi", undefined, undefined],
+    "no more without a limit": [undefined, "2Gi", undefined],
+    "no more with a limit of 0, which limits nothing": ["0", "2Gi", undefined],
+    "no more by a wrong annotation": ["1Gi", "2GB", undefined],
+    "no more by an annotation of 0": ["1Gi", "0", undefined],
+  }
+  test.each(Object.entries(bigger))("moreMemory() gives the killed container %s", (_, [limit, most, expected]) => {
+    const job = hungryJob({ worker: limit === undefined ? {} : { limits: { memory: limit } } }, most)
+    expect(moreMemory(job, failedBy("oom", [], ["worker"]))).toEqual(expected === undefined ? {} : { worker: expected })
+  })
+
+  test("moreMemory() is for the containers that were killed, init ones too, and for no other", () => {
+    const memory = { limits: { memory: "1Gi" } }
+    const job = hungryJob({ worker: memory, mesh: memory }, "4Gi", { fetch: memory, idle: memory })
+    expect(moreMemory(job, failedBy("oom", [], ["worker", "fetch"]))).toEqual({ fetch: "2Gi", worker: "2Gi" })
+    expect(moreMemory(job, failedBy("exit:137"))).toEqual({})
+  })
+
+  test("an intent has the raised memory for the new Job alone: the request follows if it was equal, and the first value stays", () => {
+    const resources = { limits: { memory: "1Gi", cpu: "1" }, requests: { memory: "1Gi", cpu: "500m" } }
+    const job = hungryJob({ worker: resources, mesh: { limits: { memory: "2Gi" }, requests: { memory: "1Gi" } }, plain: {} }, "8Gi")
+    const live = stored(job, "U1")
+    const plan = { marks: { [`${PREFIX}restarts`]: "1" }, memory: moreMemory(live, failedBy("oom", [], ["worker", "mesh", "plain"])) }
+    const intent = readIntent(stored(intentFor(live, plan), "U7")) as Intent
+    expect(resourcesOf(intent.replacement)).toEqual({
+      worker: { limits: { memory: "2Gi", cpu: "1" }, requests: { memory: "2Gi", cpu: "500m" } },
+      mesh: { limits: { memory: "4Gi" }, requests: { memory: "1Gi" } },
+      plain: {},
+    })
+    expect(intent.replacement.metadata?.annotations).toMatchObject(prefixed({ "oom-memory-first": "worker=1Gi,mesh=2Gi" }))
+    expect(resourcesOf(intent.original)).toEqual(resourcesOf(live))
+    expect([isEdited(live, intent.original), isEdited(live, intent.replacement)]).toEqual([false, true])
+    // An edit while the old Job goes is seen against what stood, and gets the memory too.
+    const going = edited(live, { labels: { app: "load" }, ...deleted })
+    expect(nextStep(intent, edited(live, { ...deleted }), NOW)).toBe("await absence")
+    expect(nextStep(intent, going, NOW)).toBe("rewrite")
+    const second = readIntent(stored(intentFor(going, intent.plan), "U8")) as Intent
+    expect(resourcesOf(second.replacement)).toEqual(resourcesOf(intent.replacement))
+  })
+
+  test("memory doubles with each kill up to the most, the first values stay, and the counts go on", () => {
+    const job = stored(hungryJob({ worker: { limits: { memory: "384Mi" } }, mesh: { limits: { memory: "1Gi" } } }, "2000Mi"), "U1")
+    const kills = ["worker", "worker", "mesh", "worker", "worker"].map((name) => failedBy("oom", [], [name]))
+    let life = job
+    const limits = kills.map((failure) => {
+      life = nextLife(life, failure, settings())
+      expect(isChanged(life)).toBe(false)
+      return Object.values(resourcesOf(life)).map((resources) => (resources as { limits: { memory: string } }).limits.memory)
+    })
+    expect(limits.map(String)).toEqual(["768Mi,1Gi", "1536Mi,1Gi", "1536Mi,2000Mi", "2000Mi,2000Mi", "2000Mi,2000Mi"])
+    expect(viewJob(life).annotations).toMatchObject(prefixed({ "oom-memory-first": "worker=384Mi,mesh=1Gi", restarts: "5" }))
+  })
+
+  test("isChanged() takes memory for the same however the server writes it, and for another where it is another", () => {
+    const grown = nextLife(
+      stored(hungryJob({ worker: { limits: { memory: "512Mi" } } }, "2Gi"), "U1"),
+      failedBy("oom", [], ["worker"]),
+      settings(),
+    )
+    expect(resourcesOf(grown)).toEqual({ worker: { limits: { memory: "1Gi" } } })
+    expect(isChanged(grown)).toBe(false)
+    const text = JSON.stringify(grown)
+    expect(isChanged(JSON.parse(text.replace('"memory":"1Gi"', '"memory":"1025Mi"')))).toBe(true)
   })
 
   test("newest() is the intent of the highest version, as a number, that is not being deleted", () => {
@@ -940,6 +1628,71 @@ describe("4 How we say it", () => {
     expect(tailOf("\u001b[2Jgone\u2028forged", 5).lines).toEqual(["\\u{1b}[2Jgone\\u{2028}forged"])
   })
 
+  const decisions: Record<string, [ReturnType<typeof decide>, fact: string, text: string]> = {
+    "left alone": [{ do: "leave", because: "it is running", healthy: true }, "it is running", "left alone, it is running"],
+    "given up": [
+      { do: "give up", because: "rule exit:7=never" },
+      `given up: rule exit:7=never; to go on, set a new ${PREFIX}restart-now on it, or delete it and apply it again`,
+      `given up: rule exit:7=never; to go on, set a new ${PREFIX}restart-now on it, or delete it and apply it again`,
+    ],
+    waited: [
+      { do: "wait", dueAt: NOW + 90 * MINUTE, because: "rule exit:3=10s..6h, failure 9 in a row" },
+      "to be restarted at 2026-03-01T13:30:00Z",
+      "to be restarted at 2026-03-01T13:30:00Z (in 1h30m): rule exit:3=10s..6h, failure 9 in a row",
+    ],
+    overdue: [
+      { do: "restart", dueAt: NOW - HOUR, because: "RESTART_DELAY 1h" },
+      "to be restarted at 2026-03-01T11:00:00Z",
+      "to be restarted at 2026-03-01T11:00:00Z (in 0s): RESTART_DELAY 1h",
+    ],
+  }
+  test.each(Object.entries(decisions))("sayDecision() where a Job is %s", (_, [decision, fact, text]) => {
+    expect(sayDecision(decision, NOW)).toEqual({ fact, text })
+  })
+
+  test("sayDecision() has the same fact as time goes by, though the text tells the time that is left", () => {
+    const [first, later] = [0, MINUTE].map((ms) => sayDecision({ do: "wait", dueAt: NOW + HOUR, because: "x" }, NOW + ms))
+    expect(first!.fact).toBe(later!.fact)
+    expect([first!.text, later!.text]).toEqual([expect.stringContaining("(in 1h)"), expect.stringContaining("(in 59m)")])
+  })
+
+  test("eventFor() is a core Event on the Job by its uid, so that kubectl describe shows it", () => {
+    const job = viewJob(failedJob())
+    expect(eventFor(job, "error", "GivenUp", "given up", NOW, 0.5)).toEqual({
+      ...{ apiVersion: "v1", kind: "Event", type: "Warning", reason: "GivenUp", message: "given up" },
+      metadata: { namespace: "batch-a", name: `load-a.${NOW.toString(16)}80000000` },
+      involvedObject: { apiVersion: "batch/v1", kind: "Job", namespace: "batch-a", name: "load-a", uid: "U1" },
+      source: { component: "flickr-immich-k8s-sync-operator" },
+      ...{ firstTimestamp: "2026-03-01T12:00:00Z", lastTimestamp: "2026-03-01T12:00:00Z", count: 1 },
+    })
+    const typeOf = (level: "debug" | "info" | "warning" | "error") => eventFor(job, level, "X", "x", NOW, 0).type
+    expect([typeOf("debug"), typeOf("info"), typeOf("warning"), typeOf("error")]).toEqual(["Normal", "Normal", "Warning", "Warning"])
+  })
+
+  test("eventFor() has a valid name, another for each, and a message within the limit, masked and printable", () => {
+    const names = fc.stringMatching(/^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$/)
+    always(
+      [names, fc.string({ unit: "binary", maxLength: 2_000 }), fc.double({ min: 0, max: 0.999999999, noNaN: true }), fc.nat(10 ** 12)],
+      (name, text, random, at) => {
+        const event = eventFor(
+          { key: `a/${name}`, namespace: "a", name, uid: "U1" },
+          "info",
+          "X",
+          `password=hunter2 ${text}`,
+          at + 0.5,
+          random,
+        )
+        expect(event.metadata.name).toMatch(/^(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/)
+        expect(event.message.length).toBeLessThanOrEqual(1_000)
+        expect(event.message).toStartWith("password=*** ".slice(0, event.message.length))
+        expect(event.message).not.toMatch(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/u)
+      },
+    )
+    const nameAt = (now: number, random: number) => eventFor(viewJob(failedJob()), "info", "X", "x", now, random).metadata.name
+    expect(new Set([nameAt(NOW, 0), nameAt(NOW, 0.5), nameAt(NOW + 1, 0)]).size).toBe(3)
+    expect(eventFor(viewJob(failedJob({ name: "a".repeat(63) })), "info", "X", "x".repeat(5_000), NOW, 0).message).toHaveLength(1_000)
+  })
+
   test("allowed() reads the old Role, and finds the lack of a subresource (G04)", () => {
     const lackOf = (rules: Parameters<typeof allowed>[0]["resourceRules"], incomplete = false) =>
       Object.keys(RIGHTS).filter((right) => !allowed({ incomplete, resourceRules: rules }).has(right))
@@ -1059,6 +1812,141 @@ function intentOf(fields: object = {}, notBefore?: number): Intent {
 
 function failedBy(cause: Cause, lines: string[] = [], killed: string[] = []): WhatFailed {
   return { cause, lines, killed }
+}
+
+/** Our annotations by their short names. */
+function prefixed(annotations: Record<string, string>): Record<string, string> {
+  return Object.fromEntries(Object.entries(annotations).map(([name, value]) => [PREFIX + name, value]))
+}
+
+/** A failed Job with annotations of ours. */
+function annotated(annotations: Record<string, string>): Job {
+  return failedJob({ metadata: { annotations: prefixed(annotations) } })
+}
+
+/** A failed Job whose containers have these resources. */
+function hungryJob(resources: Record<string, object>, most: string | undefined, init: Record<string, object> = {}): Job {
+  const containers = (all: Record<string, object>) => Object.entries(all).map(([name, one]) => ({ name, image: "busybox", resources: one }))
+  const pod = { ...spec().template.spec, initContainers: containers(init), containers: containers(resources) }
+  return failedJob({
+    metadata: { annotations: prefixed(most === undefined ? {} : { "oom-memory-max": most }) },
+    spec: { template: { metadata: {}, spec: pod } },
+  })
+}
+
+function resourcesOf({ spec }: Job): Record<string, unknown> {
+  return Object.fromEntries(spec?.template.spec?.containers.map(({ name, resources }) => [name, resources]) ?? [])
+}
+
+/** The Job that we create after a failed one, as the server stores it, failed as well. */
+function nextLife(live: Job, failure: WhatFailed, config: Config, defaulted = true): Job {
+  const whatFailed = { ...failure, changed: isChanged(live) }
+  const plan = { marks: marksFor(viewJob(live), whatFailed, config), memory: moreMemory(live, whatFailed) }
+  const { replacement } = readIntent(stored(intentFor(live, plan), "U7", defaulted)) as Intent
+  const created = { [`${PREFIX}created`]: contentOf(replacement) }
+  const metadata = { ...replacement.metadata, annotations: { ...replacement.metadata?.annotations, ...created } }
+  const next = stored({ ...replacement, metadata }, `${live.metadata?.uid}+`, defaulted)
+  // The server's own form of a quantity (k8s.io/apimachinery/pkg/api/resource).
+  const text = JSON.stringify(next).replaceAll(/"(\d+)Mi"/g, (written, mi) => (mi % 1024 === 0 ? `"${mi / 1024}Gi"` : written))
+  return { ...JSON.parse(text), status: failedJob().status }
+}
+
+/** What is decided on a Job and those that come after it, when each fails in turn. */
+function livesOf(job: Job, failures: WhatFailed[], config: Config): ReturnType<typeof decide>[] {
+  let live = job
+  return failures.map((failure) => {
+    const decision = decide(viewJob(live), { ...failure, changed: isChanged(live) }, config, NOW)
+    live = nextLife(live, failure, config)
+    return decision
+  })
+}
+
+/** How long a decision waits, in seconds, from a failure at NOW. */
+function waitOf(decision: ReturnType<typeof decide>): number {
+  return "dueAt" in decision ? (decision.dueAt - NOW) / SECOND : Number.NaN
+}
+
+function because(decision: ReturnType<typeof decide> | undefined): string {
+  return decision?.because ?? "nothing"
+}
+
+function meaningOf(rules: ReturnType<typeof parseRules>): string {
+  const all = rules.map(({ cause, wait }) => {
+    const what = cause.kind === "exit" ? `exit ${cause.least}-${cause.most}` : cause.kind === "log" ? String(cause.pattern) : cause.kind
+    if (wait === "never") return `${what} never`
+    const [from, to] = [wait.fromMs / SECOND, wait.toMs / SECOND]
+    return `${what} ${from === to ? from : `${from}..${to}`}`
+  })
+  return all.join("; ")
+}
+
+type Edit = { annotations?: object; labels?: object; spec?: object; [field: string]: unknown }
+
+/** A Job after its owner has applied something. */
+function edited(job: Job, { annotations, labels, spec, ...more }: Edit): Job {
+  const { metadata } = job
+  return {
+    ...job,
+    metadata: {
+      ...metadata,
+      ...more,
+      annotations: { ...metadata?.annotations, ...annotations },
+      labels: { ...metadata?.labels, ...labels },
+    },
+    spec: { ...job.spec, ...spec },
+  } as Job
+}
+
+/** The same with all fields in the opposite order. */
+function reversed<T>(value: T): T {
+  if (!value || typeof value !== "object" || Array.isArray(value)) return value
+  return Object.fromEntries(
+    Object.entries(value)
+      .toReversed()
+      .map(([key, part]) => [key, reversed(part)]),
+  ) as T
+}
+
+/** Schedules in group g, by their ms from NOW. */
+function scheduled(due: Record<string, number>): Map<string, Schedule> {
+  return new Map(Object.entries(due).map(([key, ms]) => [key, { uid: key, dueAt: NOW + ms, group: "g" }]))
+}
+
+type Arrival = { from: number; wait: number; group: string }
+
+/** Failures at any time, each due some time before or after. */
+function anyArrivals(): fc.Arbitrary<Arrival[]> {
+  const ms = (most: number) => fc.oneof(fc.constant(0), fc.nat(most)).map((seconds) => seconds * SECOND)
+  const arrival = fc.record({ from: ms(300), wait: fc.oneof(fc.constant(-30 * SECOND), ms(120)), group: fc.constantFrom("g", "g", "h") })
+  return fc.array(arrival, { minLength: 1, maxLength: 12 })
+}
+
+/**
+ * The restarts that admit() begins, as the loop asks it: at each arrival, at nextAt, and every 30 s. `at` is time as it passes,
+ * on no clock; `heldMs`, how long one was held back once it was due by the clock, counted from the last move of it.
+ */
+function spaced(arrivals: Arrival[], spacingMs: number, moves: [atMs: number, byMs: number][] = []) {
+  const [schedules, overdueSince] = [new Map<string, Schedule & Arrival>(), new Map<string, number>()]
+  const begun: (Schedule & Arrival & { key: string; at: number; heldMs: number })[] = []
+  const events = [...arrivals.map(({ from }) => from), ...moves.map(([at]) => at)].sort((a, b) => a - b)
+  let lastAt = new Map<string, number>()
+  for (let [at, before] = [0, -1]; schedules.size > 0 || before < (events.at(-1) ?? 0); ) {
+    const isNew = (from: number) => from > before && from <= at
+    if (moves.some(([from]) => isNew(from))) overdueSince.clear()
+    const now = NOW + at + moves.filter(([from]) => from <= at).reduce((sum, [, byMs]) => sum + byMs, 0)
+    for (const [i, one] of arrivals.entries())
+      if (isNew(one.from)) schedules.set(String(i), { ...one, uid: String(i), dueAt: now + one.wait })
+    for (const [key, { dueAt }] of schedules) if (dueAt <= now && !overdueSince.has(key)) overdueSince.set(key, at)
+    const answer = admit(schedules, lastAt, spacingMs, now)
+    for (const key of answer.begin) {
+      begun.push({ ...schedules.get(key)!, key, at, heldMs: at - (overdueSince.get(key) ?? Number.NEGATIVE_INFINITY) })
+      schedules.delete(key)
+    }
+    lastAt = answer.lastAt
+    before = at
+    at = Math.min(at + Math.min(30 * SECOND, answer.nextAt - now), ...events.filter((event) => event > at))
+  }
+  return begun
 }
 
 function exited(

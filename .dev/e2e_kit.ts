@@ -125,6 +125,8 @@ const https: RequestOptions = {}
 await config.applyToHTTPSOptions(https)
 const tls = { ca: https.ca, cert: https.cert, key: https.key, rejectUnauthorized: !cluster.skipTLSVerify }
 const authority = cluster.caData ?? (cluster.caFile ? readFileSync(cluster.caFile, "base64") : undefined)
+/** Where the API server is, and the certificate authority that has signed for it. */
+export const apiServer = { url: cluster.server, ca: Buffer.from(authority ?? "", "base64").toString() }
 
 export function request(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<Response> {
   const type = method === "PATCH" ? "application/merge-patch+json" : "application/json"
