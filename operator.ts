@@ -590,7 +590,8 @@ export function admit(
   now: number,
 ): { begin: string[]; nextAt: number; lastAt: Map<string, number> } {
   // A last restart in the future is a clock that was moved back: taken for one of now, and kept so, or it would block until then.
-  const last = new Map([...lastAt].map(([group, at]) => [group, Math.min(at, now)]))
+  const past = [...lastAt].map(([group, at]) => [group, Math.min(at, now)] as const)
+  const last = new Map(past.filter(([, at]) => at + spacingMs > now))
   const begin: string[] = []
   let nextAt = Number.POSITIVE_INFINITY
   for (const [key, { dueAt, group }] of [...schedules].sort(([a, { dueAt: x }], [b, { dueAt: y }]) => x - y || (a < b ? -1 : 1))) {
@@ -2294,7 +2295,8 @@ export class Operator {
   /** Its own TTL took the Job: the restart goes on when it is due, from what was last seen. */
   private keep(job: Job, view: JobView, failure: Failure): void {
     const decision = decide({ ...view, deleting: false, ttlMs: undefined }, failure, this.world.config, 0)
-    if (!("dueAt" in decision)) return
+    if (!("dueAt" in decision))
+      return this.world.say("warning", `[${view.key}] its TTL removed it; it is not restarted: ${decision.because}`)
     this.world.say("info", `[${view.key}] its TTL removed it; it is created again at ${instantText(decision.dueAt)}`)
     this.begin(view, () => keepExpired(this.world, job, failure, decision.dueAt))
   }
