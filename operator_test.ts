@@ -2,7 +2,8 @@
  * Chapters 1 to 4 of operator.ts, in their order: the pure ones, where no test needs a server. Chapters 5 to 8 are tested in
  * .dev/*_test.ts against an embedded API server, and the whole in .dev/e2e.ts on a real cluster.
  *
- * Where each public report of ../shared/REPORTS.md is checked ("here": this file, with the id in a test's name):
+ * Faults that people reported in public about such tools each have an id, which stands in the names of their tests. Where each is
+ * checked ("here": this file):
  *
  *   A01 copied selector and controller-uid labels  here; that nothing is deleted after a 422: .dev/acting_test.ts
  *   A02 new-style labels, null creationTimestamp   here
@@ -12,7 +13,7 @@
  *   A10 Failed=True with a deletionTimestamp       here; one restart for three events: .dev/acting_test.ts
  *   A12 ttlSecondsAfterFinished takes the Job      here (due before the TTL); 404 on delete: .dev/acting_test.ts
  *   A13 a person deletes the Job during the delay  here (wasRemovedByTtl); that it is said: .dev/acting_test.ts
- *   A14 owned by a CronJob                         here
+ *   A14 owned by a CronJob                         here; no call for it: .dev/loop_test.ts
  *   A15 another tool made the Job meanwhile        here (nextStep); the AlreadyExists: .dev/acting_test.ts
  *   A17 Indexed Jobs, policies, unknown fields     here
  *   B01 no pods left                               here; that pods are kept while they run: .dev/acting_test.ts, e2e
@@ -25,43 +26,43 @@
  *   B12 image and config errors                    here; that it is said once: .dev/acting_test.ts
  *   B14 only the first container looked at         here
  *   B16 node removed, pod still running            here; the slow log: .dev/acting_test.ts
- *   C01 container name is required                 .dev/connection_test.ts
- *   C03 container is waiting to start              .dev/acting_test.ts
- *   C05 log of several gigabytes                   here (tailOf); the byte limit: .dev/connection_test.ts
+ *   C01 container name is required                 .dev/acting_test.ts, .dev/streams_test.ts
+ *   C03 container is waiting to start              .dev/acting_test.ts, .dev/streams_test.ts
+ *   C05 log of several gigabytes                   here (tailOf); the byte limit: .dev/streams_test.ts
  *   C06 200 whose body is an error sentence        here
  *   C08 empty or partial log                       here
  *   C10 tail too short                             here
  *   C11 log 400 and no times                       here; the 400: .dev/acting_test.ts
- *   C13 secrets in our own output                  here; no manifest or header is ever printed: .dev/acting_test.ts
+ *   C13 secrets in our own output                  here; .dev/acting_test.ts; at DEBUG: .dev/program_test.ts
  *   C14 previous=true without an earlier run       here (the view); the request: .dev/acting_test.ts
- *   D01 410 inside a 200 stream                    .dev/connection_test.ts
- *   D02 410 as status, expired continue token      .dev/connection_test.ts
- *   D04 stream is open but dead                    .dev/connection_test.ts
- *   D05 bookmarks are no Jobs                      here (viewJob); the version: .dev/connection_test.ts
- *   D07 429 on a watch                             .dev/connection_test.ts
+ *   D01 410 inside a 200 stream                    .dev/streams_test.ts, .dev/loop_test.ts
+ *   D02 410 as status, expired continue token      .dev/streams_test.ts, .dev/loop_test.ts
+ *   D04 stream is open but dead                    .dev/streams_test.ts, .dev/loop_test.ts
+ *   D05 bookmarks are no Jobs                      here (viewJob); the version: .dev/streams_test.ts
+ *   D07 429 on a watch                             .dev/streams_test.ts, .dev/loop_test.ts
  *   D09 a reconnect replays unchanged objects      .dev/acting_test.ts
- *   D11 API server restart, lower versions         .dev/connection_test.ts
- *   D12 error event on every watch                 .dev/connection_test.ts
+ *   D11 API server restart, lower versions         .dev/streams_test.ts, .dev/loop_test.ts
+ *   D12 error event on every watch                 .dev/streams_test.ts, .dev/loop_test.ts
  *   E01 401 around token renewal                   .dev/connection_test.ts
  *   E03 IPv6 API address                           .dev/connection_test.ts
  *   E05 proxy-url in a kubeconfig                  .dev/connection_test.ts
  *   E07 tls-server-name                            .dev/connection_test.ts
- *   E08 empty kubeconfig                           .dev/connection_test.ts
+ *   E08 empty kubeconfig                           .dev/program_test.ts, .dev/connection_test.ts
  *   E10 exec token expires                         .dev/connection_test.ts
  *   E12 CA file with several certificates          .dev/connection_test.ts
  *   E13 broken entry that is not in use            .dev/connection_test.ts
  *   E14 client certificates, from exec too         .dev/connection_test.ts
- *   F01 CA from the kubeconfig                     .dev/connection_test.ts; compiled: e2e
- *   F03 insecure-skip-tls-verify                   .dev/connection_test.ts
- *   F04 idle limit of fetch                        .dev/connection_test.ts, scaled; the 6 minutes: benchmark
- *   F06 abort while connecting                     .dev/connection_test.ts
- *   F07 aborted streams leak                       benchmark
- *   F09 bodies nobody reads                        benchmark
- *   F10 SIGTERM as process 1                       .dev/acting_test.ts; compiled: e2e
- *   F11 old CPUs                                   cannot apply: the normal x64 binary is enough (issue 4)
- *   F13 base image without a C library             outside the image's build (issue 4)
+ *   F01 CA from the kubeconfig                     .dev/connection_test.ts; compiled: .dev/program_test.ts
+ *   F03 insecure-skip-tls-verify                   .dev/connection_test.ts, .dev/program_test.ts
+ *   F04 idle limit of fetch                        the 6 minutes: .dev/bench_streams.ts; our own limit: D04
+ *   F06 abort while connecting                     .dev/connection_test.ts, .dev/program_test.ts
+ *   F07 aborted streams leak                       .dev/streams_test.ts; 10,000 cycles: .dev/bench_streams.ts
+ *   F09 bodies nobody reads                        .dev/connection_test.ts; 50,000 answers: .dev/bench_streams.ts
+ *   F10 SIGTERM as process 1                       .dev/acting_test.ts; compiled and as process 1: .dev/program_test.ts
+ *   F11 old CPUs                                   cannot apply: the normal x64 binary is enough
+ *   F13 base image without a C library             the image is run as a pod: e2e
  *   F15 first client certificate sticks            .dev/connection_test.ts
- *   F17 module missing in the compiled program     e2e: only the binary runs there
+ *   F17 module missing in the compiled program     .dev/program_test.ts, e2e
  *   F18 body limit of 300 s in undici              cannot apply: Bun's fetch only; our own limits: .dev/connection_test.ts
  *   F19 client certificate to an unverified server .dev/connection_test.ts
  *   F20 BUN_BE_BUN                                 cannot be stopped from inside (see the report): the README names it
@@ -69,11 +70,11 @@
  *   G02 numbers in environment variables           here
  *   G04 pods/log is forbidden                      here (allowed); 403: .dev/acting_test.ts, e2e
  *   G07 two operators at once                      here (nextStep); both at work: .dev/acting_test.ts
- *   G09 daylight saving                            here; due times are wall instants, see DESIGN.md, Clocks
+ *   G09 daylight saving                            here; due times are wall instants, not times of a local clock
  *   G10 namespace does not exist                   .dev/acting_test.ts
  *   G11 names that cannot be                       here
- *   G13 new Job without a pod                      here (it is no failure); quota: e2e
- *   G14 Jobs of a queue                            here
+ *   G13 new Job without a pod                      here (it is no failure); .dev/loop_test.ts; on a real cluster: e2e
+ *   G14 Jobs of a queue                            here; no call for it: .dev/loop_test.ts
  */
 import { describe, expect, test } from "bun:test"
 import { readFileSync } from "node:fs"

@@ -159,15 +159,16 @@ export class ApiServer {
     if (reset) this.model = this.newModel()
     const { cert, key } = this.own
     const server = tls.createServer({ cert, key, ca: this.ca, requestCert: true, rejectUnauthorized: false }, (socket) => {
+      if (this.server !== server) return socket.destroy()
       this.sockets.add(socket)
       socket.on("close", () => this.sockets.delete(socket))
       socket.on("error", () => socket.destroy())
       this.onRequest.emit("connection", socket)
     })
+    this.server = server
     await new Promise<void>((done, fail) => server.once("error", fail).listen(this.port, "127.0.0.1", done))
     this.port = (server.address() as AddressInfo).port
     this.url = `https://127.0.0.1:${this.port}`
-    this.server = server
     this.pump()
   }
   /** Cuts every connection and listens no more. What falls due meanwhile happens at the next start. */

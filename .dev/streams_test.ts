@@ -1,6 +1,6 @@
 // What chapter 5 of operator.ts reads as a stream, logs and watches, and how the loop of chapter 7 lives through bad weather: against
-// real HTTPS servers that misbehave. The clock of the loop is moved at once, the network is real. An id in a name is a report of
-// ../shared/REPORTS.md.
+// real HTTPS servers that misbehave. The clock of the loop is moved at once, the network is real. An id in a name is a report listed in
+// operator_test.ts.
 import { describe, expect, test } from "bun:test"
 import type { ServerResponse } from "node:http"
 import net from "node:net"
