@@ -2248,12 +2248,12 @@ export class Operator {
   private warnOf({ view }: Tracked): void {
     const { problems } = overridesOf(view, this.world.config)
     const { ms: waitMs, from } = longestWait(view, this.world.config)
-    const { uid, ttlMs, phase, labels } = view
+    const { key, ttlMs, phase, labels } = view
     const queue = labels["kueue.x-k8s.io/queue-name"]
-    for (const problem of problems) if (this.once(`${uid} ${problem}`)) this.tell("warning", view, "WrongAnnotation", problem)
-    if (queue && this.once(`queue ${uid}`))
+    for (const problem of problems) if (this.once(`${key} ${problem}`)) this.tell("warning", view, "WrongAnnotation", problem)
+    if (queue && this.once(`queue ${key} ${queue}`))
       this.tell("warning", view, "Queued", `waits in queue ${queue}; its suspend field stays as it is for the queue's controller`)
-    if (ttlMs === undefined || ttlMs > waitMs || phase === "succeeded" || !this.once(`ttl ${uid} ${ttlMs} ${waitMs}`)) return
+    if (ttlMs === undefined || ttlMs > waitMs || phase === "succeeded" || !this.once(`ttl ${key} ${ttlMs} ${waitMs}`)) return
     const numbers = `ttlSecondsAfterFinished (${durationText(ttlMs)}) is not above ${from} (${durationText(waitMs)})`
     this.tell(
       "warning",
