@@ -53,7 +53,7 @@ const causes = () =>
       const events = (await ns.list("events")) as (Thing & { reason?: string; involvedObject?: { name: string } })[]
       const mine = events.filter(({ reason, involvedObject }) => reason === "GivenUp" && involvedObject?.name === "token")
       need(mine.length === 1, `${mine.length} Events`)
-      need(operator.lines.filter((l) => l.includes("ERROR") && l.includes("/token:")).length === 1, "not one ERROR line")
+      need(operator.lines.filter((l) => l.includes("ERROR") && l.includes("/token]")).length === 1, "not one ERROR line")
       return line
     })
   })
