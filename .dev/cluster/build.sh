@@ -15,7 +15,8 @@ if ((${#missing[@]} == 0)); then echo "$bin"; exit 0; fi
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 cd "$work"
 # k8s.io/kubernetes keeps its sister modules in ./staging; as modules they are v0.MINOR.PATCH.
-gomod=$(GOFLAGS=-mod=mod go mod download -json "k8s.io/kubernetes@v$version" | jq -r .GoMod)
+module=$(GOFLAGS=-mod=mod go mod download -json "k8s.io/kubernetes@v$version") || { jq -r '.Error // "cannot download it"' <<<"$module" >&2; exit 1; }
+gomod=$(jq -r .GoMod <<<"$module")
 {
   printf 'module cluster.local/kube\n\ngo %s\n\nrequire k8s.io/kubernetes v%s\n\nreplace (\n' "$(awk '$1 == "go" {print $2}' "$gomod")" "$version"
   awk -v s="v0.${version#1.}" '/=> \.\/staging/ {print "\t" $1 " => " $1 " " s}' "$gomod"
