@@ -206,7 +206,7 @@ export class Namespace {
   async podsOf(job: Thing): Promise<Thing[]> {
     return (await this.list("pods")).filter((pod) => pod.metadata.ownerReferences?.some((o) => o.uid === job.metadata.uid))
   }
-  async failed(name: string, ms = 60_000): Promise<Thing> {
+  async failed(name: string, ms = 120_000): Promise<Thing> {
     return until(
       `Job ${name} is Failed`,
       async () => {
@@ -217,7 +217,7 @@ export class Namespace {
     )
   }
   /** The Job of that name, once it is another one than `old`. */
-  async another(old: Thing, ms = 30_000): Promise<Thing> {
+  async another(old: Thing, ms = 60_000): Promise<Thing> {
     return until(
       `Job ${old.metadata.name} is there with a new uid`,
       async () => {
@@ -467,7 +467,7 @@ export class Operator {
   saying(...patterns: (RegExp | string)[]): string[] {
     return this.lines.filter((line) => patterns.every((p) => (typeof p === "string" ? line.includes(p) : p.test(line))))
   }
-  says(what: string, patterns: (RegExp | string)[], ms = 20_000): Promise<string> {
+  says(what: string, patterns: (RegExp | string)[], ms = 60_000): Promise<string> {
     return until(`the operator says ${what} (${patterns.join(" and ")})`, () => this.saying(...patterns)[0], ms)
   }
   /** Memory that no file backs, in MiB, and the seconds of processor time so far. */
