@@ -1866,7 +1866,9 @@ export async function keepExpired(world: World, gone: Job, failure: Failure, not
   const { namespace, name, ...view } = viewJob(gone)
   const marks = marksFor({ namespace, name, ...view }, failure, world.config)
   const intent = await writeIntent(world, gone, { marks, memory: moreMemory(gone, failure), notBefore })
-  if (intent instanceof ApiError) return { result: "refused", error: intent }
+  if (isReason(intent, "NamespaceTerminating")) return { result: "namespace gone" }
+  // It stands nowhere but in our memory: where a Job that stands could be left alone, this one is tried until it works.
+  if (intent instanceof ApiError) throw intent
   return carryOut(world, namespace, name, () => undefined)
 }
 
@@ -2028,6 +2030,10 @@ interface Tracked {
   view: JobView
   /** As last seen; needed where the Job is gone before it can be read again. */
   job: Job
+  /** As it stood: from a Job that is going, their controllers take them off. */
+  finalizers: string[]
+  /** The number of the sighting that told it. */
+  seenAs: number
   evidence: Evidence | undefined
   /** Known once the evidence of a failure is complete. */
   failure: Failure | undefined
@@ -2057,6 +2063,8 @@ export class Operator {
   private groups = new Map<string, number>()
   private readonly rights = new Map<string, { allowed: Set<string>; reviewedAt: number }>()
   private readonly saidOnce = new Set<string>()
+  /** Counts what was seen of Jobs. */
+  private sightings = 0
   private alarm = new AbortController()
 
   constructor(private readonly world: World) {}
@@ -2090,10 +2098,11 @@ export class Operator {
   /** Lists once, then watches until it is time to list again; or sleeps, where watching is not allowed. */
   private async lookAtJobs(namespace: string, first: boolean, works: () => void): Promise<void> {
     const { clock, cluster, config, stop } = this.world
+    const since = this.sightings
     const { items, resourceVersion } = await cluster.listJobs(namespace, "", stop)
     // The Role has come since the review.
     if (!this.may(namespace, "list batch/jobs")) await this.review(namespace, true)
-    this.snapshot(namespace, items)
+    this.snapshot(namespace, items, since)
     if (first) await this.warnOfMissing(namespace, items)
     if (this.may(namespace, "watch batch/jobs")) return this.watch(namespace, "jobs", resourceVersion, clock.now() + RELIST_MS, works)
     works()
@@ -2168,12 +2177,13 @@ export class Operator {
     this.rights.delete(namespace)
   }
 
-  /** A list as one moment: what it has was seen, what it lacks is gone. */
-  private snapshot(namespace: string, items: Job[]): void {
+  /** A list as one moment: what it has was seen, what it lacks is gone; but not where a restart has read more since it was asked for. */
+  private snapshot(namespace: string, items: Job[], since: number): void {
     const there = new Set(items.map((item) => viewJob(item).key))
-    for (const [key, { view, job }] of this.jobs) if (view.namespace === namespace && !there.has(key)) this.see("DELETED", job)
+    for (const [key, { view, job, seenAs }] of this.jobs)
+      if (view.namespace === namespace && !there.has(key) && seenAs <= since) this.see("DELETED", job)
     for (const [key, { intent }] of this.intents) if (intent.namespace === namespace && !there.has(key)) this.intents.delete(key)
-    for (const item of items) this.see("LISTED", item)
+    for (const item of items) if ((this.jobs.get(viewJob(item).key)?.seenAs ?? 0) <= since) this.see("LISTED", item)
   }
 
   /** A wrong name looks like peace: said once. */
@@ -2220,14 +2230,17 @@ export class Operator {
     if (!known && !isSelected(view, this.world.config)) return
     const isOlder = known && compareVersions(view.resourceVersion, known.view.resourceVersion) < 0
     if (known?.view.uid !== view.uid && isOlder && type !== "LISTED") return
+    const finalizers = job.metadata?.finalizers ?? []
     if (known?.view.uid === view.uid) {
-      this.warnOf(Object.assign(known, { view, job }))
+      this.warnOf(Object.assign(known, { view, job, seenAs: ++this.sightings }, view.deleting ? {} : { finalizers }))
       return this.consider(known)
     }
     if (known) this.forget(known)
     const tracked: Tracked = {
       view,
       job,
+      finalizers,
+      seenAs: ++this.sightings,
       evidence: undefined,
       failure: undefined,
       looked: new Set(),
@@ -2289,7 +2302,7 @@ export class Operator {
     if (known.isOver || view.phase !== "failed" || view.manager) return
     const failure = { ...(known.failure ?? failureOf(view, { pods, logs: new Map(), morePods: 0 })), changed: isChanged(job) }
     if (!wasRemovedByTtl(view, nowOf(this.world))) this.world.say("info", `[${view.key}] was deleted by someone; it is not restarted`)
-    else if (!this.world.config.dryRun) this.keep(job, view, failure)
+    else if (!this.world.config.dryRun) this.keep({ ...job, metadata: { ...job.metadata, finalizers: known.finalizers } }, view, failure)
   }
 
   /** Its own TTL took the Job: the restart goes on when it is due, from what was last seen. */
