@@ -1930,8 +1930,8 @@ async function takeStep(world: World, namespace: string, name: string, known: In
   if (step === "await absence") return { waitFor: `the old Job to go, finalizers ${live?.metadata?.finalizers?.join(", ")}`, known: before }
   if (step === "await due time") return { waitFor: "its due time", untilAt: before.plan.notBefore ?? 0, known: before }
   if (step === "create") {
-    const pods = await world.cluster.listPods(namespace, podSelector(before), world.kill).catch((error) => exceptFor(error, "Forbidden"))
-    const inTheWay = (pods?.items ?? []).filter((pod) => isInTheWay(pod, before)).map(({ metadata }) => metadata?.name)
+    const pods = await podsOrNone(world, namespace, podSelector(before))
+    const inTheWay = pods.filter((pod) => isInTheWay(pod, before)).map(({ metadata }) => metadata?.name)
     if (inTheWay.length > 0) return { waitFor: `pods of the old Job to go: ${inTheWay.join(", ")}`, known: before }
   }
   const intents = await listIntents(world, namespace, name)
@@ -1944,6 +1944,17 @@ async function takeStep(world: World, namespace: string, name: string, known: In
 /** Who removes the intent cancels the restart; a Job that still stands has lost no more than this try. */
 function withoutIntent(live: Job | undefined): Outcome {
   return { result: live && !live.metadata?.deletionTimestamp ? "changed" : "cancelled" }
+}
+
+/** Pods that the Role does not let us see cannot be waited for: the Foreground delete has. A 403 that passes is an error like others. */
+async function podsOrNone({ cluster, kill }: World, namespace: string, selector: string): Promise<Pod[]> {
+  try {
+    return (await cluster.listPods(namespace, selector, kill)).items
+  } catch (error) {
+    exceptFor(error, "Forbidden")
+    if (allowed(await cluster.rules(namespace, kill)).has("list /pods")) throw error
+    return []
+  }
 }
 
 async function act(
@@ -2018,9 +2029,12 @@ async function removeIntents({ cluster, kill }: World, intents: Intent[]): Promi
 
 const RELIST_MS = 30 * 60_000
 const REVIEW_MS = 10 * 60_000
+/** With the pauses between them about half a minute. */
+const DENIALS = 7
 const LONGEST_SLEEP_MS = 30_000
 /** With the longest sleep added, below a minute. */
 const PODLESS_MS = 25_000
+const isPodless = ({ phase, hasPods, deleting }: JobView) => phase === "running" && !hasPods && !deleting
 /** All pods of Jobs. */
 const POD_SELECTOR = "batch.kubernetes.io/job-name"
 /** A fresh intent of another operator is its own to carry out; one that stays is taken up. */
@@ -2062,6 +2076,8 @@ export class Operator {
   /** When a restart began last in each group. */
   private groups = new Map<string, number>()
   private readonly rights = new Map<string, { allowed: Set<string>; reviewedAt: number }>()
+  /** How often in a row a right was denied that the review had promised. */
+  private readonly denials = new Map<string, number>()
   private readonly saidOnce = new Set<string>()
   /** Counts what was seen of Jobs. */
   private sightings = 0
@@ -2137,12 +2153,16 @@ export class Operator {
       const beganAt = clock.now()
       for await (const { type, object } of cluster.watch(namespace, resource, { ...options, resourceVersion }, stop)) {
         resourceVersion = object.metadata?.resourceVersion ?? resourceVersion
-        if (clock.now() - beganAt > 10_000) works()
+        if (clock.now() - beganAt > 10_000) {
+          this.denials.clear()
+          works()
+        }
         if (type !== "ADDED" && type !== "MODIFIED" && type !== "DELETED") continue
         if (resource === "jobs") this.see(type, object as Job)
         else this.seePod(type, object as Pod)
       }
       if (clock.now() - beganAt < 1_000 && !stop.aborted) throw new Error("the watch ended at once")
+      this.denials.clear()
       works()
     }
   }
@@ -2170,11 +2190,16 @@ export class Operator {
     return this.rights.get(namespace)?.allowed.has(right) ?? false
   }
 
-  /** A 403 is the truth, whatever the review said: what was watched is polled from now on; what was polled is reviewed again. */
+  /**
+   * A 403 that stays is the truth, whatever the review said: what was watched is polled from now on; what was polled is reviewed
+   * again. One that passes is an API server that has just started and does not know its Roles yet.
+   */
   private noteDenied(namespace: string, right: string, error: unknown): void {
-    const watched = this.rights.get(namespace)?.allowed
-    if (!(error instanceof ApiError) || error.status !== 403 || watched?.delete(right)) return
-    this.rights.delete(namespace)
+    if (!(error instanceof ApiError) || error.status !== 403) return
+    const denials = (this.denials.get(`${namespace} ${right}`) ?? 0) + 1
+    this.denials.set(`${namespace} ${right}`, denials)
+    const mayStay = this.may(namespace, right) && denials < DENIALS
+    if (!mayStay && !this.rights.get(namespace)?.allowed.delete(right)) this.rights.delete(namespace)
   }
 
   /** A list as one moment: what it has was seen, what it lacks is gone; but not where a restart has read more since it was asked for. */
@@ -2430,17 +2455,23 @@ export class Operator {
 
   /** A Job that exists anew but gets no pod: by quota or policy, or overlooked by the controller (kubernetes/kubernetes#142142). */
   private wakePodless(now: number): void {
-    const { cluster, config, kill, say } = this.world
     for (const { view } of this.jobs.values()) {
-      const isNew = view.phase === "running" && !view.hasPods && own(view, "restarted-from") !== undefined && !view.deleting
+      const isNew = isPodless(view) && own(view, "restarted-from") !== undefined
       if (!isNew || now - view.createdAt < PODLESS_MS || !this.once(`podless ${view.uid}`)) continue
-      const text = `restarted, but there is no pod of it after ${durationText(now - view.createdAt)}; kubectl describe job tells of quota and policy`
-      this.tell("warning", view, "NoPod", text)
-      if (config.dryRun || !this.may(view.namespace, "patch batch/jobs")) continue
-      cluster
-        .touchJob(view, `${PREFIX}touched`, instantText(now), kill)
-        .catch((error) => say("debug", `[${view.key}] cannot be touched: ${messageOf(error)}`))
+      const { say } = this.world
+      this.wakeOne(view, now).catch((error) => say("debug", `[${view.key}] cannot be touched: ${messageOf(error)}`))
     }
+  }
+
+  private async wakeOne({ namespace, name, uid, createdAt }: JobView, now: number): Promise<void> {
+    const { cluster, config, kill } = this.world
+    // Where it is polled, what we know of it is old.
+    const live = await cluster.getJob(namespace, name, kill)
+    const view = live && viewJob(live)
+    if (view?.uid !== uid || !isPodless(view)) return
+    const text = `restarted, but there is no pod of it after ${durationText(now - createdAt)}; kubectl describe job tells of quota and policy`
+    this.tell("warning", view, "NoPod", text)
+    if (!config.dryRun && this.may(namespace, "patch batch/jobs")) await cluster.touchJob(view, `${PREFIX}touched`, instantText(now), kill)
   }
 
   private isTracked = ({ jobUid }: PodView) => [...this.jobs.values()].some(({ view }) => view.uid === jobUid)
