@@ -4,11 +4,14 @@
 //   E2E_IMAGE      image of the test Jobs (busybox:1.37): a shell, sleep, hostname, tail
 //   E2E_AUDIT_LOG  the API server's audit log: calls are counted there, and nowhere else
 //   E2E_NODE_DIR   the directory of a cluster made by .dev/cluster/up.sh --node: the image is built, loaded there and run
+//   E2E_KILL=true  also kill the operator and the API server at every step, and soak for two minutes: about 8 minutes more;
+//                  E2E_CLUSTER_DIR, the directory of up.sh, lets the API server be killed
 //   E2E_KUBECTL    kubectl, if it is neither in PATH nor in ~/.cache/kube
 // About 4 minutes. The last line is `N passed, N failed`.
 import { existsSync, readdirSync } from "node:fs"
 import { homedir } from "node:os"
 import { imageChecks } from "./e2e_image.ts"
+import { killGroups } from "./e2e_kill.ts"
 import {
   abandon,
   allGone,
@@ -42,6 +45,7 @@ import {
   until,
 } from "./e2e_kit.ts"
 import { ruleGroups } from "./e2e_rules.ts"
+import { soakGroup } from "./soak.ts"
 
 const now = () => performance.now()
 const median = (numbers: number[]) => numbers.toSorted((a, b) => a - b)[Math.floor(numbers.length / 2)]!
@@ -504,6 +508,10 @@ async function all() {
   const crashes = both.flatMap((role) => [false, true].flatMap((slow) => [crash("SIGKILL", role, slow), crash("SIGTERM", role, slow)]))
   await Promise.all([...both.map(roundTrip), ...crashes, outOfMemory(), causes(), untouched(), quota(), tenAtOnce("old")])
   await Promise.all([...ruleGroups(), background])
+  if (process.env.E2E_KILL === "true") {
+    await killGroups()
+    await soakGroup(2)
+  }
   await imageChecks()
   await check("end", "the namespaces are gone", () => allGone().then(() => ""))
 }
