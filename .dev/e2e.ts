@@ -288,7 +288,8 @@ const untouched = () =>
         need(said.length === 1, `said ${said.length} times: ${said.join("\n")}`)
       })
     }
-    need((await ns.intents()).length === 0, "an intent is left")
+    // The control beside them goes on failing, so that one of its own may stand for a moment.
+    await ns.noIntent()
   })
 
 // ---------------------------------------------------------------- 5: no Job is lost

@@ -12,7 +12,7 @@ const annotate = (values: Record<string, string | null>) => ({
 /** Each cause once, with its rule; every other wait is an hour. */
 const causes = () =>
   group("rules: causes", async (ns, check) => {
-    const rules = "exit:3=2s, log:/quota exceeded/i=4s\noom=0s..1h, deadline=3s, evicted=1s, exit:7=never, unknown=6s, any=1h"
+    const rules = "exit:3=2s, log:/quota exceeded/i=4s\noom=0s, deadline=3s, evicted=1s, exit:7=never, unknown=6s, any=1h"
     const operator = await ns.operator({ ...chosen, RESTART_RULES: rules })
     const slow = { terminationGracePeriodSeconds: 1 }
     await ns.create("jobs", failingJob({ name: "exit-3", labels, exitCode: 3 }))
