@@ -2060,7 +2060,7 @@ interface Tracked {
   retryAt: number
   /** Its restart has ended, or it is seen to be gone while one is under way: what a late watch still tells of it is no news. */
   isOver: boolean
-  isGone: boolean
+  goneAt: number | undefined
 }
 
 /** The operator: watches or polls each namespace, keeps the schedules, and restarts what is due. */
@@ -2078,6 +2078,8 @@ export class Operator {
   private readonly rights = new Map<string, { allowed: Set<string>; reviewedAt: number }>()
   /** How often in a row a right was denied that the review had promised. */
   private readonly denials = new Map<string, number>()
+  /** The last Jobs that were seen to go, by uid: an intent of one, whose answer was lost, may turn up after it, without its last edit. */
+  private readonly gone = new Map<string, Job>()
   private readonly saidOnce = new Set<string>()
   /** Counts what was seen of Jobs. */
   private sightings = 0
@@ -2208,7 +2210,9 @@ export class Operator {
     for (const [key, { view, job, seenAs }] of this.jobs)
       if (view.namespace === namespace && !there.has(key) && seenAs <= since) this.see("DELETED", job)
     for (const [key, { intent }] of this.intents) if (intent.namespace === namespace && !there.has(key)) this.intents.delete(key)
-    for (const item of items) if ((this.jobs.get(viewJob(item).key)?.seenAs ?? 0) <= since) this.see("LISTED", item)
+    const isIntent = ({ metadata }: Job) => metadata?.labels?.[INTENT] !== undefined
+    for (const item of items.toSorted((a, b) => Number(isIntent(b)) - Number(isIntent(a))))
+      if ((this.jobs.get(viewJob(item).key)?.seenAs ?? 0) <= since) this.see("LISTED", item)
   }
 
   /** A wrong name looks like peace: said once. */
@@ -2252,7 +2256,8 @@ export class Operator {
 
   private seeJob(type: string, job: Job, view: JobView): void {
     const known = this.jobs.get(view.key)
-    if (!known && !isSelected(view, this.world.config)) return
+    // One that is being restarted, whoever began it, is followed too: its last edits count for who finishes it.
+    if (!known && !isSelected(view, this.world.config) && !this.isIntended(view)) return
     const isOlder = known && compareVersions(view.resourceVersion, known.view.resourceVersion) < 0
     if (known?.view.uid !== view.uid && isOlder && type !== "LISTED") return
     const finalizers = job.metadata?.finalizers ?? []
@@ -2274,7 +2279,7 @@ export class Operator {
       refusals: 0,
       retryAt: 0,
       isOver: false,
-      isGone: false,
+      goneAt: undefined,
     }
     this.jobs.set(view.key, tracked)
     this.warnOf(tracked)
@@ -2320,13 +2325,15 @@ export class Operator {
     const known = this.jobs.get(view.key)
     if (known?.view.uid !== view.uid) return
     Object.assign(known, { view: { ...view, deleting: true }, job })
-    known.isGone = true
+    known.goneAt ??= nowOf(this.world)
     if (this.restarting.has(view.key)) return
     const pods = this.podsOf(view)
     this.forget(known)
+    this.gone.set(view.uid, job)
+    for (const uid of this.gone.keys()) if (this.gone.size > 100) this.gone.delete(uid)
     if (known.isOver || view.phase !== "failed" || view.manager) return
     const failure = { ...(known.failure ?? failureOf(view, { pods, logs: new Map(), morePods: 0 })), changed: isChanged(job) }
-    if (!wasRemovedByTtl(view, nowOf(this.world))) this.world.say("info", `[${view.key}] was deleted by someone; it is not restarted`)
+    if (!wasRemovedByTtl(view, known.goneAt)) this.world.say("info", `[${view.key}] was deleted by someone; it is not restarted`)
     else if (!this.world.config.dryRun) this.keep({ ...job, metadata: { ...job.metadata, finalizers: known.finalizers } }, view, failure)
   }
 
@@ -2474,6 +2481,9 @@ export class Operator {
     if (!config.dryRun && this.may(namespace, "patch batch/jobs")) await cluster.touchJob(view, `${PREFIX}touched`, instantText(now), kill)
   }
 
+  private isIntended = ({ namespace, name }: JobName) =>
+    [...this.intents.values()].some(({ intent }) => intent.namespace === namespace && intent.jobName === name)
+
   private isTracked = ({ jobUid }: PodView) => [...this.jobs.values()].some(({ view }) => view.uid === jobUid)
 
   private warnOfSkew(): void {
@@ -2490,7 +2500,7 @@ export class Operator {
       const key = `${namespace}/${name}`
       if (config.dryRun || deleting || this.restarting.has(key) || clock.now() - seenAt < ORPHANED_MS) continue
       say("info", `[${key}] going on with a restart that was left unfinished, intent ${intent.name}`)
-      const lastSeen = this.lastSeen(key)
+      const lastSeen = this.lastSeen(key, this.gone.get(uid))
       this.begin({ key, namespace, name, uid }, () => carryOut(this.world, namespace, name, lastSeen))
     }
   }
@@ -2507,8 +2517,8 @@ export class Operator {
   }
 
   /** What a restart reads is news for the loop too, and what either has seen is not forgotten while the restart lasts. */
-  private lastSeen(key: string): LastSeen {
-    let newest: Job | undefined
+  private lastSeen(key: string, gone?: Job): LastSeen {
+    let newest = gone
     const isNewer = (a: Job, b?: Job) => !b || compareVersions(viewJob(a).resourceVersion, viewJob(b).resourceVersion) > 0
     return (read) => {
       const known = this.jobs.get(key)?.job
@@ -2567,7 +2577,7 @@ export class Operator {
     // What came meanwhile was not acted on.
     tracked.isOver = tracked.view.uid === uid && !["refused", "changed", "early"].includes(outcome.result)
     if (tracked.isOver) this.schedules.delete(key)
-    if (tracked.isGone) this.seeGone(tracked.job, viewJob(tracked.job))
+    if (tracked.goneAt !== undefined) this.seeGone(tracked.job, viewJob(tracked.job))
     else this.consider(tracked)
   }
 
