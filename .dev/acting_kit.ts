@@ -108,7 +108,7 @@ export function scaleLimits(by = 40): void {
   globalThis.setTimeout = Object.assign(scaled, unscaled) as typeof setTimeout
 }
 
-export async function until(what: string | (() => string), is: () => unknown, ms = 4_500): Promise<void> {
+export async function until(what: string | (() => string), is: () => unknown, ms = 20_000): Promise<void> {
   for (const end = performance.now() + ms; !is(); await Bun.sleep(2))
     if (performance.now() > end) throw new Error(`never: ${typeof what === "string" ? what : what()}`)
 }

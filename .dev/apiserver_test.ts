@@ -1106,9 +1106,8 @@ describe.skipIf(Boolean(real))("the model in virtual time", () => {
     expect(tell().length).toBeGreaterThan(5)
   })
 
-  test("ten thousand restarts of a Job take under ten seconds", () => {
-    const { run, create, remove, failed } = world()
-    const started = performance.now()
+  test("ten thousand restarts of a Job leave nothing behind", () => {
+    const { model, run, create, remove, failed } = world()
     for (let i = 0; i < 10_000; i++) {
       create("a", { attempts: [{ ...fails, runMs: 10 }], spec: { backoffLimit: 0 } })
       run(100)
@@ -1116,6 +1115,6 @@ describe.skipIf(Boolean(real))("the model in virtual time", () => {
       remove()
       run(50)
     }
-    expect(performance.now() - started).toBeLessThan(10_000)
+    expect([model.objects.jobs!.size, model.pods().length]).toEqual([0, 0])
   })
 })

@@ -186,7 +186,7 @@ export const errorOf = (promise: Promise<unknown>): Promise<Error> =>
     () => new Error("it went well"),
     (error: Error) => error,
   )
-export const until = async (is: () => unknown, ms = 5_000) => {
+export const until = async (is: () => unknown, ms = 20_000) => {
   for (const end = performance.now() + ms; !is(); await new Promise(setImmediate))
     if (performance.now() > end) throw new Error(`not so: ${is}`)
 }

@@ -262,7 +262,8 @@ export class Witness {
     else {
       const knew = ({ dead, stop, dryRun, seen }: Life) =>
         !dead && !stop.signal.aborted && !dryRun && (seen.get(name) ?? 0) >= Math.max(ghost.failedVersion, ghost.editedAt)
-      ghost.ttlTook = this.sim.isSelected(job) && !this.sim.clocksMoved ? this.sim.lives.filter(knew) : []
+      const mayGo = !this.sim.isSelected(job) || this.sim.clocksMoved || ghost.cancelled.has(uid)
+      ghost.ttlTook = mayGo ? [] : this.sim.lives.filter(knew)
       this.except("ttlFirst")
       if (this.sim.isFair(600_000) && this.sim.isSelected(job)) this.sim.violate(`the TTL took ${name} in fair weather, without an intent`)
     }
