@@ -477,7 +477,7 @@ const tenAtOnce = (role: Role) =>
 
 const commands = () => {
   const run = async (env: Record<string, string>, ...args: string[]) => {
-    const operator = new Operator(env, ...args)
+    const operator = new Operator(env, args)
     const code = await Promise.race([operator.exited, Bun.sleep(10_000)])
     await Bun.sleep(50)
     return { code, text: operator.lines.join("\n") }

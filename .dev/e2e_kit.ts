@@ -427,8 +427,8 @@ export class Operator {
   readonly spawnedAt = performance.timeOrigin + performance.now()
   private readonly child: Bun.Subprocess<"ignore", "pipe", "pipe">
 
-  constructor(env: Record<string, string>, ...args: string[]) {
-    this.child = Bun.spawn([binary, ...args], { env, stdin: "ignore", stdout: "pipe", stderr: "pipe" })
+  constructor(env: Record<string, string>, args: string[] = [], program = binary) {
+    this.child = Bun.spawn([program, ...args], { env, stdin: "ignore", stdout: "pipe", stderr: "pipe" })
     for (const stream of [this.child.stdout, this.child.stderr]) this.read(stream)
   }
   private async read(stream: ReadableStream<Uint8Array>): Promise<void> {
