@@ -199,6 +199,8 @@ export interface Call {
   kind: CallKind
   request: Request
   name: string
+  /** By the server's clock. */
+  sentAt: number
   sawJobAt: number
   sawIntentsAt: number
 }
@@ -725,7 +727,8 @@ export class Simulation {
     if (signal.aborted) return Promise.reject(signal.reason)
     this.rate(life, "calls", 60_000, MOST_CALLS_A_MINUTE)
     const lookedAt = (what: string) => life.looked.get(`${what} ${name}`) ?? 0
-    const call: Call = { life, kind, request, name, sawJobAt: lookedAt("getJob"), sawIntentsAt: lookedAt("listIntents") }
+    const sent = { sentAt: this.serverNow(), sawJobAt: lookedAt("getJob"), sawIntentsAt: lookedAt("listIntents") }
+    const call: Call = { life, kind, request, name, ...sent }
     const fate = this.fateOf(call)
     const isFated = fate.before.length + fate.after.length > 0
     if (isFated) this.badUntil = Math.max(this.badUntil, this.now + CALL_LIMIT_MS)
