@@ -6,16 +6,17 @@
  * name, written before the delete, from which any later life of this program, or a person, finishes the restart.
  *
  * To be read from top to bottom; a chapter uses only those above it:
- *   1 Settings · 2 What we see · 3 What to do · 4 How we say it · 5 The cluster · 6 Acting · 7 The loop · 8 Main
+ *   1 Settings · 2 What we see · 3 What to do · 4 How we say it · 5 The cluster · 6 Acting · 7 The loop · 8 Health · 9 Main
  * Chapters 1 to 4 have no effects and never read the clock: `now` is handed down. Instants are epoch milliseconds (`…At`).
  */
 import { createHash } from "node:crypto"
-import { existsSync, readFileSync } from "node:fs"
+import { existsSync, readdirSync, readFileSync } from "node:fs"
 import { isIPv6 } from "node:net"
 import { dirname, join, resolve } from "node:path"
 import { parseArgs } from "node:util"
 import { KubeConfig, type V1Job, type V1LabelSelector, type V1Pod } from "@kubernetes/client-node"
 import { configureSync, getLogger, type LogRecord } from "@logtape/logtape"
+import { Counter, Gauge, Histogram, Registry } from "prom-client"
 import project from "./package.json" with { type: "json" }
 
 /** The prefix of every label and annotation that the operator writes or reads. */
@@ -40,6 +41,8 @@ export interface Config {
   restartSpacingMs: number
   logLines: number
   dryRun: boolean
+  /** 0: none. */
+  healthPort: number
 }
 export type Level = "trace" | "debug" | "info" | "warning" | "error" | "fatal"
 
@@ -120,6 +123,7 @@ export const SETTINGS = [
   setting("RESTART_SPACING", "restartSpacingMs", "0", duration(0), "at least so long between two restarts in the same group"),
   setting("LOG_LINES", "logLines", "20", wholeNumber(0, 10_000), "last lines kept of each container"),
   setting("DRY_RUN", "dryRun", "false", oneOf(BOOLEANS), "say what would be done, change nothing"),
+  setting("HEALTH_PORT", "healthPort", "8080", wholeNumber(0, 65_535), "/livez, /readyz, /metrics; 0: off; outside a pod off unless set"),
 ]
 
 /** All that is wrong with the settings, one line each. */
@@ -984,8 +988,21 @@ export function podSelector({ jobUid, replacement }: Intent): string {
 
 // ─────────────────────────────────────────── 4 How we say it ──────────────────────────────────────────
 
-/** Says one fact. `lines` stand indented under the text; other details are fields for collectors. */
-export type Say = (level: Level, text: string, details?: { lines?: string[]; [field: string]: unknown }) => void
+/**
+ * What goes with a fact: `lines` stand indented under the text, the rest are fields for log collectors. `reason` is the word that
+ * an Event has; `cause` stands with a failure, `result` and `lateMs` (after it was due) with the end of a restart.
+ */
+export type Details = {
+  lines?: string[]
+  job?: string
+  reason?: string
+  cause?: Cause
+  result?: string
+  lateMs?: number
+  [field: string]: unknown
+}
+/** Says one fact, to whoever listens: the log, the metrics. */
+export type Say = (level: Level, text: string, details?: Details) => void
 
 const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu
 
@@ -1074,6 +1091,13 @@ export function sayDecision(decision: Decision, now: number): { fact: string; te
   }
   const fact = `to be restarted at ${instantText(decision.dueAt)}`
   return { fact, text: `${fact} (in ${durationText(Math.max(0, decision.dueAt - now))}): ${decision.because}` }
+}
+
+/** A Job's state in one word, for metrics. `refused`: it was due, but could not be created again. */
+export function stateOf(view: JobView, decision: Decision | undefined, refusals: number): string {
+  if (decision?.do === "give up") return "given_up"
+  if (decision && "dueAt" in decision) return refusals > 0 ? "refused" : "waiting"
+  return decision && !decision.healthy ? "left_alone" : view.deleting ? "deleting" : view.phase
 }
 
 /** A failure's evidence, as lines to stand under its headline. */
@@ -1390,10 +1414,13 @@ function checkKubeconfig(config: KubeConfig, file: string): void {
 const MERGE_PATCH = { "Content-Type": "application/merge-patch+json" }
 type Init = RequestInit & BunFetchRequestInit
 type Call = { query?: Record<string, string | undefined>; body?: unknown; limitMs?: number }
+/** Hears of each call: its verb as Kubernetes names it, and the status, `none` where no answer came. */
+export type OnCall = (verb: string, code: string) => void
+const VERBS: Record<string, string> = { GET: "get", POST: "create", PATCH: "patch", DELETE: "delete" }
 
 /** Connects with a configuration; nothing is sent yet. Throws ConfigError. */
-export function connect(source: Source, env: Env = process.env): Cluster {
-  const cluster = new ApiServer(source)
+export function connect(source: Source, env: Env = process.env, onCall: OnCall = () => {}): Cluster {
+  const cluster = new ApiServer(source, onCall)
   // A proxy from the environment is for the way out; the API server of the pod's own cluster is never beyond it. Bun's fetch
   // heeds no_proxy before NO_PROXY, and either of them before the proxy that it is given, which is the kubeconfig's.
   if (source.inCluster) env.NO_PROXY = env.no_proxy = "*"
@@ -1410,7 +1437,10 @@ class ApiServer implements Cluster {
   private prepared: { at: number; init: Promise<Init> } | undefined
   private skew = 0
 
-  constructor(private readonly source: Source) {
+  constructor(
+    private readonly source: Source,
+    private readonly onCall: OnCall,
+  ) {
     this.config = source.load()
     const { server = "", skipTLSVerify = false, proxyUrl } = this.config.getCurrentCluster() ?? {}
     this.address = server.replace(/\/+$/, "")
@@ -1539,7 +1569,12 @@ class ApiServer implements Cluster {
       timeout: false,
       body: body ? JSON.stringify(body) : null,
     } as const
-    const response = await fetch(url, options)
+    const verb = query.watch ? "watch" : query.limit ? "list" : (VERBS[method] ?? method)
+    const response = await fetch(url, options).catch((error) => {
+      this.onCall(verb, "none")
+      throw error
+    })
+    this.onCall(verb, String(response.status))
     this.skew = skewFrom(response.headers.get("date"), sentAt, Date.now()) ?? this.skew
     return response
   }
@@ -2035,6 +2070,8 @@ const LONGEST_SLEEP_MS = 30_000
 /** With the longest sleep added, below a minute. */
 const PODLESS_MS = 25_000
 const isPodless = ({ phase, hasPods, deleting }: JobView) => phase === "running" && !hasPods && !deleting
+/** Four times the longest sleep. */
+const STUCK_MS = 120_000
 /** All pods of Jobs. */
 const POD_SELECTOR = "batch.kubernetes.io/job-name"
 /** A fresh intent of another operator is its own to carry out; one that stays is taken up. */
@@ -2048,6 +2085,8 @@ interface Tracked {
   finalizers: string[]
   /** The number of the sighting that told it. */
   seenAs: number
+  /** The last one, which holds. */
+  decision: Decision | undefined
   evidence: Evidence | undefined
   /** Known once the evidence of a failure is complete. */
   failure: Failure | undefined
@@ -2072,7 +2111,12 @@ export class Operator {
   private readonly pods = new Map<string, PodView & { seenAt: number }>()
   private readonly intents = new Map<string, { intent: Intent; seenAt: number }>()
   /** Restarts under way, keyed by Job: never two of the same Job. */
-  private readonly restarting = new Map<string, Promise<void>>()
+  private readonly restarting = new Map<string, { done: Promise<void>; dueAt: number }>()
+  /** Watches begun, keyed by namespace and resource. */
+  readonly watches = new Map<string, number>()
+  /** By the monotonic clock, for the wall clock may jump: when the loop turned, and when each namespace's Jobs were last heard of. */
+  private turnedAt: number | undefined
+  private readonly heardAt = new Map<string, number>()
   /** When a restart began last in each group. */
   private groups = new Map<string, number>()
   private readonly rights = new Map<string, { allowed: Set<string>; reviewedAt: number }>()
@@ -2093,7 +2137,34 @@ export class Operator {
     const namespaces = config.namespaces.map((namespace) => this.follow(namespace))
     await Promise.all([this.turn(), ...namespaces])
     if (this.restarting.size > 0) say("info", `finishing ${this.restarting.size} restarts`)
-    await Promise.all(this.restarting.values())
+    await Promise.all([...this.restarting.values()].map(({ done }) => done))
+  }
+
+  /** Whether the loop turns, or has not begun. `at` is one of performance.now(). */
+  isTurning(at = performance.now()): boolean {
+    return at - (this.turnedAt ?? at) < STUCK_MS
+  }
+
+  /** For how long nothing was heard of a namespace's Jobs, where it is too long: longer than a watch may be silent, and a list take. */
+  silentMs(namespace: string, at = performance.now()): number | undefined {
+    const silentMs = at - (this.heardAt.get(namespace) ?? Number.NEGATIVE_INFINITY)
+    return silentMs > 2 * this.world.config.checkIntervalMs + CALL_LIMIT_MS ? silentMs : undefined
+  }
+
+  /** The state of each selected Job, and when its restart is due or was, while it is not over. */
+  states(): { key: string; state: string; dueAt: number | undefined }[] {
+    const now = nowOf(this.world)
+    const others = [...this.jobs.values()].filter(({ view, isOver }) => !this.restarting.has(view.key) && !isOver)
+    return [
+      // One that its TTL took is under way long before it is due.
+      ...[...this.restarting].map(([key, { dueAt }]) => ({ key, state: dueAt > now ? "waiting" : "restarting", dueAt })),
+      ...others
+        .filter(({ view }) => isSelected(view, this.world.config))
+        .map(({ view, decision, refusals }) => {
+          const dueAt = decision && "dueAt" in decision ? decision.dueAt : undefined
+          return { key: view.key, state: stateOf(view, decision, refusals), dueAt }
+        }),
+    ]
   }
 
   private async follow(namespace: string): Promise<void> {
@@ -2118,6 +2189,7 @@ export class Operator {
     const { clock, cluster, config, stop } = this.world
     const since = this.sightings
     const { items, resourceVersion } = await cluster.listJobs(namespace, "", stop)
+    this.heardAt.set(namespace, performance.now())
     // The Role has come since the review.
     if (!this.may(namespace, "list batch/jobs")) await this.review(namespace, true)
     this.snapshot(namespace, items, since)
@@ -2153,7 +2225,9 @@ export class Operator {
     const options = { silenceMs: 2 * config.checkIntervalMs, ...(resource === "pods" ? { selector: POD_SELECTOR } : {}) }
     for (let resourceVersion = version; clock.now() < untilAt && !stop.aborted; ) {
       const beganAt = clock.now()
+      this.watches.set(`${namespace}/${resource}`, (this.watches.get(`${namespace}/${resource}`) ?? 0) + 1)
       for await (const { type, object } of cluster.watch(namespace, resource, { ...options, resourceVersion }, stop)) {
+        if (resource === "jobs") this.heardAt.set(namespace, performance.now())
         resourceVersion = object.metadata?.resourceVersion ?? resourceVersion
         if (clock.now() - beganAt > 10_000) {
           this.denials.clear()
@@ -2271,6 +2345,7 @@ export class Operator {
       job,
       finalizers,
       seenAs: ++this.sightings,
+      decision: undefined,
       evidence: undefined,
       failure: undefined,
       looked: new Set(),
@@ -2307,8 +2382,8 @@ export class Operator {
   }
 
   /** Says a fact of a Job in the log and, where the Role allows, as an Event on it. */
-  private tell(level: Level, job: JobName, reason: string, text: string, details?: { lines?: string[]; [field: string]: unknown }): void {
-    this.world.say(level, `[${job.key}] ${text}`, { job: job.key, ...details })
+  private tell(level: Level, job: JobName, reason: string, text: string, details?: Details): void {
+    this.world.say(level, `[${job.key}] ${text}`, { job: job.key, reason, ...details })
     this.event(level, job, reason, text)
   }
 
@@ -2343,7 +2418,7 @@ export class Operator {
     if (!("dueAt" in decision))
       return this.world.say("warning", `[${view.key}] its TTL removed it; it is not restarted: ${decision.because}`)
     this.world.say("info", `[${view.key}] its TTL removed it; it is created again at ${instantText(decision.dueAt)}`)
-    this.begin(view, () => keepExpired(this.world, job, failure, decision.dueAt))
+    this.begin(view, decision.dueAt, () => keepExpired(this.world, job, failure, decision.dueAt))
   }
 
   private forget({ view }: Tracked): void {
@@ -2397,7 +2472,7 @@ export class Operator {
       tracked.failure = failure
       const { cause } = failure
       const facts = [cause, view.reason, view.message].filter(Boolean).join(", ")
-      const details = { job: view.key, cause, lines: evidenceLines(evidence) }
+      const details = { job: view.key, reason: "FailureSeen", cause, lines: evidenceLines(evidence) }
       this.world.say("warning", `[${view.key}] failed at ${instantText(view.failedAt ?? 0)}: ${facts}`, details)
       if (this.jobs.get(view.key) === tracked) this.consider(tracked)
     })
@@ -2412,6 +2487,7 @@ export class Operator {
     if (tracked.isOver || this.restarting.has(view.key)) return
     if (decision.do !== "leave" && !failure) return this.look(tracked, "failed")
     if (view.phase === "failing" && !view.deleting && !view.manager) this.look(tracked, "failing")
+    tracked.decision = decision
     if ("dueAt" in decision) {
       this.schedules.set(view.key, { uid: view.uid, dueAt: Math.max(decision.dueAt, tracked.retryAt), group: groupOf(view) })
     } else this.schedules.delete(view.key)
@@ -2435,6 +2511,7 @@ export class Operator {
     const { clock, config, stop } = this.world
     while (!stop.aborted) {
       this.alarm = new AbortController()
+      this.turnedAt = performance.now()
       const now = nowOf(this.world)
       this.warnOfSkew()
       const { begin, nextAt, lastAt } = admit(this.schedules, this.lastRestarts(now), config.restartSpacingMs, now)
@@ -2501,19 +2578,22 @@ export class Operator {
       if (config.dryRun || deleting || this.restarting.has(key) || clock.now() - seenAt < ORPHANED_MS) continue
       say("info", `[${key}] going on with a restart that was left unfinished, intent ${intent.name}`)
       const lastSeen = this.lastSeen(key, this.gone.get(uid))
-      this.begin({ key, namespace, name, uid }, () => carryOut(this.world, namespace, name, lastSeen))
+      const dueAt = intent.plan.notBefore || nowOf(this.world)
+      this.begin({ key, namespace, name, uid }, dueAt, () => carryOut(this.world, namespace, name, lastSeen))
     }
   }
 
   private restart(key: string): void {
     const { config, say } = this.world
-    const { view, failure, retryAt } = this.jobs.get(key) ?? {}
+    const { view, failure, retryAt, decision } = this.jobs.get(key) ?? {}
     this.schedules.delete(key)
     if (!view || !failure || this.restarting.has(key)) return
+    // What a person asks for is due since now.
+    const dueAt = decision && "dueAt" in decision && !isWantedNow(view) ? decision.dueAt : nowOf(this.world)
     const text = `[${key}] ${config.dryRun ? "would be restarted now (DRY_RUN)" : "restarting"}, cause ${failure.cause}`
     if (this.once(`${text} ${view.uid} ${retryAt}`)) say("info", text)
     const lastSeen = this.lastSeen(key)
-    if (!config.dryRun) this.begin(view, () => restartJob(this.world, view, failure, lastSeen))
+    if (!config.dryRun) this.begin(view, dueAt, () => restartJob(this.world, view, failure, lastSeen))
   }
 
   /** What a restart reads is news for the loop too, and what either has seen is not forgotten while the restart lasts. */
@@ -2529,7 +2609,7 @@ export class Operator {
   }
 
   /** Runs one restart beside all others. Before its intent stands it may fail, and is begun again. */
-  private begin(job: JobName, work: () => Promise<Outcome>): void {
+  private begin(job: JobName, dueAt: number, work: () => Promise<Outcome>): void {
     const { clock, stop } = this.world
     const beganAt = clock.now()
     const trouble = troubles(this.world, `[${job.key}] its restart cannot begin`, stop)
@@ -2542,35 +2622,37 @@ export class Operator {
       }
       return { result: "interrupted" } as Outcome
     }
-    this.restarting.set(
-      job.key,
-      run().then((outcome) => {
-        this.restarting.delete(job.key)
-        this.conclude(job, outcome, clock.now() - beganAt)
-      }),
-    )
+    const done = run().then((outcome) => {
+      this.restarting.delete(job.key)
+      this.conclude(job, outcome, clock.now() - beganAt, nowOf(this.world) - dueAt)
+    })
+    this.restarting.set(job.key, { done, dueAt })
   }
 
-  private conclude(job: JobName, outcome: Outcome, tookMs: number): void {
+  private conclude(job: JobName, outcome: Outcome, tookMs: number, lateMs: number): void {
     const { clock, config, say } = this.world
     const { key, uid } = job
     const tracked = this.jobs.get(key)
     // The end of its intents comes later by the watch, or at the next look: what is left then is taken up again.
     const leaveUntil = outcome.result === "namespace gone" ? Number.POSITIVE_INFINITY : clock.now() + config.checkIntervalMs
     for (const known of this.intents.values()) if (known.intent.jobUid === uid) known.seenAt = leaveUntil
-    if (outcome.result === "restarted")
-      this.tell("info", { ...job, uid: outcome.uid }, "Restarted", `restarted in ${durationText(tookMs)}, new uid ${outcome.uid}`)
-    if (outcome.result === "replaced") say("info", `[${key}] someone else has created it anew, uid ${outcome.uid}; that is its restart`)
-    if (outcome.result === "cancelled") say("info", `[${key}] someone removed the intent; its restart is cancelled`)
-    if (outcome.result === "changed") say("info", `[${key}] has changed meanwhile; not restarted`)
-    if (outcome.result === "namespace gone") say("warning", `[${key}] its namespace is going; it cannot be created again`)
-    if (outcome.result === "interrupted") say("info", `[${key}] its restart is left for the next start`)
+    const facts = { job: key, result: outcome.result }
+    if (outcome.result === "restarted") {
+      const text = `restarted in ${durationText(tookMs)}, new uid ${outcome.uid}`
+      this.tell("info", { ...job, uid: outcome.uid }, "Restarted", text, { ...facts, lateMs })
+    }
+    if (outcome.result === "replaced")
+      say("info", `[${key}] someone else has created it anew, uid ${outcome.uid}; that is its restart`, facts)
+    if (outcome.result === "cancelled") say("info", `[${key}] someone removed the intent; its restart is cancelled`, facts)
+    if (outcome.result === "changed") say("info", `[${key}] has changed meanwhile; not restarted`, facts)
+    if (outcome.result === "namespace gone") say("warning", `[${key}] its namespace is going; it cannot be created again`, facts)
+    if (outcome.result === "interrupted") say("info", `[${key}] its restart is left for the next start`, facts)
     if (outcome.result === "changed" && tracked?.view.uid === uid) tracked.retryAt = nowOf(this.world) + config.checkIntervalMs
     if (outcome.result === "refused" && tracked) {
       const waitMs = Math.min(300_000, 30_000 * 2 ** Math.min(tracked.refusals++, 4))
       tracked.retryAt = nowOf(this.world) + waitMs
       const text = `not deleted, for it could not be created again: ${outcome.error.message}`
-      say("error", `[${key}] ${text}; next try in ${durationText(waitMs)}`)
+      say("error", `[${key}] ${text}; next try in ${durationText(waitMs)}`, { ...facts, reason: "CannotRestart" })
       if (this.once(`refused ${uid} ${text}`)) this.event("error", job, "CannotRestart", text)
     }
     if (!tracked) return
@@ -2588,7 +2670,140 @@ export class Operator {
   }
 }
 
-// ─────────────────────────────────────────────── 8 Main ───────────────────────────────────────────────
+// ────────────────────────────────────────────── 8 Health ──────────────────────────────────────────────
+
+const JOB_LABELS = ["namespace", "job_name"]
+const LATE_SECONDS = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1_800, 7_200]
+/** A Job's counts outlive its restart; one that is gone for longer has none. */
+const COUNTS_KEPT_MS = 3_600_000
+/** More would be noise: the rest is `exit:other`. */
+const EXIT_CODES = 20
+
+/** What Prometheus gets: counts of what was said and of calls; all else is read from the operator when it is asked for. */
+export class Metrics {
+  private readonly registry = new Registry()
+  private readonly failures = this.add(Counter, "failures_total", "Failures of Jobs that were seen.", [...JOB_LABELS, "cause"])
+  private readonly restarts = this.add(Counter, "restarts_total", "Restarts that have ended, by how.", [...JOB_LABELS, "result"])
+  private readonly lateness = this.add(Histogram, "restart_lateness_seconds", "From the due time to the new Job.")
+  private readonly state = this.add(Gauge, "job_state", "1 for the state that a selected Job is in.", [...JOB_LABELS, "state"])
+  private readonly due = this.add(Gauge, "job_due_timestamp_seconds", "When a failed Job is or was to be restarted.", JOB_LABELS)
+  private readonly calls = this.add(Counter, "api_calls_total", "Calls of the API server, by verb and status.", ["verb", "code"])
+  private readonly watches = this.add(Counter, "watch_restarts_total", "Watches begun anew.", ["namespace", "resource"])
+  private readonly ready = this.add(Gauge, "ready", "Whether what is known of a namespace is fresh.", ["namespace"])
+  private readonly build = this.add(Gauge, "build_info", "Always 1; the labels tell the version.", ["version", "bun"])
+  private readonly cpu = this.add(Counter, "process_cpu_seconds_total", "User and system CPU time spent.")
+  private readonly memory = this.add(Gauge, "process_resident_memory_bytes", "Resident memory, with the pages of the binary.")
+  private readonly start = this.add(Gauge, "process_start_time_seconds", "When the process began.")
+  private readonly files = this.add(Gauge, "process_open_fds", "Open file descriptors.")
+  private readonly codes = new Set<string>()
+  /** When a Job with counts was last there, by the monotonic clock. */
+  private readonly thereAt = new Map<string, number>()
+
+  private add<M>(
+    Kind: new (metric: { name: string; help: string; labelNames: string[]; registers: Registry[]; buckets?: number[] }) => M,
+    name: string,
+    help: string,
+    labelNames: string[] = [],
+  ): M {
+    const full = name.startsWith("process_") ? name : `flickr_operator_${name}`
+    return new Kind({ name: full, help, labelNames, registers: [this.registry], buckets: LATE_SECONDS })
+  }
+
+  /** Counts a call of the API server. */
+  readonly countCall: OnCall = (verb, code) => this.calls.inc({ verb, code })
+
+  /** Counts what is said of failures and restarts. */
+  readonly hear: Say = (_level, _text, { job = "", cause, result, lateMs } = {}) => {
+    if (!cause && !result) return
+    if (this.thereAt.size > 10_000) for (const all of [this.failures, this.restarts]) all.reset()
+    if (this.thereAt.size > 10_000) this.thereAt.clear()
+    this.thereAt.set(job, performance.now())
+    if (cause) this.failures.inc({ ...jobLabels(job), cause: this.bounded(cause) })
+    if (result) this.restarts.inc({ ...jobLabels(job), result: result.replaceAll(" ", "_") })
+    if (lateMs !== undefined) this.lateness.observe(Math.max(0, lateMs) / 1_000)
+  }
+
+  private bounded(cause: Cause): string {
+    if (cause.startsWith("exit:") && this.codes.size < EXIT_CODES) this.codes.add(cause)
+    return !cause.startsWith("exit:") || this.codes.has(cause) ? cause : "exit:other"
+  }
+
+  /** All metrics as text, in Prometheus' exposition format. `at` is one of performance.now(). */
+  async text(operator: Operator, namespaces: string[], at = performance.now()): Promise<string> {
+    for (const metric of [this.state, this.due, this.watches, this.cpu]) metric.reset()
+    for (const { key, state, dueAt } of operator.states()) {
+      this.state.set({ ...jobLabels(key), state }, 1)
+      if (dueAt !== undefined) this.due.set(jobLabels(key), dueAt / 1_000)
+      if (this.thereAt.has(key)) this.thereAt.set(key, at)
+    }
+    for (const [key, begun] of operator.watches) {
+      const [namespace = "", resource = ""] = key.split("/")
+      this.watches.inc({ namespace, resource }, begun - 1)
+    }
+    for (const namespace of namespaces) this.ready.set({ namespace }, operator.silentMs(namespace, at) === undefined ? 1 : 0)
+    this.setProcess()
+    await this.forgetGone(at)
+    return this.registry.metrics()
+  }
+
+  private setProcess(): void {
+    const { user, system } = process.cpuUsage()
+    this.build.set({ version: project.version, bun: Bun.version }, 1)
+    this.cpu.inc((user + system) / 1e6)
+    this.memory.set(process.memoryUsage.rss())
+    this.start.set(performance.timeOrigin / 1_000)
+    if (process.platform === "linux") this.files.set(readdirSync("/proc/self/fd").length)
+  }
+
+  private async forgetGone(at: number): Promise<void> {
+    const gone = new Set([...this.thereAt].filter(([, thereAt]) => at - thereAt > COUNTS_KEPT_MS).map(([key]) => key))
+    for (const key of gone) this.thereAt.delete(key)
+    if (gone.size === 0) return
+    for (const counter of [this.failures, this.restarts])
+      for (const { labels } of (await counter.get()).values) if (gone.has(`${labels.namespace}/${labels.job_name}`)) counter.remove(labels)
+  }
+}
+
+function jobLabels(key: string): { namespace: string; job_name: string } {
+  const [namespace = "", job_name = ""] = key.split("/")
+  return { namespace, job_name }
+}
+
+/** Answers a probe or a scrape. Nothing secret: whoever reaches the port may read it. */
+export async function answerHealth(request: Request, operator: Operator, metrics: Metrics, { namespaces }: Config): Promise<Response> {
+  const answer = (status: number, text: string, headers = {}) => new Response(`${text}\n`, { status, headers })
+  if (request.method !== "GET" && request.method !== "HEAD") return answer(405, "GET or HEAD only", { Allow: "GET, HEAD" })
+  const { pathname } = new URL(request.url)
+  if (pathname === "/livez")
+    return operator.isTurning() ? answer(200, "ok") : answer(503, `the loop has not turned for ${durationText(STUCK_MS)}`)
+  if (pathname === "/metrics")
+    return new Response(await metrics.text(operator, namespaces), { headers: { "Content-Type": Registry.PROMETHEUS_CONTENT_TYPE } })
+  if (pathname !== "/readyz") return answer(404, "/livez, /readyz, /metrics")
+  const blind = namespaces.flatMap((namespace) => {
+    const silentMs = operator.silentMs(namespace)
+    const why = silentMs === Number.POSITIVE_INFINITY ? "not listed yet" : `nothing heard of its Jobs for ${durationText(silentMs ?? 0)}`
+    return silentMs === undefined ? [] : [`namespace ${namespace}: ${why}; the log says why`]
+  })
+  return blind.length === 0 ? answer(200, "ok") : answer(503, blind.join("\n"))
+}
+
+/** Serves health on all addresses, IPv6 and IPv4. A port that cannot be had is said, and stops nothing. */
+export function serveHealth(port: number, operator: Operator, metrics: Metrics, { config, say }: World): void {
+  let problem: unknown
+  // Where the kernel has no IPv6, the second serves alone.
+  for (const hostname of ["::", "0.0.0.0"]) {
+    try {
+      const answer = (request: Request) => answerHealth(request, operator, metrics, config)
+      Bun.serve({ hostname, port, development: false, fetch: answer })
+      return say("debug", `health on port ${port}: /livez, /readyz, /metrics`)
+    } catch (error) {
+      problem = error
+    }
+  }
+  say("warning", `no health, HEALTH_PORT ${port} cannot be had: ${messageOf(problem)}`)
+}
+
+// ─────────────────────────────────────────────── 9 Main ───────────────────────────────────────────────
 
 const GRACE_MS = 20_000
 
@@ -2640,6 +2855,13 @@ function configureLog({ logLevel, logFormat }: Pick<Config, "logLevel" | "logFor
   const logger = getLogger(project.name)
   return (level, text, details) => logger[level]("{text}", { ...details, text })
 }
+
+/** One voice for several listeners. */
+const toAll =
+  (...listeners: Say[]): Say =>
+  (...fact) => {
+    for (const listen of listeners) listen(...fact)
+  }
 
 /** `stop` fires at the first signal, `kill` after the grace period or at the second. Process 1 has no handlers of its own. */
 function stopSignals(say: () => Say): { stop: AbortSignal; kill: AbortSignal } {
@@ -2696,17 +2918,22 @@ export async function main(args: string[], env: Env): Promise<number> {
     say = configureLog(config)
     const source = findSource(env)
     announce(say, rows, warnings, source, env)
-    const world: World = { cluster: connect(source, env), clock: systemClock, random: Math.random, say, config, ...signals }
+    const metrics = new Metrics()
+    const cluster = connect(source, env, metrics.countCall)
+    const world: World = { cluster, clock: systemClock, random: Math.random, say: toAll(say, metrics.hear), config, ...signals }
+    const operator = new Operator(world)
+    const isHealthWanted = source.inCluster || rows.some(({ variable, from }) => variable === "HEALTH_PORT" && from !== "default")
+    if (config.healthPort > 0 && isHealthWanted) serveHealth(config.healthPort, operator, metrics, world)
     announceWay(say, world.cluster, source, env)
-    const cluster = `Kubernetes ${await waitForServer(world)} at ${world.cluster.address}`
+    const server = `Kubernetes ${await waitForServer(world)} at ${cluster.address}`
     const facts = [
       ["name", project.name],
       ["version", project.version],
       ["runtime", `Bun ${Bun.version}, ${process.platform} ${process.arch}`],
-      ["cluster", cluster],
+      ["cluster", server],
     ]
     say("info", `starting${config.dryRun ? "; DRY_RUN: nothing will be changed" : ""}`, { lines: table(facts) })
-    await new Operator(world).run()
+    await operator.run()
     say("info", "stopped cleanly")
     return 0
   } catch (error) {

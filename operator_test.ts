@@ -160,6 +160,7 @@ describe("1 Settings", () => {
         restartSpacingMs: 0,
         logLines: 20,
         dryRun: false,
+        healthPort: 8080,
       },
       rows: expect.arrayContaining([
         { variable: "RESTART_DELAY", value: "1h", from: "default" },

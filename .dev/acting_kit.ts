@@ -4,7 +4,7 @@ import { afterAll, afterEach, beforeAll, expect } from "bun:test"
 import { mkdirSync, mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
-import { type Clock, connect, findSource, INTENT, Operator, PREFIX, RIGHTS, readSettings } from "../operator.ts"
+import { type Clock, connect, findSource, INTENT, type Metrics, Operator, PREFIX, RIGHTS, readSettings, type Say } from "../operator.ts"
 import { type Action, type Call, type Match, newAuthority, OLD_ROLE, type ServerOptions, startApiServer } from "./apiserver.ts"
 import { type Attempt, type Job, type Rule, SCRIPT } from "./model.ts"
 
@@ -73,12 +73,20 @@ export class Hurried implements Clock {
 }
 
 /** An Operator at work, until the test ends. */
-export function live(server: Server, settings: Record<string, string> = {}, { rate = 50, user = "operator" } = {}) {
+export function live(
+  server: Server,
+  settings: Record<string, string> = {},
+  { rate = 50, user = "operator", metrics }: { rate?: number; user?: string; metrics?: Metrics } = {},
+) {
   const { config } = readSettings({ NAMESPACE: "default", JOB_SELECTOR: "!nobody", RESTART_DELAY: "0", CHECK_INTERVAL: "5", ...settings })
-  const cluster = connect(findSource({ KUBECONFIG: server.writeKubeconfig(mkdtempSync(join(folder, "life-")), { user }) }))
+  const source = findSource({ KUBECONFIG: server.writeKubeconfig(mkdtempSync(join(folder, "life-")), { user }) })
+  const cluster = connect(source, process.env, metrics?.countCall)
   const [stop, kill, clock] = [new AbortController(), new AbortController(), new Hurried(rate)]
   const said: { level: string; text: string; lines: string[] }[] = []
-  const say = (level: string, text: string, details?: { lines?: string[] }) => void said.push({ level, text, lines: details?.lines ?? [] })
+  const say: Say = (level, text, details) => {
+    said.push({ level, text, lines: details?.lines ?? [] })
+    metrics?.hear(level, text, details)
+  }
   if (process.env.SHOW)
     endings.push(() =>
       console.log(
@@ -98,7 +106,7 @@ export function live(server: Server, settings: Record<string, string> = {}, { ra
     about(name, /failed at/)
       .flatMap(({ lines }) => lines)
       .join("\n")
-  return { operator, clock, said, about, evidence, done, stop: () => end(stop), kill: () => [stop, kill].map(end) }
+  return { operator, config, clock, said, about, evidence, done, stop: () => end(stop), kill: () => [stop, kill].map(end) }
 }
 export type Life = ReturnType<typeof live>
 

@@ -259,6 +259,41 @@ describe("The log", () => {
   })
 })
 
+describe("Health", () => {
+  test("off outside a pod unless HEALTH_PORT is set; set, it is there before the API server is, on IPv6 and IPv4", async () => {
+    const server = await serve(quiet())
+    const off = start(at(server))
+    await off.says(works)
+    expect(off.log()).not.toContain("/livez")
+    await server.stop()
+    const port = freePort()
+    const { says } = start({ ...at(server), HEALTH_PORT: String(port) })
+    await says(/waiting for/)
+    for (const host of ["127.0.0.1", "[::1]"]) {
+      const [livez, readyz, metrics] = await Promise.all(
+        ["livez", "readyz", "metrics"].map((path) => fetch(`http://${host}:${port}/${path}`)),
+      )
+      expect([livez?.status, readyz?.status, metrics?.status]).toEqual([200, 503, 200])
+      expect(await metrics?.text()).toContain(`flickr_operator_build_info{version="${project.version}"`)
+    }
+  })
+
+  test("a taken port is one warning; the operator works", async () => {
+    const taken = Bun.serve({ port: 0, hostname: "::", fetch: () => new Response() })
+    endings.push(() => taken.stop(true))
+    const { says, log } = start({ ...at(await serve(quiet())), HEALTH_PORT: String(taken.port) })
+    await says(works)
+    expect(log().match(/WARNING .*HEALTH_PORT.*/g)?.length).toBe(1)
+  })
+})
+
+function freePort(): number {
+  const server = Bun.serve({ port: 0, hostname: "::", fetch: () => new Response() })
+  const { port } = server
+  server.stop(true)
+  return port as number
+}
+
 function canUnshare(...flags: string[]): boolean {
   try {
     return Bun.spawnSync(["unshare", ...flags, "true"]).exitCode === 0
