@@ -43,6 +43,7 @@ export interface Config {
   dryRun: boolean
   /** 0: none. */
   healthPort: number
+  notifyUrl: string | undefined
 }
 export type Level = "trace" | "debug" | "info" | "warning" | "error" | "fatal"
 
@@ -56,6 +57,8 @@ type Setting<K extends keyof Config> = {
   help: string
   /** The Python operator's name for it, read where `variable` is not set. */
   olderName: string | undefined
+  /** Never to be shown whole. */
+  secret: boolean
 }
 
 function setting<K extends keyof Config>(
@@ -65,8 +68,9 @@ function setting<K extends keyof Config>(
   parse: Setting<K>["parse"],
   help: string,
   olderName?: string,
+  secret = false,
 ) {
-  return { variable, key, default: value, parse, help, olderName } as Setting<keyof Config>
+  return { variable, key, default: value, parse, help, olderName, secret } as Setting<keyof Config>
 }
 
 // Kubernetes allows a Job 253 characters, but its pods carry its name in a label, which holds 63.
@@ -124,6 +128,7 @@ export const SETTINGS = [
   setting("LOG_LINES", "logLines", "20", wholeNumber(0, 10_000), "last lines kept of each container"),
   setting("DRY_RUN", "dryRun", "false", oneOf(BOOLEANS), "say what would be done, change nothing"),
   setting("HEALTH_PORT", "healthPort", "8080", wholeNumber(0, 65_535), "/livez, /readyz, /metrics; 0: off; outside a pod off unless set"),
+  setting("NOTIFY_URL", "notifyUrl", "", httpUrl, "gets a POST when a Job needs a person, and when it is back; secret", undefined, true),
 ]
 
 /** All that is wrong with the settings, one line each. */
@@ -140,7 +145,7 @@ export type SettingRow = { variable: string; value: string; from: string }
 export function readSettings(env: Record<string, string | undefined>): { config: Config; rows: SettingRow[]; warnings: string[] } {
   const values: { [K in keyof Config]?: unknown } = {}
   const [rows, warnings, mistakes]: [SettingRow[], string[], string[]] = [[], [], []]
-  for (const { variable, olderName, key, default: fallback, parse } of SETTINGS) {
+  for (const { variable, olderName, key, default: fallback, parse, secret } of SETTINGS) {
     const from = olderName && !written(env[variable]) && written(env[olderName]) ? olderName : variable
     const text = written(env[from])
     try {
@@ -152,7 +157,7 @@ export function readSettings(env: Record<string, string | undefined>): { config:
       if (key === "skipDelayOnOom" && text && pythonRead !== value)
         warnings.push(`${from}=${quote(text)} is read as ${value}; the Python operator read it as ${pythonRead}`)
     } catch (error) {
-      mistakes.push(`${from} cannot be ${quote(env[from] ?? "")}: ${messageOf(error)}`)
+      mistakes.push(`${from} cannot be ${quote(secret ? "***" : (env[from] ?? ""))}: ${messageOf(error)}`)
     }
   }
   mistakes.push(...contradictions(values as Partial<Config>))
@@ -185,6 +190,7 @@ function written(text: string | undefined): string {
 
 function showSetting(key: keyof Config, value: unknown): string {
   if (value === undefined) return "none"
+  if (key === "notifyUrl") return `${new URL(value as string).origin}/***`
   if (key === "restartRules") return (value as Rule[]).map(({ text }) => text).join(", ")
   return key.endsWith("Ms")
     ? durationText(value as number)
@@ -218,6 +224,11 @@ function oneOf<T>(words: Record<string, T>) {
     if (Object.hasOwn(words, text.toLowerCase())) return words[text.toLowerCase()] as T
     throw new Error(`write one of ${Object.keys(words).join(", ")}`)
   }
+}
+
+function httpUrl(text: string): string {
+  if (URL.canParse(text) && /^https?:$/.test(new URL(text).protocol)) return text
+  throw new Error("write a URL with http or https")
 }
 
 function names(pattern: RegExp) {
@@ -990,7 +1001,8 @@ export function podSelector({ jobUid, replacement }: Intent): string {
 
 /**
  * What goes with a fact: `lines` stand indented under the text, the rest are fields for log collectors. `reason` is the word that
- * an Event has; `cause` stands with a failure, `result` and `lateMs` (after it was due) with the end of a restart.
+ * an Event has; `cause` stands with a failure, `result` and `lateMs` (after it was due) with the end of a restart, `phase` with a Job
+ * that is left alone. An ERROR with a `job` is an alarm.
  */
 export type Details = {
   lines?: string[]
@@ -999,9 +1011,10 @@ export type Details = {
   cause?: Cause
   result?: string
   lateMs?: number
+  phase?: string
   [field: string]: unknown
 }
-/** Says one fact, to whoever listens: the log, the metrics. */
+/** Says one fact, to whoever listens: the log, the metrics, a person's phone. */
 export type Say = (level: Level, text: string, details?: Details) => void
 
 const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu
@@ -1786,6 +1799,7 @@ export interface World {
 const SKEW_LIMIT_MS = 5_000
 const EVIDENCE_PODS = 5
 const EVIDENCE_LIMIT_MS = 20_000
+const LONG_MS = 300_000
 
 /** The instant it is for the API server, where the clocks differ by more than its Date header can tell. */
 export function nowOf({ clock, cluster }: World): number {
@@ -1799,16 +1813,20 @@ export function backoffMs(attempt: number, random: number, error: unknown): numb
   return Math.max(error instanceof ApiError ? error.retryAfterMs : 0, most / 2) + (random * most) / 2
 }
 
-/** Errors on the way of something that is tried until it works: each is said once, and the next try waits longer. */
-function troubles({ clock, random, say }: World, what: string, signal: AbortSignal) {
+/**
+ * Errors on the way of something that is tried until it works: each is said once, and the next try waits longer. A restart that
+ * is refused, or long in trouble, is an ERROR: a person has to know.
+ */
+function troubles({ clock, random, say }: World, what: string, signal: AbortSignal, job?: string) {
   let [attempt, said, sinceAt] = [0, "", 0]
   return {
     async wait(error: unknown): Promise<void> {
       if (signal.aborted) return
-      const text = messageOf(error)
       if (said === "") sinceAt = clock.now()
-      if (text !== said) say(isRefusal(error) ? "error" : "warning", `${what}, trying again: ${text}`)
-      said = text
+      const isLong = job !== undefined && clock.now() - sinceAt > LONG_MS
+      const [level, text] = [isRefusal(error) || isLong ? "error" : "warning", messageOf(error)] as const
+      if (`${level} ${text}` !== said) say(level, `${what}, trying again: ${text}`, job ? { job, reason: "HeldUp" } : {})
+      said = `${level} ${text}`
       await clock.sleep(backoffMs(attempt++, random(), error), signal)
     },
     over(): void {
@@ -1928,7 +1946,7 @@ type Round = Outcome | { waitFor: string; untilAt?: number; known?: Intent }
 /** Carries a restart out to its end from wherever it stands, however long it takes: errors only slow it down. */
 export async function carryOut(world: World, namespace: string, name: string, lastSeen: LastSeen): Promise<Outcome> {
   const { clock, kill, stop, say } = world
-  const trouble = troubles(world, `[${namespace}/${name}] its restart is held up`, kill)
+  const trouble = troubles(world, `[${namespace}/${name}] its restart is held up`, kill, `${namespace}/${name}`)
   // By what was slept: the clock may jump.
   let [waitedMs, warnAtMs, known] = [0, 60_000, undefined as Intent | undefined]
   while (!kill.aborted) {
@@ -2499,7 +2517,8 @@ export class Operator {
 
   private sayDecision(view: JobView, decision: Decision, { fact, text }: { fact: string; text: string }, cause: Cause): void {
     const { say } = this.world
-    if (decision.do === "leave") say(decision.healthy ? "debug" : "info", `[${view.key}] ${text}`)
+    const phase = view.deleting ? "deleting" : view.phase
+    if (decision.do === "leave") say(decision.healthy ? "debug" : "info", `[${view.key}] ${text}`, { job: view.key, phase })
     if (decision.do === "give up") this.tell("error", view, "GivenUp", `${text} (cause ${cause})`)
     if (decision.do === "wait") say("info", `[${view.key}] ${text}`)
     if ("dueAt" in decision && this.once(`failure ${view.uid} ${fact}`))
@@ -2612,7 +2631,7 @@ export class Operator {
   private begin(job: JobName, dueAt: number, work: () => Promise<Outcome>): void {
     const { clock, stop } = this.world
     const beganAt = clock.now()
-    const trouble = troubles(this.world, `[${job.key}] its restart cannot begin`, stop)
+    const trouble = troubles(this.world, `[${job.key}] its restart cannot begin`, stop, job.key)
     const run = async () => {
       while (!stop.aborted) {
         const outcome = await work().catch((error: unknown) => ({ error }))
@@ -2803,6 +2822,53 @@ export function serveHealth(port: number, operator: Operator, metrics: Metrics, 
   say("warning", `no health, HEALTH_PORT ${port} cannot be had: ${messageOf(problem)}`)
 }
 
+const [NOTIFY_LIMIT_MS, NOTIFY_PAUSE_MS] = [10_000, 5_000]
+
+/** Tells a person of each alarm of a Job, once, and when the Job is back. Nothing waits for it; one message after the other. */
+export function notifier(url: string, { clock, say, kill }: Pick<World, "clock" | "say" | "kill">): Say {
+  const alarms = new Map<string, string>()
+  let last = Promise.resolve()
+  const send = async (message: string) => {
+    const first = await post(url, message, kill)
+    if (first) await clock.sleep(NOTIFY_PAUSE_MS, kill)
+    const problem = first && (await post(url, message, kill))
+    if (problem) say("warning", `a notification could not be sent to NOTIFY_URL: ${problem}`)
+  }
+  const queue = (message: string) => {
+    last = last.then(() => send(message))
+  }
+  return (level, text, { job, reason = "", result = "", phase = "" } = {}) => {
+    if (!job) return
+    const isBack = ["restarted", "replaced"].includes(result) || ["running", "succeeded"].includes(phase)
+    if (level === "error" && alarms.get(job) !== reason) {
+      alarms.set(job, reason)
+      queue(text)
+    } else if (isBack && alarms.delete(job)) queue(`back after an alarm: ${text}`)
+  }
+}
+
+/** What went wrong, in a word, for an error's message may hold the URL. Gotify reads title and message, Slack text, ntfy what its URL says. */
+async function post(url: string, text: string, signal: AbortSignal): Promise<string | undefined> {
+  const message = safe(text).slice(0, 1_000)
+  const body = JSON.stringify({ title: project.name, message, text: message })
+  const limit = AbortSignal.any([signal, AbortSignal.timeout(NOTIFY_LIMIT_MS)])
+  try {
+    // A redirect would turn the POST into a GET.
+    const response = await fetch(url, {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body,
+      redirect: "manual",
+      signal: limit,
+    })
+    await response.body?.cancel()
+    return response.ok ? undefined : `answer ${response.status}`
+  } catch (error) {
+    const { code, name } = error as { code?: unknown; name?: string }
+    return String(typeof code === "string" ? code : name)
+  }
+}
+
 // ─────────────────────────────────────────────── 9 Main ───────────────────────────────────────────────
 
 const GRACE_MS = 20_000
@@ -2857,8 +2923,8 @@ function configureLog({ logLevel, logFormat }: Pick<Config, "logLevel" | "logFor
 }
 
 /** One voice for several listeners. */
-const toAll =
-  (...listeners: Say[]): Say =>
+export const toAll =
+  (listeners: Say[]): Say =>
   (...fact) => {
     for (const listen of listeners) listen(...fact)
   }
@@ -2920,7 +2986,9 @@ export async function main(args: string[], env: Env): Promise<number> {
     announce(say, rows, warnings, source, env)
     const metrics = new Metrics()
     const cluster = connect(source, env, metrics.countCall)
-    const world: World = { cluster, clock: systemClock, random: Math.random, say: toAll(say, metrics.hear), config, ...signals }
+    const listeners = [say, metrics.hear]
+    if (config.notifyUrl && !config.dryRun) listeners.push(notifier(config.notifyUrl, { clock: systemClock, say, kill: signals.kill }))
+    const world: World = { cluster, clock: systemClock, random: Math.random, say: toAll(listeners), config, ...signals }
     const operator = new Operator(world)
     const isHealthWanted = source.inCluster || rows.some(({ variable, from }) => variable === "HEALTH_PORT" && from !== "default")
     if (config.healthPort > 0 && isHealthWanted) serveHealth(config.healthPort, operator, metrics, world)

@@ -161,6 +161,7 @@ describe("1 Settings", () => {
         logLines: 20,
         dryRun: false,
         healthPort: 8080,
+        notifyUrl: undefined,
       },
       rows: expect.arrayContaining([
         { variable: "RESTART_DELAY", value: "1h", from: "default" },

@@ -4,7 +4,20 @@ import { afterAll, afterEach, beforeAll, expect } from "bun:test"
 import { mkdirSync, mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
-import { type Clock, connect, findSource, INTENT, type Metrics, Operator, PREFIX, RIGHTS, readSettings, type Say } from "../operator.ts"
+import {
+  type Clock,
+  connect,
+  findSource,
+  INTENT,
+  type Metrics,
+  notifier,
+  Operator,
+  PREFIX,
+  RIGHTS,
+  readSettings,
+  type Say,
+  toAll,
+} from "../operator.ts"
 import { type Action, type Call, type Match, newAuthority, OLD_ROLE, type ServerOptions, startApiServer } from "./apiserver.ts"
 import { type Attempt, type Job, type Rule, SCRIPT } from "./model.ts"
 
@@ -83,10 +96,10 @@ export function live(
   const cluster = connect(source, process.env, metrics?.countCall)
   const [stop, kill, clock] = [new AbortController(), new AbortController(), new Hurried(rate)]
   const said: { level: string; text: string; lines: string[] }[] = []
-  const say: Say = (level, text, details) => {
-    said.push({ level, text, lines: details?.lines ?? [] })
-    metrics?.hear(level, text, details)
-  }
+  const record: Say = (level, text, details) => void said.push({ level, text, lines: details?.lines ?? [] })
+  const listeners = [record, ...(metrics ? [metrics.hear] : [])]
+  if (config.notifyUrl) listeners.push(notifier(config.notifyUrl, { clock, say: record, kill: kill.signal }))
+  const say = toAll(listeners)
   if (process.env.SHOW)
     endings.push(() =>
       console.log(

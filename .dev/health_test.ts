@@ -1,14 +1,18 @@
 // Chapter 8 of operator.ts: what probes and Prometheus are told, over real HTTP, beside an Operator at work on the embedded API server.
 import { describe, expect, spyOn, test } from "bun:test"
-import { answerHealth, Metrics, type Say, serveHealth, type World } from "../operator.ts"
+import { answerHealth, Metrics, PREFIX, type Say, serveHealth, type World } from "../operator.ts"
+import project from "../package.json" with { type: "json" }
 import {
+  allBack,
   attempt,
+  bodyName,
   callsOf,
   endings,
   isBack,
   kubectlDelete,
   type Life,
   live,
+  person,
   run,
   type Server,
   serve,
@@ -16,6 +20,7 @@ import {
   tidyUp,
   until,
 } from "./acting_kit.ts"
+import type { Call } from "./apiserver.ts"
 import { lint, parse } from "./metrics_kit.ts"
 
 tidyUp()
@@ -46,7 +51,7 @@ describe("/metrics", () => {
     await seen(life, "never", /given up/)
     await seen(life, "later", /to be restarted/)
     await seen(life, "twice", /left alone, it (is running|has succeeded)/)
-    await until("no call under way", () => callsOf(server, "delete").length === 4)
+    await until("both restarts said", () => life.about("twice", /restarted in/).length === 2)
     const found = await samples()
     const of = (name: string) =>
       Object.fromEntries(found.filter((s) => s.name === `flickr_operator_${name}`).map(({ labels, value }) => [labels, value]))
@@ -189,5 +194,95 @@ describe("/livez and /readyz", () => {
     const say: Say = (level, text) => void said.push(`${level}: ${text}`)
     serveHealth(taken.port!, life.operator, metrics, { config: life.config, say } as World)
     expect(said).toEqual([expect.stringMatching(new RegExp(`^warning: no health, HEALTH_PORT ${taken.port} cannot be had: .*in use`))])
+  })
+})
+
+/** A receiver of notifications: what it was sent, and how it answers. */
+function receiver(answer: () => Response | Promise<Response> = () => new Response("ok")) {
+  const posts: Record<string, string>[] = []
+  const server = Bun.serve({
+    port: 0,
+    hostname: "127.0.0.1",
+    async fetch(request) {
+      posts.push({ method: request.method, type: request.headers.get("content-type") ?? "", ...((await request.json()) as object) })
+      return answer()
+    },
+  })
+  endings.push(() => server.stop(true))
+  return { posts, NOTIFY_URL: `http://127.0.0.1:${server.port}/s3cr3t-topic?token=s3cr3t` }
+}
+const messages = ({ posts }: ReturnType<typeof receiver>) => posts.map(({ message }) => message)
+
+describe("NOTIFY_URL", () => {
+  test("a Job that is given up is one POST, with what ntfy, Gotify and Slack read; back by restart-now is one more", async () => {
+    const [server, phone] = [await serve(), receiver()]
+    const life = live(server, { RESTART_RULES: "any=never", NOTIFY_URL: phone.NOTIFY_URL })
+    const job = stand(server, "load-a")
+    await until("told", () => phone.posts.length === 1)
+    const text = expect.stringMatching(/^\[default\/load-a\] given up: rule any=never; to go on, .* \(cause unknown\)$/)
+    expect(phone.posts[0]).toEqual({ method: "POST", type: "application/json", title: project.name, message: text, text } as never)
+    person(server, "patch", "load-a", { metadata: { annotations: { [`${PREFIX}restart-now`]: "1" } } })
+    await until("back", () => isBack(server, job) && phone.posts.length > 1)
+    expect(messages(phone).slice(1)).toEqual([expect.stringMatching(/^back after an alarm: \[default\/load-a\] restarted in/)])
+    expect(life.said.map(({ text }) => text).join()).not.toContain("s3cr3t")
+  })
+
+  test("a given-up Job that its owner makes anew is back, too", async () => {
+    const [server, phone] = [await serve(), receiver()]
+    live(server, { RESTART_RULES: "any=never", NOTIFY_URL: phone.NOTIFY_URL })
+    stand(server, "load-a")
+    await until("told", () => phone.posts.length === 1)
+    kubectlDelete(server, "load-a")
+    stand(server, "load-a", { status: {} })
+    await until("back", () => phone.posts.length === 2)
+    expect(messages(phone)[1]).toMatch(/^back after an alarm: .*it is running$/)
+  })
+
+  test("a Job that cannot be created again is told once, however often it is tried, before its delete or after", async () => {
+    const [server, phone] = [await serve(), receiver()]
+    const intended = (name: string) =>
+      ({ verb: "create", resource: "jobs", when: (call: Call) => bodyName(call).startsWith(`${name}-restart-`) }) as const
+    const created = (name: string) => ({ verb: "create", resource: "jobs", when: (call: Call) => bodyName(call) === name }) as const
+    server.fault(intended("before"), { status: 422 }, { times: 3 })
+    server.fault(created("after"), { status: 422 }, { times: 3 })
+    server.fault(created("slow"), { status: 500 }, { times: 40 })
+    const life = live(server, { NOTIFY_URL: phone.NOTIFY_URL }, { rate: 1_000 })
+    const jobs = ["before", "after", "slow", "well"].map((name) => stand(server, name))
+    await allBack(server, jobs)
+    await until("all told", () => phone.posts.length === 6)
+    const about = (name: string) => messages(phone).filter((text) => text?.includes(`/${name}]`))
+    expect(about("before")).toEqual([
+      expect.stringMatching(/not deleted, for it could not be created again: 422/),
+      expect.stringMatching(/^back/),
+    ])
+    expect(about("after")).toEqual([expect.stringMatching(/its restart is held up, trying again: 422/), expect.stringMatching(/^back/)])
+    expect(about("slow")).toEqual([expect.stringMatching(/its restart is held up, trying again: 500/), expect.stringMatching(/^back/)])
+    expect(life.about("before", /next try/).length).toBe(3)
+  })
+
+  test.each([
+    ["that answers 500", () => receiver(() => new Response("s3cr3t", { status: 500 })).NOTIFY_URL, /: answer 500$/],
+    ["that redirects", () => receiver(() => new Response(null, { status: 301, headers: { Location: "/" } })).NOTIFY_URL, /: answer 301$/],
+    ["that is not there", () => "http://127.0.0.1:1/s3cr3t", /: ECONNREFUSED$/],
+    ["without an address", () => "http://s3cr3t.invalid/", /: \w+$/],
+    ["that speaks no TLS", () => receiver().NOTIFY_URL.replace("http:", "https:"), /: [A-Z_]+$/],
+  ])("a receiver %s is said once per message, after a second try, without its URL", async (_, urlOf, words) => {
+    const server = await serve()
+    const life = live(server, { RESTART_RULES: "any=never", NOTIFY_URL: urlOf() }, { rate: 1_000 })
+    stand(server, "load-a")
+    await until("said", () => life.said.some(({ text }) => /notification/.test(text)))
+    const said = life.said.filter(({ text }) => /notification/.test(text))
+    expect(said).toEqual([{ level: "warning", text: expect.stringMatching(words), lines: [] }])
+    expect(life.said.map(({ text }) => text).join()).not.toContain("s3cr3t")
+  })
+
+  test("a receiver that never answers holds up no restart", async () => {
+    const [server, phone] = [await serve(), receiver(() => new Promise(() => {}))]
+    const life = live(server, { RESTART_RULES: "exit:4=never", NOTIFY_URL: phone.NOTIFY_URL })
+    run(server, "never", [attempt(4)])
+    await until("told", () => phone.posts.length === 1)
+    await allBack(server, [stand(server, "load-a"), stand(server, "load-b")])
+    life.kill()
+    await life.done
   })
 })

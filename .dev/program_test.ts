@@ -278,6 +278,31 @@ describe("Health", () => {
     }
   })
 
+  test("NOTIFY_URL is shown masked, gets a POST for a Job that is given up, and none in a dry run", async () => {
+    const posts: string[] = []
+    const phone = Bun.serve({
+      port: 0,
+      hostname: "127.0.0.1",
+      fetch: async (request) => new Response(`${posts.push(await request.text())}`),
+    })
+    endings.push(() => phone.stop(true))
+    const server = await serve(
+      quiet(({ line, query }) =>
+        line.endsWith("/jobs") && !query.has("watch") ? { metadata: { resourceVersion: "9" }, items: [failed()] } : undefined,
+      ),
+    )
+    const env = { ...at(server), NOTIFY_URL: `http://me:s3cr3t@127.0.0.1:${phone.port}/s3cr3t`, MAX_RESTARTS: "0" }
+    const dry = start({ ...env, DRY_RUN: "true" })
+    await dry.says(/given up/)
+    const wet = start(env)
+    await until(() => posts.length > 0)
+    expect(posts).toEqual([expect.stringContaining('"message":"[demo/load-a] given up: ')])
+    expect(wet.log()).toContain(`│ http://127.0.0.1:${phone.port}/***`)
+    const wrong = await start({ ...env, NOTIFY_URL: "ftp://s3cr3t" }).ends()
+    expect(wrong).toMatchObject({ code: 2, log: expect.stringMatching(/NOTIFY_URL cannot be "\*\*\*": write a URL with http or https/) })
+    expect(dry.log() + wet.log() + wrong.log).not.toContain("s3cr3t")
+  })
+
   test("a taken port is one warning; the operator works", async () => {
     const taken = Bun.serve({ port: 0, hostname: "::", fetch: () => new Response() })
     endings.push(() => taken.stop(true))

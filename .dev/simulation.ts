@@ -536,7 +536,7 @@ export class Simulation {
         ...{ logLevel: "info", logFormat: "text", namespaces: [NAMESPACE], checkIntervalMs: CHECK_MS, restartDelayMs: delayMs },
         ...{ skipDelayOnOom: true, logLines: 5, dryRun, jobNames: bySelector ? undefined : NAMES.map((n) => `${NAMESPACE}/${n}`) },
         jobSelector: bySelector ? operator.parseSelector("app=yes") : undefined,
-        ...{ restartRules: undefined, maxRestarts: undefined, restartSpacingMs: 0, healthPort: 0 },
+        ...{ restartRules: undefined, maxRestarts: undefined, restartSpacingMs: 0, healthPort: 0, notifyUrl: undefined },
       },
       stop: stop.signal,
       kill: kill.signal,
