@@ -8,6 +8,9 @@ import project from "../package.json" with { type: "json" }
 type Container = {
   image: string
   envFrom: { configMapRef: { name: string } }[]
+  ports: { name: string; containerPort: number }[]
+  livenessProbe: { httpGet: object }
+  readinessProbe: { httpGet: object }
   securityContext: object
   resources: Record<"requests" | "limits", { cpu: string; memory: string }>
 }
@@ -135,6 +138,22 @@ test("the Deployment runs one pod, which may do nothing to its node", () => {
   expect([podSpec.serviceAccountName, podSpec.automountServiceAccountToken]).toEqual([account.metadata.name, true])
   expect(account.automountServiceAccountToken).toBe(false)
   expect(Object.keys(container.resources)).toEqual(["requests", "limits"])
+})
+
+test("the probes ask the port that HEALTH_PORT has by default", () => {
+  const [port] = container.ports
+  expect(port?.containerPort).toBe(Number(SETTINGS.find(({ variable }) => variable === "HEALTH_PORT")?.default))
+  const asked = [container.livenessProbe, container.readinessProbe].map(({ httpGet }) => httpGet)
+  expect(asked).toEqual(["/livez", "/readyz"].map((path) => ({ path, port: port?.name })))
+})
+
+test("alerts.yaml scrapes that pod, and is not in the kustomization", () => {
+  const [monitor, rules] = parse("deploy/alerts.yaml") as unknown as { kind: string; spec: object }[]
+  expect([monitor!.kind, rules!.kind]).toEqual(["PodMonitor", "PrometheusRule"])
+  expect(kustomization.resources).not.toContain("alerts.yaml")
+  const { selector, podMetricsEndpoints } = monitor!.spec as { selector: object; podMetricsEndpoints: object[] }
+  expect(selector).toEqual((deployment.spec as unknown as { selector: object }).selector)
+  expect(podMetricsEndpoints).toEqual([{ port: container.ports[0]?.name, honorLabels: true }])
 })
 
 test("the pod is given more time to end than the operator takes", () => {

@@ -1,5 +1,7 @@
 // Chapter 8 of operator.ts: what probes and Prometheus are told, over real HTTP, beside an Operator at work on the embedded API server.
 import { describe, expect, spyOn, test } from "bun:test"
+import { readFileSync } from "node:fs"
+import { join } from "node:path"
 import { answerHealth, Metrics, PREFIX, type Say, serveHealth, type World } from "../operator.ts"
 import project from "../package.json" with { type: "json" }
 import {
@@ -144,6 +146,18 @@ describe("/metrics", () => {
     const failedAt = Date.parse(job.status!.conditions![0]!.lastTransitionTime!)
     expect(life.operator.states()).toEqual([{ key: "default/load-a", state: "restarting", dueAt: failedAt }])
   })
+})
+
+test("alerts.yaml and dashboard.json ask for metrics that there are, and the dashboard for each of them", async () => {
+  const { get } = observed(await serve())
+  const { text } = await get("/metrics")
+  const there = [...text.matchAll(/^# TYPE (\S+)/gm)].map(([, name]) => name!)
+  for (const file of ["alerts.yaml", "dashboard.json"]) {
+    const asked = readFileSync(join(import.meta.dir, "../deploy", file), "utf8").matchAll(/\b(?:flickr_operator|process)_\w+/g)
+    const names = new Set([...asked].map(([name]) => name.replace(/_bucket$/, "")))
+    expect([...names].filter((name) => !there.includes(name))).toEqual([])
+    if (file === "dashboard.json") expect(there.filter((name) => !names.has(name))).toEqual([])
+  }
 })
 
 describe("/livez and /readyz", () => {

@@ -7,8 +7,15 @@ missing=()
 for p in "${packages[@]}"; do
   [[ $(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null) == installed ]] || missing+=("$p")
 done
-((${#missing[@]})) || exit 0
-echo "installing ${missing[*]}"
+promtool=$(command -v promtool || true)
+[[ ${#missing[@]} == 0 && $promtool ]] && exit 0
+echo "installing ${missing[*]} ${promtool:-promtool}"
 export DEBIAN_FRONTEND=noninteractive
 apt-get -qq update </dev/null
-apt-get -qq install -y --no-install-recommends "${missing[@]}" </dev/null >/dev/null
+((${#missing[@]} == 0)) || apt-get -qq install -y --no-install-recommends "${missing[@]}" </dev/null >/dev/null
+[[ $promtool ]] && exit 0
+# Out of its package, not with it: that would start a server.
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+(cd "$work" && chmod 755 . && apt-get -qq download prometheus </dev/null)
+dpkg-deb --fsys-tarfile "$work"/prometheus_*.deb | tar xC /usr/local/bin --strip-components=3 ./usr/bin/promtool
