@@ -513,16 +513,9 @@ export type Decision =
   | { do: "wait" | "restart"; dueAt: number; because: string }
 
 /** Annotations that the new Job carries, so that counts survive everything. */
-const MARKS = [
-  "restarts",
-  "restarts-of-cause",
-  "restarted-from",
-  "last-cause",
-  "last-failure",
-  "restart-now-done",
-  "created",
-  "touched",
-].map((mark) => PREFIX + mark)
+const MARKS = "restarts restarts-of-cause restarted-from last-cause last-failure restart-now-done created touched"
+  .split(" ")
+  .map((mark) => PREFIX + mark)
 const TTL_MARGIN_MS = 5_000
 
 /** What failed: its cause, the last lines of its logs, the containers that were killed for memory, and whether its owner changed the Job. */
@@ -692,16 +685,8 @@ export function marksFor(job: JobView, failure: Failure, config: Config): Record
   return Object.fromEntries(MARKS.flatMap((mark, i) => (values[i] === undefined ? [] : [[mark, String(values[i])]])))
 }
 
-const SERVER_METADATA = [
-  "uid",
-  "resourceVersion",
-  "generation",
-  "creationTimestamp",
-  "deletionTimestamp",
-  "deletionGracePeriodSeconds",
-  "selfLink",
-  "managedFields",
-] as const
+const SERVER_METADATA =
+  "uid resourceVersion generation creationTimestamp deletionTimestamp deletionGracePeriodSeconds selfLink managedFields".split(" ")
 const SERVER_FINALIZERS = ["foregroundDeletion", "orphan"]
 const SERVER_LABELS = ["controller-uid", "job-name", "batch.kubernetes.io/controller-uid", "batch.kubernetes.io/job-name"]
 
@@ -711,10 +696,12 @@ const SERVER_LABELS = ["controller-uid", "job-name", "batch.kubernetes.io/contro
  */
 export function replacementFor(live: Job): Job {
   const { status: _, metadata: m = {}, ...job } = structuredClone({ ...live, apiVersion: "batch/v1", kind: "Job" })
-  const metadata = { ...m, finalizers: m.finalizers?.filter((name) => !SERVER_FINALIZERS.includes(name)) as string[] }
-  for (const field of SERVER_METADATA) delete metadata[field]
-  metadata.annotations = without(m.annotations, ["batch.kubernetes.io/job-tracking"])
-  metadata.labels = without(m.labels, SERVER_LABELS)
+  const metadata = {
+    ...without(m, SERVER_METADATA),
+    labels: without(m.labels, SERVER_LABELS),
+    annotations: without(m.annotations, ["batch.kubernetes.io/job-tracking"]),
+    finalizers: (m.finalizers ?? []).filter((name) => !SERVER_FINALIZERS.includes(name)),
+  }
   const spec = job.spec as NonNullable<Job["spec"]>
   if (spec.template?.metadata?.creationTimestamp === null) delete spec.template.metadata.creationTimestamp
   if (!spec.manualSelector) {
@@ -727,8 +714,8 @@ export function replacementFor(live: Job): Job {
   return withoutEmpty({ ...job, metadata, spec })
 }
 
-function without(map: Record<string, string> | undefined, keys: string[]): Record<string, string> {
-  return Object.fromEntries(Object.entries(map ?? {}).filter(([key]) => !keys.includes(key)))
+function without<T extends object>(map: T | undefined, keys: string[]): T {
+  return Object.fromEntries(Object.entries(map ?? {}).filter(([key]) => !keys.includes(key))) as T
 }
 
 /** Drops the maps and lists that cleaning has emptied. */
