@@ -268,49 +268,43 @@ const RULE_WAIT = /(?<never>never)|(?<from>\w+)(?:\.\.(?<to>\w+))?/y
 /** Rules as RESTART_RULES has them. Read by a scanner: a comma may stand in a pattern. Throws with the place of a mistake. */
 export function parseRules(text: string, logAllowed = true): Rule[] {
   let at = 0
-  const next = (pattern: RegExp, expected: string) => {
+  const next = <T>(pattern: RegExp, expected: string, read: (groups: Record<string, string>) => T): T => {
+    const beganAt = at
     pattern.lastIndex = at
     const match = pattern.exec(text)
-    if (!match) throw new Error(`at character ${at + 1} write ${expected}, not ${quote(text.slice(at, at + 20))}`)
     at = pattern.lastIndex
-    return match.groups ?? {}
+    try {
+      if (!match) throw new Error(`write ${expected}, not ${quote(text.slice(beganAt, beganAt + 20))}`)
+      return read(match.groups ?? {})
+    } catch (error) {
+      throw new Error(`at character ${beganAt + 1} ${messageOf(error)}`)
+    }
   }
   const rules: Rule[] = []
   while (at < text.length) {
     const beganAt = at
-    const cause = ruleCause(next(RULE_CAUSE, "a cause: oom, evicted, deadline, exit:3, exit:1-9, log:/RE/, unknown or any"), beganAt)
+    const cause = next(RULE_CAUSE, "a cause: oom, evicted, deadline, exit:3, exit:1-9, log:/RE/, unknown or any", ruleCause)
     if (cause.kind === "log" && !logAllowed) throw new Error(`at character ${beganAt + 1} a log pattern may only stand in RESTART_RULES`)
-    next(/\s*=\s*/y, "= and a wait")
-    const waitAt = at
-    const wait = ruleWait(next(RULE_WAIT, "a wait: a duration, 10s..1h or never"), waitAt)
+    next(/\s*=\s*/y, "= and a wait", Boolean)
+    const wait = next(RULE_WAIT, "a wait: a duration, 10s..1h or never", ruleWait)
     rules.push({ text: text.slice(beganAt, at), cause, wait })
-    next(/[^\S\n]*(?:[,\n]\s*|$)/y, "a comma or the end")
+    next(/[^\S\n]*(?:[,\n]\s*|$)/y, "a comma or the end", Boolean)
   }
   return rules
 }
 
-function ruleCause({ kind, least, most, pattern, flags }: Record<string, string>, at: number): RuleCause {
+function ruleCause({ kind, least, most = least, pattern, flags }: Record<string, string>): RuleCause {
   if (kind) return { kind } as RuleCause
-  if (pattern === undefined) {
-    if (Number(most ?? least) < Number(least)) throw new Error(`at character ${at + 1} write the smaller exit code first`)
-    return { kind: "exit", least: Number(least), most: Number(most ?? least) }
-  }
-  try {
-    return { kind: "log", pattern: new RegExp(pattern, flags) }
-  } catch (error) {
-    throw new Error(`at character ${at + 1} write a regular expression: ${messageOf(error)}`)
-  }
+  if (pattern !== undefined) return { kind: "log", pattern: new RegExp(pattern, flags) }
+  if (Number(most) < Number(least)) throw new Error("write the smaller exit code first")
+  return { kind: "exit", least: Number(least), most: Number(most) }
 }
 
-function ruleWait({ never, from = "", to }: Record<string, string>, at: number): Wait {
+function ruleWait({ never, from = "", to = from }: Record<string, string>): Wait {
   if (never) return "never"
-  try {
-    const wait = { fromMs: duration(0)(from), toMs: duration(0)(to ?? from) }
-    if (wait.fromMs > wait.toMs) throw new Error("write the shorter wait first")
-    return wait
-  } catch (error) {
-    throw new Error(`at character ${at + 1} ${messageOf(error)}`)
-  }
+  const wait = { fromMs: duration(0)(from), toMs: duration(0)(to) }
+  if (wait.fromMs > wait.toMs) throw new Error("write the shorter wait first")
+  return wait
 }
 
 const QUANTITY = /^(\d+(?:\.\d*)?|\.\d+)(?:([KMGTPE]i)|([numkMGTPE])|[eE]([+-]?\d{1,3}))?$/
