@@ -167,14 +167,9 @@ function written(text: string | undefined): string {
 function showSetting(key: keyof Config, value: unknown): string {
   if (value === undefined) return "none"
   if (key === "notifyUrl") return `${new URL(value as string).origin}/***`
-  if (key === "restartRules") return (value as Rule[]).map(({ text }) => text).join(", ")
-  return key.endsWith("Ms")
-    ? durationText(value as number)
-    : key === "jobSelector"
-      ? (value as Selector).text
-      : Array.isArray(value)
-        ? value.join(", ")
-        : String(value)
+  if (key.endsWith("Ms")) return durationText(value as number)
+  const texts = [value].flat() as (Rule | Selector | string)[]
+  return texts.map((one) => (typeof one === "object" ? one.text : one)).join(", ")
 }
 
 /** A reader of durations in ms: whole seconds, or like 90s, 15m, 1h30m, 7d; at most ten years, which every date can hold. */
@@ -1013,13 +1008,8 @@ const quote = (text: string) => JSON.stringify(text.length > 200 ? `${text.slice
 export function durationText(ms: number): string {
   if (ms !== 0 && Math.abs(ms) < 1_000) return `${Math.round(ms)}ms`
   const s = Math.round(Math.abs(ms) / 1_000)
-  const parts: [number, string][] = [
-    [Math.floor(s / 86_400), "d"],
-    [Math.floor(s / 3_600) % 24, "h"],
-    [Math.floor(s / 60) % 60, "m"],
-    [s % 60, "s"],
-  ]
-  return (ms < 0 ? "-" : "") + (parts.map(([n, unit]) => (n > 0 ? `${n}${unit}` : "")).join("") || "0s")
+  const text = `${Math.floor(s / 86_400)}d${Math.floor(s / 3_600) % 24}h${Math.floor(s / 60) % 60}m${s % 60}s`
+  return (ms < 0 ? "-" : "") + (text.replace(/(?<!\d)0[dhms]/g, "") || "0s")
 }
 
 /** An instant in UTC with Z, to the second. */
