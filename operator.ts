@@ -1335,12 +1335,8 @@ async function runPlugin({ apiVersion, command = "", args, env }: Plugin): Promi
 }
 
 function readCredential(text: string): Credential {
-  let status: Credential | undefined
-  try {
-    status = (JSON.parse(text) as { status?: Credential } | null)?.status
-  } catch {
-    // The parser's message would show a piece of what may be a secret.
-  }
+  // The parser's own message would show a piece of what may be a secret.
+  const status = parsed<{ status?: Credential }>(text)?.status
   const { token, clientCertificateData: cert, clientKeyData: key } = status ?? {}
   if (!status || (!token && !cert && !key)) throw new Error("what it printed is no ExecCredential with a token or a client certificate")
   if (!cert !== !key) throw new Error("it needs to give a client certificate and its key, and gave one of them")
@@ -1559,10 +1555,16 @@ class ApiServer implements Cluster {
 }
 
 /** A body as JSON; one beyond all measure is not read on. */
-async function json<T>(response: Response): Promise<T> {
-  let text = ""
-  for await (const part of textOf(response, { bytes: BODY_BYTES })) text += part
-  return JSON.parse(text) as T
+const json = async <T>(response: Response) => JSON.parse(await textUntil(response, BODY_BYTES)) as T
+const textUntil = async (response: Response, bytes: number) => (await Array.fromAsync(textOf(response, { bytes }))).join("")
+
+/** What a text holds as JSON; undefined where it is none. */
+function parsed<T>(text: string): T | undefined {
+  try {
+    return JSON.parse(text) as T
+  } catch {
+    return undefined
+  }
 }
 
 function pathOf(resource: "jobs" | "pods", namespace: string, name?: string): string {
@@ -1636,24 +1638,20 @@ function skewFrom(date: string | null, sentAt: number, receivedAt: number): numb
 }
 
 async function errorFrom(response: Response): Promise<ApiError> {
-  let text = ""
-  for await (const part of textOf(response, { bytes: 64 << 10 })) text += part
-  let body: { reason?: string; message?: string; details?: { causes?: { reason?: string }[]; retryAfterSeconds?: number } } = {}
-  try {
-    body = JSON.parse(text) ?? {}
-  } catch {
-    // A proxy's page, or half an answer: the code alone must do.
-  }
+  const text = await textUntil(response, 64 << 10)
+  const plain = { message: text, reason: response.status === 404 ? "NotFound" : "" }
+  // A proxy's page, or half an answer, is no Status: the code alone must do.
+  const status = { ...plain, ...parsed<Status>(text), code: response.status }
   const header = response.headers.get("retry-after") ?? ""
-  const seconds = /^\d{1,6}$/.test(header) ? Number(header) : (body.details?.retryAfterSeconds ?? 0)
-  const causes = (body.details?.causes ?? []).map(({ reason }) => reason ?? "")
-  return new ApiError(
-    response.status,
-    body.reason ?? (response.status === 404 ? "NotFound" : ""),
-    String(body.message ?? text).slice(0, 500),
-    causes,
-    seconds * 1_000,
-  )
+  return errorOf(status, /^\d{1,6}$/.test(header) ? Number(header) : undefined)
+}
+
+/** What the API server calls a Status, as far as it counts here. */
+type Status = { code?: number; reason?: string; message?: string; details?: { causes?: { reason?: string }[]; retryAfterSeconds?: number } }
+
+function errorOf({ code = 500, reason = "", message, details }: Status, retryAfterSeconds = details?.retryAfterSeconds ?? 0): ApiError {
+  const causes = (details?.causes ?? []).map((cause) => cause.reason ?? "")
+  return new ApiError(code, reason, String(message).slice(0, 500), causes, retryAfterSeconds * 1_000)
 }
 
 /**
@@ -1714,12 +1712,8 @@ export function tailOf(text: string, lines: number, cut = false): Tail {
 }
 
 function eventFrom<T>(line: string): { type: string; object: T } {
-  const event = JSON.parse(line) as {
-    type: string
-    object: T & { code?: number; reason?: string; message?: string; details?: { retryAfterSeconds?: number } }
-  }
-  const { code = 500, reason = "", message = "the watch ended with an error", details } = event.object ?? {}
-  if (event.type === "ERROR") throw new ApiError(code, reason, message, [], (details?.retryAfterSeconds ?? 0) * 1_000)
+  const event = JSON.parse(line) as { type: string; object: T }
+  if (event.type === "ERROR") throw errorOf({ message: "the watch ended with an error", ...(event.object as Status) })
   return event
 }
 
