@@ -1282,29 +1282,16 @@ const environmentAtStart = { ...process.env }
 
 /**
  * An authenticator for plugins, in place of client-node's, which renews a credential only when it has expired, and neither
- * ends a plugin that hangs nor tells it what is asked. Parallel calls share one run; a fresh configuration runs it again.
+ * ends a plugin that hangs nor tells it what is asked. A fresh configuration runs the plugin again.
  */
 function pluginRunner(): Parameters<KubeConfig["addAuthenticator"]>[0] {
-  let [credential, renewAt]: [Promise<Credential> | undefined, number] = [undefined, Number.POSITIVE_INFINITY]
-  const run = async (plugin: Plugin) => {
-    renewAt = Number.POSITIVE_INFINITY
-    const fresh = await runPlugin(plugin)
-    renewAt = (instant(fresh.expirationTimestamp) ?? renewAt) - PLUGIN_AHEAD_MS
-    return fresh
-  }
+  let credential: Credential | undefined
   return {
     isAuthProvider: ({ authProvider }) => authProvider?.name === PLUGIN,
     async applyAuthentication({ authProvider }, options) {
-      if (Date.now() >= renewAt) credential = undefined
-      credential ??= run(authProvider.config)
-      const {
-        token,
-        clientCertificateData: cert,
-        clientKeyData: key,
-      } = await credential.catch((error) => {
-        credential = undefined
-        throw error
-      })
+      const expiresAt = instant(credential?.expirationTimestamp) ?? Number.POSITIVE_INFINITY
+      if (!credential || Date.now() >= expiresAt - PLUGIN_AHEAD_MS) credential = await runPlugin(authProvider.config)
+      const { token, clientCertificateData: cert, clientKeyData: key } = credential
       Object.assign(options, cert && { cert, key }, token && { headers: { ...options.headers, Authorization: `Bearer ${token}` } })
     },
   }
@@ -1315,22 +1302,17 @@ async function runPlugin({ apiVersion, command = "", args, env }: Plugin): Promi
   const asked = JSON.stringify({ apiVersion, kind: "ExecCredential", spec: { interactive: false } })
   const more = Object.fromEntries((env ?? []).map(({ name, value }) => [name, value]))
   const options = { env: { ...environmentAtStart, KUBERNETES_EXEC_INFO: asked, ...more }, stderr: "pipe", detached: true } as const
-  let limit: Timer | undefined
   try {
     const child = Bun.spawn([command, ...(args ?? [])], options)
-    const late = new Promise<never>((_, reject) => {
-      limit = setTimeout(() => {
-        process.kill(-child.pid, "SIGKILL")
-        reject(new Error(`no answer in ${durationText(PLUGIN_LIMIT_MS)}`))
-      }, PLUGIN_LIMIT_MS)
+    const ended = Promise.all([child.stdout.text(), child.stderr.text(), child.exited])
+    const [said, complaint, code] = await within(PLUGIN_LIMIT_MS, new AbortController().signal, "we", () => ended).catch((error) => {
+      if (child.exitCode === null) process.kill(-child.pid, "SIGKILL")
+      throw error
     })
-    const [said, complaint, code] = await Promise.race([Promise.all([child.stdout.text(), child.stderr.text(), child.exited]), late])
     if (code !== 0) throw new Error(`exit code ${code}: ${complaint.trim().slice(-500)}`)
     return readCredential(said)
   } catch (error) {
     throw new Error(`the credential plugin ${command} failed: ${messageOf(error)}`)
-  } finally {
-    clearTimeout(limit)
   }
 }
 

@@ -297,10 +297,25 @@ describe("Who we are", () => {
     const error = errorOf(cluster.version(never))
     while (!existsSync(pid)) Bun.sleepSync(2)
     jest.advanceTimersByTime(25_001)
-    expect((await error).message).toBe("the credential plugin sh failed: no answer in 25s")
+    expect((await error).message).toBe("the credential plugin sh failed: we got no answer in 25s")
     jest.useRealTimers()
     const isAlive = () => existsSync(`/proc/${readFileSync(pid, "utf8").trim()}`)
     await until(() => !isAlive())
+  })
+
+  test("E10 a plugin that ends but leaves its output open is given up", async () => {
+    const pids = join(folder, "pids")
+    const script = `setsid sleep 1000 & echo $$ $! > ${pids}.new; mv ${pids}.new ${pids}`
+    const cluster = connected(await serve(quiet()), undefined, { exec: { command: "sh", args: ["-c", script] } })
+    jest.useFakeTimers()
+    const error = errorOf(cluster.version(never))
+    await until(() => existsSync(pids))
+    const [shell, sleeper] = readFileSync(pids, "utf8").split(" ").map(Number) as [number, number]
+    endings.push(() => process.kill(sleeper))
+    await until(() => !existsSync(`/proc/${shell}`))
+    jest.advanceTimersByTime(25_001)
+    expect((await error).message).toBe("the credential plugin sh failed: we got no answer in 25s")
+    jest.useRealTimers()
   })
 
   test("E10 a plugin that fails is named, with what it said; it is tried again at the next call", async () => {
