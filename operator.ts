@@ -1864,7 +1864,8 @@ function sendDelete({ cluster, kill }: World, { namespace, jobName, jobUid, jobV
   return cluster.deleteJob(namespace, jobName, { uid: jobUid, resourceVersion: jobVersion, propagationPolicy: "Foreground" }, kill)
 }
 
-type Round = Outcome | { waitFor: string; untilAt?: number; known?: Intent }
+/** `left`: intents that are to be removed, when the outcome is known already and no lost answer can change it any more. */
+type Round = Outcome | { outcome: Outcome; left: Intent[] } | { waitFor: string; untilAt?: number; known?: Intent }
 
 /** Carries a restart out to its end from wherever it stands, however long it takes: errors only slow it down. */
 export async function carryOut(world: World, namespace: string, name: string, lastSeen: LastSeen): Promise<Outcome> {
@@ -1872,14 +1873,19 @@ export async function carryOut(world: World, namespace: string, name: string, la
   const trouble = troubles(world, `[${namespace}/${name}] its restart is held up`, kill, `${namespace}/${name}`)
   // By what was slept: the clock may jump.
   let [waitedMs, warnAtMs, known] = [0, 60_000, undefined as Intent | undefined]
+  let next = (): Promise<Round> => takeStep(world, namespace, name, known, lastSeen)
   while (!kill.aborted) {
-    const round = await takeStep(world, namespace, name, known, lastSeen).catch((error: unknown) => ({ error }))
+    const round = await next().catch((error: unknown) => ({ error }))
     if ("result" in round) return round
     if ("error" in round) {
       await trouble.wait(round.error)
       continue
     }
     trouble.over()
+    if ("left" in round) {
+      next = () => removeIntents(world, round.left).then(() => round.outcome)
+      continue
+    }
     known = round.known
     if (round.untilAt !== undefined && stop.aborted) break
     if (round.untilAt === undefined && waitedMs >= warnAtMs) {
@@ -1942,16 +1948,13 @@ async function act(
   seen: Job | undefined,
 ): Promise<Round> {
   const seenSince = seen && compareVersions(viewJob(seen).resourceVersion, intent.jobVersion) > 0 ? viewJob(seen) : undefined
-  if (step === "finish") return finish(world, intents, live)
+  if (step === "finish") return finish(intents, live)
   // Our create whose answer was lost, or somebody else's: the Job has come back, and may even be gone again.
-  if (step === "create" && seenSince && seenSince.uid !== intent.jobUid) return finish(world, intents, seen)
+  if (step === "create" && seenSince && seenSince.uid !== intent.jobUid) return finish(intents, seen)
   if (step === "create")
     return seen && seenSince && isEdited(seen, intent.original) ? rewrite(world, intent, seen) : create(world, intent, intents)
   if (step === "rewrite") return rewrite(world, intent, live as Job)
-  if (step === "discard") {
-    await removeIntents(world, intents)
-    return { result: "changed" }
-  }
+  if (step === "discard") return { left: intents, outcome: { result: "changed" } }
   // A conflict says that the Job has moved: the next round sees how. Absent is what we want.
   await sendDelete(world, intent).catch((error) => exceptFor(error, "Conflict", "NotFound"))
   return { waitFor: "its deletion", known: intent }
@@ -1971,7 +1974,7 @@ async function create(world: World, intent: Intent, intents: Intent[]): Promise<
     const { metadata, ...job } = intent.replacement
     const annotations = { ...metadata?.annotations, [`${PREFIX}created`]: contentOf(intent.replacement) }
     const created = await world.cluster.createJob(intent.namespace, { ...job, metadata: { ...metadata, annotations } }, world.kill)
-    return finish(world, intents, created)
+    return finish(intents, created)
   } catch (error) {
     if (isReason(error, "AlreadyExists")) return { waitFor: "its name to be free", known: intent }
     // In a namespace that is gone so is the intent: the next round sees it. Of a server that comes up 404 is not the last word.
@@ -1980,11 +1983,10 @@ async function create(world: World, intent: Intent, intents: Intent[]): Promise<
   }
 }
 
-async function finish(world: World, intents: Intent[], back: Job | undefined): Promise<Outcome> {
-  await removeIntents(world, intents)
+function finish(left: Intent[], back: Job | undefined): Round {
   const { uid = "", annotations } = back?.metadata ?? {}
-  const isOurs = intents.some(({ jobUid }) => annotations?.[`${PREFIX}restarted-from`] === jobUid)
-  return { result: isOurs ? "restarted" : "replaced", uid }
+  const isOurs = left.some(({ jobUid }) => annotations?.[`${PREFIX}restarted-from`] === jobUid)
+  return { left, outcome: { result: isOurs ? "restarted" : "replaced", uid } }
 }
 
 /** The intents of one Job, from the store. */

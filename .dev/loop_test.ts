@@ -312,6 +312,16 @@ describe("Following a namespace", () => {
   })
 })
 
+test("a restart whose last answer was lost has ended all the same, and is said once", async () => {
+  const server = await serve()
+  // Twice, for a call on a connection that was used before is sent again by Bun.
+  server.fault({ verb: "delete", resource: "jobs", name: /^load-a-restart-/ }, { drop: "after" }, { times: 2 })
+  const life = live(server)
+  await backOnce(server, [life], [stand(server, "load-a")])
+  await until("said", () => life.about("load-a", /restarted in|has changed|removed the intent/).length > 0)
+  expect(life.about("load-a", /restarted in/).length).toBe(1)
+})
+
 describe("The Role", () => {
   test("all calls of these tests are within RIGHTS, rules reviews, the version and namespaces; each right is used", () => {
     const used = new Set(

@@ -103,7 +103,11 @@ const MUTATIONS: Mutation[] = [
     from: "const created = await world.cluster.createJob(intent.namespace,",
     to: "await removeIntents(world, intents)\n    const created = await world.cluster.createJob(intent.namespace,",
   },
-  { name: "leave the intents", from: "await removeIntents(world, intents)\n  const { uid", to: "const { uid" },
+  {
+    name: "leave the intents",
+    from: "next = () => removeIntents(world, round.left).then(() => round.outcome)",
+    to: "return round.outcome",
+  },
   { name: "delete in the background", from: 'propagationPolicy: "Foreground" }, kill)', to: 'propagationPolicy: "Background" }, kill)' },
   {
     name: "delete though the intent was refused",
