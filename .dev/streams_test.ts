@@ -85,7 +85,7 @@ describe("Logs", () => {
     expect(lines.length).toBeLessThanOrEqual(20)
     expect(Math.max(...lines.map(({ length }) => length))).toBeLessThan(1_100)
     await until(() => server.sockets.size === 0)
-    expect(process.memoryUsage().rss - before).toBeLessThan(48 << 20)
+    expect(process.memoryUsage().rss - before).toBeLessThan(96 << 20)
   })
 
   const sentence = "unable to retrieve container logs for containerd://abc"
@@ -162,11 +162,11 @@ describe("A watch", () => {
   test("D04 silence is an error, though the socket is open, and counts from the last byte", async () => {
     const server = await serve((_, response) => {
       response.flushHeaders()
-      for (const ms of [60, 120, 180]) setTimeout(() => response.write(event("ADDED", job())), ms)
+      for (const ms of [300, 600, 900]) setTimeout(() => response.write(event("ADDED", job())), ms)
     })
     const begunAt = performance.now()
-    expect((await errorOf(watched(connected(server), never, 150))).message).toBe("no word for 150ms")
-    expect(performance.now() - begunAt).toBeGreaterThan(300)
+    expect((await errorOf(watched(connected(server), never, 800))).message).toBe("no word for 800ms")
+    expect(performance.now() - begunAt).toBeGreaterThan(1_500)
     await until(() => server.sockets.size === 0)
   })
 
