@@ -1235,19 +1235,15 @@ const tokenFrom = (tokenFile: string) => ({ name: "tokenFile", config: { tokenFi
 function loadKubeconfig(paths: string[]): KubeConfig {
   const files = paths.filter((path) => existsSync(path))
   if (files.length === 0) throw new ConfigError(`cannot read ${paths.join(", ")}: there is no such file`)
-  const [config, ...others] = files.map(readKubeconfig) as [KubeConfig, ...KubeConfig[]]
-  for (const other of others) {
-    const more = <T extends { name: string }>(have: T[], all: T[]) => [
-      ...have,
-      ...all.filter(({ name }) => !have.some((h) => h.name === name)),
-    ]
-    config.loadFromOptions({
-      clusters: more(config.clusters, other.clusters),
-      users: more(config.users, other.users),
-      contexts: more(config.contexts, other.contexts),
-      currentContext: config.currentContext || other.currentContext,
-    })
-  }
+  const configs = files.map(readKubeconfig) as [KubeConfig, ...KubeConfig[]]
+  const [config] = configs
+  const firsts = <T extends { name: string }>(all: T[]) => all.filter(({ name }, i) => all.findIndex((one) => one.name === name) === i)
+  config.loadFromOptions({
+    clusters: firsts(configs.flatMap(({ clusters }) => clusters)),
+    users: firsts(configs.flatMap(({ users }) => users)),
+    contexts: firsts(configs.flatMap(({ contexts }) => contexts)),
+    currentContext: configs.map(({ currentContext }) => currentContext).find(Boolean),
+  })
   checkKubeconfig(config, files.join(", "))
   return config
 }
@@ -1329,17 +1325,15 @@ function readCredential(text: string): Credential {
 function checkKubeconfig(config: KubeConfig, file: string): void {
   const context = config.getContextObject(config.currentContext)
   const [cluster, user] = [config.getCurrentCluster(), config.getCurrentUser()]
-  const [proxy, one, other] = [cluster?.proxyUrl ?? "http://", user?.certData || user?.certFile, user?.keyData || user?.keyFile]
+  const [server, proxy] = [cluster?.server ?? "", cluster?.proxyUrl ?? "http://"]
+  const [one, other] = [user?.certData || user?.certFile, user?.keyData || user?.keyFile]
   const problems: [unknown, string][] = [
     [!config.currentContext, "current-context is missing; choose one with kubectl config use-context NAME"],
     [!context, `current-context names ${config.currentContext}, of which there is no usable context`],
     [!cluster, `context ${context?.name} names cluster ${context?.cluster}, of which there is none with a server`],
     [context?.user && !user, `context ${context?.name} names user ${context?.user}, of which there is none`],
     [cluster?.skipTLSVerify && (cluster.caData || cluster.caFile), "insecure-skip-tls-verify cannot stand beside a certificate authority"],
-    [
-      !URL.canParse(cluster?.server ?? "") || !/^https?:/.test(cluster?.server ?? ""),
-      `server ${safe(cluster?.server ?? "")} is no URL with https`,
-    ],
+    [!URL.canParse(server) || !/^https?:/.test(server), `server ${safe(server)} is no URL with https`],
     [!/^https?:\/\//.test(proxy), `proxy-url ${safe(proxy)} cannot be used, only http and https proxies can`],
     [!one !== !other, `user ${user?.name} needs a client certificate and its key, and has one of them`],
   ]
