@@ -11,6 +11,7 @@
  */
 import { createHash } from "node:crypto"
 import { existsSync, readdirSync, readFileSync } from "node:fs"
+import type { RequestOptions } from "node:https"
 import { isIPv6 } from "node:net"
 import { dirname, join, resolve } from "node:path"
 import { parseArgs } from "node:util"
@@ -1343,7 +1344,6 @@ function checkKubeconfig(config: KubeConfig, file: string): void {
   if (cluster && !user) config.loadFromClusterAndUser(cluster, { name: "anonymous" })
 }
 
-const MERGE_PATCH = { "Content-Type": "application/merge-patch+json" }
 type Init = RequestInit & BunFetchRequestInit
 type Call = { query?: Record<string, string | undefined>; body?: unknown; limitMs?: number }
 /** Hears of each call: its verb as Kubernetes names it, and the status, `none` where no answer came. */
@@ -1487,20 +1487,13 @@ class ApiServer implements Cluster {
   }
 
   private async fetch(method: string, path: string, { query = {}, body }: Call, init: Init, signal: AbortSignal): Promise<Response> {
-    const search = new URLSearchParams(Object.entries(query).filter((pair): pair is [string, string] => pair[1] !== undefined))
+    const search = new URLSearchParams(defined(query))
     const url = `${this.address}${path}${search.size > 0 ? `?${search}` : ""}`
     const sentAt = Date.now()
+    const type = method === "PATCH" ? "application/merge-patch+json" : "application/json"
+    const headers = { ...(init.headers as Record<string, string>), "Content-Type": type }
     // Bun ends a body that is silent for 300 s unless its own timeout is off.
-    const headers = { ...(init.headers as Record<string, string>), ...(method === "PATCH" ? MERGE_PATCH : {}) }
-    const options = {
-      ...init,
-      headers,
-      method,
-      signal,
-      redirect: "manual",
-      timeout: false,
-      body: body ? JSON.stringify(body) : null,
-    } as const
+    const options = { ...init, headers, method, signal, redirect: "manual", timeout: false, body: JSON.stringify(body) } as const
     const verb = query.watch ? "watch" : query.limit ? "list" : (VERBS[method] ?? method)
     const response = await fetch(url, options).catch((error) => {
       this.onCall(verb, "none")
@@ -1581,30 +1574,18 @@ async function within<T>(limitMs: number, signal: AbortSignal, what: string, wor
 
 /** Headers and TLS for Bun's fetch, from client-node. */
 async function prepare(config: KubeConfig): Promise<Init> {
-  const options: {
-    headers: Record<string, string>
-    ca?: Buffer
-    cert?: Buffer
-    key?: Buffer
-    servername?: string
-    rejectUnauthorized?: boolean
-    auth?: string
-  } = { headers: {} }
+  const options: RequestOptions & { headers: Record<string, string> } = { headers: {} }
   await config.applyToHTTPSOptions(options)
-  const proxy = config.getCurrentCluster()?.proxyUrl
-  const { headers, auth, ca, cert, key, servername, rejectUnauthorized } = options
+  const { headers, auth, ca, cert, key, servername: serverName, rejectUnauthorized = true } = options
   if (auth) headers.Authorization = `Basic ${Buffer.from(auth).toString("base64")}`
   if (headers.Authorization) headers.Authorization = headers.Authorization.trim()
-  Object.assign(headers, {
-    "Content-Type": "application/json",
-    Accept: "application/json, */*",
-    "User-Agent": `${project.name}/${project.version}`,
-  })
-  // Said either way: what is left open, NODE_TLS_REJECT_UNAUTHORIZED decides.
-  const pem = { ca: ca?.toString(), cert: cert?.toString(), key: key?.toString() }
-  const tls = { ...pem, serverName: servername, rejectUnauthorized: rejectUnauthorized ?? true }
-  return { headers, tls: Object.fromEntries(Object.entries(tls).filter(([, value]) => value !== undefined)), ...(proxy ? { proxy } : {}) }
+  Object.assign(headers, { Accept: "application/json, */*", "User-Agent": `${project.name}/${project.version}` })
+  // rejectUnauthorized is said either way: what is left open, NODE_TLS_REJECT_UNAUTHORIZED decides.
+  const tls = { ca: ca?.toString(), cert: cert?.toString(), key: key?.toString(), serverName, rejectUnauthorized }
+  return defined({ headers, tls: defined(tls), proxy: config.getCurrentCluster()?.proxyUrl })
 }
+
+const defined = (all: object) => Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined))
 
 /** The header was written somewhere in the server's second, at about half of the way. */
 function skewFrom(date: string | null, sentAt: number, receivedAt: number): number | undefined {
