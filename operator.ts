@@ -1186,14 +1186,10 @@ export interface Cluster {
   listPods(namespace: string, selector: string, signal: AbortSignal): Promise<{ items: Pod[]; resourceVersion: string }>
   readLog(namespace: string, pod: string, container: string, options: LogOptions, signal: AbortSignal): Promise<Tail>
   /** Ends when the server ends it; throws after silence and for an ERROR event. Yields bookmarks too. */
-  watch<R extends keyof Watched>(
-    namespace: string,
-    resource: R,
-    options: WatchOptions,
-    signal: AbortSignal,
-  ): AsyncIterable<{ type: string; object: Watched[R] }>
+  watch<R extends keyof Watched>(namespace: string, resource: R, options: WatchOptions, signal: AbortSignal): Events<Watched[R]>
 }
 export type Watched = { jobs: Job; pods: Pod }
+export type Events<T> = AsyncIterable<{ type: string; object: T }>
 export type LogOptions = { lines: number; previous: boolean }
 export type DeleteOptions = { uid: string; resourceVersion?: string; propagationPolicy: "Foreground" | "Background" }
 export type WatchOptions = { resourceVersion: string; selector?: string; silenceMs: number }
@@ -1345,29 +1341,77 @@ function checkKubeconfig(config: KubeConfig, file: string): void {
 }
 
 type Init = RequestInit & BunFetchRequestInit
-type Call = { query?: Record<string, string | undefined>; body?: unknown; limitMs?: number }
+type Call<T = unknown> = {
+  query?: Record<string, string | undefined>
+  body?: object
+  limitMs?: number
+  read?: (response: Response) => Promise<T>
+}
 /** Hears of each call: its verb as Kubernetes names it, and the status, `none` where no answer came. */
 export type OnCall = (verb: string, code: string) => void
 const VERBS: Record<string, string> = { GET: "get", POST: "create", PATCH: "patch", DELETE: "delete" }
 
 /** Connects with a configuration; nothing is sent yet. Throws ConfigError. */
 export function connect(source: Source, env: Env = process.env, onCall: OnCall = () => {}): Cluster {
-  const cluster = new ApiServer(source, onCall)
+  const server = new ApiServer(source, onCall)
   // A proxy from the environment is for the way out; the API server of the pod's own cluster is never beyond it. Bun's fetch
   // heeds no_proxy before NO_PROXY, and either of them before the proxy that it is given, which is the kubeconfig's.
   if (source.inCluster) env.NO_PROXY = env.no_proxy = "*"
-  else if (cluster.proxy) env.NO_PROXY = env.no_proxy = ""
-  return cluster
+  else if (server.proxy) env.NO_PROXY = env.no_proxy = ""
+  return verbsOf(server)
+}
+
+/** What each verb asks of the API server. */
+function verbsOf(server: ApiServer): Cluster {
+  const { address, isVerified, proxy } = server
+  return {
+    ...{ address, isVerified, proxy, skewMs: () => server.skew },
+    version: (signal) => server.send<{ gitVersion: string }>("GET", "/version", signal).then(({ gitVersion }) => gitVersion),
+    async rules(namespace, signal) {
+      const body = { apiVersion: "authorization.k8s.io/v1", kind: "SelfSubjectRulesReview", spec: { namespace } }
+      const path = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
+      const { status } = await server.send<{ status: Rules }>("POST", path, signal, { body })
+      return { incomplete: status.incomplete, resourceRules: status.resourceRules ?? [] }
+    },
+    namespaceExists(namespace, signal) {
+      const look = server.send("GET", `/api/v1/namespaces/${encodeURIComponent(namespace)}`, signal)
+      return look.then(() => true).catch((error) => (isReason(error, "NotFound") ? false : undefined))
+    },
+    listJobs: (namespace, selector, signal) => server.list(pathOf("jobs", namespace), selector, signal),
+    getJob(namespace, name, signal) {
+      return server.send<Job>("GET", pathOf("jobs", namespace, name), signal).catch((error) => exceptFor(error, "NotFound"))
+    },
+    createJob: (namespace, body, signal) => server.send("POST", pathOf("jobs", namespace), signal, { body }),
+    touchJob({ namespace, name, uid }, annotation, value, signal) {
+      const body = { metadata: { uid, annotations: { [annotation]: value } } }
+      return server.send("PATCH", pathOf("jobs", namespace, name), signal, { body })
+    },
+    createEvent: (namespace, body, signal) => server.send("POST", pathOf("events", namespace), signal, { body }),
+    deleteJob(namespace, name, { propagationPolicy, ...preconditions }, signal) {
+      return server.send("DELETE", pathOf("jobs", namespace, name), signal, { body: { propagationPolicy, preconditions } })
+    },
+    listPods: (namespace, selector, signal) => server.list(pathOf("pods", namespace), selector, signal),
+    readLog(namespace, pod, container, { lines, previous }, signal) {
+      const query = { container, tailLines: String(lines), limitBytes: String(LOG_BYTES), previous: previous ? "true" : undefined }
+      const read = (response: Response) => readTail(response, lines)
+      return server.send("GET", `${pathOf("pods", namespace, pod)}/log`, signal, { query, limitMs: LOG_LIMIT_MS, read })
+    },
+    watch(namespace, resource, { resourceVersion, selector, silenceMs }, signal) {
+      const timeoutSeconds = String(240 + Math.floor(Math.random() * 60))
+      const query = { watch: "true", allowWatchBookmarks: "true", timeoutSeconds, resourceVersion, labelSelector: selector }
+      return server.watch(pathOf(resource, namespace), query, silenceMs, signal)
+    },
+  }
 }
 
 /** The API server over HTTPS: the only place that talks to the cluster. */
-class ApiServer implements Cluster {
+class ApiServer {
   readonly address: string
   readonly isVerified: boolean
   readonly proxy: string | undefined
+  skew = 0
   private config: KubeConfig
   private prepared: { at: number; init: Promise<Init> } | undefined
-  private skew = 0
 
   constructor(
     private readonly source: Source,
@@ -1380,101 +1424,36 @@ class ApiServer implements Cluster {
     this.proxy = proxyUrl
   }
 
-  skewMs = () => this.skew
-
-  async version(signal: AbortSignal) {
-    return (await this.send("GET", "/version", {}, signal, json<{ gitVersion: string }>)).gitVersion
-  }
-
-  async rules(namespace: string, signal: AbortSignal): Promise<Rules> {
-    const body = { apiVersion: "authorization.k8s.io/v1", kind: "SelfSubjectRulesReview", spec: { namespace } }
-    const path = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
-    const { status } = await this.send("POST", path, { body }, signal, json<{ status: Rules }>)
-    return { incomplete: status.incomplete, resourceRules: status.resourceRules ?? [] }
-  }
-
-  namespaceExists(namespace: string, signal: AbortSignal) {
-    const look = this.send("GET", `/api/v1/namespaces/${encodeURIComponent(namespace)}`, {}, signal, json)
-    return look.then(() => true).catch((error) => (isReason(error, "NotFound") ? false : undefined))
-  }
-
-  listJobs(namespace: string, selector: string, signal: AbortSignal) {
-    return this.list<Job>(pathOf("jobs", namespace), selector, signal)
-  }
-
-  getJob(namespace: string, name: string, signal: AbortSignal) {
-    return this.send("GET", pathOf("jobs", namespace, name), {}, signal, json<Job>).catch((error) => exceptFor(error, "NotFound"))
-  }
-
-  createJob(namespace: string, body: Job, signal: AbortSignal) {
-    return this.send("POST", pathOf("jobs", namespace), { body }, signal, json<Job>)
-  }
-
-  touchJob({ namespace, name, uid }: JobName, annotation: string, value: string, signal: AbortSignal) {
-    const body = { metadata: { uid, annotations: { [annotation]: value } } }
-    return this.send("PATCH", pathOf("jobs", namespace, name), { body }, signal, json)
-  }
-
-  createEvent(namespace: string, body: object, signal: AbortSignal) {
-    return this.send("POST", `/api/v1/namespaces/${encodeURIComponent(namespace)}/events`, { body }, signal, json)
-  }
-
-  async deleteJob(namespace: string, name: string, { propagationPolicy, ...preconditions }: DeleteOptions, signal: AbortSignal) {
-    await this.send("DELETE", pathOf("jobs", namespace, name), { body: { propagationPolicy, preconditions } }, signal, json)
-  }
-
-  listPods(namespace: string, selector: string, signal: AbortSignal) {
-    return this.list<Pod>(pathOf("pods", namespace), selector, signal)
-  }
-
-  readLog(namespace: string, pod: string, container: string, { lines, previous }: LogOptions, signal: AbortSignal) {
-    const query = { container, tailLines: String(lines), limitBytes: String(LOG_BYTES), previous: previous ? "true" : undefined }
-    const path = `${pathOf("pods", namespace, pod)}/log`
-    return this.send("GET", path, { query, limitMs: LOG_LIMIT_MS }, signal, (response) => readTail(response, lines))
-  }
-
-  async *watch<R extends keyof Watched>(
-    namespace: string,
-    resource: R,
-    { resourceVersion, selector, silenceMs }: WatchOptions,
-    signal: AbortSignal,
-  ) {
-    const timeoutSeconds = String(240 + Math.floor(Math.random() * 60))
-    const query = { watch: "true", allowWatchBookmarks: "true", timeoutSeconds, resourceVersion, labelSelector: selector }
-    const response = await this.send("GET", pathOf(resource, namespace), { query }, signal, async (opened) => opened)
+  async *watch<T>(path: string, query: Record<string, string | undefined>, silenceMs: number, signal: AbortSignal) {
+    const response = await this.send("GET", path, signal, { query, read: async (opened) => opened })
     let rest = ""
     for await (const text of textOf(response, { silenceMs, signal })) {
       const lines = text.split("\n")
       lines[0] = `${rest}${lines[0]}`
       rest = lines.pop() ?? ""
       if (rest.length > EVENT_CHARACTERS) throw new Error("the watch sent an event without end")
-      for (const line of lines) if (line) yield eventFrom<Watched[R]>(line)
+      for (const line of lines) if (line) yield eventFrom<T>(line)
     }
   }
 
-  private async list<T>(path: string, labelSelector: string, signal: AbortSignal): Promise<{ items: T[]; resourceVersion: string }> {
+  async list<T>(path: string, labelSelector: string, signal: AbortSignal): Promise<{ items: T[]; resourceVersion: string }> {
     type Page = { items: T[] | null; metadata: { resourceVersion: string; continue?: string } }
     const items: T[] = []
     for (let next: string | undefined; ; ) {
       const query = { limit: "500", labelSelector: labelSelector || undefined, continue: next }
-      const page = await this.send("GET", path, { query }, signal, json<Page>)
+      const page = await this.send<Page>("GET", path, signal, { query })
       items.push(...(page.items ?? []))
       next = page.metadata.continue
       if (!next) return { items, resourceVersion: page.metadata.resourceVersion }
     }
   }
 
-  private async send<T>(
-    method: string,
-    path: string,
-    call: Call,
-    signal: AbortSignal,
-    read: (response: Response) => Promise<T>,
-  ): Promise<T> {
+  async send<T>(method: string, path: string, signal: AbortSignal, call: Call<T> = {}): Promise<T> {
+    const { limitMs = CALL_LIMIT_MS, read = json<T> } = call
     for (let again = false; ; again = true) {
       const used = this.credentials()
       try {
-        return await within(call.limitMs ?? CALL_LIMIT_MS, signal, `${method} ${path}`, async (limit) => {
+        return await within(limitMs, signal, `${method} ${path}`, async (limit) => {
           const response = await this.fetch(method, path, call, await used, limit)
           if (!response.ok) throw await errorFrom(response)
           return read(response)
@@ -1536,7 +1515,7 @@ function parsed<T>(text: string): T | undefined {
   }
 }
 
-function pathOf(resource: "jobs" | "pods", namespace: string, name?: string): string {
+function pathOf(resource: "jobs" | "pods" | "events", namespace: string, name?: string): string {
   const group = resource === "jobs" ? "/apis/batch/v1" : "/api/v1"
   return `${group}/namespaces/${encodeURIComponent(namespace)}/${resource}${name === undefined ? "" : `/${encodeURIComponent(name)}`}`
 }
