@@ -325,49 +325,34 @@ type Wire<T> = T extends Date ? string : T extends (infer U)[] ? Wire<U>[] : T e
 export type Job = Wire<V1Job>
 export type Pod = Wire<V1Pod>
 
+/** `failing`: FailureTarget is set and pods are being stopped; only `failed` may be restarted. */
+type Phase = "running" | "suspended" | "failing" | "failed" | "succeeded"
+
 /** A Job, reduced to what decisions need. */
-export interface JobView {
-  /** `namespace/name`. */
-  key: string
-  namespace: string
-  name: string
-  uid: string
-  resourceVersion: string
-  labels: Record<string, string>
-  annotations: Record<string, string>
-  /** `failing`: FailureTarget is set and pods are being stopped; only `failed` may be restarted. */
-  phase: "running" | "suspended" | "failing" | "failed" | "succeeded"
-  deleting: boolean
-  /** When the Failed condition became true. */
-  failedAt: number | undefined
-  /** Reason and message of the condition that failed the Job. */
-  reason: string
-  message: string
-  /** Who else answers for this Job, in words. */
-  manager: string | undefined
-  createdAt: number
-  /** Whether it has or had a pod. */
-  hasPods: boolean
-  ttlMs: number | undefined
-}
+export type JobView = ReturnType<typeof viewJob>
 
 /** Reads a Job as the API server sends it; never throws, whatever is missing in it. */
-export function viewJob(job: Job): JobView {
+export function viewJob(job: Job) {
   const { metadata = {}, spec, status } = job
   const { namespace = "", name = "", uid = "", resourceVersion = "", labels, annotations } = metadata
   const condition = (type: string) => status?.conditions?.find((c) => c.type === type && c.status === "True")
   const failed = condition("Failed")
   const failing = failed ?? condition("FailureTarget")
   const succeeded = condition("Complete") ?? condition("SuccessCriteriaMet")
+  const phase: Phase = succeeded ? "succeeded" : failed ? "failed" : failing ? "failing" : spec?.suspend ? "suspended" : "running"
   return {
-    ...{ key: `${namespace}/${name}`, namespace, name, uid, resourceVersion, labels: labels ?? {}, annotations: annotations ?? {} },
-    phase: succeeded ? "succeeded" : failed ? "failed" : failing ? "failing" : spec?.suspend ? "suspended" : "running",
+    key: `${namespace}/${name}`,
+    ...{ namespace, name, uid, resourceVersion, labels: labels ?? {}, annotations: annotations ?? {}, phase },
     deleting: metadata.deletionTimestamp != null,
+    /** When the Failed condition became true. */
     failedAt: failed && (instant(failed.lastTransitionTime) ?? instant(failed.lastProbeTime) ?? instant(metadata.creationTimestamp) ?? 0),
+    /** Reason and message of the condition that failed the Job. */
     reason: failing?.reason ?? "",
     message: failing?.message ?? "",
+    /** Who else answers for this Job, in words. */
     manager: managerOf(job),
     createdAt: instant(metadata.creationTimestamp) ?? 0,
+    /** Whether it has or had a pod. */
     hasPods: [status?.active, status?.failed, status?.succeeded, status?.terminating].some(Boolean),
     ttlMs: spec?.ttlSecondsAfterFinished == null ? undefined : spec.ttlSecondsAfterFinished * 1_000,
   }
@@ -386,43 +371,11 @@ export function instant(text: string | null | undefined): number | undefined {
   return at > 0 ? at : undefined
 }
 
-/** How one container of a pod ended, now or in its last run, or what it is doing. */
-export interface ContainerView {
-  name: string
-  init: boolean
-  state: "terminated" | "running" | "waiting"
-  ended: boolean
-  /** Undefined where nothing has ended, or where the kubelet made the code up. */
-  exitCode: number | undefined
-  signal: number | undefined
-  reason: string
-  message: string
-  startedAt: number | undefined
-  finishedAt: number | undefined
-  restarts: number
-}
-
 /** A pod of a Job, reduced to what tells why it failed. */
-export interface PodView {
-  name: string
-  uid: string
-  jobUid: string
-  jobName: string
-  createdAt: number
-  phase: string
-  reason: string
-  message: string
-  /** Completion index of an Indexed Job's pod. */
-  index: string | undefined
-  evicted: boolean
-  deleting: boolean
-  /** No longer in the cluster. */
-  gone: boolean
-  containers: ContainerView[]
-}
+export type PodView = ReturnType<typeof viewPod>
 
 /** Reads a pod as the API server sends it; never throws. */
-export function viewPod({ metadata = {}, status = {} }: Pod): PodView {
+export function viewPod({ metadata = {}, status = {} }: Pod) {
   const owner = metadata.ownerReferences?.find(({ kind }) => kind === "Job")
   const disruption = status.conditions?.find((c) => c.type === "DisruptionTarget" && c.status === "True")
   const view = (init: boolean) => (container: ContainerStatus) => viewContainer(container, init)
@@ -432,22 +385,27 @@ export function viewPod({ metadata = {}, status = {} }: Pod): PodView {
     phase: status.phase ?? "Unknown",
     reason: status.reason || disruption?.reason || "",
     message: status.message || disruption?.message || "",
+    /** Completion index of an Indexed Job's pod. */
     index: metadata.annotations?.["batch.kubernetes.io/job-completion-index"],
     evicted: status.reason === "Evicted" || status.reason === "NodeLost" || disruption !== undefined,
     deleting: metadata.deletionTimestamp != null,
+    /** No longer in the cluster. */
     gone: false,
     containers: [...(status.initContainerStatuses ?? []).map(view(true)), ...(status.containerStatuses ?? []).map(view(false))],
   }
 }
 
 type ContainerStatus = NonNullable<NonNullable<Pod["status"]>["containerStatuses"]>[number]
+/** How one container of a pod ended, now or in its last run, or what it is doing. */
+export type ContainerView = ReturnType<typeof viewContainer>
 
-function viewContainer({ name, state, lastState, restartCount }: ContainerStatus, init: boolean): ContainerView {
+function viewContainer({ name, state, lastState, restartCount }: ContainerStatus, init: boolean) {
   // A container that waits or runs again tells its failure in lastState only.
   const end = state?.terminated ?? lastState?.terminated
+  const now: "terminated" | "running" | "waiting" = state?.terminated ? "terminated" : state?.running ? "running" : "waiting"
   return {
-    ...{ name, init, restarts: restartCount ?? 0, ended: end != null },
-    state: state?.terminated ? "terminated" : state?.running ? "running" : "waiting",
+    ...{ name, init, state: now, restarts: restartCount ?? 0, ended: end != null },
+    /** Undefined where nothing has ended, or where the kubelet made the code up. */
     exitCode: end?.reason === "ContainerStatusUnknown" ? undefined : end?.exitCode,
     signal: end?.signal || undefined,
     reason: end?.reason ?? state?.waiting?.reason ?? "",
