@@ -15,7 +15,7 @@ import type { RequestOptions } from "node:https"
 import { isIPv6 } from "node:net"
 import { dirname, join, resolve } from "node:path"
 import { parseArgs } from "node:util"
-import { KubeConfig, type V1Job, type V1LabelSelector, type V1Pod } from "@kubernetes/client-node"
+import { KubeConfig, type V1ConfigMap, type V1Job, type V1LabelSelector, type V1ObjectMeta, type V1Pod } from "@kubernetes/client-node"
 import { configureSync, getLogger, type LogRecord } from "@logtape/logtape"
 import { Counter, Gauge, Histogram, Registry } from "prom-client"
 import project from "./package.json" with { type: "json" }
@@ -41,6 +41,8 @@ export interface Config {
   maxRestarts: number | undefined
   restartSpacingMs: number
   logLines: number
+  /** Records kept of each Job's failures; 0: none are written. */
+  historyLimit: number
   dryRun: boolean
   /** 0: none. */
   healthPort: number
@@ -103,6 +105,7 @@ export const SETTINGS = [
   setting("MAX_RESTARTS", "maxRestarts", "", wholeNumber(0, 1_000_000), "restarts in a row after which a Job is left for a person"),
   setting("RESTART_SPACING", "restartSpacingMs", "0", duration(0), "at least so long between two restarts in the same group"),
   setting("LOG_LINES", "logLines", "20", wholeNumber(0, 10_000), "last lines kept of each container"),
+  setting("HISTORY_LIMIT", "historyLimit", "10", wholeNumber(0, 1_000), "failures kept of each Job, as ConfigMaps; 0: none"),
   setting("DRY_RUN", "dryRun", "false", oneOf(BOOLEANS), "say what would be done, change nothing"),
   setting("HEALTH_PORT", "healthPort", "8080", wholeNumber(0, 65_535), "/livez, /readyz, /metrics; 0: off; outside a pod off unless set"),
   setting("NOTIFY_URL", "notifyUrl", "", httpUrl, "gets a POST when a Job needs a person, and when it is back; secret", undefined, true),
@@ -321,9 +324,11 @@ export function quantity(text: string): number {
 
 /** client-node's types with instants as the text that travels: its classes hold Dates, JSON does not. */
 type Wire<T> = T extends Date ? string : T extends (infer U)[] ? Wire<U>[] : T extends object ? { [K in keyof T]: Wire<T[K]> } : T
-/** A Job and a Pod as the API server sends them. */
+/** Objects as the API server sends them. */
 export type Job = Wire<V1Job>
 export type Pod = Wire<V1Pod>
+export type ConfigMap = Wire<V1ConfigMap>
+export type Metadata = Wire<V1ObjectMeta>
 
 /** `failing`: FailureTarget is set and pods are being stopped; only `failed` may be restarted. */
 type Phase = "running" | "suspended" | "failing" | "failed" | "succeeded"
@@ -785,9 +790,10 @@ export function intentFor(live: Job, { marks, memory, notBefore }: Plan): Job {
 
 /** At most 51 characters: an Indexed Job's name needs room for the index in its pods' host names (pkg/apis/batch/validation). */
 function intentName(name: string, uid: string, resourceVersion: string): string {
-  const hash = createHash("sha256").update(`${name}/${uid}/${resourceVersion}`).digest("hex").slice(0, 12)
-  return `${name.slice(0, 30).replace(/[^a-z0-9]+$/, "")}-restart-${hash}`
+  return `${shortened(name)}-restart-${hashOf(`${name}/${uid}/${resourceVersion}`)}`
 }
+const shortened = (name: string) => name.slice(0, 30).replace(/[^a-z0-9]+$/, "")
+const hashOf = (text: string) => createHash("sha256").update(text).digest("hex").slice(0, 12)
 
 /** Reads an intent back; undefined for a Job that is none, or that somebody made unreadable. */
 export function readIntent(job: Job): Intent | undefined {
@@ -894,6 +900,44 @@ export function isInTheWay(pod: Pod, { jobUid, replacement }: Intent): boolean {
   if (owners.some(({ uid }) => uid === jobUid)) return true
   if (owners.some(({ controller }) => controller)) return false
   return replacement.spec?.manualSelector === true || !["Succeeded", "Failed"].includes(pod.status?.phase ?? "")
+}
+
+/** A past failure, as the metadata of its record tells it. */
+export interface PastFailure {
+  /** The record's own name. */
+  name: string
+  namespace: string
+  job: string
+  uid: string
+  cause: Cause
+  failedAt: number
+  /** Restarts in a row before it. */
+  restarts: number
+  summary: string
+  decided: string
+}
+const HISTORY_OF_GONE_MS = 30 * 86_400_000
+
+/** The label of what the operator keeps in ConfigMaps, `failure` or `settings`; and that of a record with its Job's name. */
+export const RECORD = `${PREFIX}record`
+export const RECORD_JOB = `${PREFIX}job`
+
+/** Reads the metadata of a record; never throws. */
+export function readPast({ name = "", namespace = "", labels, annotations, creationTimestamp }: Metadata): PastFailure {
+  const fact = (key: string) => annotations?.[PREFIX + key] ?? ""
+  const failedAt = instant(fact("failed-at")) ?? instant(creationTimestamp) ?? 0
+  const [job, cause] = [labels?.[RECORD_JOB] ?? "", (fact("cause") || "unknown") as Cause]
+  const restarts = count(fact("restarts"))
+  return { name, namespace, job, uid: fact("uid"), cause, failedAt, restarts, summary: fact("summary"), decided: fact("decided") }
+}
+
+/** The records to remove: those before the last so many of each Job; all of a Job that is not `there`, after 30 days. */
+export function staleRecords(records: PastFailure[], limit: number, isThere: (job: string) => boolean, now: number): PastFailure[] {
+  return [...Map.groupBy(records, ({ job }) => job)].flatMap(([job, all]) => {
+    const newestFirst = all.sort((a, b) => b.failedAt - a.failedAt || b.restarts - a.restarts || (a.name < b.name ? -1 : 1))
+    const isOld = !isThere(job) && now - (newestFirst[0]?.failedAt ?? 0) > HISTORY_OF_GONE_MS
+    return newestFirst.slice(isOld ? 0 : limit)
+  })
 }
 
 /** The label selector that finds the pods of an intent's old Job. */
@@ -1047,6 +1091,99 @@ function containerLine(c: ContainerView): string {
   return `${c.init ? "init container" : "container"} ${c.name} (${facts.filter(Boolean).join(", ")})`
 }
 
+/** A decision for later readers: without the time that is left. */
+function decidedText(decision: Decision): string {
+  if ("dueAt" in decision) return `to be restarted at ${instantText(decision.dueAt)}: ${decision.because}`
+  return `${decision.do === "leave" ? "left alone" : "given up"}: ${decision.because}`
+}
+
+const RECORD_BYTES = 256 << 10
+const bytesIn = (text: string) => Buffer.byteLength(text) + 1
+const bounded = (text: string) => safe(text).slice(0, 1_000)
+const logKey = (pod: PodView, { name }: ContainerView) => `${pod.name}.${name}.txt`.slice(-253)
+
+/**
+ * The record of a failure: an immutable ConfigMap, named by the Job's uid and the failure's instant, so that it is written once
+ * whoever writes it. Its metadata is enough for a table. Its data is at most 256 KiB (an object may have 1 MiB): what the longest
+ * logs have too much is cut off at their beginning.
+ */
+export function recordFor(job: JobView, evidence: Evidence, cause: Cause, decision: Decision): ConfigMap {
+  const { namespace, name, uid, failedAt = 0, reason, message } = job
+  const restarts = count(own(job, "restarts"))
+  const decided = decidedText(decision)
+  const { pods, morePods } = evidence
+  const clean = (key: string, value: unknown) =>
+    typeof value === "string" ? bounded(value) : key.endsWith("At") && typeof value === "number" ? instantText(value) : value
+  const whole = { namespace, job: name, uid, failedAt, cause, reason, message, restarts, decided }
+  const jsonOf = (from: number) => JSON.stringify({ ...whole, morePods: morePods + from, pods: pods.slice(from) }, clean, 1)
+  let from = 0
+  while (bytesIn(jsonOf(from)) > RECORD_BYTES / 2 && from < pods.length) from++
+  const texts = logTexts({ ...evidence, pods: pods.slice(from) }, RECORD_BYTES - bytesIn(jsonOf(from)))
+  const facts = { cause, "failed-at": instantText(failedAt), uid, restarts: String(restarts), summary: summaryOf(job, pods), decided }
+  return {
+    apiVersion: "v1",
+    kind: "ConfigMap",
+    metadata: {
+      ...{ namespace, name: `${shortened(name)}-failure-${hashOf(`${uid}/${failedAt}`)}` },
+      labels: { [RECORD]: "failure", [RECORD_JOB]: name, [`${PREFIX}cause`]: cause.replace(":", "-") },
+      annotations: Object.fromEntries(Object.entries(facts).map(([key, text]) => [PREFIX + key, bounded(text)])),
+    },
+    immutable: true,
+    data: { "failure.json": jsonOf(from), ...texts },
+  }
+}
+
+/** How the container that failed last has ended; without one, what the pod or the Job says. */
+function summaryOf({ reason }: JobView, pods: PodView[]): string {
+  const last = lastFailedPod(pods)
+  const failed = last?.containers.filter(hasFailed).sort(byFinish).at(-1)
+  if (!failed) return last?.reason || reason
+  return [`${failed.name}: exit code ${failed.exitCode ?? "not known"}`, failed.reason].filter(Boolean).join(", ")
+}
+
+/** A text for each container: what it is, a note, and its log; together at most so many bytes, which the short ones leave to the long. */
+function logTexts({ pods, logs }: Evidence, mostBytes: number): Record<string, string> {
+  const all = pods.flatMap((pod) =>
+    pod.containers.map((container) => {
+      const { lines = [], note = "" } = logs.get(`${pod.uid}/${container.name}`) ?? {}
+      return { key: logKey(pod, container), head: bounded(containerLine(container)), note: bounded(note), lines }
+    }),
+  )
+  const length = ({ lines }: { lines: string[] }) => lines.reduce((sum, line) => sum + bytesIn(line), 0)
+  let left = mostBytes
+  const texts = all
+    .sort((a, b) => length(a) - length(b))
+    .map(({ key, head, note, lines }, i) => {
+      const most = left / (all.length - i)
+      let [from, bytes] = [lines.length, bytesIn(head) + bytesIn(note) + 40]
+      while (from > 0 && bytes + bytesIn(lines[from - 1] ?? "") <= most) bytes += bytesIn(lines[--from] ?? "")
+      left -= bytes
+      return [
+        key,
+        `${[head, from > 0 ? `the first ${from} of ${lines.length} lines are cut off` : note, ...lines.slice(from)].join("\n")}\n`,
+      ]
+    })
+  return Object.fromEntries(texts)
+}
+
+/** Reads a record back; undefined for a ConfigMap that is none. What it holds may be anybody's: it is printed with care. */
+export function readRecord({ metadata = {}, data = {} }: ConfigMap): { past: PastFailure; reason: string; evidence: Evidence } | undefined {
+  try {
+    const revive = (key: string, value: unknown) => (key.endsWith("At") ? (instant(String(value)) ?? 0) : value)
+    const { pods, morePods, reason, message } = JSON.parse(data["failure.json"] ?? "", revive) as Evidence & JobView
+    const logs = pods.flatMap((pod) =>
+      pod.containers.map((container): [string, Tail] => {
+        const [, note = "", ...lines] = (data[logKey(pod, container)] ?? "").replace(/\n$/, "").split("\n")
+        return [`${pod.uid}/${container.name}`, note ? { lines, note } : { lines }]
+      }),
+    )
+    const why = [reason, message].filter(Boolean).join(", ")
+    return { past: readPast(metadata), reason: why, evidence: { pods, logs: new Map(logs), morePods } }
+  } catch {
+    return undefined
+  }
+}
+
 /** A Job as others name it. */
 export type JobName = Pick<JobView, "key" | "namespace" | "name" | "uid">
 
@@ -1078,6 +1215,9 @@ export const RIGHTS: Record<string, string> = {
   "get /pods/log": "log lines of failed containers cannot be kept",
   "patch batch/jobs": "a new Job that the controller has overlooked is not touched to wake it",
   "create /events": "kubectl describe does not tell what was done; the log does",
+  "create /configmaps": "failures are not recorded",
+  "list /configmaps": "records of failures are not kept to HISTORY_LIMIT",
+  "delete /configmaps": "records of failures are not kept to HISTORY_LIMIT",
 }
 
 /** Not asked for, but used where it is given: tells a wrong namespace from an empty one. */
@@ -1140,6 +1280,12 @@ export interface Cluster {
   /** Writes an annotation, so that the Job controller looks at the Job again. */
   touchJob(job: JobName, annotation: string, value: string, signal: AbortSignal): Promise<unknown>
   createEvent(namespace: string, event: object, signal: AbortSignal): Promise<unknown>
+  /** Metadata alone: a hundredth of what logs would be. */
+  listConfigMaps(namespace: string, selector: string, signal: AbortSignal): Promise<Metadata[]>
+  getConfigMap(namespace: string, name: string, signal: AbortSignal): Promise<ConfigMap | undefined>
+  createConfigMap(namespace: string, map: ConfigMap, signal: AbortSignal): Promise<unknown>
+  patchConfigMap(namespace: string, name: string, patch: ConfigMap, signal: AbortSignal): Promise<unknown>
+  deleteConfigMap(namespace: string, name: string, signal: AbortSignal): Promise<unknown>
   deleteJob(namespace: string, name: string, options: DeleteOptions, signal: AbortSignal): Promise<void>
   listPods(namespace: string, selector: string, signal: AbortSignal): Promise<{ items: Pod[]; resourceVersion: string }>
   readLog(namespace: string, pod: string, container: string, options: LogOptions, signal: AbortSignal): Promise<Tail>
@@ -1303,8 +1449,10 @@ type Call<T = unknown> = {
   query?: Record<string, string | undefined>
   body?: object
   limitMs?: number
+  accept?: string
   read?: (response: Response) => Promise<T>
 }
+const METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 /** Hears of each call: its verb as Kubernetes names it, and the status, `none` where no answer came. */
 export type OnCall = (verb: string, code: string) => void
 const VERBS: Record<string, string> = { GET: "get", POST: "create", PATCH: "patch", DELETE: "delete" }
@@ -1345,6 +1493,15 @@ function verbsOf(server: ApiServer): Cluster {
       return server.send("PATCH", pathOf("jobs", namespace, name), signal, { body })
     },
     createEvent: (namespace, body, signal) => server.send("POST", pathOf("events", namespace), signal, { body }),
+    async listConfigMaps(namespace, selector, signal) {
+      const { items } = await server.list<{ metadata: Metadata }>(pathOf("configmaps", namespace), selector, signal, METADATA_LIST)
+      return items.map(({ metadata }) => metadata)
+    },
+    getConfigMap: (namespace, name, signal) =>
+      server.send<ConfigMap>("GET", pathOf("configmaps", namespace, name), signal).catch((error) => exceptFor(error, "NotFound")),
+    createConfigMap: (namespace, body, signal) => server.send("POST", pathOf("configmaps", namespace), signal, { body }),
+    patchConfigMap: (namespace, name, body, signal) => server.send("PATCH", pathOf("configmaps", namespace, name), signal, { body }),
+    deleteConfigMap: (namespace, name, signal) => server.send("DELETE", pathOf("configmaps", namespace, name), signal),
     deleteJob(namespace, name, { propagationPolicy, ...preconditions }, signal) {
       return server.send("DELETE", pathOf("jobs", namespace, name), signal, { body: { propagationPolicy, preconditions } })
     },
@@ -1394,12 +1551,12 @@ class ApiServer {
     }
   }
 
-  async list<T>(path: string, labelSelector: string, signal: AbortSignal): Promise<{ items: T[]; resourceVersion: string }> {
+  async list<T>(path: string, labelSelector: string, signal: AbortSignal, accept = ""): Promise<{ items: T[]; resourceVersion: string }> {
     type Page = { items: T[] | null; metadata: { resourceVersion: string; continue?: string } }
     const items: T[] = []
     for (let next: string | undefined; ; ) {
       const query = { limit: "500", labelSelector: labelSelector || undefined, continue: next }
-      const page = await this.send<Page>("GET", path, signal, { query })
+      const page = await this.send<Page>("GET", path, signal, { query, accept })
       items.push(...(page.items ?? []))
       next = page.metadata.continue
       if (!next) return { items, resourceVersion: page.metadata.resourceVersion }
@@ -1423,12 +1580,18 @@ class ApiServer {
     }
   }
 
-  private async fetch(method: string, path: string, { query = {}, body }: Call, init: Init, signal: AbortSignal): Promise<Response> {
+  private async fetch(
+    method: string,
+    path: string,
+    { query = {}, body, accept }: Call,
+    init: Init,
+    signal: AbortSignal,
+  ): Promise<Response> {
     const search = new URLSearchParams(defined(query))
     const url = `${this.address}${path}${search.size > 0 ? `?${search}` : ""}`
     const sentAt = Date.now()
     const type = method === "PATCH" ? "application/merge-patch+json" : "application/json"
-    const headers = { ...(init.headers as Record<string, string>), "Content-Type": type }
+    const headers = { ...(init.headers as Record<string, string>), "Content-Type": type, ...(accept && { Accept: accept }) }
     // Bun ends a body that is silent for 300 s unless its own timeout is off.
     const options = { ...init, headers, method, signal, redirect: "manual", timeout: false, body: JSON.stringify(body) } as const
     const verb = query.watch ? "watch" : query.limit ? "list" : (VERBS[method] ?? method)
@@ -1473,7 +1636,7 @@ function parsed<T>(text: string): T | undefined {
   }
 }
 
-function pathOf(resource: "jobs" | "pods" | "events", namespace: string, name?: string): string {
+function pathOf(resource: "jobs" | "pods" | "events" | "configmaps", namespace: string, name?: string): string {
   const group = resource === "jobs" ? "/apis/batch/v1" : "/api/v1"
   return `${group}/namespaces/${encodeURIComponent(namespace)}/${resource}${name === undefined ? "" : `/${encodeURIComponent(name)}`}`
 }
@@ -1720,6 +1883,37 @@ async function readLogs(
   await Promise.all(pod.containers.map(read))
 }
 
+/** A refusal may be that of a server which has just started and does not know its Roles yet: it passes within half a minute. */
+const REFUSALS = 7
+
+/** Tries until it works or the program ends, in silence: it is nothing that a restart waits for. Throws a refusal that stays. */
+export async function persist({ clock, random, stop }: World, work: () => Promise<unknown>): Promise<void> {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return void (await work())
+    } catch (error) {
+      if (isRefusal(error) && attempt >= REFUSALS) throw error
+      if (stop.aborted) return
+      await clock.sleep(backoffMs(attempt, random(), error), stop)
+    }
+  }
+}
+
+/** Writes the record of a failure, if no other operator and no earlier life has, and removes what is too much of its Job's. */
+export async function keepRecord(world: World, record: ConfigMap): Promise<void> {
+  const { namespace = "", labels } = record.metadata ?? {}
+  await world.cluster.createConfigMap(namespace, record, world.kill).catch((error) => exceptFor(error, "AlreadyExists"))
+  await pruneRecords(world, namespace, `,${RECORD_JOB}=${labels?.[RECORD_JOB]}`)
+}
+
+/** Removes records that are too many or too old, in a namespace or as `more` selects. */
+export async function pruneRecords(world: World, namespace: string, more = "", isThere = (_job: string) => true): Promise<void> {
+  const { cluster, config, kill } = world
+  const records = (await cluster.listConfigMaps(namespace, `${RECORD}=failure${more}`, kill)).map(readPast)
+  for (const { name } of staleRecords(records, config.historyLimit, isThere, nowOf(world)))
+    await cluster.deleteConfigMap(namespace, name, kill).catch((error) => exceptFor(error, "NotFound"))
+}
+
 /**
  * How a restart ended. `replaced`: someone else has made the new Job. `changed`: the Job is not what it was, nothing was done.
  * `early`: by the server's clock, as the answer just come tells it, it is not due yet. `refused`: nothing was deleted.
@@ -1919,6 +2113,9 @@ async function removeIntents({ cluster, kill }: World, intents: Intent[]): Promi
 
 const RELIST_MS = 30 * 60_000
 const REVIEW_MS = 10 * 60_000
+const PRUNE_MS = 86_400_000
+/** Each may hold a record of 256 KiB. */
+const MOST_WRITES = 40
 /** With the pauses between them about half a minute. */
 const DENIALS = 7
 const LONGEST_SLEEP_MS = 30_000
@@ -1980,6 +2177,9 @@ export class Operator {
   /** The last Jobs that were seen to go, by uid: an intent of one, whose answer was lost, may turn up after it, without its last edit. */
   private readonly gone = new Map<string, Job>()
   private readonly saidOnce = new Set<string>()
+  /** What is written beside all else, and when each namespace's records were pruned. */
+  private readonly writing = new Set<Promise<void>>()
+  private readonly prunedAt = new Map<string, number>()
   /** Counts what was seen of Jobs. */
   private sightings = 0
   private alarm = new AbortController()
@@ -1993,6 +2193,7 @@ export class Operator {
     await Promise.all([this.turn(), ...namespaces])
     if (this.restarting.size > 0) say("info", `finishing ${this.restarting.size} restarts`)
     await Promise.all([...this.restarting.values()].map(({ done }) => done))
+    await Promise.all(this.writing)
   }
 
   /** Whether the loop turns, or has not begun. `at` is one of performance.now(). */
@@ -2049,6 +2250,7 @@ export class Operator {
     if (!this.may(namespace, "list batch/jobs")) await this.review(namespace, true)
     this.snapshot(namespace, items, since)
     if (first) await this.warnOfMissing(namespace, items)
+    this.tidyUp(namespace, items)
     if (this.may(namespace, "watch batch/jobs")) return this.watch(namespace, "jobs", resourceVersion, clock.now() + RELIST_MS, works)
     works()
     await clock.sleep(config.checkIntervalMs, stop)
@@ -2142,6 +2344,37 @@ export class Operator {
     const isIntent = ({ metadata }: Job) => metadata?.labels?.[INTENT] !== undefined
     for (const item of items.toSorted((a, b) => Number(isIntent(b)) - Number(isIntent(a))))
       if ((this.jobs.get(viewJob(item).key)?.seenAs ?? 0) <= since) this.see("LISTED", item)
+  }
+
+  /** What nothing waits for is written beside all else, in bounded memory. A refusal that stays is said once. */
+  private beside(namespace: string, right: string, what: string, work: () => Promise<unknown>): void {
+    const { config, say } = this.world
+    if (config.dryRun || !this.may(namespace, right)) return
+    const complain = (why: string) => this.once(`${namespace} ${what} ${why}`) && say("warning", `${namespace}: ${what}: ${why}`)
+    if (this.writing.size >= MOST_WRITES) return void complain(`${MOST_WRITES} others wait already`)
+    const done = persist(this.world, work)
+      .catch((error) => void complain(messageOf(error)))
+      .then(() => void this.writing.delete(done))
+    this.writing.add(done)
+  }
+
+  private record(view: JobView, job: Job, evidence: Evidence, failure: Failure): void {
+    const { config } = this.world
+    if (config.historyLimit === 0) return
+    const decision = decide(view, { ...failure, changed: isChanged(job) }, config, nowOf(this.world))
+    const record = recordFor(view, evidence, failure.cause, decision)
+    this.beside(view.namespace, "create /configmaps", "a failure is not recorded", () => keepRecord(this.world, record))
+  }
+
+  /** Once a day: records of Jobs that are gone for long, and those that a life before us has left over. */
+  private tidyUp(namespace: string, items: Job[]): void {
+    const { clock, config } = this.world
+    const isDue = clock.now() - (this.prunedAt.get(namespace) ?? Number.NEGATIVE_INFINITY) >= PRUNE_MS
+    if (!isDue || config.historyLimit === 0) return
+    this.prunedAt.set(namespace, clock.now())
+    const there = new Set(items.map(({ metadata }) => metadata?.name))
+    const prune = () => pruneRecords(this.world, namespace, "", (job) => there.has(job))
+    this.beside(namespace, "delete /configmaps", "old records of failures are not removed", prune)
   }
 
   /** A wrong name looks like peace: said once. */
@@ -2262,7 +2495,9 @@ export class Operator {
     this.gone.set(view.uid, job)
     for (const uid of this.gone.keys()) if (this.gone.size > 100) this.gone.delete(uid)
     if (known.isOver || view.phase !== "failed" || view.manager) return
-    const failure = { ...(known.failure ?? failureOf(view, { pods, logs: new Map(), morePods: 0 })), changed: isChanged(job) }
+    const evidence = known.evidence ?? { pods, logs: new Map(), morePods: 0 }
+    const failure = { ...(known.failure ?? failureOf(view, evidence)), changed: isChanged(job) }
+    if (!known.looked.has("failed")) this.record(view, job, evidence, failure)
     if (!wasRemovedByTtl(view, known.goneAt)) this.world.say("info", `[${view.key}] was deleted by someone; it is not restarted`)
     else if (!this.world.config.dryRun) this.keep({ ...job, metadata: { ...job.metadata, finalizers: known.finalizers } }, view, failure)
   }
@@ -2330,6 +2565,7 @@ export class Operator {
       const details = { job: view.key, reason: "FailureSeen", cause, lines: evidenceLines(evidence) }
       this.world.say("warning", `[${view.key}] failed at ${instantText(view.failedAt ?? 0)}: ${facts}`, details)
       if (this.jobs.get(view.key) === tracked) this.consider(tracked)
+      this.record(view, tracked.job, evidence, failure)
     })
   }
 

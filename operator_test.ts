@@ -123,12 +123,16 @@ import {
   quantity,
   RIGHTS,
   readIntent,
+  readPast,
+  readRecord,
   readSettings,
+  recordFor,
   replacementFor,
   type Schedule,
   SETTINGS,
   SettingsError,
   sayDecision,
+  staleRecords,
   tailOf,
   textRecord,
   table as toTable,
@@ -159,6 +163,7 @@ describe("1 Settings", () => {
         maxRestarts: undefined,
         restartSpacingMs: 0,
         logLines: 20,
+        historyLimit: 10,
         dryRun: false,
         healthPort: 8080,
         notifyUrl: undefined,
@@ -1254,6 +1259,18 @@ describe("3 What to do", () => {
   }
   test.each(Object.entries(steps))("nextStep() when %s", (_, [live, step]) => expect(nextStep(intentOf(), live, NOW)).toBe(step as never))
 
+  test("staleRecords() keeps the last so many of each Job, and nothing of a Job that is gone for a month", () => {
+    const past = (job: string, age: number) => ({
+      ...readPast({ name: `${job}${age / DAY}`, labels: prefixed({ job }) }),
+      failedAt: NOW - age,
+    })
+    const all = [past("a", 0), past("a", 40 * DAY), past("a", 50 * DAY), past("b", 31 * DAY), past("b", 33 * DAY), past("c", 29 * DAY)]
+    const stale = (limit: number, there: string[]) => staleRecords(all, limit, (job) => there.includes(job), NOW).map(({ name }) => name)
+    expect(stale(2, ["a", "b", "c"])).toEqual(["a50"])
+    expect(stale(1, ["a", "b", "c"])).toEqual(["a40", "a50", "b33"])
+    expect(stale(9, [])).toEqual(["b31", "b33"])
+  })
+
   test("nextStep() waits for the due time where the TTL took the Job early", () => {
     const intent = intentOf({}, NOW + HOUR)
     expect([NOW, NOW + HOUR - 1].map((now) => nextStep(intent, undefined, now))).toEqual(["await due time", "await due time"])
@@ -1698,6 +1715,88 @@ describe("4 How we say it", () => {
     const nameAt = (now: number, random: number) => eventFor(viewJob(failedJob()), "info", "X", "x", now, random).metadata.name
     expect(new Set([nameAt(NOW, 0), nameAt(NOW, 0.5), nameAt(NOW + 1, 0)]).size).toBe(3)
     expect(eventFor(viewJob(failedJob({ name: "a".repeat(63) })), "info", "X", "x".repeat(5_000), NOW, 0).message).toHaveLength(1_000)
+  })
+
+  test("recordFor() tells a failure in metadata alone, and whole in its data", () => {
+    const job = viewJob(annotated({ restarts: "2" }))
+    const pods = [
+      pod({ name: "load-a-x", containers: [exited("worker", 3, { reason: "Error", message: "token=hunter2" }), running("side")] }),
+    ]
+    const logs = new Map([["uid-load-a-x/worker", { lines: ["# one", "", "two"], note: "last 3 lines" }]])
+    const evidence = { pods, logs, morePods: 1 }
+    const record = recordFor(job, evidence, "exit:3", { do: "wait", dueAt: NOW + HOUR, because: "RESTART_DELAY 1h" })
+    const text = `container worker (exit code 3, Error, token=***${RAN})\nlast 3 lines\n# one\n\ntwo\n`
+    expect(record).toMatchObject({
+      immutable: true,
+      metadata: {
+        ...{ namespace: "batch-a", name: expect.stringMatching(/^load-a-failure-[0-9a-f]{12}$/) },
+        labels: prefixed({ record: "failure", job: "load-a", cause: "exit-3" }),
+        annotations: prefixed({
+          ...{ cause: "exit:3", "failed-at": "2026-03-01T12:00:00Z", uid: "U1", restarts: "2", summary: "worker: exit code 3, Error" },
+          decided: "to be restarted at 2026-03-01T13:00:00Z: RESTART_DELAY 1h",
+        }),
+      },
+      data: { "load-a-x.worker.txt": text, "load-a-x.side.txt": "container side (still running, exit code not known)\n\n\n".slice(0, -1) },
+    })
+    expect(JSON.parse(record.data!["failure.json"]!)).toMatchObject({
+      ...{ job: "load-a", failedAt: "2026-03-01T12:00:00Z", cause: "exit:3", reason: "BackoffLimitExceeded", restarts: 2, morePods: 1 },
+      pods: [
+        { name: "load-a-x", containers: [{ name: "worker", exitCode: 3, finishedAt: "2026-03-01T11:01:00Z", message: "token=***" }, {}] },
+      ],
+    })
+    expect(Object.keys(record)).toEqual(["apiVersion", "kind", "metadata", "immutable", "data"])
+  })
+
+  test("recordFor() has one name for a failure, whoever writes it, and another for each failure", () => {
+    const nameOf = (job: Job, cause: Cause = "oom") =>
+      recordFor(viewJob(job), { pods: [], logs: new Map(), morePods: 0 }, cause, { do: "give up", because: "x" }).metadata!.name!
+    const name = "a".repeat(29) + ".b".repeat(17)
+    const others = [failedJob(), failedJob({ ago: 1_000 }), failedJob({ metadata: { uid: "U2" } }), failedJob({ name })].map((job) =>
+      nameOf(job),
+    )
+    expect([nameOf(failedJob(), "unknown"), new Set(others).size]).toEqual([others[0]!, 4])
+    for (const other of others) expect(other).toMatch(/^(?=.{1,63}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?$/)
+  })
+
+  test("recordFor() holds 256 KiB at most, the last lines of each log, and short logs whole; readRecord() reads it back", () => {
+    const line = fc.string({ unit: "grapheme", minLength: 1, maxLength: 900 }).map((text) => printable(text))
+    const log = fc.oneof(
+      fc.array(line, { maxLength: 5 }),
+      fc.tuple(line, fc.nat(3_000)).map(([text, n]) => Array.from({ length: n }, () => text)),
+    )
+    always([fc.array(fc.array(log, { minLength: 1, maxLength: 4 }), { maxLength: 5 }), fc.boolean()], (all, noted) => {
+      const pods = all.map((tails, p) =>
+        pod({ name: `p${p}`, containers: tails.map((_, c) => exited(`c${c}`, 1, { message: "m".repeat(4_096) })) }),
+      )
+      const note = noted ? { note: "last lines" } : {}
+      const logs = new Map(all.flatMap((tails, p) => tails.map((lines, c) => [`uid-p${p}/c${c}`, { lines, ...note }] as const)))
+      const evidence = { pods, logs, morePods: 0 }
+      const record = recordFor(viewJob(failedJob()), evidence, "exit:1", { do: "give up", because: "x" })
+      expect(Buffer.byteLength(Object.entries(record.data!).flat().join(""))).toBeLessThanOrEqual(256 << 10)
+      const read = readRecord(record)!.evidence
+      expect(read.pods.map(({ uid, createdAt, containers }) => [uid, createdAt, containers.length])).toEqual(
+        pods.map(({ uid, createdAt, containers }) => [uid, createdAt, containers.length]),
+      )
+      const lengths = [...logs.values()].map(({ lines }) => lines.reduce((sum, text) => sum + Buffer.byteLength(text) + 1, 0))
+      for (const [key, { lines }] of logs) {
+        const got = read.logs.get(key)!
+        expect(got.lines.length === 0 || Bun.deepEquals(got.lines, lines.slice(-got.lines.length))).toBe(true)
+        const bytes = lines.reduce((sum, text) => sum + Buffer.byteLength(text) + 1, 0)
+        if (bytes <= Math.max(1_000, ((100 << 10) / lengths.length) | 0)) expect(got).toEqual({ lines, ...note })
+      }
+    })
+  })
+
+  const forged: Record<string, unknown>[] = [
+    {},
+    { data: {} },
+    { data: { "failure.json": "{" } },
+    { data: { "failure.json": "null" } },
+    { data: { "failure.json": '{"pods":[null]}' } },
+  ]
+  test.each(forged)("readRecord() takes %j for no record, and readPast() still reads what metadata there is", (map) => {
+    expect(readRecord(map)).toBeUndefined()
+    expect(readPast({ creationTimestamp: "2026-03-01T12:00:00Z" })).toMatchObject({ failedAt: NOW, cause: "unknown", restarts: 0 })
   })
 
   test("allowed() reads the old Role, and finds the lack of a subresource (G04)", () => {

@@ -23,7 +23,7 @@ export const NEW_ROLE: Rule[] = [
   rule("batch", "jobs", "get list watch create delete patch"),
   rule("", "pods", "get list watch delete"),
   rule("", "pods/log", "get"),
-  rule("", "configmaps", "get list create delete"),
+  rule("", "configmaps", "get list create delete patch"),
   rule("events.k8s.io", "events", "create patch"),
   rule("", "events", "create patch"),
 ]
@@ -285,6 +285,8 @@ export class ApiServer {
     this.pump()
     if (action.drop) return void req.socket.destroy()
     if (action.endlessBody) return this.endless(call, res)
+    const partial = call.verb === "list" && status === 200 && req.headers.accept?.includes("as=PartialObjectMetadataList")
+    if (partial) return answer(status, metadataOf(body as { metadata: unknown; items: { metadata: unknown }[] }))
     answer(status, body, warning ? { warning: `299 - "${warning}"` } : {})
   }
   private endless(call: Call, res: http.ServerResponse): void {
@@ -333,6 +335,14 @@ export class ApiServer {
       watching.close()
     })
   }
+}
+/** A list as it is answered to who wants metadata alone. */
+function metadataOf({ metadata, items }: { metadata: unknown; items: { metadata: unknown }[] }) {
+  const partial = (kind: string, rest: object) => ({ kind, apiVersion: "meta.k8s.io/v1", ...rest })
+  return partial("PartialObjectMetadataList", {
+    metadata,
+    items: items.map((item) => partial("PartialObjectMetadata", { metadata: item.metadata })),
+  })
 }
 export interface KubeconfigOptions {
   user?: string

@@ -20,9 +20,14 @@ interface Reply {
   body: Any
   headers: Headers
 }
-async function call(method: string, path: string, body?: unknown, { type = "application/json", user = "" } = {}): Promise<Reply> {
+async function call(
+  method: string,
+  path: string,
+  body?: unknown,
+  { type = "application/json", user = "", accept = "" } = {},
+): Promise<Reply> {
   const token = user ? tokens[user] : real ? undefined : "admin"
-  const headers = { "content-type": type, ...(token && { authorization: `Bearer ${token}` }) }
+  const headers = { "content-type": type, ...(accept && { accept }), ...(token && { authorization: `Bearer ${token}` }) }
   const init = { method, headers, tls: user ? { ca: tls.ca } : tls, ...(body !== undefined && { body: JSON.stringify(body) }) }
   const res = await fetch(url + path, init as RequestInit)
   const text = await res.text()
@@ -430,6 +435,42 @@ describe("change", () => {
     expect((await patch({ metadata: { resourceVersion: "1" } })).body.reason).toBe("Conflict")
     expect((await call("PATCH", `${JOBS}/patched`, {})).status).toBe(415)
     expect((await call("PATCH", `${JOBS}/nope`, {}, MERGE)).body.details).toEqual({ name: "nope", group: "batch", kind: "jobs" })
+  })
+
+  test("ConfigMaps: a second create is AlreadyExists, a patch changes a key, one that changes nothing leaves the resourceVersion", async () => {
+    const maps = `/api/v1/namespaces/${ns}/configmaps`
+    const made = await call("POST", maps, { metadata: { name: "settings" }, data: { A: "1", B: "" } })
+    expect([made.status, made.body.data]).toEqual([201, { A: "1", B: "" }])
+    expect(await call("POST", maps, { metadata: { name: "settings" } })).toMatchObject({ status: 409, body: { reason: "AlreadyExists" } })
+    const { body } = await call("PATCH", `${maps}/settings`, { data: { A: "2" } }, MERGE)
+    expect(body.data).toEqual({ A: "2", B: "" })
+    const same = await call("PATCH", `${maps}/settings`, { data: { A: "2" } }, MERGE)
+    expect(same.body.metadata.resourceVersion).toBe(body.metadata.resourceVersion)
+    expect(await call("GET", `${maps}/none`)).toMatchObject({ status: 404, body: { reason: "NotFound" } })
+  })
+
+  test("a list of metadata alone has labels, annotations and nothing of the data, page by page, as the selector chooses", async () => {
+    const maps = `/api/v1/namespaces/${ns}/configmaps`
+    const made = (name: string, record?: string) => ({
+      metadata: { name, ...(record && { labels: { record }, annotations: { note: name } }) },
+    })
+    for (const map of [made("r1", "yes"), made("r2", "yes"), made("r3")])
+      await call("POST", maps, { ...map, immutable: true, data: { a: "b" } })
+    const accept = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+    const first = await call("GET", `${maps}?labelSelector=record%3Dyes&limit=1`, undefined, { accept })
+    expect(first.body).toMatchObject({ kind: "PartialObjectMetadataList", apiVersion: "meta.k8s.io/v1" })
+    const next = first.body.metadata.continue
+    const second = await call("GET", `${maps}?labelSelector=record%3Dyes&limit=1&continue=${next}`, undefined, { accept })
+    const items = [...first.body.items, ...second.body.items]
+    expect(items.map((item) => [item.metadata.name, item.metadata.annotations, item.data])).toEqual([
+      ["r1", { note: "r1" }, undefined],
+      ["r2", { note: "r2" }, undefined],
+    ])
+    expect([items[0].kind, items[0].metadata.labels, second.body.metadata.continue]).toEqual([
+      "PartialObjectMetadata",
+      { record: "yes" },
+      undefined,
+    ])
   })
 
   test("an immutable ConfigMap keeps its data", async () => {

@@ -169,6 +169,7 @@ const roles = {
     { apiGroups: [""], resources: ["pods"], verbs: ["list", "watch"] },
     { apiGroups: [""], resources: ["pods/log"], verbs: ["get"] },
     { apiGroups: [""], resources: ["events"], verbs: ["create"] },
+    { apiGroups: [""], resources: ["configmaps"], verbs: ["create", "list", "delete"] },
   ],
   old: [
     { apiGroups: ["batch"], resources: ["jobs"], verbs: ["get", "list", "create", "delete"] },

@@ -1,7 +1,7 @@
 // Chapter 7 of operator.ts: class Operator follows a namespace in the embedded API server over real HTTPS, in any weather, and leaves no
 // trace but what it should. An id in a name is a report, listed in operator_test.ts.
 import { describe, expect, test } from "bun:test"
-import { RIGHTS } from "../operator.ts"
+import { PREFIX, RECORD, RIGHTS } from "../operator.ts"
 import {
   allBack,
   attempt,
@@ -24,6 +24,7 @@ import {
   release,
   restart,
   run,
+  type Server,
   scaleLimits,
   serve,
   stand,
@@ -31,7 +32,7 @@ import {
   until,
 } from "./acting_kit.ts"
 import { type Action, type Match, OLD_ROLE } from "./apiserver.ts"
-import type { Job } from "./model.ts"
+import type { Job, Obj } from "./model.ts"
 
 tidyUp()
 
@@ -249,8 +250,9 @@ describe("Following a namespace", () => {
     const from = server.calls.length
     await backOnce(server, [life], [run(server, "load-a", [attempt(3), {}])])
     const calls = server.calls.slice(from).filter(({ resource }) => resource !== "events")
-    expect(calls.length).toBeLessThanOrEqual(14)
-    expect(calls.filter(({ verb }) => verb === "create" || verb === "delete").length).toBe(4)
+    expect(calls.length).toBeLessThanOrEqual(16)
+    const writes = calls.filter(({ verb }) => verb === "create" || verb === "delete").map(({ resource }) => resource)
+    expect(writes.toSorted()).toEqual(["configmaps", "jobs", "jobs", "jobs", "jobs"])
     const quiet = server.calls.length
     life.clock.jump(3_600_000)
     await Bun.sleep(60)
@@ -320,6 +322,138 @@ test("a restart whose last answer was lost has ended all the same, and is said o
   await backOnce(server, [life], [stand(server, "load-a")])
   await until("said", () => life.about("load-a", /restarted in|has changed|removed the intent/).length > 0)
   expect(life.about("load-a", /restarted in/).length).toBe(1)
+})
+
+describe("The history", () => {
+  const records = (server: Server, job = "load-a") =>
+    [...server.model.objects.configmaps!.values()].filter(({ metadata: { labels } }) => labels?.[RECORD] && labels[`${PREFIX}job`] === job)
+  const writes = { verb: "create", resource: "configmaps" } as const
+  const fact = (name: string) => (record: Obj) => record.metadata.annotations?.[PREFIX + name]
+
+  test("of each failure one record is left, with its log and what was decided, by two operators too", async () => {
+    const server = await serve()
+    const lives = [live(server), live(server)]
+    run(server, "load-a", [attempt(3, "x\n"), attempt(4, "y\n"), {}])
+    await until("two records, one Job", () => records(server).length === 2 && intents(server).length === 0)
+    await until("it runs", () => server.model.pods().some(({ status }) => status.phase === "Running"))
+    expect(records(server).map(fact("cause")).toSorted()).toEqual(["exit:3", "exit:4"])
+    const [first] = records(server).filter((record) => fact("cause")(record) === "exit:3")
+    expect(first).toMatchObject({
+      immutable: true,
+      metadata: { annotations: { [`${PREFIX}uid`]: server.uids.get("default/load-a")?.[0] } },
+    })
+    expect(fact("decided")(first!)).toMatch(/^to be restarted at .*Z: RESTART_DELAY 0s$/)
+    expect(Object.values(first!.data as object).join()).toMatch(/container main \(exit code 3[\s\S]*\nx\n/)
+    for (const life of lives) expect(life.said.filter(({ text }) => /recorded/.test(text))).toEqual([])
+  })
+
+  test("the last HISTORY_LIMIT are kept of each Job; 0 writes none and removes none", async () => {
+    const server = await serve()
+    const life = live(server, { HISTORY_LIMIT: "2" })
+    run(server, "load-a", [attempt(1), attempt(2), attempt(3), attempt(4), {}])
+    stand(server, "other")
+    await until("restarted four times", () => server.uids.get("default/load-a")?.length === 5 && intents(server).length === 0)
+    await until("two left", () => records(server).length === 2 && callsOf(server, "delete", "configmaps").length === 2)
+    expect([records(server).map(fact("cause")).toSorted(), records(server, "other").length]).toEqual([["exit:3", "exit:4"], 1])
+    life.stop()
+    await life.done
+    const off = live(server, { HISTORY_LIMIT: "0" })
+    await backOnce(server, [off], [stand(server, "load-b")])
+    expect([records(server).length, records(server, "load-b").length]).toEqual([2, 0])
+  })
+
+  test("at start, and once a day: what is too much goes, and all of Jobs that are gone for a month", async () => {
+    const server = await serve()
+    const put = (job: string, days: number, at = Date.now()) =>
+      server.model.put({
+        kind: "ConfigMap",
+        metadata: {
+          name: `${job}-${days}`,
+          labels: { [RECORD]: "failure", [`${PREFIX}job`]: job },
+          annotations: { [`${PREFIX}failed-at`]: instant(at - days * 86_400_000) },
+        },
+      })
+    server.addUser("polls", [...OLD_ROLE, { verbs: ["create", "list", "delete"], apiGroups: [""], resources: ["configmaps"] }])
+    stand(server, "there", { status: {}, spec: { suspend: true } })
+    for (const days of [1, 2, 50]) put("there", days)
+    for (const [job, days] of [
+      ["gone", 31],
+      ["gone", 32],
+      ["lately", 29],
+    ] as const)
+      put(job, days)
+    const life = live(server, { HISTORY_LIMIT: "2" }, { user: "polls" })
+    await until("pruned", () => callsOf(server, "delete", "configmaps").length === 3)
+    expect(["there", "gone", "lately"].map((job) => records(server, job).length)).toEqual([2, 0, 1])
+    life.clock.jump(25 * 3_600_000)
+    await until("pruned again", () => callsOf(server, "list", "configmaps").length === 2)
+    life.clock.jump(2 * 3_600_000)
+    await Bun.sleep(30)
+    expect(callsOf(server, "list", "configmaps").length).toBe(2)
+  })
+
+  test.each(Object.entries(FAULTS))(
+    "%s, for each write and each look: the restart does not wait, and the record is there in the end",
+    async (_, action) => {
+      if (action.hang) scaleLimits()
+      const server = await serve()
+      server.fault({ resource: "configmaps" }, action, { times: 3 })
+      const life = live(server)
+      const job = stand(server, "load-a")
+      await backOnce(server, [life], [job])
+      await until("a record", () => records(server).length === 1)
+    },
+  )
+
+  test("while no record can be written, memory is bounded: what is above is said once, and restarts go on", async () => {
+    const server = await serve()
+    server.fault({ resource: "configmaps", verb: "create" }, { hang: true }, { times: 999 })
+    const life = live(server)
+    const jobs = Array.from({ length: 50 }, (_, i) => stand(server, `load-${100 + i}`))
+    await backOnce(server, [life], jobs)
+    expect(callsOf(server, "create", "configmaps").length).toBeLessThanOrEqual(40)
+    expect(life.said.filter(({ text }) => /not recorded: 40 others wait/.test(text)).length).toBe(1)
+    life.kill()
+    await life.done
+  })
+
+  test.each([
+    ["a quota", "configmaps is forbidden: exceeded quota", 7],
+    ["a policy", "denied", 7],
+  ])("%s that refuses: tried for half a minute, then said once for all failures", async (_, message, tries) => {
+    const server = await serve()
+    server.fault(writes, { status: 403, message }, { times: 999 })
+    const life = live(server, {}, { rate: 200 })
+    const jobs = [stand(server, "load-a"), stand(server, "load-b")]
+    await backOnce(server, [life], jobs)
+    await until("said", () => life.said.some(({ text }) => /not recorded/.test(text)))
+    await until("tried", () => callsOf(server, "create", "configmaps").length === 2 * tries)
+    await Bun.sleep(30)
+    expect(life.said.filter(({ text }) => text.includes("not recorded")).map(({ level, text }) => [level, text])).toEqual([
+      ["warning", `default: a failure is not recorded: 403 Forbidden: ${message}`],
+    ])
+  })
+
+  test("the old Role: all goes on without a history, which is said once among what the Role lacks", async () => {
+    const server = await serve()
+    const life = live(server, {}, { user: "old" })
+    await backOnce(server, [life], [stand(server, "load-a"), stand(server, "load-b")])
+    expect(server.calls.filter(({ resource }) => resource === "configmaps")).toEqual([])
+    expect(life.said.flatMap(({ lines }) => lines).filter((line) => /create configmaps: failures are not recorded/.test(line)).length).toBe(
+      1,
+    )
+  })
+
+  test("a failure whose Job the TTL takes before it was looked at is recorded as far as it was seen", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a", { status: {}, spec: { suspend: true, ttlSecondsAfterFinished: 0 } })
+    live(server, { RESTART_DELAY: "3600" })
+    await until("watching", () => callsOf(server, "watch").length > 0)
+    server.model.setStatus("jobs", "default", "load-a", failure(0))
+    kubectlDelete(server, "load-a")
+    await until("a record", () => records(server).length === 1)
+    expect(fact("uid")(records(server)[0]!)).toBe(job.metadata.uid)
+  })
 })
 
 describe("The Role", () => {

@@ -38,6 +38,7 @@ const CALLS = [
   "log",
   "watch",
   "touch",
+  "record",
 ] as const
 type CallKind = (typeof CALLS)[number] | "other"
 const NAMES = ["a", "b"] as const
@@ -162,6 +163,7 @@ const [CHECK_MS, GRACE_MS, CALL_LIMIT_MS, TTL_MS] = [60_000, 20_000, 30_000, 150
 const BOUND_MS = 8 * 60_000
 /** In fair weather, from due to the delete: with watching, and by polling. */
 const [WATCH_LATE_MS, POLL_LATE_MS] = [2_000, CHECK_MS + 3_000]
+export const HISTORY_LIMIT = 2
 const [MOST_LINES_AN_HOUR, MOST_CALLS_A_MINUTE] = [1_500, 900]
 
 export class Violation extends Error {
@@ -248,6 +250,8 @@ export class Simulation {
   badUntil = 0
   namespaceGone = false
   clocksMoved = false
+  /** What may leave more records than there should be. */
+  recordTroubles = 0
   private isOldRole = false
   private readonly agenda: Due[] = []
   private readonly random: () => number
@@ -419,6 +423,7 @@ export class Simulation {
   private perform(deed: Deed, by?: Call) {
     this.note(`--- ${JSON.stringify(deed)}`)
     this.count(deed.do)
+    if (deed.do === "outage" || deed.do === "role") this.recordTroubles++
     this.badUntil = Math.max(this.badUntil, this.now + ("ms" in deed ? deed.ms : 0))
     const until = "ms" in deed ? this.now + deed.ms : 0
     if (deed.do === "crash" || deed.do === "term") {
@@ -534,7 +539,13 @@ export class Simulation {
       say: (level, text) => this.hear(life, level, text),
       config: {
         ...{ logLevel: "info", logFormat: "text", namespaces: [NAMESPACE], checkIntervalMs: CHECK_MS, restartDelayMs: delayMs },
-        ...{ skipDelayOnOom: true, logLines: 5, dryRun, jobNames: bySelector ? undefined : NAMES.map((n) => `${NAMESPACE}/${n}`) },
+        ...{
+          skipDelayOnOom: true,
+          logLines: 5,
+          historyLimit: HISTORY_LIMIT,
+          dryRun,
+          jobNames: bySelector ? undefined : NAMES.map((n) => `${NAMESPACE}/${n}`),
+        },
         jobSelector: bySelector ? operator.parseSelector("app=yes") : undefined,
         ...{ restartRules: undefined, maxRestarts: undefined, restartSpacingMs: 0, healthPort: 0, notifyUrl: undefined },
       },
@@ -609,6 +620,10 @@ export class Simulation {
       return { items, resourceVersion: metadata.resourceVersion }
     }
     const watch = this.watchOf(life)
+    const noneIfNotFound = (error: unknown) => {
+      if (!(error instanceof program.ApiError) || error.reason !== "NotFound") throw error
+      return undefined
+    }
     return {
       ...{ address: "https://server", isVerified: true, proxy: undefined },
       skewMs: () => life.skewMs,
@@ -621,10 +636,7 @@ export class Simulation {
       listJobs: (_, selector, signal) =>
         list(selector ? "listIntents" : "listJobs", "jobs", selector, selector.split("=")[1] ?? "", signal),
       getJob: (_, jobName, signal) =>
-        send<operator.Job>("getJob", { verb: "get", resource: "jobs", name: jobName }, jobName, signal).catch((error) => {
-          if (!(error instanceof program.ApiError) || error.reason !== "NotFound") throw error
-          return undefined
-        }),
+        send<operator.Job>("getJob", { verb: "get", resource: "jobs", name: jobName }, jobName, signal).catch(noneIfNotFound),
       createJob: (_, body, signal) => {
         const of = body.metadata?.labels?.[operator.INTENT]
         return send(of ? "createIntent" : "createJob", { verb: "create", resource: "jobs", body }, of ?? body.metadata?.name ?? "", signal)
@@ -642,6 +654,13 @@ export class Simulation {
         const body = { metadata: { uid, annotations: { [annotation]: value } } }
         return send("touch", { verb: "patch", resource: "jobs", name: jobName, body }, jobName, signal)
       },
+      createConfigMap: (_, body, signal) => send("record", { verb: "create", resource: "configmaps", body }, "", signal),
+      patchConfigMap: (_, map, body, signal) => send("record", { verb: "patch", resource: "configmaps", name: map, body }, "", signal),
+      deleteConfigMap: (_, map, signal) => send("record", { verb: "delete", resource: "configmaps", name: map }, "", signal),
+      getConfigMap: (_, map, signal) =>
+        send<operator.ConfigMap>("record", { verb: "get", resource: "configmaps", name: map }, "", signal).catch(noneIfNotFound),
+      listConfigMaps: async (_, selector, signal) =>
+        (await list<operator.ConfigMap>("record", "configmaps", selector, "", signal)).items.map(({ metadata }) => metadata ?? {}),
       createEvent: (_, body, signal) => send("other", { verb: "create", resource: "events", body }, "", signal),
       watch: watch as operator.Cluster["watch"],
     }
@@ -733,9 +752,12 @@ export class Simulation {
     const isFated = fate.before.length + fate.after.length > 0
     if (isFated) this.badUntil = Math.max(this.badUntil, this.now + CALL_LIMIT_MS)
     if (isFated) this.fates++
+    if (isFated && kind === "record") this.recordTroubles++
     const msOf = (what: string) => [...fate.before, ...fate.after].reduce((ms, d) => (d.do === what && "ms" in d ? ms + d.ms : ms), 0)
     const [slowMs, lateMs, twiceMs] = [msOf("slow"), msOf("late"), msOf("twice")]
     const sentAt = START + this.now + life.aheadMs
+    // Nothing waits for a record: its calls leave all else to its luck.
+    const latencyMs = kind === "record" ? () => 10 : this.latencyMs
     return new Promise((resolve, reject) => {
       let settled = false
       const settle = (act: () => void) => {
@@ -759,9 +781,9 @@ export class Simulation {
         if (twiceMs > 0) this.after(twiceMs, () => this.serve(call))
         if ([...fate.before, ...fate.after].some((d) => d.do === "lose"))
           return void this.after(1, () => settle(() => reject(new Error("socket closed"))))
-        this.after(this.latencyMs() + lateMs, () => this.answer(call, answer, { sentAt, serverAt }, settle, resolve, reject))
+        this.after(latencyMs() + lateMs, () => this.answer(call, answer, { sentAt, serverAt }, settle, resolve, reject))
       }
-      this.after(this.latencyMs() + slowMs, arrive)
+      this.after(latencyMs() + slowMs, arrive)
       if (slowMs + lateMs >= CALL_LIMIT_MS)
         this.after(CALL_LIMIT_MS, () => settle(() => reject(new Error(`${request.verb} ${request.resource} got no answer in 30s`))))
     })

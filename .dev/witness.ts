@@ -1,8 +1,8 @@
 // What has been promised, checked after every write of the model. Whatever no protocol can promise has a name here, is counted,
 // and is no wider than its reason.
-import { INTENT, PREFIX } from "../operator.ts"
+import { INTENT, PREFIX, RECORD, RECORD_JOB } from "../operator.ts"
 import type { Change, Job, Obj, Pod } from "./model.ts"
-import type { Actor, Call, Life, Simulation } from "./simulation.ts"
+import { type Actor, type Call, HISTORY_LIMIT, type Life, type Simulation } from "./simulation.ts"
 
 /** What may happen although it is not wished for, and why no protocol with these rights can close it. */
 export const EXCEPTIONS = {
@@ -136,6 +136,7 @@ export class Witness {
       )
     }
     if (resource === "pods") this.seePod(change)
+    if (resource === "configmaps" && type === "ADDED") this.seeRecord(object, actor)
     if (resource === "namespaces") this.sim.namespaceGone ||= object.metadata.deletionTimestamp !== undefined
     if (resource !== "jobs") return
     const name = object.metadata.labels?.[INTENT]
@@ -319,6 +320,26 @@ export class Witness {
     }
   }
 
+  private recordsOf(job: string | undefined): Obj[] {
+    const all = [...this.sim.model.objects.configmaps!.values()]
+    return all.filter(({ metadata: { labels } }) => labels?.[RECORD] === "failure" && (!job || labels[RECORD_JOB] === job))
+  }
+  /** No evidence is recorded twice. */
+  private seeRecord({ metadata: { name, labels, annotations } }: Obj, actor: Actor): void {
+    if (isCall(actor) && actor.life.dryRun) this.sim.violate(`a dry run has written ConfigMap ${name}`)
+    if (labels?.[RECORD] !== "failure") return
+    this.sim.count("records")
+    const facts = (of: Record<string, string> = {}) => `${of[`${PREFIX}uid`]} ${of[`${PREFIX}failed-at`]}`
+    const same = this.recordsOf(labels[RECORD_JOB]).filter(({ metadata }) => facts(metadata.annotations) === facts(annotations))
+    if (same.length > 1) this.sim.violate(`a failure of ${labels[RECORD_JOB]} is recorded twice, in ${name} too`)
+  }
+  /** A crash, a lost answer or a lost right may come between a record and the look that removes what is too much. */
+  private checkRecords(): void {
+    const most = HISTORY_LIMIT + this.sim.lives.length - 1 + this.sim.recordTroubles
+    for (const [job, all] of Map.groupBy(this.recordsOf(undefined), ({ metadata }) => metadata.labels?.[RECORD_JOB]))
+      if (all.length > most) this.sim.violate(`${all.length} failures of ${job} are recorded, ${most} are the most`)
+  }
+
   /** Nothing is under way or due, and no pod is about to end. */
   isQuiet(): boolean {
     const { jobs } = this.sim.model.objects
@@ -360,6 +381,7 @@ export class Witness {
       if (knows) sim.violate(`operator ${knows.id} saw the failure of ${name}, which its TTL then took, and did not bring it back`)
       this.except("lostToTtl")
     }
+    if (!sim.namespaceGone) this.checkRecords()
     const excess = this.excess()
     if (excess) sim.violate(excess)
   }
