@@ -63,6 +63,7 @@ function slopeOf(samples: Sample[], pick: (sample: Sample) => number): number {
   return (samples.reduce((sum, s) => sum + (s.atMs - x) * (pick(s) - y), 0) / spread) * 60_000
 }
 
+const mib = (kib: number) => Math.round(kib / 102.4) / 10
 /** At most so many values, evenly taken. */
 const series = (values: number[], most = 30) => values.filter((_, i) => i % Math.ceil(values.length / most) === 0).join(" ")
 
@@ -153,12 +154,15 @@ export const soakGroup = (minutes = 2, seed = Math.floor(Math.random() * 1e9)) =
     const longest = [...lives.values()].sort((a, b) => a.length - b.length).at(-1) ?? []
     const warm = longest.filter(({ atMs }) => atMs > (longest[0]?.atMs ?? 0) + warmUpMs)
     const life = `of an operator that lived ${seconds((longest.at(-1)?.atMs ?? 0) - (longest[0]?.atMs ?? 0))}`
-    await check("anonymous memory is flat", async () => {
-      need(warm.length >= 5, `only ${warm.length} samples`)
+    await check("anonymous memory is flat: its least in the last third is not above one and a half of that in the first", async () => {
+      need(warm.length >= 6, `only ${warm.length} samples`)
       const slope = slopeOf(warm, (s) => s.anonymousKiB)
-      const said = `${slope.toFixed(0)} KiB a minute ${life}; MiB: ${series(warm.map((s) => Math.round(s.anonymousKiB / 102.4) / 10))}`
-      // A short life is a part of the warming up.
-      need(slope < (minutes < 10 ? 10_240 : 256), said)
+      const least = (part: Sample[]) => Math.min(...part.map((s) => s.anonymousKiB))
+      const [first, last] = [warm.slice(0, warm.length / 3), warm.slice(-warm.length / 3)].map(least) as [number, number]
+      const figures = `least ${mib(first)}, then ${mib(last)} MiB; ${slope.toFixed(0)} KiB a minute ${life}`
+      const said = `${figures}; MiB: ${series(warm.map((s) => mib(s.anonymousKiB)))}`
+      // What lies between two collections says nothing of a leak.
+      need(last < 1.5 * first, said)
       return said
     })
     await check("open sockets do not grow: never more than two for each Job, and ten", async () => {
