@@ -1687,11 +1687,15 @@ async function prepare(config: KubeConfig): Promise<Init> {
 
 const defined = (all: object) => Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined))
 
-/** The header was written somewhere in the server's second, at about half of the way. */
-function skewFrom(date: string | null, sentAt: number, receivedAt: number): number | undefined {
-  const serverAt = instant(date)
-  const quick = receivedAt >= sentAt && receivedAt - sentAt < 2_000
-  return quick && serverAt !== undefined ? serverAt + 500 - (sentAt + receivedAt) / 2 : undefined
+/**
+ * How far the server's clock is ahead in ms, by the Date header of an answer: it was written somewhere in the server's second, at
+ * about half of the way. Undefined where the answer took so long that this tells less than it hides, or our clock was set back.
+ */
+export function skewFrom(date: string | null, sentAt: number, receivedAt: number): number | undefined {
+  const [serverAt, tookMs] = [instant(date), receivedAt - sentAt]
+  if (serverAt === undefined || tookMs < 0) return undefined
+  const skewMs = serverAt + 500 - (sentAt + receivedAt) / 2
+  return tookMs < 2_000 || Math.abs(skewMs) > tookMs ? skewMs : undefined
 }
 
 async function errorFrom(response: Response): Promise<ApiError> {

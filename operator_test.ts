@@ -132,6 +132,7 @@ import {
   SETTINGS,
   SettingsError,
   sayDecision,
+  skewFrom,
   staleRecords,
   tailOf,
   textRecord,
@@ -1621,6 +1622,16 @@ describe("4 How we say it", () => {
       "    (log empty, it may have been rotated)",
       "and 7 more pods",
     ])
+  })
+
+  test.each([
+    ["a quick answer", 0, 100, 0, 450],
+    ["a quick one of a server an hour ahead", 0, 100, HOUR, HOUR + 450],
+    ["a slow one of a server an hour behind", 0, 10_000, -HOUR, -HOUR - 4_500],
+    ["a slow one of a server that may be right", 0, 10_000, 5_000, undefined],
+    ["one that came before it was sent", 5_000, 0, 0, undefined],
+  ])("skewFrom() knows from %s what it tells", (_, sentMs, receivedMs, aheadMs, skewMs) => {
+    expect(skewFrom(new Date(NOW + aheadMs).toUTCString(), NOW + sentMs, NOW + receivedMs)).toBe(skewMs)
   })
 
   test("tailOf() knows the kubelet's error sentence from a log that has it (C06)", () => {

@@ -22,7 +22,7 @@ function copy<T>(value: T): T {
 globalThis.structuredClone = copy
 
 /** operator.ts, or a mutant of it. */
-export type Program = Pick<typeof operator, "Operator" | "ApiError" | "tailOf">
+export type Program = Pick<typeof operator, "Operator" | "ApiError" | "skewFrom" | "tailOf">
 
 // ---- Histories
 
@@ -828,9 +828,8 @@ export class Simulation {
   ) {
     const done = settle(() => {
       if (!answer) return reject(new Error("connection refused"))
-      const receivedAt = START + this.now + life.aheadMs
-      const quick = receivedAt >= sentAt && receivedAt - sentAt < 2_000
-      if (quick) life.skewMs = Math.floor(serverAt / 1_000) * 1_000 + 500 - (sentAt + receivedAt) / 2
+      const date = new Date(serverAt).toUTCString()
+      life.skewMs = this.program.skewFrom(date, sentAt, START + this.now + life.aheadMs) ?? life.skewMs
       if (answer.status >= 400) return reject(this.apiError(answer.body, answer.status))
       if (kind === "getJob") this.show(life, answer.body as Obj)
       if (kind === "listJobs") for (const item of (answer.body as { items: Obj[] }).items) this.show(life, item)
