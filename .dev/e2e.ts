@@ -10,6 +10,7 @@
 // About 4 minutes. The last line is `N passed, N failed`.
 import { existsSync, readdirSync } from "node:fs"
 import { homedir } from "node:os"
+import { healthGroups, outage } from "./e2e_health.ts"
 import { imageChecks } from "./e2e_image.ts"
 import { killGroups } from "./e2e_kill.ts"
 import {
@@ -377,9 +378,12 @@ const quiet = () =>
     for (const manifest of many(18, (name) => runningJob({ name, labels }))) await ns.create("jobs", manifest)
     const running = async () => (await ns.list("pods")).filter((pod) => pod.status?.phase === "Running").length
     await until("18 pods run", async () => (await running()) === 18, 90_000)
-    const operator = await ns.operator(chosen)
+    // As in a pod, where Prometheus asks.
+    const operator = await ns.operator({ ...chosen, HEALTH_PORT: "18090" })
+    const scrapes = setInterval(() => void fetch("http://127.0.0.1:18090/metrics").catch(() => {}), 30_000)
     for (const name of ["failing-1", "failing-2"]) await ns.create("jobs", failingJob({ name, labels }))
     await until("200 s", () => performance.timeOrigin + now() > operator.spawnedAt + 200_000, 210_000)
+    clearInterval(scrapes)
     const { anonymous, resident, cpu } = await operator.usage()
     await check("20 Jobs of which 2 fail, default settings, 200 s: the operator is still there", async () => {
       need(operator.running, "it has ended")
@@ -508,7 +512,8 @@ async function all() {
   const both: Role[] = ["operator", "old"]
   const crashes = both.flatMap((role) => [false, true].flatMap((slow) => [crash("SIGKILL", role, slow), crash("SIGTERM", role, slow)]))
   await Promise.all([...both.map(roundTrip), ...crashes, outOfMemory(), causes(), untouched(), quota(), tenAtOnce("old")])
-  await Promise.all([...ruleGroups(), background])
+  await Promise.all([...ruleGroups(), ...healthGroups(), background])
+  await outage()
   if (process.env.E2E_KILL === "true") {
     await killGroups()
     await soakGroup(2)

@@ -50,7 +50,7 @@ const mebibytes = (bytes: number) => `${(bytes / 2 ** 20).toFixed(1)} MiB`
 
 type Done = { code: number; out: string; err: string }
 
-async function attempt(command: string[], input = "", env: Record<string, string> = {}): Promise<Done> {
+export async function attempt(command: string[], input = "", env: Record<string, string> = {}): Promise<Done> {
   const child = Bun.spawn(command, {
     stdin: Buffer.from(input),
     stdout: "pipe",
@@ -71,8 +71,8 @@ async function run(...command: string[]): Promise<string> {
 
 const cache = `${homedir()}/.cache/kube`
 const cached = existsSync(cache) ? readdirSync(cache).map((version) => `${cache}/${version}/kubectl`) : []
-const kubectlProgram = process.env.E2E_KUBECTL || Bun.which("kubectl") || cached.find(existsSync) || "kubectl"
-const kubectl = (...args: string[]) => run(kubectlProgram, ...args)
+export const kubectlProgram = process.env.E2E_KUBECTL || Bun.which("kubectl") || cached.find(existsSync) || "kubectl"
+export const kubectl = (...args: string[]) => run(kubectlProgram, ...args)
 
 // ---------------------------------------------------------------- the image
 
@@ -172,6 +172,12 @@ type Changes = {
   binding?: boolean
 }
 let overlays = 0
+/** On the host's network each operator needs a port of its own. */
+const healthPorts = new Map<string, number>()
+const healthPortOf = ({ name }: Namespace) => {
+  if (!healthPorts.has(name)) healthPorts.set(name, 18_100 + healthPorts.size)
+  return healthPorts.get(name)!
+}
 
 /** A kustomization on a copy of deploy/: the namespace, some settings, and what clusters of .dev/cluster lack. */
 async function overlay(ns: Namespace, { settings = {}, host = true, binding = true }: Changes = {}): Promise<string> {
@@ -180,6 +186,7 @@ async function overlay(ns: Namespace, { settings = {}, host = true, binding = tr
   const file = join(folder, "deploy/config.env")
   let text = await readFile(file, "utf8")
   const elsewhere: Record<string, string> = ns.name === deployNamespace ? {} : { NAMESPACE: ns.name }
+  if (host) elsewhere.HEALTH_PORT = String(healthPortOf(ns))
   for (const [variable, value] of Object.entries({ ...elsewhere, ...settings })) {
     const line = new RegExp(`^#?${variable}=.*$`, "m")
     need(line.test(text), `config.env has no ${variable}`)
@@ -194,6 +201,7 @@ async function overlay(ns: Namespace, { settings = {}, host = true, binding = tr
   const onHost = [
     { op: "add", path: "/spec/template/spec/hostNetwork", value: true },
     { op: "add", path: "/spec/template/spec/containers/0/env", value: env },
+    { op: "replace", path: "/spec/template/spec/containers/0/ports/0/containerPort", value: healthPortOf(ns) },
   ]
   const drop = { $patch: "delete", apiVersion: "rbac.authorization.k8s.io/v1", kind: "RoleBinding", metadata: { name } }
   const patches = [
@@ -219,6 +227,7 @@ const rulesOf = async () => (await rbac()).find(({ kind }) => kind === "Role")!.
 type Pod = Thing & {
   status?: { phase?: string; containerStatuses?: ContainerStatus[] }
 }
+const isReady = (pod: Pod | undefined) => pod?.status?.conditions?.some(({ type, status }) => type === "Ready" && status === "True")
 type Ended = { exitCode: number; reason: string }
 type ContainerStatus = { restartCount: number; state: { running?: object; terminated?: Ended } }
 
@@ -361,6 +370,14 @@ async function install(ns: Namespace, check: Check): Promise<Pod> {
     return `pod up after ${seconds(up - begun)}, its line seen after ${seconds(now() - begun)}`
   })
   need(pod, "the operator does not run")
+  await check("its probes work: it becomes ready, and the kubelet can read its metrics' port", async () => {
+    await until("it is ready", async () => isReady((await podsOf(ns))[0]))
+    const answers = ["livez", "readyz", "metrics"].map((path) => fetch(`http://127.0.0.1:${healthPortOf(ns)}/${path}`))
+    need(
+      (await Promise.all(answers)).every(({ ok }) => ok),
+      "it does not answer",
+    )
+  })
   await check("it runs as nobody, on a root that cannot be written", () => confinement(pod!))
   return pod
 }
@@ -546,6 +563,7 @@ const restricted = () =>
         (await podsOf(ns)).every((p) => p.metadata.uid === pod.metadata.uid && restartsOf(p) === 0),
         "the pod was restarted",
       )
+      need(!isReady((await podsOf(ns))[0]), "it is ready")
       return `${line.slice(line.indexOf("waiting"))}; ${await confinement(pod)}`
     })
     await check("the example's pod runs there, and ends with exit code 3", async () => {
