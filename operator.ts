@@ -2811,8 +2811,10 @@ export class Metrics {
   /** Counts what is said of failures and restarts. */
   readonly hear: Say = (_level, _text, { job = "", cause, result, lateMs } = {}) => {
     if (!cause && !result) return
-    if (this.thereAt.size > 10_000) for (const all of [this.failures, this.restarts]) all.reset()
-    if (this.thereAt.size > 10_000) this.thereAt.clear()
+    if (this.thereAt.size > 10_000) {
+      this.thereAt.clear()
+      for (const counter of [this.failures, this.restarts]) counter.reset()
+    }
     this.thereAt.set(job, performance.now())
     if (cause) this.failures.inc({ ...jobLabels(job), cause: this.bounded(cause) })
     if (result) this.restarts.inc({ ...jobLabels(job), result: result.replaceAll(" ", "_") })

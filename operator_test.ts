@@ -134,6 +134,7 @@ import {
   sayDecision,
   skewFrom,
   staleRecords,
+  stateOf,
   tailOf,
   textRecord,
   table as toTable,
@@ -515,6 +516,21 @@ describe("1 Settings", () => {
       const name = `\`${variable}\`${olderName ? ` (else \`${olderName}\`)` : ""}`
       expect(readme).toContain(`| ${name} | ${value ? `\`${value}\`` : "none"} | ${help} |`)
     }
+  })
+})
+
+describe("NOTIFY_URL", () => {
+  test.each([
+    ["https://ntfy.sh/topic?template=yes", "https://ntfy.sh/***"],
+    ["http://me:pass@gotify.home:8080/message?token=x", "http://gotify.home:8080/***"],
+  ])("%s is shown as %s, and kept whole", (url, shown) => {
+    const { config, rows } = readSettings({ JOB_NAMES: "a", NOTIFY_URL: ` "${url}"` })
+    expect([config.notifyUrl, rows.find(({ variable }) => variable === "NOTIFY_URL")?.value]).toEqual([url, shown])
+  })
+
+  test.each(["ntfy.sh/t0pic", "ftp://h/t0pic", "javascript:t0pic"])("%s is refused, and not shown", (url) => {
+    const mistakes = mistakesOf({ JOB_NAMES: "a", NOTIFY_URL: url })
+    expect(mistakes).toEqual(['NOTIFY_URL cannot be "***": write a URL with http or https'])
   })
 })
 
@@ -1456,6 +1472,19 @@ describe("3 What to do", () => {
 })
 
 describe("4 How we say it", () => {
+  test.each([
+    ["given_up", "failed", { do: "give up", because: "" }, 0, false],
+    ["waiting", "failed", { do: "wait", dueAt: 1, because: "" }, 0, false],
+    ["waiting", "failed", { do: "restart", dueAt: 1, because: "" }, 0, false],
+    ["refused", "failed", { do: "wait", dueAt: 1, because: "" }, 2, false],
+    ["left_alone", "failed", { do: "leave", because: "", healthy: false }, 0, false],
+    ["deleting", "running", { do: "leave", because: "", healthy: true }, 0, true],
+    ["running", "running", { do: "leave", because: "", healthy: true }, 0, false],
+    ["failed", "failed", undefined, 0, false],
+  ] as const)("stateOf() is %s", (state, phase, decision, refusals, deleting) => {
+    expect(stateOf({ phase, deleting } as Parameters<typeof stateOf>[0], decision, refusals)).toBe(state)
+  })
+
   test("printable() lets nothing through that breaks a line, forges a record or drives a terminal", () => {
     const nasty =
       "\n|\r|\u0085|\u2028|\u2029|\u001b[2J|\u009b2J|\u0007|\0|\u202e|\u2066|\u200b|\u200d|\uFEFF|\u00AD|\ud800|\u{E0041}".split("|")
