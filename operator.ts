@@ -320,6 +320,15 @@ export function quantity(text: string): number {
   return Number(number) * factor
 }
 
+/** What `work` returns; undefined where it throws. */
+function attempt<T>(work: () => T): T | undefined {
+  try {
+    return work()
+  } catch {
+    return undefined
+  }
+}
+
 // ──────────────────────────────────────────── 2 What we see ───────────────────────────────────────────
 
 /** client-node's types with instants as the text that travels: its classes hold Dates, JSON does not. */
@@ -520,12 +529,7 @@ export function groupOf(job: JobView): string {
  * Which restarts may begin, the longest overdue first and in no group two closer than the spacing, when the next may, and the
  * last of each group from now on.
  */
-export function admit(
-  schedules: Map<string, Schedule>,
-  lastAt: Map<string, number>,
-  spacingMs: number,
-  now: number,
-): { begin: string[]; nextAt: number; lastAt: Map<string, number> } {
+export function admit(schedules: Map<string, Schedule>, lastAt: Map<string, number>, spacingMs: number, now: number) {
   // A last restart in the future is a clock that was moved back: taken for one of now, and kept so, or it would block until then.
   const past = [...lastAt].map(([group, at]) => [group, Math.min(at, now)] as const)
   const last = new Map(past.filter(([, at]) => at + spacingMs > now))
@@ -554,26 +558,20 @@ const own = ({ annotations }: JobView, name: string): string | undefined => anno
 const isWantedNow = (job: JobView) => own(job, "restart-now") !== undefined && own(job, "restart-now") !== own(job, "restart-now-done")
 
 /** What a Job's own annotations set in place of the operator's settings; a wrong value changes nothing and is a problem. */
-export function overridesOf(
-  job: JobView,
-  config: Config,
-): { delayMs: number; rules: Rule[]; maxRestarts: number | undefined; paused: boolean; problems: string[] } {
+export function overridesOf(job: JobView, config: Config) {
   const problems: string[] = []
   const read = <T>(name: string, parse: (text: string) => T): T | undefined => {
+    const text = own(job, name)
     try {
-      return own(job, name) === undefined ? undefined : parse(written(own(job, name)))
+      return text === undefined ? undefined : parse(written(text))
     } catch (error) {
-      problems.push(
-        `annotation ${PREFIX}${name} cannot be ${quote(own(job, name) ?? "")}, so the operator's setting holds: ${messageOf(error)}`,
-      )
+      problems.push(`annotation ${PREFIX}${name} cannot be ${quote(text ?? "")}, so the operator's setting holds: ${messageOf(error)}`)
     }
   }
   const paused = read("paused", oneOf({ true: true, false: false })) ?? false
   read("oom-memory-max", quantity)
   const delayMs = read("restart-delay", duration(0)) ?? config.restartDelayMs
-  const oomFirst: Rule[] = config.skipDelayOnOom
-    ? [{ text: `oom=0s..${durationText(delayMs)}`, cause: { kind: "oom" }, wait: { fromMs: 0, toMs: delayMs } }]
-    : []
+  const oomFirst = config.skipDelayOnOom ? parseRules(`oom=0s..${durationText(delayMs)}`) : []
   const rules = read("restart-rules", (text) => parseRules(text, false)) ?? [...oomFirst, ...(config.restartRules ?? [])]
   return { delayMs, rules, maxRestarts: read("max-restarts", wholeNumber(0, 1_000_000)) ?? config.maxRestarts, paused, problems }
 }
@@ -732,22 +730,6 @@ interface Hidden {
   memory: Record<string, string> | undefined
 }
 
-/** The record of a restart that is under way, as read back from the cluster. */
-export interface Intent {
-  namespace: string
-  /** The intent's own name and uid. */
-  name: string
-  uid: string
-  jobName: string
-  jobUid: string
-  jobVersion: string
-  deleting: boolean
-  plan: Plan
-  /** The Job as it was, to see edits of it, and the one to create. */
-  original: Job
-  replacement: Job
-}
-
 /** What the new Job gets beside what the user wrote: our annotations, and memory. `notBefore`: see Hidden. */
 export interface Plan {
   marks: Record<string, string>
@@ -795,21 +777,24 @@ function intentName(name: string, uid: string, resourceVersion: string): string 
 const shortened = (name: string) => name.slice(0, 30).replace(/[^a-z0-9]+$/, "")
 const hashOf = (text: string) => createHash("sha256").update(text).digest("hex").slice(0, 12)
 
+/** The record of a restart that is under way, as read back from the cluster. */
+export type Intent = NonNullable<ReturnType<typeof readIntent>>
+
 /** Reads an intent back; undefined for a Job that is none, or that somebody made unreadable. */
-export function readIntent(job: Job): Intent | undefined {
+export function readIntent(job: Job) {
   const { namespace = "", name = "", uid = "", labels, annotations, deletionTimestamp } = job.metadata ?? {}
   if (labels?.[INTENT] === undefined) return undefined
-  try {
+  return attempt(() => {
     const hidden = JSON.parse(annotations?.[INTENT] ?? "") as Hidden
-    if (![hidden.name, hidden.uid, hidden.resourceVersion].every((part) => typeof part === "string" && part !== "")) return undefined
+    const { name: jobName, uid: jobUid, resourceVersion: jobVersion } = hidden
+    if (![jobName, jobUid, jobVersion].every((part) => typeof part === "string" && part !== "")) return undefined
     const marks = Object.fromEntries(Object.entries(annotations ?? {}).filter(([key]) => MARKS.includes(key)))
-    const plan = { marks, memory: hidden.memory ?? {}, notBefore: instant(hidden.notBefore) ?? 0 }
-    const [own, original] = [{ namespace, name, uid, deleting: deletionTimestamp != null }, restored(job, hidden)]
-    const [jobName, jobUid, jobVersion] = [hidden.name, hidden.uid, hidden.resourceVersion]
-    return { ...own, jobName, jobUid, jobVersion, plan, original, replacement: withMemory(original, plan.memory) }
-  } catch {
-    return undefined
-  }
+    const plan: Plan = { marks, memory: hidden.memory ?? {}, notBefore: instant(hidden.notBefore) ?? 0 }
+    // `original`: the Job as it was, to see edits of it.
+    const original = restored(job, hidden)
+    const replacement = withMemory(original, plan.memory ?? {})
+    return { namespace, name, uid, deleting: deletionTimestamp != null, jobName, jobUid, jobVersion, plan, original, replacement }
+  })
 }
 
 function restored(intent: Job, hidden: Hidden): Job {
@@ -841,13 +826,7 @@ export function moreMemory(job: Job, { killed }: Failure): Record<string, string
 }
 
 /** A quantity's value; 0 for text that is none, and for a limit of 0, which limits nothing. */
-function bytesOf(text: string): number {
-  try {
-    return quantity(text)
-  } catch {
-    return 0
-  }
-}
+const bytesOf = (text: string) => attempt(() => quantity(text)) ?? 0
 
 const containersOf = ({ spec }: Job) => [...(spec?.template.spec?.initContainers ?? []), ...(spec?.template.spec?.containers ?? [])]
 
@@ -1415,7 +1394,7 @@ async function runPlugin({ apiVersion, command = "", args, env }: Plugin): Promi
 
 function readCredential(text: string): Credential {
   // The parser's own message would show a piece of what may be a secret.
-  const status = parsed<{ status?: Credential }>(text)?.status
+  const status = attempt(() => JSON.parse(text) as { status?: Credential })?.status
   const { token, clientCertificateData: cert, clientKeyData: key } = status ?? {}
   if (!status || (!token && !cert && !key)) throw new Error("what it printed is no ExecCredential with a token or a client certificate")
   if (!cert !== !key) throw new Error("it needs to give a client certificate and its key, and gave one of them")
@@ -1627,15 +1606,6 @@ class ApiServer {
 const json = async <T>(response: Response) => JSON.parse(await textUntil(response, BODY_BYTES)) as T
 const textUntil = async (response: Response, bytes: number) => (await Array.fromAsync(textOf(response, { bytes }))).join("")
 
-/** What a text holds as JSON; undefined where it is none. */
-function parsed<T>(text: string): T | undefined {
-  try {
-    return JSON.parse(text) as T
-  } catch {
-    return undefined
-  }
-}
-
 function pathOf(resource: "jobs" | "pods" | "events" | "configmaps", namespace: string, name?: string): string {
   const group = resource === "jobs" ? "/apis/batch/v1" : "/api/v1"
   return `${group}/namespaces/${encodeURIComponent(namespace)}/${resource}${name === undefined ? "" : `/${encodeURIComponent(name)}`}`
@@ -1702,7 +1672,7 @@ async function errorFrom(response: Response): Promise<ApiError> {
   const text = await textUntil(response, 64 << 10)
   const plain = { message: text, reason: response.status === 404 ? "NotFound" : "" }
   // A proxy's page, or half an answer, is no Status: the code alone must do.
-  const status = { ...plain, ...parsed<Status>(text), code: response.status }
+  const status = { ...plain, ...attempt(() => JSON.parse(text) as Status), code: response.status }
   const header = response.headers.get("retry-after") ?? ""
   return errorOf(status, /^\d{1,6}$/.test(header) ? Number(header) : undefined)
 }
