@@ -50,30 +50,20 @@ export interface Config {
 }
 export type Level = "trace" | "debug" | "info" | "warning" | "error" | "fatal"
 
-type Setting<K extends keyof Config> = {
-  variable: string
-  key: K
-  /** As a user would write it; empty for none. */
-  default: string
-  /** Throws an Error that says what is allowed. */
-  parse: (text: string) => Config[K]
-  help: string
-  /** The Python operator's name for it, read where `variable` is not set. */
-  olderName: string | undefined
-  /** Never to be shown whole. */
-  secret: boolean
-}
-
+/**
+ * One setting: its default as a user would write it, empty for none; what reads it, and throws an Error that says what is allowed;
+ * the Python operator's name for it, read where `variable` is not set; and whether it is never to be shown whole.
+ */
 function setting<K extends keyof Config>(
   variable: string,
   key: K,
-  value: string,
-  parse: Setting<K>["parse"],
+  fallback: string,
+  parse: (text: string) => Config[K],
   help: string,
   olderName?: string,
   secret = false,
 ) {
-  return { variable, key, default: value, parse, help, olderName, secret } as Setting<keyof Config>
+  return { variable, key: key as keyof Config, default: fallback, parse: parse as (text: string) => unknown, help, olderName, secret }
 }
 
 // Kubernetes allows a Job 253 characters, but its pods carry its name in a label, which holds 63.
