@@ -437,20 +437,17 @@ export function causeOf(job: JobView, pods: PodView[]): Cause {
   if (last?.containers.some(isOomKilled)) return "oom"
   if (last?.evicted) return "evicted"
   if (job.reason === "DeadlineExceeded" || last?.reason === "DeadlineExceeded") return "deadline"
-  const failed = last?.containers
-    .filter(({ exitCode }) => exitCode)
-    .sort(byFinish)
-    .at(-1)
+  const failed = latest(last?.containers.filter(({ exitCode }) => exitCode))
   return failed ? `exit:${failed.exitCode as number}` : "unknown"
 }
 
 const isOomKilled = ({ ended, reason }: ContainerView) => ended && reason === "OOMKilled"
 const hasFailed = (c: ContainerView) => c.ended && (c.exitCode !== 0 || isOomKilled(c))
-const byFinish = (a: ContainerView, b: ContainerView) => (a.finishedAt ?? 0) - (b.finishedAt ?? 0)
+const latest = (ended: ContainerView[] = []) => ended.toSorted((a, b) => (a.finishedAt ?? 0) - (b.finishedAt ?? 0)).at(-1)
 
 /** The pod of the last failed attempt; one that was stopped because its Job had failed already says less than the others. */
 function lastFailedPod(pods: PodView[]): PodView | undefined {
-  const failedAt = (pod: PodView) => pod.containers.filter(hasFailed).sort(byFinish).at(-1)?.finishedAt ?? pod.createdAt
+  const failedAt = (pod: PodView) => latest(pod.containers.filter(hasFailed))?.finishedAt ?? pod.createdAt
   const stopped = (pod: PodView) => Number(pod.deleting && !pod.evicted)
   const failed = pods.filter((pod) => pod.phase === "Failed" || pod.evicted || pod.containers.some(hasFailed))
   return failed.sort((a, b) => stopped(b) - stopped(a) || failedAt(a) - failedAt(b)).at(-1)
@@ -743,20 +740,17 @@ export function intentFor(live: Job, { marks, memory, notBefore }: Plan): Job {
     templateLabels: template.metadata?.labels as Record<string, string>,
     memory,
   }
-  const shown = without(
-    labels,
-    Object.keys(labels ?? {}).filter((key) => MANAGERS_LABEL.test(key)),
-  )
+  const managers = Object.keys(labels ?? {}).filter((key) => MANAGERS_LABEL.test(key))
   const templateLabels = without(template.metadata?.labels, SERVER_LABELS)
   return {
     ...job,
     metadata: {
       ...metadata,
       name: intentName(name, uid, resourceVersion),
-      labels: { ...shown, [INTENT]: name },
+      labels: { ...without(labels, managers), [INTENT]: name },
       annotations: { ...metadata.annotations, ...marks, [INTENT]: JSON.stringify(hidden) },
     },
-    spec: { ...spec, suspend: true, template: { ...template, metadata: { ...template.metadata, labels: templateLabels } } },
+    spec: { ...spec, suspend: true, template: labelled(template, templateLabels) },
   }
 }
 
@@ -792,12 +786,11 @@ function restored(intent: Job, hidden: Hidden): Job {
   const { suspend: _, template, ...spec } = s as NonNullable<Job["spec"]>
   const metadata = { ...m, name: hidden.name, labels: {}, ...hidden.metadata, annotations: without(m.annotations, [INTENT]) }
   const labels = hidden.templateLabels ?? template.metadata?.labels ?? {}
-  return withoutEmpty({
-    ...job,
-    metadata,
-    spec: { ...spec, ...hidden.spec, template: { ...template, metadata: { ...template.metadata, labels } } },
-  })
+  return withoutEmpty({ ...job, metadata, spec: { ...spec, ...hidden.spec, template: labelled(template, labels) } })
 }
+
+const labelled = (template: Template, labels: Record<string, string>) => ({ ...template, metadata: { ...template.metadata, labels } })
+type Template = NonNullable<Job["spec"]>["template"]
 
 /**
  * After an out-of-memory kill: twice the memory for the containers that were killed, up to the Job's annotation
@@ -838,10 +831,8 @@ function withMemory(original: Job, memory: Record<string, string>): Job {
 
 /** The intent that counts where several stand for one Job: the one of the newest version, whatever uid. */
 export function newest(intents: Intent[]): Intent | undefined {
-  return intents
-    .filter(({ deleting }) => !deleting)
-    .sort((a, b) => compareVersions(a.jobVersion, b.jobVersion))
-    .at(-1)
+  const standing = intents.filter(({ deleting }) => !deleting)
+  return standing.sort((a, b) => compareVersions(a.jobVersion, b.jobVersion)).at(-1)
 }
 
 /** resourceVersions are whole numbers that grow (KEP-5504). */
@@ -1105,7 +1096,7 @@ export function recordFor(job: JobView, evidence: Evidence, cause: Cause, decisi
 /** How the container that failed last has ended; without one, what the pod or the Job says. */
 function summaryOf({ reason }: JobView, pods: PodView[]): string {
   const last = lastFailedPod(pods)
-  const failed = last?.containers.filter(hasFailed).sort(byFinish).at(-1)
+  const failed = latest(last?.containers.filter(hasFailed))
   if (!failed) return last?.reason || reason
   return [`${failed.name}: exit code ${failed.exitCode ?? "not known"}`, failed.reason].filter(Boolean).join(", ")
 }
@@ -1414,13 +1405,8 @@ function checkKubeconfig(config: KubeConfig, file: string): void {
 }
 
 type Init = RequestInit & BunFetchRequestInit
-type Call<T = unknown> = {
-  query?: Record<string, string | undefined>
-  body?: object
-  limitMs?: number
-  accept?: string
-  read?: (response: Response) => Promise<T>
-}
+type Query = Record<string, string | undefined>
+type Call<T = unknown> = { query?: Query; body?: object; limitMs?: number; accept?: string; read?: (response: Response) => Promise<T> }
 const METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 /** Hears of each call: its verb as Kubernetes names it, and the status, `none` where no answer came. */
 export type OnCall = (verb: string, code: string) => void
@@ -1508,7 +1494,7 @@ class ApiServer {
     this.proxy = proxyUrl
   }
 
-  async *watch<T>(path: string, query: Record<string, string | undefined>, silenceMs: number, signal: AbortSignal) {
+  async *watch<T>(path: string, query: Query, silenceMs: number, signal: AbortSignal) {
     const response = await this.send("GET", path, signal, { query, read: async (opened) => opened })
     let rest = ""
     for await (const text of textOf(response, { silenceMs, signal })) {
@@ -1721,9 +1707,7 @@ async function readTail(response: Response, lines: number): Promise<Tail> {
 export function tailOf(text: string, lines: number, cut = false): Tail {
   // The kubelet answers 200 with this sentence when the runtime has removed the container (kubernetes/kubernetes#142258).
   if (/^unable to retrieve container logs for \S+$/.test(text)) return { lines: [], note: "log not available, the container is removed" }
-  const all = maskSecrets(text)
-    .replace(/\r?\n$/, "")
-    .split(/\r?\n/)
+  const all = maskSecrets(text.replace(/\r?\n$/, "")).split(/\r?\n/)
   if (text === "") return { lines: [], note: "log empty, it may have been rotated" }
   const short = (line: string) =>
     line.length > LINE_CHARACTERS ? `${line.slice(0, LINE_CHARACTERS)}… ${line.length - LINE_CHARACTERS} more characters` : line
