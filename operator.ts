@@ -1535,13 +1535,8 @@ class ApiServer {
     }
   }
 
-  private async fetch(
-    method: string,
-    path: string,
-    { query = {}, body, accept }: Call,
-    init: Init,
-    signal: AbortSignal,
-  ): Promise<Response> {
+  private async fetch(method: string, path: string, call: Call, init: Init, signal: AbortSignal): Promise<Response> {
+    const { query = {}, body, accept } = call
     const search = new URLSearchParams(defined(query))
     const url = `${this.address}${path}${search.size > 0 ? `?${search}` : ""}`
     const sentAt = Date.now()
