@@ -78,6 +78,7 @@ const LEVELS = {
   warning: "warning",
   error: "error",
   critical: "fatal",
+  fatal: "fatal",
 } as const
 const FORMATS = { text: "text", json: "json" } as const
 
@@ -135,6 +136,12 @@ export function readSettings(env: Record<string, string | undefined>): { config:
   if (logRule && values.logLines === 0) warnings.push(`RESTART_RULES has ${logRule.text}, but LOG_LINES=0 keeps no log to match`)
   if (mistakes.length > 0) throw new SettingsError(mistakes)
   return { config: values as Config, rows, warnings }
+}
+
+/** The settings as variables, as readSettings() takes them; without secrets. */
+export function variablesOf(config: Config): Record<string, string> {
+  const open = SETTINGS.filter(({ secret }) => !secret)
+  return Object.fromEntries(open.map(({ variable, key }) => [variable, config[key] === undefined ? "" : showSetting(key, config[key])]))
 }
 
 /** What no single value shows: the selection as a whole. Turns plain Job names into `namespace/name`. */
@@ -882,6 +889,9 @@ const HISTORY_OF_GONE_MS = 30 * 86_400_000
 export const RECORD = `${PREFIX}record`
 export const RECORD_JOB = `${PREFIX}job`
 
+/** The ConfigMap with the operator's settings, for the commands. */
+export const SETTINGS_MAP = `${project.name}-settings`
+
 /** Reads the metadata of a record; never throws. */
 export function readPast({ name = "", namespace = "", labels, annotations, creationTimestamp }: Metadata): PastFailure {
   const fact = (key: string) => annotations?.[PREFIX + key] ?? ""
@@ -1175,9 +1185,11 @@ export const RIGHTS: Record<string, string> = {
   "get /pods/log": "log lines of failed containers cannot be kept",
   "patch batch/jobs": "a new Job that the controller has overlooked is not touched to wake it",
   "create /events": "kubectl describe does not tell what was done; the log does",
-  "create /configmaps": "failures are not recorded",
+  "create /configmaps": "failures are not recorded, and the commands do not know the settings",
   "list /configmaps": "records of failures are not kept to HISTORY_LIMIT",
   "delete /configmaps": "records of failures are not kept to HISTORY_LIMIT",
+  "get /configmaps": "the commands do not know the settings",
+  "patch /configmaps": "the commands do not know of changed settings",
 }
 
 /** Not asked for, but used where it is given: tells a wrong namespace from an empty one. */
@@ -1857,6 +1869,18 @@ export async function pruneRecords(world: World, namespace: string, more = "", i
     await cluster.deleteConfigMap(namespace, name, kill).catch((error) => exceptFor(error, "NotFound"))
 }
 
+/** Writes the settings for the commands, unless they stand there already. */
+export async function writeSettings(world: World, namespace: string): Promise<void> {
+  const { cluster, config, kill } = world
+  const data = variablesOf(config)
+  const known = await cluster.getConfigMap(namespace, SETTINGS_MAP, kill)
+  if (Bun.deepEquals(known?.data, data)) return
+  const annotations = { [`${PREFIX}written-at`]: instantText(nowOf(world)), [`${PREFIX}version`]: project.version }
+  const map = { metadata: { name: SETTINGS_MAP, labels: { [RECORD]: "settings" }, annotations }, data }
+  if (known) await cluster.patchConfigMap(namespace, SETTINGS_MAP, map, kill)
+  else await cluster.createConfigMap(namespace, { apiVersion: "v1", kind: "ConfigMap", ...map }, kill)
+}
+
 /**
  * How a restart ended. `replaced`: someone else has made the new Job. `changed`: the Job is not what it was, nothing was done.
  * `early`: by the server's clock, as the answer just come tells it, it is not due yet. `refused`: nothing was deleted.
@@ -2309,9 +2333,11 @@ export class Operator {
     this.beside(view.namespace, "create /configmaps", "a failure is not recorded", () => keepRecord(this.world, record))
   }
 
-  /** Once a day: records of Jobs that are gone for long, and those that a life before us has left over. */
+  /** Once: the settings. Once a day: records of Jobs that are gone for long, and those that a life before us has left over. */
   private tidyUp(namespace: string, items: Job[]): void {
     const { clock, config } = this.world
+    if (this.once(`settings ${namespace}`))
+      this.beside(namespace, "get /configmaps", "settings are not written for the commands", () => writeSettings(this.world, namespace))
     const isDue = clock.now() - (this.prunedAt.get(namespace) ?? Number.NEGATIVE_INFINITY) >= PRUNE_MS
     if (!isDue || config.historyLimit === 0) return
     this.prunedAt.set(namespace, clock.now())

@@ -138,6 +138,7 @@ import {
   tailOf,
   textRecord,
   table as toTable,
+  variablesOf,
   viewJob,
   viewPod,
   type Failure as WhatFailed,
@@ -177,6 +178,27 @@ describe("1 Settings", () => {
       ]),
       warnings: [],
     })
+  })
+
+  test("readSettings() reads back what variablesOf() has written, and secrets are not in it", () => {
+    const durations = fc.integer({ min: 1, max: 3650 * 86_400 }).map(String)
+    const rules = fc.constantFrom("", "exit:3=6h, log:/invalid, token/i=never", "evicted=30s\noom=0s..1h,any=90")
+    const selected = fc.constantFrom({ JOB_NAMES: "a,b/c", NAMESPACE: "b" }, { JOB_SELECTOR: "x in (a, b),!y" }, { JOB_NAMES: "d" })
+    const booleans = fc.constantFrom("yes", "no")
+    const levels = fc.constantFrom("trace", "SUCCESS", "critical", "")
+    always(
+      [durations, rules, selected, booleans, levels, fc.constantFrom("", "0", "7")],
+      (ms, RESTART_RULES, select, yes, LOG_LEVEL, MAX_RESTARTS) => {
+        const env = { RESTART_DELAY: ms, RESTART_SPACING: ms, SKIP_DELAY_ON_OOM: yes, RESTART_RULES, LOG_LEVEL, MAX_RESTARTS, ...select }
+        const { config } = readSettings({
+          ...env,
+          ...("JOB_NAMES" in select && select.NAMESPACE ? { JOB_NAMES: "a" } : {}),
+          NOTIFY_URL: "https://h.test/s3cr3t",
+        })
+        expect(readSettings(variablesOf(config)).config).toEqual({ ...config, notifyUrl: undefined })
+        expect(JSON.stringify(variablesOf(config))).not.toMatch(/h\.test|NOTIFY_URL/)
+      },
+    )
   })
 
   // G02, its table. The grammar: whole seconds, or days, hours, minutes and seconds in this order.

@@ -170,6 +170,12 @@ const roles = {
     { apiGroups: [""], resources: ["pods/log"], verbs: ["get"] },
     { apiGroups: [""], resources: ["events"], verbs: ["create"] },
     { apiGroups: [""], resources: ["configmaps"], verbs: ["create", "list", "delete"] },
+    {
+      apiGroups: [""],
+      resources: ["configmaps"],
+      resourceNames: ["flickr-immich-k8s-sync-operator-settings"],
+      verbs: ["get", "patch"],
+    },
   ],
   old: [
     { apiGroups: ["batch"], resources: ["jobs"], verbs: ["get", "list", "create", "delete"] },

@@ -1,7 +1,7 @@
 // Chapter 7 of operator.ts: class Operator follows a namespace in the embedded API server over real HTTPS, in any weather, and leaves no
 // trace but what it should. An id in a name is a report, listed in operator_test.ts.
 import { describe, expect, test } from "bun:test"
-import { PREFIX, RECORD, RIGHTS } from "../operator.ts"
+import { PREFIX, RECORD, RIGHTS, readSettings, SETTINGS_MAP } from "../operator.ts"
 import {
   allBack,
   attempt,
@@ -327,7 +327,9 @@ test("a restart whose last answer was lost has ended all the same, and is said o
 describe("The history", () => {
   const records = (server: Server, job = "load-a") =>
     [...server.model.objects.configmaps!.values()].filter(({ metadata: { labels } }) => labels?.[RECORD] && labels[`${PREFIX}job`] === job)
-  const writes = { verb: "create", resource: "configmaps" } as const
+  const writes: Match = { verb: "create", resource: "configmaps", when: (call) => bodyName(call).includes("-failure-") }
+  // No server says of what is not there that it exists.
+  const HONEST = Object.entries(FAULTS).filter(([fault]) => !/AlreadyExists/.test(fault))
   const fact = (name: string) => (record: Obj) => record.metadata.annotations?.[PREFIX + name]
 
   test("of each failure one record is left, with its log and what was decided, by two operators too", async () => {
@@ -392,7 +394,7 @@ describe("The history", () => {
     expect(callsOf(server, "list", "configmaps").length).toBe(2)
   })
 
-  test.each(Object.entries(FAULTS))(
+  test.each(HONEST)(
     "%s, for each write and each look: the restart does not wait, and the record is there in the end",
     async (_, action) => {
       if (action.hang) scaleLimits()
@@ -407,11 +409,11 @@ describe("The history", () => {
 
   test("while no record can be written, memory is bounded: what is above is said once, and restarts go on", async () => {
     const server = await serve()
-    server.fault({ resource: "configmaps", verb: "create" }, { hang: true }, { times: 999 })
+    server.fault(writes, { hang: true }, { times: 999 })
     const life = live(server)
     const jobs = Array.from({ length: 50 }, (_, i) => stand(server, `load-${100 + i}`))
     await backOnce(server, [life], jobs)
-    expect(callsOf(server, "create", "configmaps").length).toBeLessThanOrEqual(40)
+    expect(callsOf(server, "create", "configmaps", writes.when).length).toBeLessThanOrEqual(40)
     expect(life.said.filter(({ text }) => /not recorded: 40 others wait/.test(text)).length).toBe(1)
     life.kill()
     await life.done
@@ -427,7 +429,7 @@ describe("The history", () => {
     const jobs = [stand(server, "load-a"), stand(server, "load-b")]
     await backOnce(server, [life], jobs)
     await until("said", () => life.said.some(({ text }) => /not recorded/.test(text)))
-    await until("tried", () => callsOf(server, "create", "configmaps").length === 2 * tries)
+    await until("tried", () => callsOf(server, "create", "configmaps", writes.when).length === 2 * tries)
     await Bun.sleep(30)
     expect(life.said.filter(({ text }) => text.includes("not recorded")).map(({ level, text }) => [level, text])).toEqual([
       ["warning", `default: a failure is not recorded: 403 Forbidden: ${message}`],
@@ -439,9 +441,9 @@ describe("The history", () => {
     const life = live(server, {}, { user: "old" })
     await backOnce(server, [life], [stand(server, "load-a"), stand(server, "load-b")])
     expect(server.calls.filter(({ resource }) => resource === "configmaps")).toEqual([])
-    expect(life.said.flatMap(({ lines }) => lines).filter((line) => /create configmaps: failures are not recorded/.test(line)).length).toBe(
-      1,
-    )
+    expect(
+      life.said.flatMap(({ lines }) => lines).filter((line) => /create configmaps: failures are not recorded,/.test(line)).length,
+    ).toBe(1)
   })
 
   test("a failure whose Job the TTL takes before it was looked at is recorded as far as it was seen", async () => {
@@ -453,6 +455,42 @@ describe("The history", () => {
     kubectlDelete(server, "load-a")
     await until("a record", () => records(server).length === 1)
     expect(fact("uid")(records(server)[0]!)).toBe(job.metadata.uid)
+  })
+})
+
+describe("The settings for the commands", () => {
+  const written = (server: Server) => server.model.objects.configmaps!.get(`default/${SETTINGS_MAP}`)
+  const calls = (server: Server) => server.calls.filter(({ resource, name }) => resource === "configmaps" && name === SETTINGS_MAP)
+
+  test("stand there as the operator understood them, without secrets; the same are not written again, others are", async () => {
+    const server = await serve()
+    const settings = { RESTART_RULES: "exit:3=6h\nlog:/a, b/i=never", NOTIFY_URL: "https://example.test/secret-topic", HISTORY_LIMIT: "0" }
+    for (const more of [{}, {}, { MAX_RESTARTS: "3" }]) {
+      const life = live(server, { ...settings, ...more })
+      await until("looked", () => calls(server).at(-1)?.status)
+      await Bun.sleep(20)
+      life.stop()
+      await life.done
+    }
+    expect(server.calls.filter(({ resource }) => resource === "configmaps").map(({ verb }) => verb)).toEqual([
+      "get",
+      "create",
+      "get",
+      "get",
+      "patch",
+    ])
+    const { data, metadata } = written(server)!
+    expect(JSON.stringify(data)).not.toContain("example.test")
+    expect(data).toMatchObject({ MAX_RESTARTS: "3", RESTART_RULES: "exit:3=6h, log:/a, b/i=never", JOB_NAMES: "" })
+    expect(readSettings(data as Record<string, string>).config).toMatchObject({ maxRestarts: 3, restartDelayMs: 0, logLines: 20 })
+    expect(metadata.annotations?.[`${PREFIX}written-at`]).toMatch(/^\d{4}-.*Z$/)
+  })
+
+  test("are written in the end, whatever befalls the calls", async () => {
+    const server = await serve()
+    for (const action of Object.values(FAULTS)) if (!action.hang) server.fault({ resource: "configmaps", name: SETTINGS_MAP }, action)
+    live(server)
+    await until("written", () => written(server))
   })
 })
 
