@@ -2608,10 +2608,11 @@ export class Operator {
     }
   }
 
-  private async wakeOne({ namespace, name, uid, createdAt }: JobView, now: number): Promise<void> {
+  private async wakeOne({ key, namespace, name, uid, createdAt }: JobView, now: number): Promise<void> {
     const { cluster, config, kill } = this.world
     // Where it is polled, what we know of it is old.
     const live = await cluster.getJob(namespace, name, kill)
+    this.lastSeen(key)(live)
     const view = live && viewJob(live)
     if (view?.uid !== uid || !isPodless(view)) return
     const text = `restarted, but there is no pod of it after ${durationText(now - createdAt)}; kubectl describe job tells of quota and policy`

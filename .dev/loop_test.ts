@@ -324,6 +324,17 @@ test("a restart whose last answer was lost has ended all the same, and is said o
   expect(life.about("load-a", /restarted in/).length).toBe(1)
 })
 
+test("what the look for a missing pod reads is news: a failure is known before the next poll", async () => {
+  const server = await serve()
+  server.model.stall("default", "load-a")
+  stand(server, "load-a", { status: {}, metadata: { annotations: { [`${PREFIX}restarted-from`]: "U0" } } })
+  const life = live(server, { CHECK_INTERVAL: "36000" }, { user: "old" })
+  await until("listed", () => life.about("load-a", /it is running/).length > 0)
+  fail(server, "load-a")
+  await until("seen", () => life.about("load-a", /failed at/).length > 0)
+  expect(callsOf(server, "list", "jobs", ({ query }) => !query.labelSelector).length).toBe(1)
+})
+
 describe("The history", () => {
   const records = (server: Server, job = "load-a") =>
     [...server.model.objects.configmaps!.values()].filter(({ metadata: { labels } }) => labels?.[RECORD] && labels[`${PREFIX}job`] === job)
