@@ -513,12 +513,12 @@ async function all() {
   const crashes = both.flatMap((role) => [false, true].flatMap((slow) => [crash("SIGKILL", role, slow), crash("SIGTERM", role, slow)]))
   await Promise.all([...both.map(roundTrip), ...crashes, outOfMemory(), causes(), untouched(), quota(), tenAtOnce("old")])
   await Promise.all([...ruleGroups(), ...healthGroups(), background])
-  await outage()
   if (process.env.E2E_KILL === "true") {
     await killGroups()
     await soakGroup(2)
   }
   await imageChecks()
+  await outage()
   await check("end", "the namespaces are gone", () => allGone().then(() => ""))
 }
 

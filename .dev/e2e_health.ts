@@ -216,6 +216,9 @@ export const outage = () =>
         need((await answer(port, "livez")) === "200 ok", "it is not alive")
       } finally {
         await startPart("kube-apiserver")
+        // After so long it would look for the API server again only now and then.
+        await killPart("kube-controller-manager")
+        await startPart("kube-controller-manager")
       }
       const [away, backAt] = [performance.now() - killedAt, performance.now()]
       await until("it is ready again", async () => (await answer(port, "readyz")) === "200 ok", 90_000)
