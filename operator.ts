@@ -6,7 +6,8 @@
  * name, written before the delete, from which any later life of this program, or a person, finishes the restart.
  *
  * To be read from top to bottom; a chapter uses only those above it:
- *   1 Settings · 2 What we see · 3 What to do · 4 How we say it · 5 The cluster · 6 Acting · 7 The loop · 8 Health · 9 Main
+ *   1 Settings · 2 What we see · 3 What to do · 4 How we say it · 5 The cluster · 6 Acting · 7 The loop · 8 Health · 9 Commands ·
+ *   10 Main
  * Chapters 1 to 4 have no effects and never read the clock: `now` is handed down. Instants are epoch milliseconds (`…At`).
  */
 import { createHash } from "node:crypto"
@@ -14,6 +15,7 @@ import { existsSync, readdirSync, readFileSync } from "node:fs"
 import type { RequestOptions } from "node:https"
 import { isIPv6 } from "node:net"
 import { dirname, join, resolve } from "node:path"
+import { createInterface } from "node:readline/promises"
 import { parseArgs } from "node:util"
 import { KubeConfig, type V1ConfigMap, type V1Job, type V1LabelSelector, type V1ObjectMeta, type V1Pod } from "@kubernetes/client-node"
 import { configureSync, getLogger, type LogRecord } from "@logtape/logtape"
@@ -510,6 +512,24 @@ export function decide(job: JobView, failure: Failure, config: Config, now: numb
   return { do: now >= dueAt ? "restart" : "wait", dueAt, because: dueAt < wantedAt ? `${because}, but its TTL comes before` : because }
 }
 
+/** What a person's wish to restart a Job now comes to, whatever rules and limits say: only what has ended is restarted. */
+export function decideOnWish(job: JobView): Decision {
+  const leave = (because: string): Decision => ({ do: "leave", because, healthy: true })
+  if (job.deleting) return leave("it is being deleted")
+  if (job.manager) return leave(job.manager)
+  if (job.phase === "suspended") return leave("it is suspended; resume it instead")
+  if (job.phase !== "failed" && job.phase !== "succeeded") return leave(`it is ${job.phase}`)
+  return { do: "restart", dueAt: job.failedAt ?? 0, because: "a person asked for it" }
+}
+
+/** The rules that hold for a Job, in order, and what came of each. */
+export function judgedRules(job: JobView, failure: Failure, config: Config): { rule: string; verdict: string }[] {
+  const { rules } = overridesOf(job, config)
+  const first = job.phase === "failed" ? rules.findIndex(({ cause }) => covers(cause, failure)) : -1
+  const verdict = (i: number) => (i === first ? "matches" : first >= 0 && i > first ? "is not reached" : "does not match")
+  return rules.map(({ text }, i) => ({ rule: text, verdict: job.phase === "failed" ? verdict(i) : "counts when it fails" }))
+}
+
 /** When a failed Job is to be restarted, and with which others it keeps its distance. */
 export type Schedule = { uid: string; dueAt: number; group: string }
 
@@ -621,12 +641,19 @@ export function wasRemovedByTtl({ ttlMs, failedAt }: JobView, goneAt: number): b
   return ttlMs !== undefined && failedAt !== undefined && goneAt >= failedAt + ttlMs - 1_000
 }
 
-/** The annotations for the Job that comes after this one. */
+/** The annotations for the Job that comes after this one; one that has succeeded, and is restarted on a wish, ends the row. */
 export function marksFor(job: JobView, failure: Failure, config: Config): Record<string, string> {
   const rule = overridesOf(job, config).rules.find(({ cause }) => covers(cause, failure))
   const again = restartsUnder(job, rule?.cause, failure)
-  const { uid, failedAt = 0 } = job
-  const values = [restartsInRow(job, failure) + 1, again + 1, uid, failure.cause, instantText(failedAt), own(job, "restart-now")]
+  const { uid, failedAt = 0, phase } = job
+  const [counts, last] =
+    phase === "succeeded"
+      ? [[0, 0], []]
+      : [
+          [restartsInRow(job, failure) + 1, again + 1],
+          [failure.cause, instantText(failedAt)],
+        ]
+  const values = [...counts, uid, last[0], last[1], own(job, "restart-now")]
   return Object.fromEntries(MARKS.flatMap((mark, i) => (values[i] === undefined ? [] : [[mark, String(values[i])]])))
 }
 
@@ -869,20 +896,8 @@ export function isInTheWay(pod: Pod, { jobUid, replacement }: Intent): boolean {
   return replacement.spec?.manualSelector === true || !["Succeeded", "Failed"].includes(pod.status?.phase ?? "")
 }
 
-/** A past failure, as the metadata of its record tells it. */
-export interface PastFailure {
-  /** The record's own name. */
-  name: string
-  namespace: string
-  job: string
-  uid: string
-  cause: Cause
-  failedAt: number
-  /** Restarts in a row before it. */
-  restarts: number
-  summary: string
-  decided: string
-}
+/** A past failure, as the metadata of its record tells it; `restarts` in a row before it. */
+export type PastFailure = ReturnType<typeof readPast>
 const HISTORY_OF_GONE_MS = 30 * 86_400_000
 
 /** The label of what the operator keeps in ConfigMaps, `failure` or `settings`; and that of a record with its Job's name. */
@@ -892,8 +907,8 @@ export const RECORD_JOB = `${PREFIX}job`
 /** The ConfigMap with the operator's settings, for the commands. */
 export const SETTINGS_MAP = `${project.name}-settings`
 
-/** Reads the metadata of a record; never throws. */
-export function readPast({ name = "", namespace = "", labels, annotations, creationTimestamp }: Metadata): PastFailure {
+/** Reads the metadata of a record, of its own `name`; never throws. */
+export function readPast({ name = "", namespace = "", labels, annotations, creationTimestamp }: Metadata) {
   const fact = (key: string) => annotations?.[PREFIX + key] ?? ""
   const failedAt = instant(fact("failed-at")) ?? instant(creationTimestamp) ?? 0
   const [job, cause] = [labels?.[RECORD_JOB] ?? "", (fact("cause") || "unknown") as Cause]
@@ -1015,6 +1030,29 @@ export function table(rows: string[][]): string[] {
   return [rule("┌┐", "┬"), ...rows.map(line), rule("└┘", "┴")]
 }
 
+/** Rows in columns. Where they are wider than `width`, the last columns are left out, and the last of the others is cut. */
+export function alignedRows(rows: string[][], width = Number.POSITIVE_INFINITY): string[] {
+  const cells = rows.map((row) => row.map(safe))
+  const widths = (cells[0] ?? []).map((_, column) => cells.reduce((most, row) => Math.max(most, Bun.stringWidth(row[column] ?? "")), 0))
+  let [shown, room] = [0, width]
+  for (const wide of widths) {
+    if (shown > 0 && room < Math.min(wide, 12)) break
+    shown++
+    room -= wide + 2
+  }
+  const last = room + 2 + (widths[shown - 1] ?? 0)
+  const cell = (text: string, i: number) =>
+    i === shown - 1 ? Bun.sliceAnsi(text, 0, last, "…") : text + " ".repeat((widths[i] ?? 0) - Bun.stringWidth(text))
+  return cells.map((row) => row.slice(0, shown).map(cell).join("  ").trimEnd())
+}
+
+/** JSON for people: instants (`…At`) as text, every string masked, printable and at most so long. */
+export function jsonText(value: unknown, most?: number): string {
+  const clean = (key: string, part: unknown) =>
+    typeof part === "string" ? safe(part).slice(0, most) : key.endsWith("At") && typeof part === "number" ? instantText(part) : part
+  return JSON.stringify(value, clean, 1)
+}
+
 /** A decision in words: the fact, which stays the same, and the text with the time that is left. */
 export function sayDecision(decision: Decision, now: number): { fact: string; text: string } {
   if (decision.do === "leave") return { fact: decision.because, text: `left alone, ${decision.because}` }
@@ -1074,18 +1112,16 @@ const logKey = (pod: PodView, { name }: ContainerView) => `${pod.name}.${name}.t
 
 /**
  * The record of a failure: an immutable ConfigMap, named by the Job's uid and the failure's instant, so that it is written once
- * whoever writes it. Its metadata is enough for a table. Its data is at most 256 KiB (an object may have 1 MiB): what the longest
- * logs have too much is cut off at their beginning.
+ * whoever writes it. Its metadata is enough for a table. Its data is at most 256 KiB (an object may have 1 MiB), of which each log
+ * has an equal share: what it has more is cut off at its beginning.
  */
 export function recordFor(job: JobView, evidence: Evidence, cause: Cause, decision: Decision): ConfigMap {
   const { namespace, name, uid, failedAt = 0, reason, message } = job
   const restarts = count(own(job, "restarts"))
   const decided = decidedText(decision)
   const { pods, morePods } = evidence
-  const clean = (key: string, value: unknown) =>
-    typeof value === "string" ? bounded(value) : key.endsWith("At") && typeof value === "number" ? instantText(value) : value
   const whole = { namespace, job: name, uid, failedAt, cause, reason, message, restarts, decided }
-  const jsonOf = (from: number) => JSON.stringify({ ...whole, morePods: morePods + from, pods: pods.slice(from) }, clean, 1)
+  const jsonOf = (from: number) => jsonText({ ...whole, morePods: morePods + from, pods: pods.slice(from) }, 1_000)
   let from = 0
   while (bytesIn(jsonOf(from)) > RECORD_BYTES / 2 && from < pods.length) from++
   const texts = logTexts({ ...evidence, pods: pods.slice(from) }, RECORD_BYTES - bytesIn(jsonOf(from)))
@@ -1111,28 +1147,17 @@ function summaryOf({ reason }: JobView, pods: PodView[]): string {
   return [`${failed.name}: exit code ${failed.exitCode ?? "not known"}`, failed.reason].filter(Boolean).join(", ")
 }
 
-/** A text for each container: what it is, a note, and its log; together at most so many bytes, which the short ones leave to the long. */
+/** A text for each container: what it is, a note, and the last lines of its log, as many as its equal share of the bytes holds. */
 function logTexts({ pods, logs }: Evidence, mostBytes: number): Record<string, string> {
-  const all = pods.flatMap((pod) =>
-    pod.containers.map((container) => {
-      const { lines = [], note = "" } = logs.get(`${pod.uid}/${container.name}`) ?? {}
-      return { key: logKey(pod, container), head: bounded(containerLine(container)), note: bounded(note), lines }
-    }),
-  )
-  const length = ({ lines }: { lines: string[] }) => lines.reduce((sum, line) => sum + bytesIn(line), 0)
-  let left = mostBytes
-  const texts = all
-    .sort((a, b) => length(a) - length(b))
-    .map(({ key, head, note, lines }, i) => {
-      const most = left / (all.length - i)
-      let [from, bytes] = [lines.length, bytesIn(head) + bytesIn(note) + 40]
-      while (from > 0 && bytes + bytesIn(lines[from - 1] ?? "") <= most) bytes += bytesIn(lines[--from] ?? "")
-      left -= bytes
-      return [
-        key,
-        `${[head, from > 0 ? `the first ${from} of ${lines.length} lines are cut off` : note, ...lines.slice(from)].join("\n")}\n`,
-      ]
-    })
+  const all = pods.flatMap((pod) => pod.containers.map((container) => ({ pod, container })))
+  const texts = all.map(({ pod, container }) => {
+    const { lines = [], note = "" } = logs.get(`${pod.uid}/${container.name}`) ?? {}
+    const head = [bounded(containerLine(container)), bounded(note)]
+    let [from, left] = [lines.length, mostBytes / all.length - bytesIn(head.join()) - 40]
+    while (from > 0 && left >= bytesIn(lines[from - 1] ?? "")) left -= bytesIn(lines[--from] ?? "")
+    if (from > 0) head[1] = `the first ${from} of ${lines.length} lines are cut off`
+    return [logKey(pod, container), `${[...head, ...lines.slice(from)].join("\n")}\n`]
+  })
   return Object.fromEntries(texts)
 }
 
@@ -1279,13 +1304,13 @@ export type Source = { from: string; inCluster: boolean; load(): KubeConfig }
 type Env = Record<string, string | undefined>
 
 /** KUBECONFIG if set, else the pod's ServiceAccount, else ~/.kube/config. Throws a ConfigError that names the places looked at. */
-export function findSource(env: Env, serviceAccount = SERVICE_ACCOUNT): Source {
+export function findSource(env: Env, serviceAccount = SERVICE_ACCOUNT, context?: string): Source {
   const paths = written(env.KUBECONFIG).split(":").filter(Boolean)
   const home = join(env.HOME || "/", ".kube", "config")
-  if (paths.length > 0) return { from: `KUBECONFIG ${paths.join(", ")}`, inCluster: false, load: () => loadKubeconfig(paths) }
-  if (existsSync(join(serviceAccount, "token")))
+  if (paths.length > 0) return { from: `KUBECONFIG ${paths.join(", ")}`, inCluster: false, load: () => loadKubeconfig(paths, context) }
+  if (context === undefined && existsSync(join(serviceAccount, "token")))
     return { from: "the pod's ServiceAccount", inCluster: true, load: () => loadInCluster(env, serviceAccount) }
-  if (existsSync(home)) return { from: home, inCluster: false, load: () => loadKubeconfig([home]) }
+  if (existsSync(home)) return { from: home, inCluster: false, load: () => loadKubeconfig([home], context) }
   const looked = `KUBECONFIG is not set, and there is neither a ServiceAccount in ${serviceAccount} nor ${home}`
   throw new ConfigError(`no cluster is configured: ${looked}. Set KUBECONFIG; on a k3s server to /etc/rancher/k3s/k3s.yaml`)
 }
@@ -1305,7 +1330,7 @@ function loadInCluster({ KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT:
 const tokenFrom = (tokenFile: string) => ({ name: "tokenFile", config: { tokenFile } })
 
 /** By kubectl's rules: the first file to name a thing wins, and a broken entry counts only where it is used. */
-function loadKubeconfig(paths: string[]): KubeConfig {
+function loadKubeconfig(paths: string[], context?: string): KubeConfig {
   const files = paths.filter((path) => existsSync(path))
   if (files.length === 0) throw new ConfigError(`cannot read ${paths.join(", ")}: there is no such file`)
   const configs = files.map(readKubeconfig) as [KubeConfig, ...KubeConfig[]]
@@ -1315,7 +1340,7 @@ function loadKubeconfig(paths: string[]): KubeConfig {
     clusters: firsts(configs.flatMap(({ clusters }) => clusters)),
     users: firsts(configs.flatMap(({ users }) => users)),
     contexts: firsts(configs.flatMap(({ contexts }) => contexts)),
-    currentContext: configs.map(({ currentContext }) => currentContext).find(Boolean),
+    currentContext: context ?? configs.map(({ currentContext }) => currentContext).find(Boolean),
   })
   checkKubeconfig(config, files.join(", "))
   return config
@@ -1892,14 +1917,20 @@ export type Outcome =
 /** The newest version of a Job that anyone has seen, the watch or a read that is handed in: it knows of edits between two looks. */
 export type LastSeen = (read?: Job) => Job | undefined
 
-/** Restarts a failed Job if it is still due. Until the intent stands, nothing has happened. */
-export async function restartJob(world: World, job: JobView, failure: Failure, lastSeen: LastSeen): Promise<Outcome> {
+/** Restarts a Job if it is still due, or still as a person wishes. Until the intent stands, nothing has happened. */
+export async function restartJob(
+  world: World,
+  job: JobView,
+  failure: Failure,
+  lastSeen: LastSeen,
+  judge: typeof decide = decide,
+): Promise<Outcome> {
   const live = await world.cluster.getJob(job.namespace, job.name, world.kill)
   lastSeen(live)
   const view = live && viewJob(live)
   if (!live || !view || view.uid !== job.uid) return { result: "changed" }
-  const now = { ...failure, changed: isChanged(live) }
-  const decision = decide(view, now, world.config, nowOf(world))
+  const now = { ...failure, changed: failure.changed || isChanged(live) }
+  const decision = judge(view, now, world.config, nowOf(world))
   if (decision.do !== "restart") return { result: decision.do === "wait" ? "early" : "changed" }
   const intent = await writeIntent(world, live, { marks: marksFor(view, now, world.config), memory: moreMemory(live, now) })
   if (intent instanceof ApiError) return { result: "refused", error: intent }
@@ -1946,6 +1977,7 @@ export async function carryOut(world: World, namespace: string, name: string, la
   const trouble = troubles(world, `[${namespace}/${name}] its restart is held up`, kill, `${namespace}/${name}`)
   // By what was slept: the clock may jump.
   let [waitedMs, warnAtMs, known] = [0, 60_000, undefined as Intent | undefined]
+  let awaited = ""
   let next = (): Promise<Round> => takeStep(world, namespace, name, known, lastSeen)
   while (!kill.aborted) {
     const round = await next().catch((error: unknown) => ({ error }))
@@ -1960,6 +1992,8 @@ export async function carryOut(world: World, namespace: string, name: string, la
       continue
     }
     known = round.known
+    if (round.waitFor !== awaited) say("trace", `[${namespace}/${name}] waiting for ${round.waitFor}`)
+    awaited = round.waitFor
     if (round.untilAt !== undefined && stop.aborted) break
     if (round.untilAt === undefined && waitedMs >= warnAtMs) {
       say("warning", `[${namespace}/${name}] still waiting for ${round.waitFor} after ${durationText(waitedMs)}`)
@@ -2914,7 +2948,299 @@ async function post(url: string, text: string, signal: AbortSignal): Promise<str
   }
 }
 
-// ─────────────────────────────────────────────── 9 Main ───────────────────────────────────────────────
+// ───────────────────────────────────────────── 9 Commands ─────────────────────────────────────────────
+
+/** What a command works with. */
+export interface Desk {
+  world: World
+  namespaces: string[]
+  /** Where the settings are from, in words. */
+  settings: string
+  names: string[]
+  /** Writes the answer: as JSON, or as rows in columns; `whole` is never cut to the width of a terminal. */
+  answer(json: unknown, rows: string[][], whole?: boolean): Promise<void>
+  /** Undefined where it need not be asked. Throws a CommandError where nobody can be. */
+  ask: ((question: string) => Promise<boolean>) | undefined
+}
+
+/** What the person has to do otherwise (2), or what is not there or may not be (3); the code is the exit code. */
+export class CommandError extends Error {
+  override name = "CommandError"
+  constructor(
+    readonly code: 2 | 3,
+    ...mistakes: string[]
+  ) {
+    super(mistakes.join("\n"))
+  }
+}
+
+/** The settings as the operator wrote them in a namespace, else those of the environment. Throws a CommandError. */
+export async function settingsFor(cluster: Cluster, namespace: string, env: Env, signal: AbortSignal) {
+  const map = await cluster.getConfigMap(namespace, SETTINGS_MAP, signal)
+  const writtenAt = map?.metadata?.annotations?.[`${PREFIX}written-at`]
+  if (map) return { config: readSettings(map.data ?? {}).config, from: `as the operator wrote them in ${namespace} at ${writtenAt}` }
+  try {
+    return { config: readSettings({ ...env, NAMESPACE: namespace }).config, from: "of the environment; no operator has written any" }
+  } catch (error) {
+    const missing = `no operator has written its settings in namespace ${namespace}: name another with -n, or set them in the environment`
+    throw error instanceof SettingsError ? new CommandError(2, missing, ...error.mistakes) : error
+  }
+}
+
+/** A Job, its last failure that is known, what is decided of it, and the restart that is under way. */
+type Sight = { view: JobView; past: PastFailure | undefined; failure: Failure; decision: Decision; intent: Intent | undefined }
+
+/** All that is selected in a namespace, or one Job; those too that are away, for their restart is under way. */
+async function look(world: World, namespace: string, name?: string): Promise<Sight[]> {
+  const { cluster, config, kill } = world
+  const list = async (selector: string) => (await cluster.listJobs(namespace, selector, kill)).items
+  const one = async (job: string) => [await cluster.getJob(namespace, job, kill), ...(await list(`${INTENT}=${job}`))]
+  const [items, records] = await Promise.all([name === undefined ? list("") : one(name), recordsOf(world, namespace, name)])
+  const intents = Map.groupBy(
+    items.flatMap((item) => (item && readIntent(item)) ?? []),
+    ({ jobName }) => jobName,
+  )
+  const jobs = new Map([...intents].map(([job, [intent]]) => [job, intent?.original as Job]))
+  for (const item of items)
+    if (item && item.metadata?.labels?.[INTENT] === undefined && (name !== undefined || isSelected(viewJob(item), config)))
+      jobs.set(item.metadata?.name ?? "", item)
+  const past = Map.groupBy(records, ({ job }) => job)
+  const sights: Sight[] = []
+  for (const [key, job] of jobs) {
+    const view = viewJob({ ...job, metadata: { ...job.metadata, namespace } })
+    const last = past.get(key)?.at(-1)
+    const { failure } = view.phase === "failed" ? await whatFailed(world, view, last) : { failure: UNKNOWN }
+    const decision = decide(view, { ...failure, changed: isChanged(job) }, config, nowOf(world))
+    sights.push({ view, past: last, failure, decision, intent: newest(intents.get(key) ?? []) })
+  }
+  return sights
+}
+
+/** The records of a namespace, or of one Job, the oldest first. */
+async function recordsOf({ cluster, kill }: World, namespace: string, job?: string): Promise<PastFailure[]> {
+  const records = await cluster.listConfigMaps(namespace, `${RECORD}=failure${job === undefined ? "" : `,${RECORD_JOB}=${job}`}`, kill)
+  return records.map(readPast).sort((a, b) => a.failedAt - b.failedAt)
+}
+
+/** What failed: from the record, of which metadata is enough where no log matters; without one from what is left of the pods. */
+async function whatFailed(world: World, view: JobView, past: PastFailure | undefined, whole = false) {
+  const own = past?.uid === view.uid ? past : undefined
+  const isEnough = !whole && !overridesOf(view, world.config).rules.some(({ cause }) => cause.kind === "log")
+  if (own && isEnough) return { failure: { ...UNKNOWN, cause: own.cause } }
+  const record = own && (await world.cluster.getConfigMap(own.namespace, own.name, world.kill))
+  const evidence = (record && readRecord(record)?.evidence) ?? (await gatherEvidence(world, view, []))
+  return { failure: failureOf(view, evidence), evidence, isRecorded: own !== undefined }
+}
+
+function factsOf({ view, past, failure, decision, intent }: Sight) {
+  const isFailed = view.phase === "failed"
+  const restarts = view.phase === "succeeded" ? 0 : count(own(view, "restarts"))
+  return {
+    job: view.key,
+    state: intent ? "restarting" : stateOf(view, decision, 0),
+    nextRestartAt: !intent && "dueAt" in decision ? decision.dueAt : undefined,
+    cause: isFailed ? failure.cause : (past?.cause ?? own(view, "last-cause")),
+    failuresInRow: restarts + (isFailed ? 1 : 0),
+    lastFailureAt: view.failedAt ?? past?.failedAt ?? instant(own(view, "last-failure")),
+    why: intent ? `intent ${intent.name}` : decision.because,
+  }
+}
+
+/** A Job's name, with its namespace where there are several. */
+const shown = ({ namespaces }: Desk, key: string) => (namespaces.length > 1 ? key : key.slice(key.indexOf("/") + 1))
+
+async function status(desk: Desk): Promise<number> {
+  const { world, namespaces, settings } = desk
+  const jobs = (await Promise.all(namespaces.map((namespace) => look(world, namespace)))).flat().map(factsOf)
+  const now = nowOf(world)
+  const rows = jobs.map(({ job, state, nextRestartAt, cause = "", failuresInRow, lastFailureAt, why }) => [
+    ...[shown(desk, job), state],
+    nextRestartAt === undefined ? "" : nextRestartAt > now ? `in ${durationText(nextRestartAt - now)}` : "now",
+    ...[cause, String(failuresInRow), lastFailureAt === undefined ? "" : `${durationText(now - lastFailureAt)} ago`, why],
+  ])
+  const head = ["JOB", "STATE", "NEXT RESTART", "CAUSE", "IN A ROW", "LAST FAILURE", "WHY"]
+  await desk.answer({ settings, now: instantText(now), jobs }, [head, ...rows])
+  world.say("info", `settings ${settings}`)
+  return 0
+}
+
+async function history(desk: Desk): Promise<number> {
+  const { world, namespaces, answer } = desk
+  if (desk.names.length > 0) return oneHistory(desk)
+  const records = (await Promise.all(namespaces.map((namespace) => recordsOf(world, namespace)))).flat()
+  const rows = records
+    .sort((a, b) => a.failedAt - b.failedAt)
+    .map(({ namespace, job, cause, failedAt, restarts, summary, decided }) => {
+      return [instantText(failedAt), shown(desk, `${namespace}/${job}`), cause, String(restarts + 1), summary, decided]
+    })
+  await answer(records, [["FAILED", "JOB", "CAUSE", "IN A ROW", "HOW IT ENDED", "THEN"], ...rows])
+  return 0
+}
+
+/** All that was seen of a Job's failures, the last one at the end. */
+async function oneHistory(desk: Desk): Promise<number> {
+  const { cluster, kill } = desk.world
+  const [{ namespace, name, key }] = jobsOf(desk)
+  const records = await recordsOf(desk.world, namespace, name)
+  if (records.length === 0 && !(await cluster.getJob(namespace, name, kill)))
+    throw new CommandError(3, `there is no Job ${key}, and no record of a failure of it`)
+  const maps = await Promise.all(records.map((past) => cluster.getConfigMap(namespace, past.name, kill)))
+  const whole = maps.flatMap((map) => (map && readRecord(map)) ?? [])
+  const json = whole.map(({ past, reason, evidence }) => ({ ...past, reason, ...evidence, logs: Object.fromEntries(evidence.logs) }))
+  const lines = whole.flatMap(({ past: { cause, failedAt, restarts, decided }, reason, evidence }) => [
+    `${instantText(failedAt)} ${[cause, reason].filter(Boolean).join(", ")}; failure ${restarts + 1} in a row; ${decided}`,
+    ...evidenceLines(evidence).map((line) => `    ${line}`),
+  ])
+  await desk.answer(json, lines.length > 0 ? lines.map((line) => [line]) : [[`no failure of ${key} is recorded`]], true)
+  return 0
+}
+
+/** The Jobs that are named; at least one is. */
+function jobsOf({ names, namespaces }: Desk): [JobName, ...JobName[]] {
+  const wrong = names.filter((name) => !JOB_NAME.test(name) || (namespaces.length > 1 && !name.includes("/")))
+  if (wrong.length > 0)
+    throw new CommandError(
+      2,
+      ...wrong.map((name) => `${quote(name)} names no Job; where there are several namespaces write namespace/name`),
+    )
+  return [...new Set(names)].map((text) => {
+    const [namespace = "", name = ""] = text.includes("/") ? text.split("/") : [namespaces[0], text]
+    return { key: `${namespace}/${name}`, namespace, name, uid: "" }
+  }) as [JobName, ...JobName[]]
+}
+
+const DECISIVE = ["RESTART_DELAY", "SKIP_DELAY_ON_OOM", "RESTART_RULES", "MAX_RESTARTS", "RESTART_SPACING", "JOB_NAMES", "JOB_SELECTOR"]
+
+async function explain(desk: Desk): Promise<number> {
+  const { world, settings } = desk
+  const [{ namespace, name, key }] = jobsOf(desk)
+  const [sight] = await look(world, namespace, name)
+  if (!sight) throw new CommandError(3, `there is no Job ${key}`)
+  const { view, failure, decision } = sight
+  const rules = judgedRules(view, failure, world.config)
+  const marks = Object.entries(view.annotations).filter(([mark]) => mark.startsWith(PREFIX))
+  const annotations = marks.map(([mark, value]) => `${mark.slice(PREFIX.length)}=${value}`)
+  const { problems } = overridesOf(view, world.config)
+  const facts = { ...factsOf(sight), decision: sayDecision(decision, nowOf(world)).text, rules, annotations, problems }
+  const variables = variablesOf(world.config)
+  const blocks: [string, ...string[]][] = [
+    ["job", `${key}, ${facts.state}`],
+    ["decision", sight.intent ? `its restart is under way, ${facts.why}` : facts.decision],
+    [
+      "failure",
+      facts.lastFailureAt ? `${facts.cause} at ${instantText(facts.lastFailureAt)}, ${facts.failuresInRow} in a row` : "none is known",
+    ],
+    ["rules", ...rules.map(({ rule, verdict }) => `${rule} ${verdict}`)],
+    ["annotations", ...annotations],
+    ["problems", ...problems],
+    ["settings", settings, ...DECISIVE.filter((variable) => variables[variable]).map((variable) => `${variable}=${variables[variable]}`)],
+  ]
+  const rows = blocks.flatMap(([label, ...lines]) => lines.map((line, i) => [i === 0 ? label : "", line]))
+  await desk.answer({ ...facts, settings: { from: settings, ...variables } }, rows, true)
+  return 0
+}
+
+async function restart(desk: Desk): Promise<number> {
+  const { world, ask } = desk
+  if (world.config.dryRun) throw new CommandError(2, "DRY_RUN is set: nothing is restarted")
+  const plans = await Promise.all(jobsOf(desk).map((job) => planRestart(world, job)))
+  const refusals = plans.flatMap((plan) => ("refusal" in plan ? [plan.refusal] : []))
+  if (refusals.length > 0) throw new CommandError(3, ...refusals)
+  const ready = plans.filter((plan) => "run" in plan)
+  if (ask && !(await ask(`restart ${ready.map(({ what }) => what).join(", ")}?`))) throw new CommandError(3, "nothing was done")
+  const facts = await Promise.all(
+    ready.map(async ({ key, run }) => {
+      const outcome: Outcome | { result: "fault"; error: unknown } = await run().catch((error) => ({ result: "fault", error }))
+      const details = "uid" in outcome ? `new uid ${outcome.uid}` : "error" in outcome ? messageOf(outcome.error) : ""
+      const left = "its intent stays: an operator goes on, or this command"
+      return { job: key, result: outcome.result, details: outcome.result === "interrupted" ? left : details }
+    }),
+  )
+  await desk.answer(facts, [["JOB", "RESULT", "DETAILS"], ...facts.map(({ job, result, details }) => [job, result, details])], true)
+  const has = (...results: string[]) => facts.some(({ result }) => results.includes(result))
+  return has("fault", "interrupted", "namespace gone", "cancelled") ? 1 : has("refused", "changed") ? 3 : 0
+}
+
+type RestartPlan = { refusal: string } | { key: string; what: string; run: () => Promise<Outcome> }
+
+/** What a person's wish comes to: a restart, the end of one that was left unfinished, or why not. */
+async function planRestart(world: World, { namespace, name, key }: JobName): Promise<RestartPlan> {
+  let last: Job | undefined
+  const lastSeen = (read?: Job) => {
+    last = read ?? last
+    return last
+  }
+  const live = await world.cluster.getJob(namespace, name, world.kill)
+  const unfinished = newest(await listIntents(world, namespace, name))
+  if (unfinished && (!live || live.metadata?.deletionTimestamp))
+    return { key, what: `${key} (going on with ${unfinished.name})`, run: () => carryOut(world, namespace, name, lastSeen) }
+  if (!live) return { refusal: `there is no Job ${key}` }
+  const view = viewJob(live)
+  const decision = decideOnWish(view)
+  if (decision.do !== "restart") return { refusal: `${key} is not restarted: ${decision.because}` }
+  const run = async () => {
+    const failure = view.phase === "failed" ? await keepEvidence(world, view) : UNKNOWN
+    return restartJob(world, view, { ...failure, changed: true }, lastSeen, decideOnWish)
+  }
+  return { key, what: `${key} (${view.phase})`, run }
+}
+
+/** What failed. It is recorded, where no operator has done so: with the Job its pods go too. */
+async function keepEvidence(world: World, view: JobView): Promise<Failure> {
+  const past = (await recordsOf(world, view.namespace, view.name)).at(-1)
+  const { failure, evidence, isRecorded } = await whatFailed(world, view, past, true)
+  if (!evidence || isRecorded || world.config.historyLimit === 0) return failure
+  const record = recordFor(view, evidence, failure.cause, decideOnWish(view))
+  await keepRecord(world, record).catch((error) => world.say("warning", `[${view.key}] its failure is not recorded: ${messageOf(error)}`))
+  return failure
+}
+
+/** What an admin may ask for beside the operator, or without one. `run` returns the exit code. */
+export const COMMANDS = {
+  status: { jobs: "", run: status, help: "what the Jobs are at, and when they are restarted" },
+  history: { jobs: "[JOB]", run: history, help: "past failures; of one JOB with all that was seen" },
+  restart: { jobs: "JOB...", run: restart, help: "restarts failed and finished Jobs now, as safely as the operator does" },
+  explain: { jobs: "JOB", run: explain, help: "what is decided of a Job, from what, by which rule" },
+}
+
+const OPTIONS = {
+  help: { type: "boolean", short: "h" },
+  version: { type: "boolean", short: "v" },
+  namespace: { type: "string", short: "n" },
+  context: { type: "string" },
+  output: { type: "string", short: "o" },
+  "no-color": { type: "boolean" },
+  yes: { type: "boolean", short: "y" },
+} as const
+
+/** Reads the command line; no command runs the operator. Throws a CommandError with every mistake. */
+export function readCommandLine(args: string[]) {
+  const { tokens, positionals } = parseArgs({ args, options: OPTIONS, allowPositionals: true, strict: false, tokens: true })
+  const [name, ...names] = positionals
+  const command = name !== undefined && Object.hasOwn(COMMANDS, name) ? (name as keyof typeof COMMANDS) : undefined
+  const values: Partial<Record<string, string>> = {}
+  const mistakes = tokens.flatMap((token) => {
+    if (token.kind !== "option") return []
+    if (!Object.hasOwn(OPTIONS, token.name)) return [`there is no option ${token.rawName}`]
+    const wantsValue = OPTIONS[token.name as keyof typeof OPTIONS].type === "string"
+    values[token.name] = token.value ?? ""
+    return wantsValue === Boolean(token.value) ? [] : [`${token.rawName} ${wantsValue ? "needs a value" : "takes no value"}`]
+  })
+  if (name !== undefined && !command) mistakes.push(`there is no command ${name}; there are ${Object.keys(COMMANDS).join(", ")}`)
+  if (name === undefined)
+    mistakes.push(...Object.keys(values).flatMap((key) => (/help|version/.test(key) ? [] : [`--${key} goes with a command`])))
+  const jobs = command && COMMANDS[command].jobs
+  const most = { "": 0, "[JOB]": 1, JOB: 1 }[jobs ?? ""] ?? Number.POSITIVE_INFINITY
+  if (command && (names.length > most || (jobs?.startsWith("JOB") && names.length === 0)))
+    mistakes.push(`write ${`${command} ${jobs}`.trim()}`)
+  if (values.output && !["table", "json"].includes(values.output))
+    mistakes.push(`-o cannot be ${quote(values.output)}: write table or json`)
+  if (values.yes !== undefined && command && command !== "restart") mistakes.push("--yes goes with restart")
+  if (mistakes.length > 0) throw new CommandError(2, ...mistakes.map((mistake) => `${mistake}; see --help`))
+  return { command, names, values }
+}
+
+// ─────────────────────────────────────────────── 10 Main ──────────────────────────────────────────────
 
 const GRACE_MS = 20_000
 
@@ -2941,15 +3267,26 @@ export function helpText(): string {
   const rows = SETTINGS.map(({ variable, default: value, help, olderName }) => {
     return `  ${variable.padEnd(18)} ${help} (default ${value || "none"}${olderName ? `; else ${olderName}` : ""})`
   })
+  const commands = Object.entries(COMMANDS).map(([name, { jobs, help }]) => `  ${`${name} ${jobs}`.padEnd(18)} ${help}`)
   return `${project.name} ${project.version}: ${project.description}.
 
-Usage: ${project.name} [--help | --version]
+Usage: ${project.name} [--help | --version]      runs the operator
+       ${project.name} COMMAND [OPTIONS]
 
-It is set by environment variables; a duration is a whole number of seconds or like 90s, 15m, 1h30m:
+${commands.join("\n")}
+
+  -n, --namespace NAMESPACE, --context CONTEXT   where to look; else NAMESPACE, else the namespace of the kubeconfig's context
+  -o, --output table|json, --no-color (or NO_COLOR), --yes (restart without asking)
+
+The commands go by the settings that the operator has written into the ConfigMap ${SETTINGS_MAP}, else by the
+environment's. They need no running operator, and do no harm beside one.
+
+The operator is set by environment variables; a duration is a whole number of seconds or like 90s, 15m, 1h30m:
 ${rows.join("\n")}
 
 It connects by KUBECONFIG if set, else the pod's ServiceAccount, else ~/.kube/config.
-Exit codes: 0 stopped by a signal; 1 a fault of its own; 2 a wrong setting, or no usable configuration.
+Exit codes: 0 done, or stopped by a signal; 1 a fault; 2 a wrong setting, option or configuration; 3 no such Job, or a restart
+that was refused.
 `
 }
 
@@ -3018,13 +3355,68 @@ function announceWay(say: Say, { address, isVerified, proxy }: Cluster, { inClus
   else if (proxies.length > 0) say("info", `${proxies.join(", ")}: ${use}`)
 }
 
+/** What a command says beside its answer. */
+const sayPlainly: Say = (level, text, { lines = [] } = {}) => {
+  const whole = [level === "fatal" ? `error: ${text}` : text, ...lines.map((line) => `    ${line}`)]
+  process.stderr.write(whole.map((line) => `${safe(line)}\n`).join(""))
+}
+
+/** Asks on the terminal. Throws a CommandError where there is none. */
+async function ask(question: string, signal: AbortSignal): Promise<boolean> {
+  if (!process.stdin.isTTY) throw new CommandError(2, "nobody can be asked here: with --yes it is done without a question")
+  const reader = createInterface({ input: process.stdin, output: process.stderr })
+  try {
+    return /^y(es)?$/i.test((await reader.question(`${safe(question)} [y/N] `, { signal })).trim())
+  } finally {
+    reader.close()
+  }
+}
+
+const COLORS: Record<string, number> = { given_up: 31, waiting: 33, restarting: 36, succeeded: 32 }
+
+/** Writes an answer: on a terminal in colours by state, and not wider than it is. */
+function answerTo({ output, "no-color": noColor }: Partial<Record<string, string>>, env: Env): Desk["answer"] {
+  const { isTTY, columns } = process.stdout
+  const isColored = isTTY && !env.NO_COLOR && noColor === undefined && env.TERM !== "dumb"
+  const paint = (line: string, color: number | undefined) => (isColored && color ? `\u001b[${color}m${line}\u001b[0m` : line)
+  return async (json, rows, whole = false) => {
+    const lines = alignedRows(rows, isTTY && !whole ? columns : undefined).map((line, i) => paint(line, COLORS[rows[i]?.[1] ?? ""]))
+    const text = output === "json" ? jsonText(json) : lines.join("\n")
+    // Who reads no further, as head does, has enough.
+    await Bun.write(Bun.stdout, `${text}\n`).catch((error) => (error.code === "EPIPE" ? 0 : Promise.reject(error)))
+  }
+}
+
+/** Runs a command with a kubeconfig, or in the operator's pod. Returns its exit code. */
+async function runCommand(
+  { command, names, values }: ReturnType<typeof readCommandLine>,
+  env: Env,
+  world: Omit<World, "cluster" | "config">,
+) {
+  const source = findSource(env, SERVICE_ACCOUNT, values.context)
+  const [cluster, kubeconfig] = [connect(source, env), source.load()]
+  const near = written(env.NAMESPACE) || kubeconfig.getContextObject(kubeconfig.currentContext)?.namespace || "flickr-downloader"
+  const { config, from } = await settingsFor(cluster, values.namespace ?? (near.split(/[,\s]/)[0] as string), env, world.stop)
+  // Only a restart has something to end well.
+  const kill = command === "restart" ? world.kill : world.stop
+  return COMMANDS[command as keyof typeof COMMANDS].run({
+    ...{ world: { ...world, kill, cluster, config }, names, settings: from },
+    namespaces: values.namespace === undefined ? config.namespaces : [values.namespace],
+    answer: answerTo(values, env),
+    ask: values.yes === undefined ? (question) => ask(question, world.stop) : undefined,
+  })
+}
+
 /** Runs the program; returns its exit code. */
 export async function main(args: string[], env: Env): Promise<number> {
   let say = configureLog({ logLevel: "info", logFormat: "text" })
   const signals = stopSignals(() => say)
   try {
-    const { values } = parseArgs({ args, options: { help: { type: "boolean", short: "h" }, version: { type: "boolean", short: "v" } } })
-    if (values.help || values.version) return await print(values.help ? helpText() : `${project.version}\n`)
+    const line = readCommandLine(args)
+    const { help, version } = line.values
+    if (help !== undefined || version !== undefined) return await print(help !== undefined ? helpText() : `${project.version}\n`)
+    if (line.command) say = sayPlainly
+    if (line.command) return await runCommand(line, env, { clock: systemClock, random: Math.random, say, ...signals })
     const { config, rows, warnings } = readSettings(env)
     say = configureLog(config)
     const source = findSource(env)
@@ -3050,13 +3442,13 @@ export async function main(args: string[], env: Env): Promise<number> {
     say("info", "stopped cleanly")
     return 0
   } catch (error) {
+    if (error instanceof CommandError) {
+      for (const mistake of error.message.split("\n")) sayPlainly("fatal", mistake)
+      return error.code
+    }
     if (error instanceof SettingsError) say("fatal", "the settings are wrong; nothing was done", { lines: error.mistakes })
     else say("fatal", messageOf(error))
-    const isUsage =
-      error instanceof SettingsError ||
-      error instanceof ConfigError ||
-      String((error as { code?: unknown }).code).startsWith("ERR_PARSE_ARGS")
-    return isUsage ? 2 : 1
+    return error instanceof SettingsError || error instanceof ConfigError ? 2 : 1
   }
 }
 

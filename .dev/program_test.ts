@@ -76,7 +76,7 @@ describe("Without a cluster", () => {
     )
     expect(help).toMatchObject({ code: 0, stdout: expect.stringMatching(/^flickr[\s\S]*LOG_LEVEL[\s\S]*Exit codes/), log: "" })
     expect(version).toEqual({ code: 0, stdout: `${project.version}\n`, log: "" })
-    expect(wrong).toMatchObject({ code: 2, stdout: "", log: expect.stringMatching(/FATAL.*--hepl/) })
+    expect(wrong).toMatchObject({ code: 2, stdout: "", log: expect.stringMatching(/^error: .*--hepl/) })
   })
 
   test("every wrong setting is told at once, with what is allowed; nothing is sent", async () => {
