@@ -247,6 +247,10 @@ describe("Following a namespace", () => {
     for (let i = 0; i < 20; i++) stand(server, `quiet-${i}`, { status: {}, spec: { suspend: true } })
     const life = live(server, { CHECK_INTERVAL: "60" })
     await until("watching", () => callsOf(server, "watch", "pods").length + callsOf(server, "watch").length === 2)
+    await until(
+      "settings written, records pruned",
+      () => server.calls.filter((c) => c.resource === "configmaps" && c.status > 0).length === 3,
+    )
     const from = server.calls.length
     await backOnce(server, [life], [run(server, "load-a", [attempt(3), {}])])
     const calls = server.calls.slice(from).filter(({ resource }) => resource !== "events")
