@@ -1476,9 +1476,7 @@ function verbsOf(server: ApiServer): Cluster {
       return look.then(() => true).catch((error) => (isReason(error, "NotFound") ? false : undefined))
     },
     listJobs: (namespace, selector, signal) => server.list(pathOf("jobs", namespace), selector, signal),
-    getJob(namespace, name, signal) {
-      return server.send<Job>("GET", pathOf("jobs", namespace, name), signal).catch((error) => exceptFor(error, "NotFound"))
-    },
+    getJob: (namespace, name, signal) => server.find(pathOf("jobs", namespace, name), signal),
     createJob: (namespace, body, signal) => server.send("POST", pathOf("jobs", namespace), signal, { body }),
     touchJob({ namespace, name, uid }, annotation, value, signal) {
       const body = { metadata: { uid, annotations: { [annotation]: value } } }
@@ -1489,8 +1487,7 @@ function verbsOf(server: ApiServer): Cluster {
       const { items } = await server.list<{ metadata: Metadata }>(pathOf("configmaps", namespace), selector, signal, METADATA_LIST)
       return items.map(({ metadata }) => metadata)
     },
-    getConfigMap: (namespace, name, signal) =>
-      server.send<ConfigMap>("GET", pathOf("configmaps", namespace, name), signal).catch((error) => exceptFor(error, "NotFound")),
+    getConfigMap: (namespace, name, signal) => server.find(pathOf("configmaps", namespace, name), signal),
     createConfigMap: (namespace, body, signal) => server.send("POST", pathOf("configmaps", namespace), signal, { body }),
     patchConfigMap: (namespace, name, body, signal) => server.send("PATCH", pathOf("configmaps", namespace, name), signal, { body }),
     deleteConfigMap: (namespace, name, signal) => server.send("DELETE", pathOf("configmaps", namespace, name), signal),
@@ -1503,11 +1500,7 @@ function verbsOf(server: ApiServer): Cluster {
       const read = (response: Response) => readTail(response, lines)
       return server.send("GET", `${pathOf("pods", namespace, pod)}/log`, signal, { query, limitMs: LOG_LIMIT_MS, read })
     },
-    watch(namespace, resource, { resourceVersion, selector, silenceMs }, signal) {
-      const timeoutSeconds = String(240 + Math.floor(Math.random() * 60))
-      const query = { watch: "true", allowWatchBookmarks: "true", timeoutSeconds, resourceVersion, labelSelector: selector }
-      return server.watch(pathOf(resource, namespace), query, silenceMs, signal)
-    },
+    watch: (namespace, resource, options, signal) => server.watch(pathOf(resource, namespace), options, signal),
   }
 }
 
@@ -1531,7 +1524,9 @@ class ApiServer {
     this.proxy = proxyUrl
   }
 
-  async *watch<T>(path: string, query: Query, silenceMs: number, signal: AbortSignal) {
+  async *watch<T>(path: string, { resourceVersion, selector, silenceMs }: WatchOptions, signal: AbortSignal) {
+    const timeoutSeconds = String(240 + Math.floor(Math.random() * 60))
+    const query = { watch: "true", allowWatchBookmarks: "true", timeoutSeconds, resourceVersion, labelSelector: selector }
     const response = await this.send("GET", path, signal, { query, read: async (opened) => opened })
     let rest = ""
     for await (const text of textOf(response, { silenceMs, signal })) {
@@ -1553,6 +1548,11 @@ class ApiServer {
       next = page.metadata.continue
       if (!next) return { items, resourceVersion: page.metadata.resourceVersion }
     }
+  }
+
+  /** Undefined where there is none. */
+  find<T>(path: string, signal: AbortSignal): Promise<T | undefined> {
+    return this.send<T>("GET", path, signal).catch((error) => exceptFor(error, "NotFound"))
   }
 
   async send<T>(method: string, path: string, signal: AbortSignal, call: Call<T> = {}): Promise<T> {
