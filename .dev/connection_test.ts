@@ -553,7 +553,8 @@ describe("What it answers", () => {
       await cluster.version(never)
       expect(Math.abs(cluster.skewMs() - ahead)).toBeLessThan(1_100)
     }
-    ;[ahead, slow] = [3_600_000, true]
+    // Too slow to tell of less than it took.
+    ;[ahead, slow] = [3_000, true]
     await cluster.version(never)
     expect(Math.abs(cluster.skewMs())).toBeLessThan(1_100)
   })
