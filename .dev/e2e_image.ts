@@ -258,12 +258,12 @@ const operatorPod = (ns: Namespace, ...older: Pod[]) =>
   until(
     `a pod of the operator runs in ${ns.name}`,
     async () => (await podsOf(ns)).find((pod) => isUp(pod) && !older.some(({ metadata }) => metadata.uid === pod.metadata.uid)),
-    60_000,
+    180_000,
   )
 /** What all its pods have said so far. */
 const logOf = async (ns: Namespace, ...options: string[]) =>
   (await attempt([kubectlProgram, "-n", ns.name, "logs", "-l", ofOperator, "--tail=-1", ...options])).out.split("\n")
-const says = (ns: Namespace, what: string, patterns: (RegExp | string)[], ms = 30_000) =>
+const says = (ns: Namespace, what: string, patterns: (RegExp | string)[], ms = 90_000) =>
   until(
     `kubectl logs shows ${what} (${patterns.join(" and ")})`,
     async () => (await logOf(ns)).find((line) => patterns.every((p) => (typeof p === "string" ? line.includes(p) : p.test(line)))),
@@ -416,7 +416,8 @@ async function midway(ns: Namespace, name: string): Promise<{ old: Thing; releas
   const pods = await ns.podsOf(old)
   for (const pod of pods) await ns.hold("pods", pod)
   await until("the Job is being deleted", async () => (await ns.job(name))?.metadata.deletionTimestamp)
-  need((await ns.intents()).length === 1, "not one intent")
+  const own = (await ns.intents()).filter(({ metadata }) => metadata.labels?.[`${prefix}intent`] === name)
+  need(own.length === 1, "not one intent")
   const release = async () => {
     for (const pod of pods) await ns.release("pods", pod)
   }

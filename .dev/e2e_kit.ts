@@ -85,7 +85,7 @@ export async function close(): Promise<boolean> {
 export const seconds = (ms: number) => `${(ms / 1000).toFixed(2)} s`
 
 /** Waits until `look` answers with something, and hands it on. */
-export async function until<T>(what: string, look: () => T | undefined | false | Promise<T | undefined | false>, ms = 30_000): Promise<T> {
+export async function until<T>(what: string, look: () => T | undefined | false | Promise<T | undefined | false>, ms = 90_000): Promise<T> {
   const end = performance.now() + ms
   for (;;) {
     const found = await look()
