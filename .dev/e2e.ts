@@ -10,6 +10,7 @@
 // About 4 minutes. The last line is `N passed, N failed`.
 import { existsSync, readdirSync } from "node:fs"
 import { homedir } from "node:os"
+import { commandGroups } from "./e2e_commands.ts"
 import { healthGroups, outage } from "./e2e_health.ts"
 import { imageChecks } from "./e2e_image.ts"
 import { killGroups } from "./e2e_kill.ts"
@@ -512,7 +513,7 @@ async function all() {
   const both: Role[] = ["operator", "old"]
   const crashes = both.flatMap((role) => [false, true].flatMap((slow) => [crash("SIGKILL", role, slow), crash("SIGTERM", role, slow)]))
   await Promise.all([...both.map(roundTrip), ...crashes, outOfMemory(), causes(), untouched(), quota(), tenAtOnce("old")])
-  await Promise.all([...ruleGroups(), ...healthGroups(), background])
+  await Promise.all([...ruleGroups(), ...healthGroups(), ...commandGroups(), background])
   if (process.env.E2E_KILL === "true") {
     await killGroups()
     await soakGroup(2)

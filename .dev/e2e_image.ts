@@ -527,7 +527,7 @@ async function uninstall(ns: Namespace, check: Check): Promise<void> {
         .filter((n) => !/\/(idle|busy)-/.test(n))
     const before = await keep()
     await kubectl("delete", "-k", await overlay(ns, { settings: { RESTART_DELAY: "5s" } }))
-    await kubectl("-n", ns.name, "delete", "configmaps", "-l", ofOperator)
+    for (const label of [ofOperator, `${prefix}record`]) await kubectl("-n", ns.name, "delete", "configmaps", "-l", label)
     need(Bun.deepEquals(await keep(), before) && before.length === 3, `${before.join(", ")} became ${(await keep()).join(", ")}`)
     const kinds = "deployments,replicasets,configmaps,serviceaccounts,roles,rolebindings"
     const left = (await kubectl("-n", ns.name, "get", kinds, "-o", "name")).split("\n").filter((line) => line.includes(name))
