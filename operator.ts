@@ -3149,11 +3149,12 @@ async function restart(desk: Desk): Promise<number> {
   const ready = plans.filter((plan) => "run" in plan)
   if (ask && !(await ask(`restart ${ready.map(({ what }) => what).join(", ")}?`))) throw new CommandError(3, "nothing was done")
   const facts = await Promise.all(
-    ready.map(async ({ key, run }) => {
+    ready.map(async ({ job, run }) => {
       const outcome: Outcome | { result: "fault"; error: unknown } = await run().catch((error) => ({ result: "fault", error }))
       const details = "uid" in outcome ? `new uid ${outcome.uid}` : "error" in outcome ? messageOf(outcome.error) : ""
       const left = "its intent stays: an operator goes on, or this command"
-      return { job: key, result: outcome.result, details: outcome.result === "interrupted" ? left : details }
+      if (outcome.result === "restarted") await tellRestart(world, { ...job, uid: outcome.uid })
+      return { job: job.key, result: outcome.result, details: outcome.result === "interrupted" ? left : details }
     }),
   )
   await desk.answer(facts, [["JOB", "RESULT", "DETAILS"], ...facts.map(({ job, result, details }) => [job, result, details])], true)
@@ -3161,10 +3162,17 @@ async function restart(desk: Desk): Promise<number> {
   return has("fault", "interrupted", "namespace gone", "cancelled") ? 1 : has("refused", "changed") ? 3 : 0
 }
 
-type RestartPlan = { refusal: string } | { key: string; what: string; run: () => Promise<Outcome> }
+/** An Event, as the operator's; one that may not be written is none. */
+async function tellRestart(world: World, job: JobName): Promise<void> {
+  const event = eventFor(job, "info", "Restarted", "restarted, for a person asked for it", nowOf(world), world.random())
+  await world.cluster.createEvent(job.namespace, event, world.kill).catch(() => {})
+}
+
+type RestartPlan = { refusal: string } | { job: JobName; what: string; run: () => Promise<Outcome> }
 
 /** What a person's wish comes to: a restart, the end of one that was left unfinished, or why not. */
-async function planRestart(world: World, { namespace, name, key }: JobName): Promise<RestartPlan> {
+async function planRestart(world: World, job: JobName): Promise<RestartPlan> {
+  const { namespace, name, key } = job
   let last: Job | undefined
   const lastSeen = (read?: Job) => {
     last = read ?? last
@@ -3173,7 +3181,7 @@ async function planRestart(world: World, { namespace, name, key }: JobName): Pro
   const live = await world.cluster.getJob(namespace, name, world.kill)
   const unfinished = newest(await listIntents(world, namespace, name))
   if (unfinished && (!live || live.metadata?.deletionTimestamp))
-    return { key, what: `${key} (going on with ${unfinished.name})`, run: () => carryOut(world, namespace, name, lastSeen) }
+    return { job, what: `${key} (going on with ${unfinished.name})`, run: () => carryOut(world, namespace, name, lastSeen) }
   if (!live) return { refusal: `there is no Job ${key}` }
   const view = viewJob(live)
   const decision = decideOnWish(view)
@@ -3182,7 +3190,7 @@ async function planRestart(world: World, { namespace, name, key }: JobName): Pro
     const failure = view.phase === "failed" ? await keepEvidence(world, view) : UNKNOWN
     return restartJob(world, view, { ...failure, changed: true }, lastSeen, decideOnWish)
   }
-  return { key, what: `${key} (${view.phase})`, run }
+  return { job, what: `${key} (${view.phase})`, run }
 }
 
 /** What failed. It is recorded, where no operator has done so: with the Job its pods go too. */

@@ -265,6 +265,10 @@ describe("restart", () => {
     expect(marks(held)).toEqual({ restarts: "0", "restarted-from": held.metadata.uid, "last-cause": undefined as never })
     expect(done[0]?.details).toBe(`new uid ${current(server, alice)?.metadata.uid}`)
     expect([intents(server), deletions(server, "alice").length]).toEqual([[], 1])
+    const events = callsOf(server, "create", "events", ({ user }) => user === "admin").map(
+      ({ body }) => (body as { involvedObject: { uid: string } }).involvedObject.uid,
+    )
+    expect(events.toSorted()).toEqual([alice, held].map((job) => current(server, job)?.metadata.uid as string).toSorted())
     const records = [...server.model.objects.configmaps!.values()].filter(({ metadata }) => metadata.labels?.[RECORD] === "failure")
     expect(records.map(({ metadata }) => metadata.annotations?.[`${PREFIX}decided`])).toEqual([
       expect.stringContaining("a person asked for it"),
