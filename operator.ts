@@ -2501,7 +2501,8 @@ export class Operator {
     const evidence = known.evidence ?? { pods, logs: new Map(), morePods: 0 }
     const failure = { ...(known.failure ?? failureOf(view, evidence)), changed: isChanged(job) }
     if (!known.looked.has("failed")) this.record(view, job, evidence, failure)
-    if (!wasRemovedByTtl(view, known.goneAt)) this.world.say("info", `[${view.key}] was deleted by someone; it is not restarted`)
+    const what = this.isIntended(view) ? "is being restarted by someone else" : "was deleted by someone; it is not restarted"
+    if (!wasRemovedByTtl(view, known.goneAt)) this.world.say("info", `[${view.key}] ${what}`)
     else if (!this.world.config.dryRun) this.keep({ ...job, metadata: { ...job.metadata, finalizers: known.finalizers } }, view, failure)
   }
 
@@ -3053,10 +3054,11 @@ async function status(desk: Desk): Promise<number> {
   const { world, namespaces, settings } = desk
   const jobs = (await Promise.all(namespaces.map((namespace) => look(world, namespace)))).flat().map(factsOf)
   const now = nowOf(world)
+  const span = (ms: number) => durationText(Math.max(0, Math.round(ms / 1_000)) * 1_000)
   const rows = jobs.map(({ job, state, nextRestartAt, cause = "", failuresInRow, lastFailureAt, why }) => [
     ...[shown(desk, job), state],
-    nextRestartAt === undefined ? "" : nextRestartAt > now ? `in ${durationText(nextRestartAt - now)}` : "now",
-    ...[cause, String(failuresInRow), lastFailureAt === undefined ? "" : `${durationText(now - lastFailureAt)} ago`, why],
+    nextRestartAt === undefined ? "" : nextRestartAt > now ? `in ${span(nextRestartAt - now)}` : "now",
+    ...[cause, String(failuresInRow), lastFailureAt === undefined ? "" : `${span(now - lastFailureAt)} ago`, why],
   ])
   const head = ["JOB", "STATE", "NEXT RESTART", "CAUSE", "IN A ROW", "LAST FAILURE", "WHY"]
   await desk.answer({ settings, now: instantText(now), jobs }, [head, ...rows])

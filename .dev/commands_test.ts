@@ -318,7 +318,8 @@ describe("restart", () => {
     const { code } = await command(server, "restart done waits --yes")
     await allBack(server, jobs)
     expect([code, server.uids.get("default/done")?.length, server.uids.get("default/waits")?.length]).toEqual([0, 2, 2])
-    expect(life.said.filter(({ level }) => level === "error")).toEqual([])
+    expect(life.said.filter(({ level, text }) => level === "error" || /not restarted/.test(text))).toEqual([])
+    expect(life.about("waits", /is being restarted by someone else/).length).toBe(1)
   })
 
   test("goes on with a restart that was left unfinished; what the cluster refuses is told, and the Job stays", async () => {
