@@ -778,7 +778,7 @@ export class Simulation {
         const answer = this.serve(call, fail?.status)
         const serverAt = this.serverNow()
         for (const deed of fate.after) this.suffer(deed, call)
-        if (twiceMs > 0) this.after(twiceMs, () => this.serve(call))
+        if (twiceMs > 0) this.after(twiceMs, () => this.serve(call, undefined, true))
         if ([...fate.before, ...fate.after].some((d) => d.do === "lose"))
           return void this.after(1, () => settle(() => reject(new Error("socket closed"))))
         this.after(latencyMs() + lateMs, () => this.answer(call, answer, { sentAt, serverAt }, settle, resolve, reject))
@@ -795,8 +795,8 @@ export class Simulation {
       this.count(deed.do)
     } else this.perform(deed, call)
   }
-  /** The server's part of a call; undefined where nobody answers. */
-  private serve(call: Call, fail?: number): Answer | undefined {
+  /** The server's part of a call; undefined where nobody answers. What a copy is answered the operator never sees. */
+  private serve(call: Call, fail?: number, isCopy = false): Answer | undefined {
     const { life, kind, request, name } = call
     this.step++
     if (fail === 403 && kind === "listPods") life.looked.set("pods refused", this.step)
@@ -809,7 +809,7 @@ export class Simulation {
       if (why === "quota" || kind === "createJob") return { status: 403, body: failure(403, "Forbidden", `refused by ${why}`) }
     }
     if (request.verb === "watch") return this.open(life, request)
-    if (kind === "listIntents" || kind === "getJob") life.looked.set(`${kind} ${name}`, this.step)
+    if (!isCopy && (kind === "listIntents" || kind === "getJob")) life.looked.set(`${kind} ${name}`, this.step)
     this.actor = call
     const answer = this.model.request({ ...request, user: "operator" })
     this.actor = "controller"
