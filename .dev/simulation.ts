@@ -527,7 +527,8 @@ export class Simulation {
   // Operators.
 
   private start(dryRun: boolean) {
-    if (this.lives.filter((life) => !life.dead && !life.over && life.dryRun === dryRun).length > (dryRun ? 0 : 1)) return
+    const others = this.lives.filter((life) => !life.dead && !life.over && !life.stop.signal.aborted && life.dryRun === dryRun)
+    if (others.length > (dryRun ? 0 : 1)) return
     const [stop, kill] = [new AbortController(), new AbortController()]
     const { delayMs, bySelector } = this.history.flavour
     const life = { id: this.lives.length + 1, dryRun, aheadMs: 0, skewMs: 0, dead: false, over: false, stop, kill } as Life
