@@ -84,7 +84,7 @@ start kube-apiserver "$bin/kube-apiserver" --etcd-servers "http://127.0.0.1:$etc
   --kubelet-client-certificate pki/admin.crt --kubelet-client-key pki/admin.key --kubelet-certificate-authority ca.crt \
   --kubelet-preferred-address-types InternalIP \
   --service-account-issuer https://kubernetes.default.svc --service-account-key-file pki/sa.pub --service-account-signing-key-file pki/sa.key \
-  --audit-policy-file audit.yaml --audit-log-path audit.log --authorization-mode Node,RBAC --enable-admission-plugins NodeRestriction ${KUBE_APISERVER_FLAGS:-}
+  --audit-policy-file audit.yaml --audit-log-path audit.log --audit-log-maxsize 100000 --authorization-mode Node,RBAC --enable-admission-plugins NodeRestriction ${KUBE_APISERVER_FLAGS:-}
 until_ok 120 "$bin/kubectl" --kubeconfig admin.kubeconfig get --raw /readyz
 start kube-controller-manager "$bin/kube-controller-manager" --kubeconfig controller-manager.kubeconfig --leader-elect=false \
   --use-service-account-credentials --service-account-private-key-file pki/sa.key --root-ca-file ca.crt \
