@@ -12,7 +12,8 @@ export const EXCEPTIONS = {
   cameBack: "a person deleted the failed Job when its intent stood already: ours or theirs cannot be told apart, so it comes back",
   cameBackLate:
     "a person deleted the failed Job between the operator's look at it and its intent: a create cannot be bound to another object",
-  cameBackOlder: "an intent that nobody could remove in time outlived a later Job, which a person or the TTL removed",
+  cameBackOlder:
+    "an intent that nobody could remove in time, or a late copy of one, outlived a later Job, which a person or the TTL removed, or whose restart a person cancelled",
   lateCreate: "a create that was under way all the while another generation came and went: a create knows no preconditions",
   editUnseen: "an edit of the Job's last moment that this life was never shown: it polls, was down, or its watch was late",
   besidePods:
@@ -198,7 +199,7 @@ export class Witness {
     }
     if (annotations?.[`${PREFIX}restarted-from`] !== last.uid) {
       if (isLate) this.except("lateCreate")
-      else if (ghost.remover === "person" || ghost.remover === "ttl") this.except("cameBackOlder")
+      else if (ghost.remover === "person" || ghost.remover === "ttl" || ghost.cancelled.has(last.uid)) this.except("cameBackOlder")
       else sim.violate(`${name} was created from an older Job than its last one`)
       return
     }
@@ -350,7 +351,15 @@ export class Witness {
         (condition(job as Job, "Failed") && this.sim.isSelected(job as Job))
       )
         return false
-    return true
+    return !this.lostToTtl().some(({ knows }) => knows)
+  }
+  /** Jobs that their TTL took and that have not come back, each with an operator that saw it fail and should bring it back. */
+  private lostToTtl(): { name: string; knows: Life | undefined }[] {
+    const { sim } = this
+    return [...this.ghosts].flatMap(([name, { ttlTook }]) => {
+      if (!ttlTook || sim.model.job("default", name) || sim.namespaceGone || this.intentsOf(name).length > 0) return []
+      return [{ name, knows: sim.clocksMoved ? undefined : ttlTook.find(({ dead, stop }) => !dead && !stop.signal.aborted) }]
+    })
   }
 
   saidTwice(life: Life, key: string): void {
@@ -375,9 +384,7 @@ export class Witness {
         else sim.violate(`${name} is due and not restarted`)
       }
     }
-    for (const [name, { ttlTook }] of this.ghosts) {
-      if (!ttlTook || sim.model.job("default", name) || sim.namespaceGone || this.intentsOf(name).length > 0) continue
-      const knows = !sim.clocksMoved && ttlTook.find(({ dead, stop }) => !dead && !stop.signal.aborted)
+    for (const { name, knows } of this.lostToTtl()) {
       if (knows) sim.violate(`operator ${knows.id} saw the failure of ${name}, which its TTL then took, and did not bring it back`)
       this.except("lostToTtl")
     }
