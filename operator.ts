@@ -3006,15 +3006,14 @@ async function look(world: World, namespace: string, name?: string): Promise<Sig
     if (item && item.metadata?.labels?.[INTENT] === undefined && (name !== undefined || isSelected(viewJob(item), config)))
       jobs.set(item.metadata?.name ?? "", item)
   const past = Map.groupBy(records, ({ job }) => job)
-  const sights: Sight[] = []
-  for (const [key, job] of jobs) {
+  const sightOf = async ([name, job]: [string, Job]): Promise<Sight> => {
     const view = viewJob({ ...job, metadata: { ...job.metadata, namespace } })
-    const last = past.get(key)?.at(-1)
+    const last = past.get(name)?.at(-1)
     const { failure } = view.phase === "failed" ? await whatFailed(world, view, last) : { failure: UNKNOWN }
     const decision = decide(view, { ...failure, changed: isChanged(job) }, config, nowOf(world))
-    sights.push({ view, past: last, failure, decision, intent: newest(intents.get(key) ?? []) })
+    return { view, past: last, failure, decision, intent: newest(intents.get(name) ?? []) }
   }
-  return sights
+  return Promise.all([...jobs].map(sightOf))
 }
 
 /** The records of a namespace, or of one Job, the oldest first. */
