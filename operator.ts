@@ -1971,14 +1971,18 @@ function sendDelete({ cluster, kill }: World, { namespace, jobName, jobUid, jobV
 /** `left`: intents that are to be removed, when the outcome is known already and no lost answer can change it any more. */
 type Round = Outcome | { outcome: Outcome; left: Intent[] } | { waitFor: string; untilAt?: number; known?: Intent }
 
-/** Carries a restart out to its end from wherever it stands, however long it takes: errors only slow it down. */
-export async function carryOut(world: World, namespace: string, name: string, lastSeen: LastSeen): Promise<Outcome> {
+/**
+ * Carries a restart out to its end from wherever it stands, however long it takes: errors only slow it down. `atOnce`: also where
+ * it is not due yet.
+ */
+export async function carryOut(world: World, namespace: string, name: string, lastSeen: LastSeen, atOnce = false): Promise<Outcome> {
   const { clock, kill, stop, say } = world
   const trouble = troubles(world, `[${namespace}/${name}] its restart is held up`, kill, `${namespace}/${name}`)
   // By what was slept: the clock may jump.
   let [waitedMs, warnAtMs, known] = [0, 60_000, undefined as Intent | undefined]
   let awaited = ""
-  let next = (): Promise<Round> => takeStep(world, namespace, name, known, lastSeen)
+  const now = () => (atOnce ? Number.POSITIVE_INFINITY : nowOf(world))
+  let next = (): Promise<Round> => takeStep(world, { namespace, name }, now(), known, lastSeen)
   while (!kill.aborted) {
     const round = await next().catch((error: unknown) => ({ error }))
     if ("result" in round) return round
@@ -2009,13 +2013,19 @@ export async function carryOut(world: World, namespace: string, name: string, la
 }
 
 /** One round: look, decide, act once. Intents are read from the store right before anything that relies on them. */
-async function takeStep(world: World, namespace: string, name: string, known: Intent | undefined, lastSeen: LastSeen): Promise<Round> {
+async function takeStep(
+  world: World,
+  { namespace, name }: Pick<JobName, "namespace" | "name">,
+  now: number,
+  known: Intent | undefined,
+  lastSeen: LastSeen,
+): Promise<Round> {
   // The intent first: a Job that was read before an intent was written looks like one that has moved on since.
   const before = known ?? newest(await listIntents(world, namespace, name))
   const live = await world.cluster.getJob(namespace, name, world.kill)
   lastSeen(live)
   if (!before) return withoutIntent(live)
-  const step = nextStep(before, live, nowOf(world))
+  const step = nextStep(before, live, now)
   if (step === "await absence") return { waitFor: `the old Job to go, finalizers ${live?.metadata?.finalizers?.join(", ")}`, known: before }
   if (step === "await due time") return { waitFor: "its due time", untilAt: before.plan.notBefore ?? 0, known: before }
   if (step === "create") {
@@ -2988,8 +2998,14 @@ export async function settingsFor(cluster: Cluster, namespace: string, env: Env,
   }
 }
 
-/** A Job, its last failure that is known, what is decided of it, and the restart that is under way. */
-type Sight = { view: JobView; past: PastFailure | undefined; failure: Failure; decision: Decision; intent: Intent | undefined }
+/** A Job, its last failure that is known, what is decided of it, and whether its restart is under way. */
+type Sight = { view: JobView; past: PastFailure | undefined; failure: Failure; decision: Decision; isUnderWay: boolean }
+
+/** What an intent has decided already. */
+function decisionOf({ name, plan: { notBefore = 0 } }: Intent, now: number): Decision {
+  if (now < notBefore) return { do: "wait", dueAt: notBefore, because: `its TTL removed it, intent ${name} stands for it` }
+  return { do: "restart", dueAt: notBefore, because: `intent ${name}` }
+}
 
 /** All that is selected in a namespace, or one Job; those too that are away, for their restart is under way. */
 async function look(world: World, namespace: string, name?: string): Promise<Sight[]> {
@@ -3010,8 +3026,9 @@ async function look(world: World, namespace: string, name?: string): Promise<Sig
     const view = viewJob({ ...job, metadata: { ...job.metadata, namespace } })
     const last = past.get(name)?.at(-1)
     const { failure } = view.phase === "failed" ? await whatFailed(world, view, last) : { failure: UNKNOWN }
-    const decision = decide(view, { ...failure, changed: isChanged(job) }, config, nowOf(world))
-    return { view, past: last, failure, decision, intent: newest(intents.get(name) ?? []) }
+    const [now, intent] = [nowOf(world), newest(intents.get(name) ?? [])]
+    const decision = intent ? decisionOf(intent, now) : decide(view, { ...failure, changed: isChanged(job) }, config, now)
+    return { view, past: last, failure, decision, isUnderWay: intent !== undefined && decision.do === "restart" }
   }
   return Promise.all([...jobs].map(sightOf))
 }
@@ -3032,17 +3049,17 @@ async function whatFailed(world: World, view: JobView, past: PastFailure | undef
   return { failure: failureOf(view, evidence), evidence, isRecorded: own !== undefined }
 }
 
-function factsOf({ view, past, failure, decision, intent }: Sight) {
+function factsOf({ view, past, failure, decision, isUnderWay }: Sight) {
   const isFailed = view.phase === "failed"
   const restarts = view.phase === "succeeded" ? 0 : count(own(view, "restarts"))
   return {
     job: view.key,
-    state: intent ? "restarting" : stateOf(view, decision, 0),
-    nextRestartAt: !intent && "dueAt" in decision ? decision.dueAt : undefined,
+    state: isUnderWay ? "restarting" : stateOf(view, decision, 0),
+    nextRestartAt: !isUnderWay && "dueAt" in decision ? decision.dueAt : undefined,
     cause: isFailed ? failure.cause : (past?.cause ?? own(view, "last-cause")),
     failuresInRow: restarts + (isFailed ? 1 : 0),
     lastFailureAt: view.failedAt ?? past?.failedAt ?? instant(own(view, "last-failure")),
-    why: intent ? `intent ${intent.name}` : decision.because,
+    why: decision.because,
   }
 }
 
@@ -3126,7 +3143,7 @@ async function explain(desk: Desk): Promise<number> {
   const variables = variablesOf(world.config)
   const blocks: [string, ...string[]][] = [
     ["job", `${key}, ${facts.state}`],
-    ["decision", sight.intent ? `its restart is under way, ${facts.why}` : facts.decision],
+    ["decision", sight.isUnderWay ? `its restart is under way, ${facts.why}` : facts.decision],
     [
       "failure",
       facts.lastFailureAt ? `${facts.cause} at ${instantText(facts.lastFailureAt)}, ${facts.failuresInRow} in a row` : "none is known",
@@ -3182,7 +3199,7 @@ async function planRestart(world: World, job: JobName): Promise<RestartPlan> {
   const live = await world.cluster.getJob(namespace, name, world.kill)
   const unfinished = newest(await listIntents(world, namespace, name))
   if (unfinished && (!live || live.metadata?.deletionTimestamp))
-    return { job, what: `${key} (going on with ${unfinished.name})`, run: () => carryOut(world, namespace, name, lastSeen) }
+    return { job, what: `${key} (going on with ${unfinished.name})`, run: () => carryOut(world, namespace, name, lastSeen, true) }
   if (!live) return { refusal: `there is no Job ${key}` }
   const view = viewJob(live)
   const decision = decideOnWish(view)

@@ -2,7 +2,7 @@
 // operator and without one, in a pipe and on a terminal.
 import { describe, expect, test } from "bun:test"
 import { join } from "node:path"
-import { INTENT, PREFIX, RECORD } from "../operator.ts"
+import { INTENT, intentFor, PREFIX, RECORD, type Job as RealJob } from "../operator.ts"
 import {
   allBack,
   attempt,
@@ -152,6 +152,20 @@ describe("status", () => {
       expect.stringContaining("ago"),
       expect.stringMatching(/^intent held-restart-/),
     ])
+  })
+
+  test("a Job that its TTL took early waits for its due time, but not where a person asks for it", async () => {
+    const server = await serve()
+    const job = stand(server, "taken", { spec: { ttlSecondsAfterFinished: 5 }, status: failure(3_600_000) }) as unknown as RealJob
+    const marks = { [`${PREFIX}restarted-from`]: job.metadata?.uid ?? "" }
+    server.model.put(intentFor(job, { marks, notBefore: Date.now() + 3_600_000 }) as unknown as Job)
+    person(server, "delete", "taken")
+    await until("gone", () => !server.model.job("default", "taken"))
+    const sight = (await command(server, "status", { JOB_NAMES: "taken" })).rows()[1]
+    expect(sight?.slice(0, 3)).toEqual(["taken", "waiting", expect.stringMatching(/^in (59m|1h)/)])
+    expect((await command(server, "explain taken", { JOB_NAMES: "taken" })).out).toMatch(/decision +to be restarted at .* \(in .*its TTL/)
+    const restart = await command(server, "restart taken --yes", { JOB_NAMES: "taken" })
+    expect([restart.code, restart.out]).toEqual([0, expect.stringMatching(/taken +restarted/)])
   })
 
   test("on a narrow terminal leaves out and cuts columns, and has colours unless they are not wanted", async () => {
