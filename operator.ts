@@ -967,19 +967,20 @@ export function printable(text: string): string {
 const SECRET_WORD = "(?:(?:api|access|private)[_ -]?key|secret|token|passw(?:or)?d|passphrase|pwd|credentials?|signature|verifier|cookie)"
 const IS = `(?:\\\\*["']|%2[27])?\\s*(?:[:=]+>?|%3[ad])\\s*`
 // In quotes, which may be escaped themselves (JSON in JSON) and follow a word (b'...'); where they are not closed, to the end of line.
-const QUOTED = `(?:[bfru]{1,2}|\\w{0,20}[([{])?(?:"[^"\\\\]*(?:\\\\[^][^"\\\\]*)*"|'[^'\\\\]*(?:\\\\[^][^'\\\\]*)*'|["'][^\\n]*|(\\\\+)["'].*?(?:(?<!\\\\)\\2["']|$))`
+// Each repeat of a group takes stack: beyond a hundred thousand the engine turns slow, and then finds nothing.
+const QUOTED = `(?:[bfru]{1,2}|\\w{0,20}[([{])?(?:"[^"\\\\]*(?:\\\\[^][^"\\\\]*){0,20000}"|'[^'\\\\]*(?:\\\\[^][^'\\\\]*){0,20000}'|["'][^\\n]*|(\\\\+)["'].*?(?:(?<!\\\\)\\2["']|$))`
 const SECRET_VALUE = `(?:${QUOTED}|[^\\s"'&,;<>]+)`
 const SOURCE_FILE = "(?![\\w-]{0,40}\\.(?:[cm]?[jt]sx?|py|go|rb|rs|java|kt|php|cs|cc?|cpp|h):\\d)"
 const SECRETS: [RegExp, string][] = [
   [/-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)/g, "***"],
   // A key whose beginning is above the last lines.
   [/^[\w+/=\s\\]*-----END [A-Z ]*PRIVATE KEY-----/g, "***"],
-  [new RegExp(`((?:authorization|cookie)${IS})(?:${QUOTED}|(?:[^"'\\n]+|(?<==\\\\*)["'][^"'\\n]*["']?)+)`, "gim"), "$1***"],
+  [new RegExp(`((?:authorization|cookie)${IS})(?:${QUOTED}|(?:[^"'\\n]+|(?<==\\\\*)["'][^"'\\n]*["']?){1,20000})`, "gim"), "$1***"],
   [/\b((?:[Bb]earer|[Bb]asic|BEARER|BASIC)\s+)(?=[A-Z]?[a-z.-]*[A-Z\d+/=_~])[\w+/=.~-]{8,}/g, "$1***"],
   [new RegExp(`(${SECRET_WORD}${SOURCE_FILE}[\\w.-]{0,40}${IS})${SECRET_VALUE}`, "gim"), "$1***"],
   [new RegExp(`(<[\\w:-]{0,40}${SECRET_WORD}[\\w-]{0,40}>)[^<]+`, "gi"), "$1***"],
   [new RegExp(`((?<![\\w-])--?(?:[\\w.-]{0,40}[-_.])?${SECRET_WORD}[\\w-]{0,40}\\s+)(?!-)${SECRET_VALUE}`, "gim"), "$1***"],
-  [/((?:\bValue:|"value":\s*))"(?:[^"\\]|\\.)*"/g, '$1"***"'],
+  [new RegExp(`(\\bValue:|"value":\\s*)${QUOTED}`, "g"), '$1"***"'],
   [/(\w:\/\/)[^\s/?#"'<>]+@/g, "$1***@"],
   [/(?<![\w-])eyJ[\w-]{8,}\.[\w-]+\.[\w-]*/g, "***"],
 ]

@@ -648,7 +648,7 @@ describe("Stopping", () => {
     const began = performance.now()
     for (const life of lives) life.stop()
     await Promise.all(lives.map(({ done }) => done))
-    expect(performance.now() - began).toBeLessThan(2_000)
+    expect(performance.now() - began).toBeLessThan(10_000) // of a grace period of 20 s
     expect([...callsOf(server, "delete"), ...callsOf(inLog, "delete")]).toEqual([])
   })
 

@@ -442,7 +442,7 @@ describe("What it answers", () => {
     expect(await askAll(connect(sourceOf(`https://127.0.0.1:${port}`)), AbortSignal.timeout(100))).toEqual(
       allAre("The operation timed out."),
     )
-    expect(performance.now() - begunAt).toBeLessThan(1_500)
+    expect(performance.now() - begunAt).toBeLessThan(10_000) // of a call's own limit of 30 s
   })
 
   test("every verb asks what it should, as whom it should", async () => {
