@@ -1943,14 +1943,14 @@ export async function restartJob(
 }
 
 /** A Job that its TTL took before it was due: kept as an intent, and created when due. */
-export async function keepExpired(world: World, gone: Job, failure: Failure, notBefore: number): Promise<Outcome> {
+export async function keepExpired(world: World, gone: Job, failure: Failure, notBefore: number, lastSeen: LastSeen): Promise<Outcome> {
   const { namespace, name, ...view } = viewJob(gone)
   const marks = marksFor({ namespace, name, ...view }, failure, world.config)
   const intent = await writeIntent(world, gone, { marks, memory: moreMemory(gone, failure), notBefore })
   if (isReason(intent, "NamespaceTerminating")) return { result: "namespace gone" }
   // It stands nowhere but in our memory: where a Job that stands could be left alone, this one is tried until it works.
   if (intent instanceof ApiError) throw intent
-  return carryOut(world, namespace, name, () => undefined)
+  return carryOut(world, namespace, name, lastSeen)
 }
 
 /** Writes an intent; undefined where one stands already, from an earlier life or another operator; the error where it is refused. */
@@ -2007,7 +2007,7 @@ export async function carryOut(world: World, namespace: string, name: string, la
     const pauseMs = round.untilAt === undefined ? Math.min(30_000, Math.max(20, waitedMs / 5)) : 0
     await clock.sleep(pauseMs, kill)
     waitedMs += pauseMs
-    while (nowOf(world) < (round.untilAt ?? 0) && !stop.aborted)
+    while (nowOf(world) < (round.untilAt ?? 0) && !stop.aborted && !cameBack(known, lastSeen()))
       await clock.sleep(Math.min(30_000, (round.untilAt ?? 0) - nowOf(world)), stop)
   }
   return { result: "interrupted" }
@@ -2028,7 +2028,8 @@ async function takeStep(
   if (!before) return withoutIntent(live)
   const step = nextStep(before, live, now)
   if (step === "await absence") return { waitFor: `the old Job to go, finalizers ${live?.metadata?.finalizers?.join(", ")}`, known: before }
-  if (step === "await due time") return { waitFor: "its due time", untilAt: before.plan.notBefore ?? 0, known: before }
+  if (step === "await due time" && !cameBack(before, lastSeen()))
+    return { waitFor: "its due time", untilAt: before.plan.notBefore ?? 0, known: before }
   if (step === "create") {
     const pods = await podsOrNone(world, namespace, podSelector(before))
     const inTheWay = pods.filter((pod) => isInTheWay(pod, before)).map(({ metadata }) => metadata?.name)
@@ -2057,6 +2058,13 @@ async function podsOrNone({ cluster, kill }: World, namespace: string, selector:
   }
 }
 
+const isNewer = (seen: Job, { jobVersion }: Intent) => compareVersions(viewJob(seen).resourceVersion, jobVersion) > 0
+
+/** Our create whose answer was lost, or somebody else's Job: it has come back, and may even be gone again. */
+function cameBack(intent: Intent | undefined, seen: Job | undefined): boolean {
+  return intent !== undefined && seen !== undefined && isNewer(seen, intent) && viewJob(seen).uid !== intent.jobUid
+}
+
 async function act(
   world: World,
   step: Step,
@@ -2065,12 +2073,10 @@ async function act(
   live: Job | undefined,
   seen: Job | undefined,
 ): Promise<Round> {
-  const seenSince = seen && compareVersions(viewJob(seen).resourceVersion, intent.jobVersion) > 0 ? viewJob(seen) : undefined
   if (step === "finish") return finish(intents, live)
-  // Our create whose answer was lost, or somebody else's: the Job has come back, and may even be gone again.
-  if (step === "create" && seenSince && seenSince.uid !== intent.jobUid) return finish(intents, seen)
+  if (!live && cameBack(intent, seen)) return finish(intents, seen)
   if (step === "create")
-    return seen && seenSince && isEdited(seen, intent.original) ? rewrite(world, intent, seen) : create(world, intent, intents)
+    return seen && isNewer(seen, intent) && isEdited(seen, intent.original) ? rewrite(world, intent, seen) : create(world, intent, intents)
   if (step === "rewrite") return rewrite(world, intent, live as Job)
   if (step === "discard") return { left: intents, outcome: { result: "changed" } }
   // A conflict says that the Job has moved: the next round sees how. Absent is what we want.
@@ -2523,7 +2529,7 @@ export class Operator {
     if (!("dueAt" in decision))
       return this.world.say("warning", `[${view.key}] its TTL removed it; it is not restarted: ${decision.because}`)
     this.world.say("info", `[${view.key}] its TTL removed it; it is created again at ${instantText(decision.dueAt)}`)
-    this.begin(view, decision.dueAt, () => keepExpired(this.world, job, failure, decision.dueAt))
+    this.begin(view, decision.dueAt, () => keepExpired(this.world, job, failure, decision.dueAt, this.lastSeen(view.key)))
   }
 
   private forget({ view }: Tracked): void {

@@ -233,6 +233,20 @@ describe("The delete and the create", () => {
     expect(life.said.find(({ text }) => /ttlSecondsAfterFinished \(0s\).*1m/.test(text))?.level).toBe("warning")
   })
 
+  test("A12 a Job that its TTL took, and a person has made again, follows its own due time, not that of the one before", async () => {
+    const server = await serve({ gcMs: 80 })
+    const life = live(server, { RESTART_DELAY: "7200" }, { rate: 100 })
+    await until("watching", () => server.calls.filter(({ verb }) => verb === "watch").length === 2)
+    run(server, "load-a", [attempt(3), {}], { spec: { ttlSecondsAfterFinished: 0 } })
+    await until("it waits", () => callsOf(server, "get", "jobs", ({ status }) => status === 404).length === 1)
+    const again = run(server, "load-a", [{}, attempt(3), {}], {
+      metadata: { annotations: { "flickr-immich-k8s-sync-operator/restart-delay": "0" } },
+    })
+    await allBack(server, [again])
+    await until("no intent", () => intents(server).length === 0)
+    expect(life.about("load-a", /someone else has created it anew/).length).toBe(1)
+  })
+
   test("A12 a TTL that takes the Job in the moment in which its restart begins: it is kept and created again when due", async () => {
     const server = await serve()
     const job = stand(server, "load-a", { spec: { ttlSecondsAfterFinished: 3 } })

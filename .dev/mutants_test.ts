@@ -89,8 +89,8 @@ const MUTATIONS: Mutation[] = [
   { name: "take absence for a person's delete", from: '? "await due time" : "create"', to: '? "await due time" : "discard"' },
   {
     name: "go by any uid that was seen, however old",
-    from: "seen && compareVersions(viewJob(seen).resourceVersion, intent.jobVersion) > 0 ? viewJob(seen) : undefined",
-    to: 'seen && { ...viewJob(seen), uid: "another" }',
+    from: "seen !== undefined && isNewer(seen, intent) && viewJob(seen).uid !== intent.jobUid",
+    to: "seen !== undefined",
   },
   {
     name: "create without a fresh look at the intents",
