@@ -190,6 +190,8 @@ export interface Life {
   streams: Set<Stream>
   /** The newest version of each Job that it was shown. */
   seen: Map<string, number>
+  /** The uids of the Jobs that it was shown before they were told to go. */
+  stood: Set<string>
   /** When it last read a Job or its intents, in steps. */
   looked: Map<string, number>
   said: Set<string>
@@ -532,7 +534,7 @@ export class Simulation {
     const [stop, kill] = [new AbortController(), new AbortController()]
     const { delayMs, bySelector } = this.history.flavour
     const life = { id: this.lives.length + 1, dryRun, aheadMs: 0, skewMs: 0, dead: false, over: false, stop, kill } as Life
-    Object.assign(life, { streams: new Set(), seen: new Map(), looked: new Map(), said: new Set(), rates: new Map() })
+    Object.assign(life, { streams: new Set(), seen: new Map(), stood: new Set(), looked: new Map(), said: new Set(), rates: new Map() })
     life.operator = new this.program.Operator({
       cluster: this.clusterOf(life),
       clock: { now: () => START + this.now + life.aheadMs, sleep: (ms, ...signals) => this.sleep(life, ms, signals) },
@@ -725,6 +727,7 @@ export class Simulation {
   }
   private show(life: Life, { metadata }: Obj) {
     life.seen.set(metadata.name, Math.max(life.seen.get(metadata.name) ?? 0, Number(metadata.resourceVersion)))
+    if (!metadata.deletionTimestamp) life.stood.add(metadata.uid)
   }
   private apiError(body: unknown, status: number) {
     const {

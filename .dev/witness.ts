@@ -15,7 +15,8 @@ export const EXCEPTIONS = {
   cameBackOlder:
     "an intent that nobody could remove in time, or a late copy of one, outlived a later Job, which a person or the TTL removed, or whose restart a person cancelled",
   lateCreate: "a create that was under way all the while another generation came and went: a create knows no preconditions",
-  editUnseen: "an edit of the Job's last moment that this life was never shown: it polls, was down, or its watch was late",
+  editUnseen:
+    "an edit of the Job's last moment that this life was never shown: it polls, was down, or its watch was late; or finalizers that their controllers had taken off a Job when it was shown first",
   besidePods:
     "beside old pods a Job was made by a person, by a create that was under way, from an intent older than the last Job, or because a look at the pods was answered 403",
   ttlFirst: "the TTL took the failed Job before any operator could write its intent, or one for its last edit",
@@ -35,6 +36,8 @@ interface Ghost {
   /** What a person wrote last, and its version. */
   wanted: unknown
   finalizers: string[] | undefined
+  /** Uids whose intent was written by a life that never saw them stand. */
+  unseen: Set<string>
   editedAt: number
   /** Who began the deletion of each generation. */
   doomedBy: Map<string, Actor | "ttl">
@@ -110,7 +113,7 @@ export class Witness {
         doomedBy: new Map(),
         doomedAt: 0,
       } as unknown as Ghost
-      Object.assign(ghost, { cancelled: new Set(), cancelledAt: 0 })
+      Object.assign(ghost, { cancelled: new Set(), cancelledAt: 0, unseen: new Set() })
       this.ghosts.set(name, ghost)
     }
     return ghost
@@ -204,9 +207,9 @@ export class Witness {
       return
     }
     if (ghost.remover === "person") this.except("cameBack")
-    const isAsWanted = Bun.deepEquals(userPart(job), ghost.wanted) && Bun.deepEquals(finalizersOf(job), ghost.finalizers)
-    if (isAsWanted) return
-    if (ghost.editedAt > (life.seen.get(name) ?? 0)) this.except("editUnseen")
+    const isWritten = Bun.deepEquals(userPart(job), ghost.wanted)
+    if (isWritten && Bun.deepEquals(finalizersOf(job), ghost.finalizers)) return
+    if ((isWritten && ghost.unseen.has(last.uid)) || ghost.editedAt > (life.seen.get(name) ?? 0)) this.except("editUnseen")
     else
       sim.violate(
         `${name} was rolled back: created as ${JSON.stringify([userPart(job), finalizersOf(job)])}, wanted ${JSON.stringify([ghost.wanted, ghost.finalizers])}`,
@@ -285,6 +288,7 @@ export class Witness {
     ghost.cancelled.delete(uid)
     this.longest("most intents of one Job", this.intentsOf(name).length)
     if (isCall(actor) && actor.life.dryRun) sim.violate("a dry run has written an intent")
+    if (isCall(actor) && !actor.life.stood.has(uid)) ghost.unseen.add(uid)
     const live = sim.model.job(object.metadata.namespace, name)
     if (!live && ghost.generations.at(-1)?.uid === uid) {
       if (ghost.remover === "person" && !ghost.cancelled.has(uid) && this.intentsOf(name).length === 1) this.except("cameBackLate")
