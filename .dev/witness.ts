@@ -13,7 +13,7 @@ export const EXCEPTIONS = {
   cameBackLate:
     "a person deleted the failed Job between the operator's look at it and its intent: a create cannot be bound to another object",
   cameBackOlder:
-    "an intent that nobody could remove in time, or a late copy of one, outlived a later Job, which a person or the TTL removed, or whose restart a person cancelled",
+    "an intent that nobody could remove in time, or a late copy of one, or a create from one that another operator has just removed, outlived a later Job, which a person or the TTL removed, or whose restart a person cancelled",
   lateCreate: "a create that was under way all the while another generation came and went: a create knows no preconditions",
   editUnseen:
     "an edit of the Job's last moment that this life was never shown: it polls, was down, or its watch was late; or finalizers that their controllers had taken off a Job when it was shown first",
@@ -52,6 +52,8 @@ interface Ghost {
   /** Uids whose intent a person removed, and when that was last, in steps. */
   cancelled: Set<string>
   cancelledAt: number
+  /** When an operator removed an intent last, in steps. */
+  endedAt: number
 }
 export interface IntentSeen {
   job: Obj
@@ -113,7 +115,7 @@ export class Witness {
         doomedBy: new Map(),
         doomedAt: 0,
       } as unknown as Ghost
-      Object.assign(ghost, { cancelled: new Set(), cancelledAt: 0, unseen: new Set() })
+      Object.assign(ghost, { cancelled: new Set(), cancelledAt: 0, endedAt: 0, unseen: new Set() })
       this.ghosts.set(name, ghost)
     }
     return ghost
@@ -196,11 +198,14 @@ export class Witness {
     if (life.dryRun) sim.violate("a dry run has created a Job")
     if (!last) return sim.violate(`operator ${life.id} created ${name}, which nobody has ever made`)
     const isLate = sawJobAt < last.step
-    if (this.intentsOf(name).length === 0) {
+    const isOlder = annotations?.[`${PREFIX}restarted-from`] !== last.uid
+    // Another operator knew of the later Job, and has removed the intent.
+    const wasEnded = isOlder && ghost.endedAt > sawIntentsAt
+    if (this.intentsOf(name).length === 0 && !wasEnded) {
       if (ghost.cancelledAt > sawIntentsAt && sawIntentsAt > sawJobAt) this.except("cancelRaced")
       else if (!isLate) sim.violate(`operator ${life.id} created ${name} without an intent`)
     }
-    if (annotations?.[`${PREFIX}restarted-from`] !== last.uid) {
+    if (isOlder) {
       if (isLate) this.except("lateCreate")
       else if (ghost.remover === "person" || ghost.remover === "ttl" || ghost.cancelled.has(last.uid)) this.except("cameBackOlder")
       else sim.violate(`${name} was created from an older Job than its last one`)
@@ -283,6 +288,7 @@ export class Witness {
       ghost.cancelled.add(uid)
       ghost.cancelledAt = sim.step
     }
+    if (type === "DELETED" && isCall(actor)) ghost.endedAt = sim.step
     if (type !== "ADDED") return
     this.bornAt.set(object.metadata.uid, sim.now)
     ghost.cancelled.delete(uid)
