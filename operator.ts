@@ -2058,11 +2058,11 @@ async function podsOrNone({ cluster, kill }: World, namespace: string, selector:
   }
 }
 
-const isNewer = (seen: Job, { jobVersion }: Intent) => compareVersions(viewJob(seen).resourceVersion, jobVersion) > 0
+const isSeenAfter = (seen: Job, { jobVersion }: Intent) => compareVersions(viewJob(seen).resourceVersion, jobVersion) > 0
 
 /** Our create whose answer was lost, or somebody else's Job: it has come back, and may even be gone again. */
 function cameBack(intent: Intent | undefined, seen: Job | undefined): boolean {
-  return intent !== undefined && seen !== undefined && isNewer(seen, intent) && viewJob(seen).uid !== intent.jobUid
+  return intent !== undefined && seen !== undefined && isSeenAfter(seen, intent) && viewJob(seen).uid !== intent.jobUid
 }
 
 async function act(
@@ -2076,7 +2076,9 @@ async function act(
   if (step === "finish") return finish(intents, live)
   if (!live && cameBack(intent, seen)) return finish(intents, seen)
   if (step === "create")
-    return seen && isNewer(seen, intent) && isEdited(seen, intent.original) ? rewrite(world, intent, seen) : create(world, intent, intents)
+    return seen && isSeenAfter(seen, intent) && isEdited(seen, intent.original)
+      ? rewrite(world, intent, seen)
+      : create(world, intent, intents)
   if (step === "rewrite") return rewrite(world, intent, live as Job)
   if (step === "discard") return { left: intents, outcome: { result: "changed" } }
   // A conflict says that the Job has moved: the next round sees how. Absent is what we want.
@@ -2715,7 +2717,8 @@ export class Operator {
     let newest = gone
     const isNewer = (a: Job, b?: Job) => !b || compareVersions(viewJob(a).resourceVersion, viewJob(b).resourceVersion) > 0
     return (read) => {
-      const known = this.jobs.get(key)?.job
+      // An answer that comes late tells of a Job that is gone by now.
+      const known = this.jobs.get(key)?.job ?? this.gone.get(read?.metadata?.uid ?? "")
       for (const job of [known, read]) if (job && isNewer(job, newest)) newest = job
       if (read && isNewer(read, known)) this.see("MODIFIED", read)
       return newest

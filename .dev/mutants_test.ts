@@ -89,7 +89,7 @@ const MUTATIONS: Mutation[] = [
   { name: "take absence for a person's delete", from: '? "await due time" : "create"', to: '? "await due time" : "discard"' },
   {
     name: "go by any uid that was seen, however old",
-    from: "seen !== undefined && isNewer(seen, intent) && viewJob(seen).uid !== intent.jobUid",
+    from: "seen !== undefined && isSeenAfter(seen, intent) && viewJob(seen).uid !== intent.jobUid",
     to: "seen !== undefined",
   },
   {
@@ -177,6 +177,26 @@ const MUTATIONS: Mutation[] = [
         { at: { on: "createIntent", nth: 0, after: false }, deed: { do: "slow", ms: 40_000 } },
         { at: { ms: 2_000 }, deed: { do: "edit", name: "a", what: "label" } },
         { at: { ms: 2_000 }, deed: { do: "delete", name: "a", policy: "Background" } },
+      ],
+    },
+  },
+  {
+    name: "take a late answer for a Job that is gone",
+    from: '?.job ?? this.gone.get(read?.metadata?.uid ?? "")',
+    to: "?.job",
+    // A watch that was deaf tells all at once; the look at a Job without pods was answered before the Job's last moment, and arrives after it.
+    history: {
+      flavour: {
+        jobs: [{ ends: ["fail", "fail", "fail"], restartPolicy: "Never", ttl: false, manual: false, holdMs: 0 }],
+        ...{ delayMs: 200_000, bySelector: false, oldRole: false, gcMs: 2_000 },
+      },
+      events: [
+        { at: { ms: 200_000 }, deed: { do: "deafen" } },
+        { at: { on: "watch", nth: 0, after: false }, deed: { do: "start", dryRun: false } },
+        { at: { on: "getJob", nth: 0, after: true }, deed: { do: "delete", name: "a", policy: "Background" } },
+        { at: { ms: 0 }, deed: { do: "slow", ms: 50 } },
+        { at: { on: "same", nth: 0, after: false }, deed: { do: "refuse", why: "quota", ms: 1_000 } },
+        { at: { on: "getJob", nth: 0, after: false }, deed: { do: "twice", ms: 1 } },
       ],
     },
   },

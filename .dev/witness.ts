@@ -59,6 +59,8 @@ export interface IntentSeen {
   job: Obj
   uid: string
   version: string
+  /** NaN where it is due. */
+  notBefore: number
 }
 
 const MARKS = [
@@ -124,8 +126,8 @@ export class Witness {
     const all: IntentSeen[] = []
     for (const job of this.sim.model.objects.jobs!.values()) {
       if (job.metadata.labels?.[INTENT] !== name) continue
-      const { uid, resourceVersion } = JSON.parse(job.metadata.annotations?.[INTENT] ?? "{}") as Record<string, string>
-      all.push({ job, uid: uid ?? "", version: resourceVersion ?? "" })
+      const { uid = "", resourceVersion = "", notBefore = "" } = JSON.parse(job.metadata.annotations?.[INTENT] ?? "{}")
+      all.push({ job, uid, version: resourceVersion, notBefore: Date.parse(notBefore) })
     }
     return all
   }
@@ -382,10 +384,9 @@ export class Witness {
     for (const object of sim.model.objects.jobs!.values()) {
       const [job, { name, uid, deletionTimestamp }] = [object as Job, object.metadata]
       if (job.metadata.labels?.[INTENT] !== undefined) {
-        const { notBefore } = JSON.parse(job.metadata.annotations?.[INTENT] ?? "{}") as { notBefore?: string }
-        // The clock may have been set back: then it is not due for long.
-        if (sim.now - (this.bornAt.get(uid) ?? 0) > boundMs && !(Date.parse(notBefore ?? "") > sim.serverNow()))
-          sim.violate(`intent ${name} is left`)
+        // The clock may have been set back: then it is not due for long, and older ones of its Job stay as long.
+        const waits = this.intentsOf(job.metadata.labels[INTENT]).some(({ notBefore }) => notBefore > sim.serverNow())
+        if (sim.now - (this.bornAt.get(uid) ?? 0) > boundMs && !waits) sim.violate(`intent ${name} is left`)
       } else if (deletionTimestamp && sim.serverNow() - Date.parse(deletionTimestamp) > boundMs)
         sim.violate(`${name} is terminating for ever`)
       else if (sim.isSelected(job) && sim.serverNow() > this.dueOf(job)[1] + boundMs) {
