@@ -2443,7 +2443,8 @@ export class Operator {
     // One that is being restarted, whoever began it, is followed too: its last edits count for who finishes it.
     if (!known && !isSelected(view, this.world.config) && !this.isIntended(view)) return
     const isOlder = known && compareVersions(view.resourceVersion, known.view.resourceVersion) < 0
-    if (known?.view.uid !== view.uid && isOlder && type !== "LISTED") return
+    // A late watch tells what a restart has read past already. A list is believed: etcd may have been restored.
+    if (isOlder && type !== "LISTED") return
     const finalizers = job.metadata?.finalizers ?? []
     if (known?.view.uid === view.uid) {
       this.warnOf(Object.assign(known, { view, job, seenAs: ++this.sightings }, view.deleting ? {} : { finalizers }))

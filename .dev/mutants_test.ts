@@ -200,6 +200,31 @@ const MUTATIONS: Mutation[] = [
       ],
     },
   },
+  {
+    name: "let a late watch overwrite what was read",
+    from: 'if (isOlder && type !== "LISTED") return',
+    to: 'if (known?.view.uid !== view.uid && isOlder && type !== "LISTED") return',
+    // The watch is 40 s late; while the API server is away the TTL takes the Job, which was last read as failed, and heard of as running.
+    history: {
+      flavour: {
+        jobs: [
+          { ends: ["fail", "succeed", "fail", "fail"], restartPolicy: "Never", ttl: true, manual: false, holdMs: 0 },
+          { ends: ["fail", "fail", "fail"], restartPolicy: "Never", ttl: false, manual: false, holdMs: 0 },
+        ],
+        ...{ delayMs: 0, bySelector: false, oldRole: false, gcMs: 15 },
+      },
+      events: [
+        { at: { on: "getJob", nth: 0, after: false }, deed: { do: "lag", ms: 40_000 } },
+        { at: { on: "log", nth: 0, after: false }, deed: { do: "expire" } },
+        { at: { on: "getJob", nth: 0, after: false }, deed: { do: "recreate", name: "a" } },
+        { at: { on: "createIntent", nth: 1, after: false }, deed: { do: "edit", name: "a", what: "label" } },
+        { at: { ms: 2_000 }, deed: { do: "outage", ms: 120_000 } },
+        { at: { ms: 0 }, deed: { do: "slow", ms: 50 } },
+        { at: { on: "getJob", nth: 0, after: false }, deed: { do: "delete", name: "a", policy: "Background" } },
+        { at: { ms: 0 }, deed: { do: "edit", name: "a", what: "label" } },
+      ],
+    },
+  },
   { name: "act in a dry run", from: "if (!config.dryRun) this.begin(", to: "this.begin(", deeds: ["start"] },
   {
     name: "pace by a clock that jumps",

@@ -194,7 +194,8 @@ export interface Life {
   stood: Set<string>
   /** When it last read a Job or its intents, in steps. */
   looked: Map<string, number>
-  said: Set<string>
+  /** The failures that it has told. */
+  said: string[]
   rates: Map<string, number>
 }
 /** One call of an operator. The steps at which it had last read the Job and its intents: what has come since it cannot know. */
@@ -534,7 +535,7 @@ export class Simulation {
     const [stop, kill] = [new AbortController(), new AbortController()]
     const { delayMs, bySelector } = this.history.flavour
     const life = { id: this.lives.length + 1, dryRun, aheadMs: 0, skewMs: 0, dead: false, over: false, stop, kill } as Life
-    Object.assign(life, { streams: new Set(), seen: new Map(), stood: new Set(), looked: new Map(), said: new Set(), rates: new Map() })
+    Object.assign(life, { streams: new Set(), seen: new Map(), stood: new Set(), looked: new Map(), said: [], rates: new Map() })
     life.operator = new this.program.Operator({
       cluster: this.clusterOf(life),
       clock: { now: () => START + this.now + life.aheadMs, sleep: (ms, ...signals) => this.sleep(life, ms, signals) },
@@ -583,10 +584,8 @@ export class Simulation {
     this.rate(life, "lines", 3_600_000, MOST_LINES_AN_HOUR)
     const key = /^\[(\S+)\] failed at /.exec(text)?.[1]
     if (!key) return
-    const view = (life.operator as unknown as { jobs: Map<string, { view: operator.JobView }> }).jobs.get(key)?.view
-    const failed = `${text} ${view?.uid}`
-    if (life.said.has(failed)) this.witness.saidTwice(life, key)
-    life.said.add(failed)
+    life.said.push(text)
+    this.witness.saidFailure(life, key, text)
   }
   private rate(life: Life, what: string, perMs: number, most: number) {
     const key = `${what} ${Math.floor(this.now / perMs)}`
