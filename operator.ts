@@ -17,7 +17,14 @@ import { isIPv6 } from "node:net"
 import { dirname, join, resolve } from "node:path"
 import { createInterface } from "node:readline/promises"
 import { parseArgs } from "node:util"
-import { KubeConfig, type V1ConfigMap, type V1Job, type V1LabelSelector, type V1ObjectMeta, type V1Pod } from "@kubernetes/client-node"
+import {
+  KubeConfig,
+  type V1ConfigMap,
+  type V1Job,
+  type V1LabelSelector,
+  type V1ObjectMeta,
+  type V1Pod,
+} from "@kubernetes/client-node"
 import { configureSync, getLogger, type LogRecord } from "@logtape/logtape"
 import { Counter, Gauge, Histogram, Registry } from "prom-client"
 import project from "./package.json" with { type: "json" }
@@ -65,7 +72,15 @@ function setting<K extends keyof Config>(
   olderName?: string,
   secret = false,
 ) {
-  return { variable, key: key as keyof Config, default: fallback, parse: parse as (text: string) => unknown, help, olderName, secret }
+  return {
+    variable,
+    key: key as keyof Config,
+    default: fallback,
+    parse: parse as (text: string) => unknown,
+    help,
+    olderName,
+    secret,
+  }
 }
 
 // Kubernetes allows a Job 253 characters, but its pods carry its name in a label, which holds 63.
@@ -86,22 +101,109 @@ const FORMATS = { text: "text", json: "json" } as const
 
 /** Every setting there is: makes the reader, `--help`, and the tables at start and in the README (a test compares them). */
 export const SETTINGS = [
-  setting("LOG_LEVEL", "logLevel", "DEBUG", oneOf(LEVELS), "TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR or CRITICAL", "LOGURU_LEVEL"),
-  setting("LOG_FORMAT", "logFormat", "text", oneOf(FORMATS), "`text` for people, `json` one object a line for log collectors"),
-  setting("NAMESPACE", "namespaces", "flickr-downloader", names(NAMESPACE_NAME), "one namespace, or several with commas"),
-  setting("JOB_NAMES", "jobNames", "", names(JOB_NAME), "Job names with commas; `namespace/name` where there are several namespaces"),
-  setting("JOB_SELECTOR", "jobSelector", "", parseSelector, "a label selector; with JOB_NAMES, both must match; one of them is required"),
-  setting("CHECK_INTERVAL", "checkIntervalMs", "60", duration(1_000), "how often to look without a watch; when to give up a broken one"),
-  setting("RESTART_DELAY", "restartDelayMs", "3600", duration(0), "from the failure (lastTransitionTime of Failed) to the restart"),
-  setting("SKIP_DELAY_ON_OOM", "skipDelayOnOom", "false", oneOf(BOOLEANS), "restart at once on OOM, then after 10 s, 20 s, 40 s, ..."),
-  setting("RESTART_RULES", "restartRules", "", parseRules, "waits by cause, `CAUSE=WAIT` with commas; the first match wins"),
-  setting("MAX_RESTARTS", "maxRestarts", "", wholeNumber(0, 1_000_000), "restarts in a row after which a Job is left for a person"),
-  setting("RESTART_SPACING", "restartSpacingMs", "0", duration(0), "at least so long between two restarts in the same group"),
+  setting(
+    "LOG_LEVEL",
+    "logLevel",
+    "DEBUG",
+    oneOf(LEVELS),
+    "TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR or CRITICAL",
+    "LOGURU_LEVEL",
+  ),
+  setting(
+    "LOG_FORMAT",
+    "logFormat",
+    "text",
+    oneOf(FORMATS),
+    "`text` for people, `json` one object a line for log collectors",
+  ),
+  setting(
+    "NAMESPACE",
+    "namespaces",
+    "flickr-downloader",
+    names(NAMESPACE_NAME),
+    "one namespace, or several with commas",
+  ),
+  setting(
+    "JOB_NAMES",
+    "jobNames",
+    "",
+    names(JOB_NAME),
+    "Job names with commas; `namespace/name` where there are several namespaces",
+  ),
+  setting(
+    "JOB_SELECTOR",
+    "jobSelector",
+    "",
+    parseSelector,
+    "a label selector; with JOB_NAMES, both must match; one of them is required",
+  ),
+  setting(
+    "CHECK_INTERVAL",
+    "checkIntervalMs",
+    "60",
+    duration(1_000),
+    "how often to look without a watch; when to give up a broken one",
+  ),
+  setting(
+    "RESTART_DELAY",
+    "restartDelayMs",
+    "3600",
+    duration(0),
+    "from the failure (lastTransitionTime of Failed) to the restart",
+  ),
+  setting(
+    "SKIP_DELAY_ON_OOM",
+    "skipDelayOnOom",
+    "false",
+    oneOf(BOOLEANS),
+    "restart at once on OOM, then after 10 s, 20 s, 40 s, ...",
+  ),
+  setting(
+    "RESTART_RULES",
+    "restartRules",
+    "",
+    parseRules,
+    "waits by cause, `CAUSE=WAIT` with commas; the first match wins",
+  ),
+  setting(
+    "MAX_RESTARTS",
+    "maxRestarts",
+    "",
+    wholeNumber(0, 1_000_000),
+    "restarts in a row after which a Job is left for a person",
+  ),
+  setting(
+    "RESTART_SPACING",
+    "restartSpacingMs",
+    "0",
+    duration(0),
+    "at least so long between two restarts in the same group",
+  ),
   setting("LOG_LINES", "logLines", "20", wholeNumber(0, 10_000), "last lines kept of each container"),
-  setting("HISTORY_LIMIT", "historyLimit", "10", wholeNumber(0, 1_000), "failures kept of each Job, as ConfigMaps; 0: none"),
+  setting(
+    "HISTORY_LIMIT",
+    "historyLimit",
+    "10",
+    wholeNumber(0, 1_000),
+    "failures kept of each Job, as ConfigMaps; 0: none",
+  ),
   setting("DRY_RUN", "dryRun", "false", oneOf(BOOLEANS), "say what would be done, change nothing"),
-  setting("HEALTH_PORT", "healthPort", "8080", wholeNumber(0, 65_535), "/livez, /readyz, /metrics; 0: off; outside a pod off unless set"),
-  setting("NOTIFY_URL", "notifyUrl", "", httpUrl, "gets a POST when a Job needs a person, and when it is back; secret", undefined, true),
+  setting(
+    "HEALTH_PORT",
+    "healthPort",
+    "8080",
+    wholeNumber(0, 65_535),
+    "/livez, /readyz, /metrics; 0: off; outside a pod off unless set",
+  ),
+  setting(
+    "NOTIFY_URL",
+    "notifyUrl",
+    "",
+    httpUrl,
+    "gets a POST when a Job needs a person, and when it is back; secret",
+    undefined,
+    true,
+  ),
 ]
 
 /** All that is wrong with the settings, one line each. */
@@ -115,7 +217,11 @@ export class SettingsError extends Error {
 export type SettingRow = { variable: string; value: string; from: string }
 
 /** Reads all settings. Throws a SettingsError with every mistake at once. */
-export function readSettings(env: Record<string, string | undefined>): { config: Config; rows: SettingRow[]; warnings: string[] } {
+export function readSettings(env: Record<string, string | undefined>): {
+  config: Config
+  rows: SettingRow[]
+  warnings: string[]
+} {
   const values: { [K in keyof Config]?: unknown } = {}
   const [rows, warnings, mistakes]: [SettingRow[], string[], string[]] = [[], [], []]
   for (const { variable, olderName, key, default: fallback, parse, secret } of SETTINGS) {
@@ -135,7 +241,8 @@ export function readSettings(env: Record<string, string | undefined>): { config:
   }
   mistakes.push(...contradictions(values as Partial<Config>))
   const logRule = (values as Partial<Config>).restartRules?.find(({ cause }) => cause.kind === "log")
-  if (logRule && values.logLines === 0) warnings.push(`RESTART_RULES has ${logRule.text}, but LOG_LINES=0 keeps no log to match`)
+  if (logRule && values.logLines === 0)
+    warnings.push(`RESTART_RULES has ${logRule.text}, but LOG_LINES=0 keeps no log to match`)
   if (mistakes.length > 0) throw new SettingsError(mistakes)
   return { config: values as Config, rows, warnings }
 }
@@ -143,7 +250,9 @@ export function readSettings(env: Record<string, string | undefined>): { config:
 /** The settings as variables, as readSettings() takes them; without secrets. */
 export function variablesOf(config: Config): Record<string, string> {
   const open = SETTINGS.filter(({ secret }) => !secret)
-  return Object.fromEntries(open.map(({ variable, key }) => [variable, config[key] === undefined ? "" : showSetting(key, config[key])]))
+  return Object.fromEntries(
+    open.map(({ variable, key }) => [variable, config[key] === undefined ? "" : showSetting(key, config[key])]),
+  )
 }
 
 /** What no single value shows: the selection as a whole. Turns plain Job names into `namespace/name`. */
@@ -156,8 +265,12 @@ function contradictions(values: Partial<Config>): string[] {
   return jobNames.flatMap((name) => {
     const [namespace, rest] = name.split("/") as [string, string?]
     if (rest === undefined)
-      return namespaces.length > 1 ? [`JOB_NAMES cannot have ${quote(name)}: with several namespaces write namespace/name`] : []
-    return namespaces.includes(namespace) ? [] : [`JOB_NAMES cannot have ${quote(name)}: NAMESPACE does not name ${namespace}`]
+      return namespaces.length > 1
+        ? [`JOB_NAMES cannot have ${quote(name)}: with several namespaces write namespace/name`]
+        : []
+    return namespaces.includes(namespace)
+      ? []
+      : [`JOB_NAMES cannot have ${quote(name)}: NAMESPACE does not name ${namespace}`]
   })
 }
 
@@ -179,7 +292,9 @@ function showSetting(key: keyof Config, value: unknown): string {
 export function duration(leastMs: number) {
   return (text: string): number => {
     const match = /^(?:(\d+)|(?=\d)(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?)$/.exec(text.toLowerCase())
-    const [plain = 0, days = 0, hours = 0, minutes = 0, seconds = 0] = (match ?? []).slice(1).map((digits) => Number(digits ?? 0))
+    const [plain = 0, days = 0, hours = 0, minutes = 0, seconds = 0] = (match ?? [])
+      .slice(1)
+      .map((digits) => Number(digits ?? 0))
     const ms = (plain + days * 86_400 + hours * 3_600 + minutes * 60 + seconds) * 1_000
     if (match && ms >= leastMs && ms <= 3650 * 86_400_000) return ms
     throw new Error(`write whole seconds or a duration like 90s, 15m, 1h30m, from ${durationText(leastMs)} to 3650d`)
@@ -210,14 +325,19 @@ function names(pattern: RegExp) {
     const all = [...new Set(text.split(/[,\s]+/).filter((name) => name !== ""))]
     const wrong = all.filter((name) => !pattern.test(name) || name.split("/").some((part) => part.length > 63))
     if (wrong.length > 0)
-      throw new Error(`${wrong.map(quote).join(", ")} is no name: write at most 63 of a-z, 0-9 and -, with commas between names`)
+      throw new Error(
+        `${wrong.map(quote).join(", ")} is no name: write at most 63 of a-z, 0-9 and -, with commas between names`,
+      )
     if (all.length === 0) throw new Error("write at least one name")
     return all
   }
 }
 
 /** A label selector: its text and its conditions. */
-export type Selector = { text: string; requirements: { key: string; operator: "in" | "notin" | "exists" | "absent"; values: string[] }[] }
+export type Selector = {
+  text: string
+  requirements: { key: string; operator: "in" | "notin" | "exists" | "absent"; values: string[] }[]
+}
 
 const LABEL = "[A-Za-z0-9](?:[-A-Za-z0-9_.]*[A-Za-z0-9])?"
 const LABEL_KEY = `(?:[a-z0-9.-]+/)?${LABEL}`
@@ -234,9 +354,15 @@ export function parseSelector(text: string): Selector {
     REQUIREMENT.lastIndex = at
     const { absent, key = "", equal, value = "", set, values } = REQUIREMENT.exec(text)?.groups ?? {}
     if (absent === undefined && key === "")
-      throw new Error(`at character ${at + 1} write a condition such as key=value, key!=value, key in (a,b), key or !key`)
+      throw new Error(
+        `at character ${at + 1} write a condition such as key=value, key!=value, key in (a,b), key or !key`,
+      )
     const operator = absent ? "absent" : set || equal ? (set === "notin" || equal === "!=" ? "notin" : "in") : "exists"
-    requirements.push({ key: absent ?? key, operator, values: set ? (values ?? "").split(",").map((v) => v.trim()) : [value] })
+    requirements.push({
+      key: absent ?? key,
+      operator,
+      values: set ? (values ?? "").split(",").map((v) => v.trim()) : [value],
+    })
   }
   return { text, requirements }
 }
@@ -281,8 +407,13 @@ export function parseRules(text: string, logAllowed = true): Rule[] {
   const rules: Rule[] = []
   while (at < text.length) {
     const beganAt = at
-    const cause = next(RULE_CAUSE, "a cause: oom, evicted, deadline, exit:3, exit:1-9, log:/RE/, unknown or any", ruleCause)
-    if (cause.kind === "log" && !logAllowed) throw new Error(`at character ${beganAt + 1} a log pattern may only stand in RESTART_RULES`)
+    const cause = next(
+      RULE_CAUSE,
+      "a cause: oom, evicted, deadline, exit:3, exit:1-9, log:/RE/, unknown or any",
+      ruleCause,
+    )
+    if (cause.kind === "log" && !logAllowed)
+      throw new Error(`at character ${beganAt + 1} a log pattern may only stand in RESTART_RULES`)
     next(/\s*=\s*/y, "= and a wait", Boolean)
     const wait = next(RULE_WAIT, "a wait: a duration, 10s..1h or never", ruleWait)
     rules.push({ text: text.slice(beganAt, at), cause, wait })
@@ -315,7 +446,8 @@ export function quantity(text: string): number {
     : decimal
       ? 10 ** (3 * ("num kMGTPE".indexOf(decimal) - 3))
       : 10 ** Number(exponent ?? 0)
-  if (number === undefined || Number(number) * factor <= 0) throw new Error("write a quantity like 1.5Gi, 512M, 1e9 or 128974848")
+  if (number === undefined || Number(number) * factor <= 0)
+    throw new Error("write a quantity like 1.5Gi, 512M, 1e9 or 128974848")
   return Number(number) * factor
 }
 
@@ -331,7 +463,13 @@ function attempt<T>(work: () => T): T | undefined {
 // ──────────────────────────────────────────── 2 What we see ───────────────────────────────────────────
 
 /** client-node's types with instants as the text that travels: its classes hold Dates, JSON does not. */
-type Wire<T> = T extends Date ? string : T extends (infer U)[] ? Wire<U>[] : T extends object ? { [K in keyof T]: Wire<T[K]> } : T
+type Wire<T> = T extends Date
+  ? string
+  : T extends (infer U)[]
+    ? Wire<U>[]
+    : T extends object
+      ? { [K in keyof T]: Wire<T[K]> }
+      : T
 /** Objects as the API server sends them. */
 export type Job = Wire<V1Job>
 export type Pod = Wire<V1Pod>
@@ -352,13 +490,23 @@ export function viewJob(job: Job) {
   const failed = condition("Failed")
   const failing = failed ?? condition("FailureTarget")
   const succeeded = condition("Complete") ?? condition("SuccessCriteriaMet")
-  const phase: Phase = succeeded ? "succeeded" : failed ? "failed" : failing ? "failing" : spec?.suspend ? "suspended" : "running"
+  const phase: Phase = succeeded
+    ? "succeeded"
+    : failed
+      ? "failed"
+      : failing
+        ? "failing"
+        : spec?.suspend
+          ? "suspended"
+          : "running"
   return {
     key: `${namespace}/${name}`,
     ...{ namespace, name, uid, resourceVersion, labels: labels ?? {}, annotations: annotations ?? {}, phase },
     deleting: metadata.deletionTimestamp != null,
     /** When the Failed condition became true. */
-    failedAt: failed && (instant(failed.lastTransitionTime) ?? instant(failed.lastProbeTime) ?? instant(metadata.creationTimestamp) ?? 0),
+    failedAt:
+      failed &&
+      (instant(failed.lastTransitionTime) ?? instant(failed.lastProbeTime) ?? instant(metadata.creationTimestamp) ?? 0),
     /** Reason and message of the condition that failed the Job. */
     reason: failing?.reason ?? "",
     message: failing?.message ?? "",
@@ -375,7 +523,9 @@ export function viewJob(job: Job) {
 function managerOf({ metadata, spec }: Job): string | undefined {
   const owner = metadata?.ownerReferences?.find(({ kind, controller }) => kind === "CronJob" || controller)
   if (owner) return `it is owned by ${owner.kind} ${owner.name}`
-  return spec?.managedBy && spec.managedBy !== "kubernetes.io/job-controller" ? `it is managed by ${spec.managedBy}` : undefined
+  return spec?.managedBy && spec.managedBy !== "kubernetes.io/job-controller"
+    ? `it is managed by ${spec.managedBy}`
+    : undefined
 }
 
 /** An instant from the API; year 1 and null stand for "not known". */
@@ -404,7 +554,10 @@ export function viewPod({ metadata = {}, status = {} }: Pod) {
     deleting: metadata.deletionTimestamp != null,
     /** No longer in the cluster. */
     gone: false,
-    containers: [...(status.initContainerStatuses ?? []).map(view(true)), ...(status.containerStatuses ?? []).map(view(false))],
+    containers: [
+      ...(status.initContainerStatuses ?? []).map(view(true)),
+      ...(status.containerStatuses ?? []).map(view(false)),
+    ],
   }
 }
 
@@ -415,7 +568,11 @@ export type ContainerView = ReturnType<typeof viewContainer>
 function viewContainer({ name, state, lastState, restartCount }: ContainerStatus, init: boolean) {
   // A container that waits or runs again tells its failure in lastState only.
   const end = state?.terminated ?? lastState?.terminated
-  const now: "terminated" | "running" | "waiting" = state?.terminated ? "terminated" : state?.running ? "running" : "waiting"
+  const now: "terminated" | "running" | "waiting" = state?.terminated
+    ? "terminated"
+    : state?.running
+      ? "running"
+      : "waiting"
   return {
     ...{ name, init, state: now, restarts: restartCount ?? 0, ended: end != null },
     /** Undefined where nothing has ended, or where the kubelet made the code up. */
@@ -452,7 +609,8 @@ export function causeOf(job: JobView, pods: PodView[]): Cause {
 
 const isOomKilled = ({ ended, reason }: ContainerView) => ended && reason === "OOMKilled"
 const hasFailed = (c: ContainerView) => c.ended && (c.exitCode !== 0 || isOomKilled(c))
-const latest = (ended: ContainerView[] = []) => ended.toSorted((a, b) => (a.finishedAt ?? 0) - (b.finishedAt ?? 0)).at(-1)
+const latest = (ended: ContainerView[] = []) =>
+  ended.toSorted((a, b) => (a.finishedAt ?? 0) - (b.finishedAt ?? 0)).at(-1)
 
 /** The pod of the last failed attempt; one that was stopped because its Job had failed already says less than the others. */
 function lastFailedPod(pods: PodView[]): PodView | undefined {
@@ -500,16 +658,23 @@ export function decide(job: JobView, failure: Failure, config: Config, now: numb
   if (paused) return leave(`its annotation ${PREFIX}paused is true`, false)
   if (job.phase === "failing") return leave("it is failing: its pods are being stopped")
   if (job.failedAt === undefined) return leave(job.phase === "suspended" ? "it is suspended" : "it is running")
-  if (isWantedNow(job)) return { do: "restart", dueAt: job.failedAt, because: `its annotation ${PREFIX}restart-now asks for it` }
+  if (isWantedNow(job))
+    return { do: "restart", dueAt: job.failedAt, because: `its annotation ${PREFIX}restart-now asks for it` }
   if (maxRestarts !== undefined && restartsInRow(job, failure) >= maxRestarts)
     return { do: "give up", because: `it was restarted ${maxRestarts} times in a row without a success` }
   const rule = rules.find((r) => covers(r.cause, failure))
   if (rule?.wait === "never") return { do: "give up", because: `rule ${rule.text}` }
   const again = rule ? restartsUnder(job, rule.cause, failure) : 0
-  const because = rule ? `rule ${rule.text}${again > 0 ? `, failure ${again + 1} in a row` : ""}` : `RESTART_DELAY ${durationText(delayMs)}`
+  const because = rule
+    ? `rule ${rule.text}${again > 0 ? `, failure ${again + 1} in a row` : ""}`
+    : `RESTART_DELAY ${durationText(delayMs)}`
   const wantedAt = job.failedAt + (rule ? growing(rule.wait as { fromMs: number; toMs: number }, again) : delayMs)
   const dueAt = beforeTtl(job, wantedAt)
-  return { do: now >= dueAt ? "restart" : "wait", dueAt, because: dueAt < wantedAt ? `${because}, but its TTL comes before` : because }
+  return {
+    do: now >= dueAt ? "restart" : "wait",
+    dueAt,
+    because: dueAt < wantedAt ? `${because}, but its TTL comes before` : because,
+  }
 }
 
 /** What a person's wish to restart a Job now comes to, whatever rules and limits say: only what has ended is restarted. */
@@ -526,8 +691,12 @@ export function decideOnWish(job: JobView): Decision {
 export function judgedRules(job: JobView, failure: Failure, config: Config): { rule: string; verdict: string }[] {
   const { rules } = overridesOf(job, config)
   const first = job.phase === "failed" ? rules.findIndex(({ cause }) => covers(cause, failure)) : -1
-  const verdict = (i: number) => (i === first ? "matches" : first >= 0 && i > first ? "is not reached" : "does not match")
-  return rules.map(({ text }, i) => ({ rule: text, verdict: job.phase === "failed" ? verdict(i) : "counts when it fails" }))
+  const verdict = (i: number) =>
+    i === first ? "matches" : first >= 0 && i > first ? "is not reached" : "does not match"
+  return rules.map(({ text }, i) => ({
+    rule: text,
+    verdict: job.phase === "failed" ? verdict(i) : "counts when it fails",
+  }))
 }
 
 /** When a failed Job is to be restarted, and with which others it keeps its distance. */
@@ -549,7 +718,9 @@ export function admit(schedules: Map<string, Schedule>, lastAt: Map<string, numb
   const last = new Map(past.filter(([, at]) => at + spacingMs > now))
   const begin: string[] = []
   let nextAt = Number.POSITIVE_INFINITY
-  for (const [key, { dueAt, group }] of [...schedules].sort(([a, { dueAt: x }], [b, { dueAt: y }]) => x - y || (a < b ? -1 : 1))) {
+  for (const [key, { dueAt, group }] of [...schedules].sort(
+    ([a, { dueAt: x }], [b, { dueAt: y }]) => x - y || (a < b ? -1 : 1),
+  )) {
     const freeAt = Math.max(dueAt, (last.get(group) ?? Number.NEGATIVE_INFINITY) + spacingMs)
     if (freeAt > now) nextAt = Math.min(nextAt, freeAt)
     else {
@@ -569,7 +740,8 @@ export function isSelected(job: JobView, { jobNames, jobSelector }: Config): boo
 const own = ({ annotations }: JobView, name: string): string | undefined => annotations[PREFIX + name]
 
 /** Whether a person asks for a restart now; each value counts once, so that one kept in Git does not fire again. */
-const isWantedNow = (job: JobView) => own(job, "restart-now") !== undefined && own(job, "restart-now") !== own(job, "restart-now-done")
+const isWantedNow = (job: JobView) =>
+  own(job, "restart-now") !== undefined && own(job, "restart-now") !== own(job, "restart-now-done")
 
 /** What a Job's own annotations set in place of the operator's settings; a wrong value changes nothing and is a problem. */
 export function overridesOf(job: JobView, config: Config) {
@@ -579,15 +751,26 @@ export function overridesOf(job: JobView, config: Config) {
     try {
       return text === undefined ? undefined : parse(written(text))
     } catch (error) {
-      problems.push(`annotation ${PREFIX}${name} cannot be ${quote(text ?? "")}, so the operator's setting holds: ${messageOf(error)}`)
+      problems.push(
+        `annotation ${PREFIX}${name} cannot be ${quote(text ?? "")}, so the operator's setting holds: ${messageOf(error)}`,
+      )
     }
   }
   const paused = read("paused", oneOf({ true: true, false: false })) ?? false
   read("oom-memory-max", quantity)
   const delayMs = read("restart-delay", duration(0)) ?? config.restartDelayMs
   const oomFirst = config.skipDelayOnOom ? parseRules(`oom=0s..${durationText(delayMs)}`) : []
-  const rules = read("restart-rules", (text) => parseRules(text, false)) ?? [...oomFirst, ...(config.restartRules ?? [])]
-  return { delayMs, rules, maxRestarts: read("max-restarts", wholeNumber(0, 1_000_000)) ?? config.maxRestarts, paused, problems }
+  const rules = read("restart-rules", (text) => parseRules(text, false)) ?? [
+    ...oomFirst,
+    ...(config.restartRules ?? []),
+  ]
+  return {
+    delayMs,
+    rules,
+    maxRestarts: read("max-restarts", wholeNumber(0, 1_000_000)) ?? config.maxRestarts,
+    paused,
+    problems,
+  }
 }
 
 /** Whether a rule's cause is that of a failure. */
@@ -613,7 +796,8 @@ function restartsInRow(job: JobView, { changed }: Failure): number {
 /** Restarts in a row whose cause a rule covers; for a pattern, those of the same cause. */
 function restartsUnder(job: JobView, rule: RuleCause | undefined, failure: Failure): number {
   const last = own(job, "last-cause") as Cause | undefined
-  const same = last && (!rule || rule.kind === "log" ? last === failure.cause : covers(rule, { cause: last, lines: [] }))
+  const same =
+    last && (!rule || rule.kind === "log" ? last === failure.cause : covers(rule, { cause: last, lines: [] }))
   return same && restartsInRow(job, failure) > 0 ? count(own(job, "restarts-of-cause")) : 0
 }
 
@@ -658,9 +842,16 @@ export function marksFor(job: JobView, failure: Failure, config: Config): Record
 }
 
 const SERVER_METADATA =
-  "uid resourceVersion generation creationTimestamp deletionTimestamp deletionGracePeriodSeconds selfLink managedFields".split(" ")
+  "uid resourceVersion generation creationTimestamp deletionTimestamp deletionGracePeriodSeconds selfLink managedFields".split(
+    " ",
+  )
 const SERVER_FINALIZERS = ["foregroundDeletion", "orphan"]
-const SERVER_LABELS = ["controller-uid", "job-name", "batch.kubernetes.io/controller-uid", "batch.kubernetes.io/job-name"]
+const SERVER_LABELS = [
+  "controller-uid",
+  "job-name",
+  "batch.kubernetes.io/controller-uid",
+  "batch.kubernetes.io/job-name",
+]
 
 /**
  * The Job to create anew: the live one without exactly what the server made (pkg/registry/batch/job/strategy.go). All else
@@ -811,19 +1002,39 @@ export function readIntent(job: Job) {
     // `original`: the Job as it was, to see edits of it.
     const original = restored(job, hidden)
     const replacement = withMemory(original, plan.memory ?? {})
-    return { namespace, name, uid, deleting: deletionTimestamp != null, jobName, jobUid, jobVersion, plan, original, replacement }
+    return {
+      namespace,
+      name,
+      uid,
+      deleting: deletionTimestamp != null,
+      jobName,
+      jobUid,
+      jobVersion,
+      plan,
+      original,
+      replacement,
+    }
   })
 }
 
 function restored(intent: Job, hidden: Hidden): Job {
   const { metadata: m = {}, spec: s, ...job } = replacementFor(intent)
   const { suspend: _, template, ...spec } = s as NonNullable<Job["spec"]>
-  const metadata = { ...m, name: hidden.name, labels: {}, ...hidden.metadata, annotations: without(m.annotations, [INTENT]) }
+  const metadata = {
+    ...m,
+    name: hidden.name,
+    labels: {},
+    ...hidden.metadata,
+    annotations: without(m.annotations, [INTENT]),
+  }
   const labels = hidden.templateLabels ?? template.metadata?.labels ?? {}
   return withoutEmpty({ ...job, metadata, spec: { ...spec, ...hidden.spec, template: labelled(template, labels) } })
 }
 
-const labelled = (template: Template, labels: Record<string, string>) => ({ ...template, metadata: { ...template.metadata, labels } })
+const labelled = (template: Template, labels: Record<string, string>) => ({
+  ...template,
+  metadata: { ...template.metadata, labels },
+})
 type Template = NonNullable<Job["spec"]>["template"]
 
 /**
@@ -845,7 +1056,10 @@ export function moreMemory(job: Job, { killed }: Failure): Record<string, string
 /** A quantity's value; 0 for text that is none, and for a limit of 0, which limits nothing. */
 const bytesOf = (text: string) => attempt(() => quantity(text)) ?? 0
 
-const containersOf = ({ spec }: Job) => [...(spec?.template.spec?.initContainers ?? []), ...(spec?.template.spec?.containers ?? [])]
+const containersOf = ({ spec }: Job) => [
+  ...(spec?.template.spec?.initContainers ?? []),
+  ...(spec?.template.spec?.containers ?? []),
+]
 
 /** A Job with new memory limits; the request follows where it was equal. The first value stays in an annotation. */
 function withMemory(original: Job, memory: Record<string, string>): Job {
@@ -859,7 +1073,10 @@ function withMemory(original: Job, memory: Record<string, string>): Job {
     limits.memory = limit
   }
   if (Object.keys(memory).length > 0 && first.length > 0)
-    job.metadata = { ...job.metadata, annotations: { ...job.metadata?.annotations, [`${PREFIX}oom-memory-first`]: first.join() } }
+    job.metadata = {
+      ...job.metadata,
+      annotations: { ...job.metadata?.annotations, [`${PREFIX}oom-memory-first`]: first.join() },
+    }
   return job
 }
 
@@ -913,13 +1130,30 @@ export function readPast({ name = "", namespace = "", labels, annotations, creat
   const failedAt = instant(fact("failed-at")) ?? instant(creationTimestamp) ?? 0
   const [job, cause] = [labels?.[RECORD_JOB] ?? "", (fact("cause") || "unknown") as Cause]
   const restarts = count(fact("restarts"))
-  return { name, namespace, job, uid: fact("uid"), cause, failedAt, restarts, summary: fact("summary"), decided: fact("decided") }
+  return {
+    name,
+    namespace,
+    job,
+    uid: fact("uid"),
+    cause,
+    failedAt,
+    restarts,
+    summary: fact("summary"),
+    decided: fact("decided"),
+  }
 }
 
 /** The records to remove: those before the last so many of each Job; all of a Job that is not `there`, after 30 days. */
-export function staleRecords(records: PastFailure[], limit: number, isThere: (job: string) => boolean, now: number): PastFailure[] {
+export function staleRecords(
+  records: PastFailure[],
+  limit: number,
+  isThere: (job: string) => boolean,
+  now: number,
+): PastFailure[] {
   return [...Map.groupBy(records, ({ job }) => job)].flatMap(([job, all]) => {
-    const newestFirst = all.sort((a, b) => b.failedAt - a.failedAt || b.restarts - a.restarts || (a.name < b.name ? -1 : 1))
+    const newestFirst = all.sort(
+      (a, b) => b.failedAt - a.failedAt || b.restarts - a.restarts || (a.name < b.name ? -1 : 1),
+    )
     const isOld = !isThere(job) && now - (newestFirst[0]?.failedAt ?? 0) > HISTORY_OF_GONE_MS
     return newestFirst.slice(isOld ? 0 : limit)
   })
@@ -964,7 +1198,8 @@ export function printable(text: string): string {
   return text.replaceAll("\t", " ").replace(UNPRINTABLE, (c) => `\\u{${(c.codePointAt(0) as number).toString(16)}}`)
 }
 
-const SECRET_WORD = "(?:(?:api|access|private)[_ -]?key|secret|token|passw(?:or)?d|passphrase|pwd|credentials?|signature|verifier|cookie)"
+const SECRET_WORD =
+  "(?:(?:api|access|private)[_ -]?key|secret|token|passw(?:or)?d|passphrase|pwd|credentials?|signature|verifier|cookie)"
 const IS = `(?:\\\\*["']|%2[27])?\\s*(?:[:=]+>?|%3[ad])\\s*`
 // In quotes, which may be escaped themselves (JSON in JSON) and follow a word (b'...'); where they are not closed, to the end of line.
 // Each repeat of a group takes stack: beyond a hundred thousand the engine turns slow, and then finds nothing.
@@ -975,11 +1210,20 @@ const SECRETS: [RegExp, string][] = [
   [/-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)/g, "***"],
   // A key whose beginning is above the last lines.
   [/^[\w+/=\s\\]*-----END [A-Z ]*PRIVATE KEY-----/g, "***"],
-  [new RegExp(`((?:authorization|cookie)${IS})(?:${QUOTED}|(?:[^"'\\n]+|(?<==\\\\*)["'][^"'\\n]*["']?){1,20000})`, "gim"), "$1***"],
+  [
+    new RegExp(
+      `((?:authorization|cookie)${IS})(?:${QUOTED}|(?:[^"'\\n]+|(?<==\\\\*)["'][^"'\\n]*["']?){1,20000})`,
+      "gim",
+    ),
+    "$1***",
+  ],
   [/\b((?:[Bb]earer|[Bb]asic|BEARER|BASIC)\s+)(?=[A-Z]?[a-z.-]*[A-Z\d+/=_~])[\w+/=.~-]{8,}/g, "$1***"],
   [new RegExp(`(${SECRET_WORD}${SOURCE_FILE}[\\w.-]{0,40}${IS})${SECRET_VALUE}`, "gim"), "$1***"],
   [new RegExp(`(<[\\w:-]{0,40}${SECRET_WORD}[\\w-]{0,40}>)[^<]+`, "gi"), "$1***"],
-  [new RegExp(`((?<![\\w-])--?(?:[\\w.-]{0,40}[-_.])?${SECRET_WORD}[\\w-]{0,40}\\s+)(?!-)${SECRET_VALUE}`, "gim"), "$1***"],
+  [
+    new RegExp(`((?<![\\w-])--?(?:[\\w.-]{0,40}[-_.])?${SECRET_WORD}[\\w-]{0,40}\\s+)(?!-)${SECRET_VALUE}`, "gim"),
+    "$1***",
+  ],
   [new RegExp(`(\\bValue:|"value":\\s*)${QUOTED}`, "g"), '$1"***"'],
   [/(\w:\/\/)[^\s/?#"'<>]+@/g, "$1***@"],
   [/(?<![\w-])eyJ[\w-]{8,}\.[\w-]+\.[\w-]*/g, "***"],
@@ -1024,8 +1268,11 @@ export function jsonRecord(at: number, level: string, text: string, details: obj
 
 /** Rows as a table with a frame. */
 export function table(rows: string[][]): string[] {
-  const widths = (rows[0] ?? []).map((_, column) => Math.max(...rows.map((row) => Bun.stringWidth(safe(row[column] ?? "")))))
-  const rule = (ends: string, joint: string) => ends[0] + widths.map((width) => "─".repeat(width + 2)).join(joint) + ends[1]
+  const widths = (rows[0] ?? []).map((_, column) =>
+    Math.max(...rows.map((row) => Bun.stringWidth(safe(row[column] ?? "")))),
+  )
+  const rule = (ends: string, joint: string) =>
+    ends[0] + widths.map((width) => "─".repeat(width + 2)).join(joint) + ends[1]
   const line = (row: string[]) =>
     `│${row.map((cell, column) => ` ${safe(cell)}${" ".repeat((widths[column] ?? 0) - Bun.stringWidth(safe(cell)))} `).join("│")}│`
   return [rule("┌┐", "┬"), ...rows.map(line), rule("└┘", "┴")]
@@ -1034,7 +1281,9 @@ export function table(rows: string[][]): string[] {
 /** Rows in columns. Where they are wider than `width`, the last columns are left out, and the last of the others is cut. */
 export function alignedRows(rows: string[][], width = Number.POSITIVE_INFINITY): string[] {
   const cells = rows.map((row) => row.map(safe))
-  const widths = (cells[0] ?? []).map((_, column) => cells.reduce((most, row) => Math.max(most, Bun.stringWidth(row[column] ?? "")), 0))
+  const widths = (cells[0] ?? []).map((_, column) =>
+    cells.reduce((most, row) => Math.max(most, Bun.stringWidth(row[column] ?? "")), 0),
+  )
   let [shown, room] = [0, width]
   for (const wide of widths) {
     if (shown > 0 && room < Math.min(wide, 12)) break
@@ -1050,7 +1299,11 @@ export function alignedRows(rows: string[][], width = Number.POSITIVE_INFINITY):
 /** JSON for people: instants (`…At`) as text, every string masked, printable and at most so long. */
 export function jsonText(value: unknown, most?: number): string {
   const clean = (key: string, part: unknown) =>
-    typeof part === "string" ? safe(part).slice(0, most) : key.endsWith("At") && typeof part === "number" ? instantText(part) : part
+    typeof part === "string"
+      ? safe(part).slice(0, most)
+      : key.endsWith("At") && typeof part === "number"
+        ? instantText(part)
+        : part
   return JSON.stringify(value, clean, 1)
 }
 
@@ -1077,9 +1330,16 @@ export function evidenceLines({ pods, logs, morePods }: Evidence): string[] {
   const lines = pods.flatMap((pod) => [
     `pod ${pod.name}${pod.index === undefined ? "" : ` (index ${pod.index})`} (${[pod.phase, pod.reason, pod.message].filter(Boolean).join(", ")})`,
     ...(pod.containers.length === 0 ? ["  no container known; exit code unknown"] : []),
-    ...pod.containers.flatMap((container) => [`  ${containerLine(container)}`, ...tailLines(logs.get(`${pod.uid}/${container.name}`))]),
+    ...pod.containers.flatMap((container) => [
+      `  ${containerLine(container)}`,
+      ...tailLines(logs.get(`${pod.uid}/${container.name}`)),
+    ]),
   ])
-  return [...lines, ...(pods.length === 0 ? ["no pods left"] : []), ...(morePods > 0 ? [`and ${morePods} more pods`] : [])]
+  return [
+    ...lines,
+    ...(pods.length === 0 ? ["no pods left"] : []),
+    ...(morePods > 0 ? [`and ${morePods} more pods`] : []),
+  ]
 }
 
 const tailLines = (tail: Tail | undefined) => [
@@ -1089,7 +1349,11 @@ const tailLines = (tail: Tail | undefined) => [
 
 function containerLine(c: ContainerView): string {
   const facts = [
-    c.ended ? `exit code ${c.exitCode ?? "not known"}` : c.state === "running" ? "still running, exit code not known" : "never started",
+    c.ended
+      ? `exit code ${c.exitCode ?? "not known"}`
+      : c.state === "running"
+        ? "still running, exit code not known"
+        : "never started",
     c.signal && `signal ${c.signal}`,
     c.reason,
     c.message,
@@ -1126,7 +1390,14 @@ export function recordFor(job: JobView, evidence: Evidence, cause: Cause, decisi
   let from = 0
   while (bytesIn(jsonOf(from)) > RECORD_BYTES / 2 && from < pods.length) from++
   const texts = logTexts({ ...evidence, pods: pods.slice(from) }, RECORD_BYTES - bytesIn(jsonOf(from)))
-  const facts = { cause, "failed-at": instantText(failedAt), uid, restarts: String(restarts), summary: summaryOf(job, pods), decided }
+  const facts = {
+    cause,
+    "failed-at": instantText(failedAt),
+    uid,
+    restarts: String(restarts),
+    summary: summaryOf(job, pods),
+    decided,
+  }
   return {
     apiVersion: "v1",
     kind: "ConfigMap",
@@ -1163,7 +1434,10 @@ function logTexts({ pods, logs }: Evidence, mostBytes: number): Record<string, s
 }
 
 /** Reads a record back; undefined for a ConfigMap that is none. What it holds may be anybody's: it is printed with care. */
-export function readRecord({ metadata = {}, data = {} }: ConfigMap): { past: PastFailure; reason: string; evidence: Evidence } | undefined {
+export function readRecord({
+  metadata = {},
+  data = {},
+}: ConfigMap): { past: PastFailure; reason: string; evidence: Evidence } | undefined {
   try {
     const revive = (key: string, value: unknown) => (key.endsWith("At") ? (instant(String(value)) ?? 0) : value)
     const { pods, morePods, reason, message } = JSON.parse(data["failure.json"] ?? "", revive) as Evidence & JobView
@@ -1184,12 +1458,22 @@ export function readRecord({ metadata = {}, data = {} }: ConfigMap): { past: Pas
 export type JobName = Pick<JobView, "key" | "namespace" | "name" | "uid">
 
 /** An Event on a Job, for `kubectl describe`. Core v1: every Kubernetes shows it, and no second write is needed to count. */
-export function eventFor({ namespace, name, uid }: JobName, level: Level, reason: string, text: string, now: number, random: number) {
+export function eventFor(
+  { namespace, name, uid }: JobName,
+  level: Level,
+  reason: string,
+  text: string,
+  now: number,
+  random: number,
+) {
   const at = instantText(now)
   return {
     apiVersion: "v1",
     kind: "Event",
-    metadata: { namespace, name: `${name.slice(0, 200)}.${Math.floor(now).toString(16)}${Math.floor(random * 2 ** 32).toString(16)}` },
+    metadata: {
+      namespace,
+      name: `${name.slice(0, 200)}.${Math.floor(now).toString(16)}${Math.floor(random * 2 ** 32).toString(16)}`,
+    },
     involvedObject: { apiVersion: "batch/v1", kind: "Job", namespace, name, uid },
     type: level === "info" || level === "debug" ? "Normal" : "Warning",
     reason,
@@ -1229,10 +1513,13 @@ export type Rules = {
 
 /** The keys of RIGHTS, and NAMESPACE_RIGHT, that rules allow. Where they are incomplete or name single objects, only a real 403 tells. */
 export function allowed({ incomplete, resourceRules }: Rules): Set<string> {
-  const has = (list: string[] | undefined, value: string) => list?.some((item) => item === value || item === "*") ?? false
+  const has = (list: string[] | undefined, value: string) =>
+    list?.some((item) => item === value || item === "*") ?? false
   const allows = (right: string) => {
     const [verb = "", group = "", ...resource] = right.split(/[ /]/)
-    return resourceRules.some((r) => has(r.verbs, verb) && has(r.apiGroups, group) && has(r.resources, resource.join("/")))
+    return resourceRules.some(
+      (r) => has(r.verbs, verb) && has(r.apiGroups, group) && has(r.resources, resource.join("/")),
+    )
   }
   return new Set([...Object.keys(RIGHTS), NAMESPACE_RIGHT].filter((right) => incomplete || allows(right)))
 }
@@ -1288,7 +1575,12 @@ export interface Cluster {
   listPods(namespace: string, selector: string, signal: AbortSignal): Promise<{ items: Pod[]; resourceVersion: string }>
   readLog(namespace: string, pod: string, container: string, options: LogOptions, signal: AbortSignal): Promise<Tail>
   /** Ends when the server ends it; throws after silence and for an ERROR event. Yields bookmarks too. */
-  watch<R extends keyof Watched>(namespace: string, resource: R, options: WatchOptions, signal: AbortSignal): Events<Watched[R]>
+  watch<R extends keyof Watched>(
+    namespace: string,
+    resource: R,
+    options: WatchOptions,
+    signal: AbortSignal,
+  ): Events<Watched[R]>
 }
 export type Watched = { jobs: Job; pods: Pod }
 export type Events<T> = AsyncIterable<{ type: string; object: T }>
@@ -1298,7 +1590,13 @@ export type WatchOptions = { resourceVersion: string; selector?: string; silence
 
 const SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 const [CALL_LIMIT_MS, LOG_LIMIT_MS, PLUGIN_LIMIT_MS, PLUGIN_AHEAD_MS] = [30_000, 10_000, 25_000, 20_000]
-const [BODY_BYTES, LOG_BYTES, TAIL_CHARACTERS, LINE_CHARACTERS, EVENT_CHARACTERS] = [128 << 20, 1 << 20, 256 << 10, 1_000, 16 << 20]
+const [BODY_BYTES, LOG_BYTES, TAIL_CHARACTERS, LINE_CHARACTERS, EVENT_CHARACTERS] = [
+  128 << 20,
+  1 << 20,
+  256 << 10,
+  1_000,
+  16 << 20,
+]
 
 /** Where the configuration comes from, and how to read it, and read it again. `load` throws ConfigError. */
 export type Source = { from: string; inCluster: boolean; load(): KubeConfig }
@@ -1308,16 +1606,25 @@ type Env = Record<string, string | undefined>
 export function findSource(env: Env, serviceAccount = SERVICE_ACCOUNT, context?: string): Source {
   const paths = written(env.KUBECONFIG).split(":").filter(Boolean)
   const home = join(env.HOME || "/", ".kube", "config")
-  if (paths.length > 0) return { from: `KUBECONFIG ${paths.join(", ")}`, inCluster: false, load: () => loadKubeconfig(paths, context) }
+  if (paths.length > 0)
+    return { from: `KUBECONFIG ${paths.join(", ")}`, inCluster: false, load: () => loadKubeconfig(paths, context) }
   if (context === undefined && existsSync(join(serviceAccount, "token")))
     return { from: "the pod's ServiceAccount", inCluster: true, load: () => loadInCluster(env, serviceAccount) }
   if (existsSync(home)) return { from: home, inCluster: false, load: () => loadKubeconfig([home], context) }
   const looked = `KUBECONFIG is not set, and there is neither a ServiceAccount in ${serviceAccount} nor ${home}`
-  throw new ConfigError(`no cluster is configured: ${looked}. Set KUBECONFIG; on a k3s server to /etc/rancher/k3s/k3s.yaml`)
+  throw new ConfigError(
+    `no cluster is configured: ${looked}. Set KUBECONFIG; on a k3s server to /etc/rancher/k3s/k3s.yaml`,
+  )
 }
 
-function loadInCluster({ KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT: port }: Env, serviceAccount: string): KubeConfig {
-  if (!host || !port) throw new ConfigError("beside a ServiceAccount, KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT must both be set")
+function loadInCluster(
+  { KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT: port }: Env,
+  serviceAccount: string,
+): KubeConfig {
+  if (!host || !port)
+    throw new ConfigError(
+      "beside a ServiceAccount, KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT must both be set",
+    )
   const config = new KubeConfig()
   const server = `https://${isIPv6(host) ? `[${host}]` : host}:${port}`
   config.loadFromClusterAndUser(
@@ -1336,7 +1643,8 @@ function loadKubeconfig(paths: string[], context?: string): KubeConfig {
   if (files.length === 0) throw new ConfigError(`cannot read ${paths.join(", ")}: there is no such file`)
   const configs = files.map(readKubeconfig) as [KubeConfig, ...KubeConfig[]]
   const [config] = configs
-  const firsts = <T extends { name: string }>(all: T[]) => all.filter(({ name }, i) => all.findIndex((one) => one.name === name) === i)
+  const firsts = <T extends { name: string }>(all: T[]) =>
+    all.filter(({ name }, i) => all.findIndex((one) => one.name === name) === i)
   config.loadFromOptions({
     clusters: firsts(configs.flatMap(({ clusters }) => clusters)),
     users: firsts(configs.flatMap(({ users }) => users)),
@@ -1351,7 +1659,9 @@ function readKubeconfig(file: string): KubeConfig {
   const config = new KubeConfig()
   try {
     config.loadFromFile(file, { onInvalidEntry: "filter" })
-    const raw = Bun.YAML.parse(readFileSync(file, "utf8")) as { users?: { name: string; user?: { tokenFile?: string } }[] | null }
+    const raw = Bun.YAML.parse(readFileSync(file, "utf8")) as {
+      users?: { name: string; user?: { tokenFile?: string } }[] | null
+    }
     const near = (path: string) => resolve(dirname(file), path)
     // client-node does not know a user's tokenFile, and does not run plugins well enough: see pluginRunner.
     config.users = config.users.map((user) => {
@@ -1369,8 +1679,18 @@ function readKubeconfig(file: string): KubeConfig {
 }
 
 /** A credential plugin as a kubeconfig names it, and what it gives (client.authentication.k8s.io). */
-type Plugin = { apiVersion?: string; command?: string; args?: string[] | null; env?: { name: string; value: string }[] | null }
-type Credential = { token?: string; clientCertificateData?: string; clientKeyData?: string; expirationTimestamp?: string }
+type Plugin = {
+  apiVersion?: string
+  command?: string
+  args?: string[] | null
+  env?: { name: string; value: string }[] | null
+}
+type Credential = {
+  token?: string
+  clientCertificateData?: string
+  clientKeyData?: string
+  expirationTimestamp?: string
+}
 const PLUGIN = "plugin"
 /** What plugins inherit: connecting changes our own environment. */
 const environmentAtStart = { ...process.env }
@@ -1387,7 +1707,11 @@ function pluginRunner(): Parameters<KubeConfig["addAuthenticator"]>[0] {
       const expiresAt = instant(credential?.expirationTimestamp) ?? Number.POSITIVE_INFINITY
       if (!credential || Date.now() >= expiresAt - PLUGIN_AHEAD_MS) credential = await runPlugin(authProvider.config)
       const { token, clientCertificateData: cert, clientKeyData: key } = credential
-      Object.assign(options, cert && { cert, key }, token && { headers: { ...options.headers, Authorization: `Bearer ${token}` } })
+      Object.assign(
+        options,
+        cert && { cert, key },
+        token && { headers: { ...options.headers, Authorization: `Bearer ${token}` } },
+      )
     },
   }
 }
@@ -1396,11 +1720,20 @@ function pluginRunner(): Parameters<KubeConfig["addAuthenticator"]>[0] {
 async function runPlugin({ apiVersion, command = "", args, env }: Plugin): Promise<Credential> {
   const asked = JSON.stringify({ apiVersion, kind: "ExecCredential", spec: { interactive: false } })
   const more = Object.fromEntries((env ?? []).map(({ name, value }) => [name, value]))
-  const options = { env: { ...environmentAtStart, KUBERNETES_EXEC_INFO: asked, ...more }, stderr: "pipe", detached: true } as const
+  const options = {
+    env: { ...environmentAtStart, KUBERNETES_EXEC_INFO: asked, ...more },
+    stderr: "pipe",
+    detached: true,
+  } as const
   try {
     const child = Bun.spawn([command, ...(args ?? [])], options)
     const ended = Promise.all([child.stdout.text(), child.stderr.text(), child.exited])
-    const [said, complaint, code] = await within(PLUGIN_LIMIT_MS, new AbortController().signal, "we", () => ended).catch((error) => {
+    const [said, complaint, code] = await within(
+      PLUGIN_LIMIT_MS,
+      new AbortController().signal,
+      "we",
+      () => ended,
+    ).catch((error) => {
       if (child.exitCode === null) process.kill(-child.pid, "SIGKILL")
       throw error
     })
@@ -1415,7 +1748,8 @@ function readCredential(text: string): Credential {
   // The parser's own message would show a piece of what may be a secret.
   const status = attempt(() => JSON.parse(text) as { status?: Credential })?.status
   const { token, clientCertificateData: cert, clientKeyData: key } = status ?? {}
-  if (!status || (!token && !cert && !key)) throw new Error("what it printed is no ExecCredential with a token or a client certificate")
+  if (!status || (!token && !cert && !key))
+    throw new Error("what it printed is no ExecCredential with a token or a client certificate")
   if (!cert !== !key) throw new Error("it needs to give a client certificate and its key, and gave one of them")
   return status
 }
@@ -1431,7 +1765,10 @@ function checkKubeconfig(config: KubeConfig, file: string): void {
     [!context, `current-context names ${config.currentContext}, of which there is no usable context`],
     [!cluster, `context ${context?.name} names cluster ${context?.cluster}, of which there is none with a server`],
     [context?.user && !user, `context ${context?.name} names user ${context?.user}, of which there is none`],
-    [cluster?.skipTLSVerify && (cluster.caData || cluster.caFile), "insecure-skip-tls-verify cannot stand beside a certificate authority"],
+    [
+      cluster?.skipTLSVerify && (cluster.caData || cluster.caFile),
+      "insecure-skip-tls-verify cannot stand beside a certificate authority",
+    ],
     [!URL.canParse(server) || !/^https?:/.test(server), `server ${safe(server)} is no URL with https`],
     [!/^https?:\/\//.test(proxy), `proxy-url ${safe(proxy)} cannot be used, only http and https proxies can`],
     [!one !== !other, `user ${user?.name} needs a client certificate and its key, and has one of them`],
@@ -1444,7 +1781,13 @@ function checkKubeconfig(config: KubeConfig, file: string): void {
 
 type Init = RequestInit & BunFetchRequestInit
 type Query = Record<string, string | undefined>
-type Call<T = unknown> = { query?: Query; body?: object; limitMs?: number; accept?: string; read?: (response: Response) => Promise<T> }
+type Call<T = unknown> = {
+  query?: Query
+  body?: object
+  limitMs?: number
+  accept?: string
+  read?: (response: Response) => Promise<T>
+}
 const METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 /** Hears of each call: its verb as Kubernetes names it, and the status, `none` where no answer came. */
 export type OnCall = (verb: string, code: string) => void
@@ -1465,7 +1808,8 @@ function verbsOf(server: ApiServer): Cluster {
   const { address, isVerified, proxy } = server
   return {
     ...{ address, isVerified, proxy, skewMs: () => server.skew },
-    version: (signal) => server.send<{ gitVersion: string }>("GET", "/version", signal).then(({ gitVersion }) => gitVersion),
+    version: (signal) =>
+      server.send<{ gitVersion: string }>("GET", "/version", signal).then(({ gitVersion }) => gitVersion),
     async rules(namespace, signal) {
       const body = { apiVersion: "authorization.k8s.io/v1", kind: "SelfSubjectRulesReview", spec: { namespace } }
       const path = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
@@ -1485,19 +1829,33 @@ function verbsOf(server: ApiServer): Cluster {
     },
     createEvent: (namespace, body, signal) => server.send("POST", pathOf("events", namespace), signal, { body }),
     async listConfigMaps(namespace, selector, signal) {
-      const { items } = await server.list<{ metadata: Metadata }>(pathOf("configmaps", namespace), selector, signal, METADATA_LIST)
+      const { items } = await server.list<{ metadata: Metadata }>(
+        pathOf("configmaps", namespace),
+        selector,
+        signal,
+        METADATA_LIST,
+      )
       return items.map(({ metadata }) => metadata)
     },
     getConfigMap: (namespace, name, signal) => server.find(pathOf("configmaps", namespace, name), signal),
-    createConfigMap: (namespace, body, signal) => server.send("POST", pathOf("configmaps", namespace), signal, { body }),
-    patchConfigMap: (namespace, name, body, signal) => server.send("PATCH", pathOf("configmaps", namespace, name), signal, { body }),
+    createConfigMap: (namespace, body, signal) =>
+      server.send("POST", pathOf("configmaps", namespace), signal, { body }),
+    patchConfigMap: (namespace, name, body, signal) =>
+      server.send("PATCH", pathOf("configmaps", namespace, name), signal, { body }),
     deleteConfigMap: (namespace, name, signal) => server.send("DELETE", pathOf("configmaps", namespace, name), signal),
     deleteJob(namespace, name, { propagationPolicy, ...preconditions }, signal) {
-      return server.send("DELETE", pathOf("jobs", namespace, name), signal, { body: { propagationPolicy, preconditions } })
+      return server.send("DELETE", pathOf("jobs", namespace, name), signal, {
+        body: { propagationPolicy, preconditions },
+      })
     },
     listPods: (namespace, selector, signal) => server.list(pathOf("pods", namespace), selector, signal),
     readLog(namespace, pod, container, { lines, previous }, signal) {
-      const query = { container, tailLines: String(lines), limitBytes: String(LOG_BYTES), previous: previous ? "true" : undefined }
+      const query = {
+        container,
+        tailLines: String(lines),
+        limitBytes: String(LOG_BYTES),
+        previous: previous ? "true" : undefined,
+      }
       const read = (response: Response) => readTail(response, lines)
       return server.send("GET", `${pathOf("pods", namespace, pod)}/log`, signal, { query, limitMs: LOG_LIMIT_MS, read })
     },
@@ -1527,7 +1885,13 @@ class ApiServer {
 
   async *watch<T>(path: string, { resourceVersion, selector, silenceMs }: WatchOptions, signal: AbortSignal) {
     const timeoutSeconds = String(240 + Math.floor(Math.random() * 60))
-    const query = { watch: "true", allowWatchBookmarks: "true", timeoutSeconds, resourceVersion, labelSelector: selector }
+    const query = {
+      watch: "true",
+      allowWatchBookmarks: "true",
+      timeoutSeconds,
+      resourceVersion,
+      labelSelector: selector,
+    }
     const response = await this.send("GET", path, signal, { query, read: async (opened) => opened })
     let rest = ""
     for await (const text of textOf(response, { silenceMs, signal })) {
@@ -1539,7 +1903,12 @@ class ApiServer {
     }
   }
 
-  async list<T>(path: string, labelSelector: string, signal: AbortSignal, accept = ""): Promise<{ items: T[]; resourceVersion: string }> {
+  async list<T>(
+    path: string,
+    labelSelector: string,
+    signal: AbortSignal,
+    accept = "",
+  ): Promise<{ items: T[]; resourceVersion: string }> {
     type Page = { items: T[] | null; metadata: { resourceVersion: string; continue?: string } }
     const items: T[] = []
     for (let next: string | undefined; ; ) {
@@ -1579,9 +1948,21 @@ class ApiServer {
     const url = `${this.address}${path}${search.size > 0 ? `?${search}` : ""}`
     const sentAt = Date.now()
     const type = method === "PATCH" ? "application/merge-patch+json" : "application/json"
-    const headers = { ...(init.headers as Record<string, string>), "Content-Type": type, ...(accept && { Accept: accept }) }
+    const headers = {
+      ...(init.headers as Record<string, string>),
+      "Content-Type": type,
+      ...(accept && { Accept: accept }),
+    }
     // Bun ends a body that is silent for 300 s unless its own timeout is off.
-    const options = { ...init, headers, method, signal, redirect: "manual", timeout: false, body: JSON.stringify(body) } as const
+    const options = {
+      ...init,
+      headers,
+      method,
+      signal,
+      redirect: "manual",
+      timeout: false,
+      body: JSON.stringify(body),
+    } as const
     const verb = query.watch ? "watch" : query.limit ? "list" : (VERBS[method] ?? method)
     const response = await fetch(url, options).catch((error) => {
       this.onCall(verb, "none")
@@ -1613,7 +1994,8 @@ class ApiServer {
 
 /** A body as JSON; one beyond all measure is not read on. */
 const json = async <T>(response: Response) => JSON.parse(await textUntil(response, BODY_BYTES)) as T
-const textUntil = async (response: Response, bytes: number) => (await Array.fromAsync(textOf(response, { bytes }))).join("")
+const textUntil = async (response: Response, bytes: number) =>
+  (await Array.fromAsync(textOf(response, { bytes }))).join("")
 
 function pathOf(resource: "jobs" | "pods" | "events" | "configmaps", namespace: string, name?: string): string {
   const group = resource === "jobs" ? "/apis/batch/v1" : "/api/v1"
@@ -1622,25 +2004,35 @@ function pathOf(resource: "jobs" | "pods" | "events" | "configmaps", namespace: 
 
 /** Whether the server does not take our credentials, or we not its certificate: on disk there may be newer ones. */
 const isOutdated = (error: unknown) =>
-  error instanceof ApiError ? error.status === 401 : /CERT|SIGNATURE/.test(String((error as { code?: unknown } | null)?.code))
+  error instanceof ApiError
+    ? error.status === 401
+    : /CERT|SIGNATURE/.test(String((error as { code?: unknown } | null)?.code))
 
 /** Undefined for errors of these reasons; any other goes on. */
 function exceptFor(error: unknown, ...reasons: string[]): undefined {
   if (!reasons.some((reason) => isReason(error, reason))) throw error
 }
 
-const isReason = (error: unknown, reason: string) => error instanceof ApiError && (error.reason === reason || error.causes.includes(reason))
+const isReason = (error: unknown, reason: string) =>
+  error instanceof ApiError && (error.reason === reason || error.causes.includes(reason))
 
 /** Whether the server will say the same again: no conflict, no weariness, no fault of its own. */
 const isRefusal = (error: unknown): error is ApiError =>
   error instanceof ApiError && [400, 403, 404, 405, 413, 415, 422].includes(error.status)
 
 /** Runs `work` with a signal that fires when the limit has passed or the caller stops; it never outlives that. */
-async function within<T>(limitMs: number, signal: AbortSignal, what: string, work: (signal: AbortSignal) => Promise<T>): Promise<T> {
+async function within<T>(
+  limitMs: number,
+  signal: AbortSignal,
+  what: string,
+  work: (signal: AbortSignal) => Promise<T>,
+): Promise<T> {
   const limit = new AbortController()
   const stop = () => limit.abort(signal.reason)
   const timer = setTimeout(() => limit.abort(new Error(`${what} got no answer in ${durationText(limitMs)}`)), limitMs)
-  const aborted = new Promise<never>((_, reject) => limit.signal.addEventListener("abort", () => reject(limit.signal.reason)))
+  const aborted = new Promise<never>((_, reject) =>
+    limit.signal.addEventListener("abort", () => reject(limit.signal.reason)),
+  )
   signal.addEventListener("abort", stop)
   if (signal.aborted) stop()
   try {
@@ -1687,9 +2079,17 @@ async function errorFrom(response: Response): Promise<ApiError> {
 }
 
 /** What the API server calls a Status, as far as it counts here. */
-type Status = { code?: number; reason?: string; message?: string; details?: { causes?: { reason?: string }[]; retryAfterSeconds?: number } }
+type Status = {
+  code?: number
+  reason?: string
+  message?: string
+  details?: { causes?: { reason?: string }[]; retryAfterSeconds?: number }
+}
 
-function errorOf({ code = 500, reason = "", message, details }: Status, retryAfterSeconds = details?.retryAfterSeconds ?? 0): ApiError {
+function errorOf(
+  { code = 500, reason = "", message, details }: Status,
+  retryAfterSeconds = details?.retryAfterSeconds ?? 0,
+): ApiError {
   const causes = (details?.causes ?? []).map((cause) => cause.reason ?? "")
   return new ApiError(code, reason, String(message).slice(0, 500), causes, retryAfterSeconds * 1_000)
 }
@@ -1700,7 +2100,11 @@ function errorOf({ code = 500, reason = "", message, details }: Status, retryAft
  */
 async function* textOf(
   response: Response,
-  { bytes = Number.POSITIVE_INFINITY, silenceMs = CALL_LIMIT_MS, signal }: { bytes?: number; silenceMs?: number; signal?: AbortSignal },
+  {
+    bytes = Number.POSITIVE_INFINITY,
+    silenceMs = CALL_LIMIT_MS,
+    signal,
+  }: { bytes?: number; silenceMs?: number; signal?: AbortSignal },
 ): AsyncGenerator<string> {
   const reader = response.body?.getReader()
   const decoder = new TextDecoder()
@@ -1739,11 +2143,14 @@ async function readTail(response: Response, lines: number): Promise<Tail> {
 /** The last lines of a log text, each cut to a bearable length. `cut`: the text is itself only a part. */
 export function tailOf(text: string, lines: number, cut = false): Tail {
   // The kubelet answers 200 with this sentence when the runtime has removed the container (kubernetes/kubernetes#142258).
-  if (/^unable to retrieve container logs for \S+$/.test(text)) return { lines: [], note: "log not available, the container is removed" }
+  if (/^unable to retrieve container logs for \S+$/.test(text))
+    return { lines: [], note: "log not available, the container is removed" }
   const all = maskSecrets(text.replace(/\r?\n$/, "")).split(/\r?\n/)
   if (text === "") return { lines: [], note: "log empty, it may have been rotated" }
   const short = (line: string) =>
-    line.length > LINE_CHARACTERS ? `${line.slice(0, LINE_CHARACTERS)}… ${line.length - LINE_CHARACTERS} more characters` : line
+    line.length > LINE_CHARACTERS
+      ? `${line.slice(0, LINE_CHARACTERS)}… ${line.length - LINE_CHARACTERS} more characters`
+      : line
   const kept = lines > 0 ? all.slice(-lines).map((line) => printable(short(line))) : []
   const note = cut ? "log too long to read whole, cut" : kept.length === lines ? `last ${lines} lines` : ""
   return note ? { lines: kept, note } : { lines: kept }
@@ -1804,7 +2211,8 @@ function troubles({ clock, random, say }: World, what: string, signal: AbortSign
       if (said === "") sinceAt = clock.now()
       const isLong = job !== undefined && clock.now() - sinceAt > LONG_MS
       const [level, text] = [isRefusal(error) || isLong ? "error" : "warning", messageOf(error)] as const
-      if (`${level} ${text}` !== said) say(level, `${what}, trying again: ${text}`, job ? { job, reason: "HeldUp" } : {})
+      if (`${level} ${text}` !== said)
+        say(level, `${what}, trying again: ${text}`, job ? { job, reason: "HeldUp" } : {})
       said = `${level} ${text}`
       await clock.sleep(backoffMs(attempt++, random(), error), signal)
     },
@@ -1816,7 +2224,12 @@ function troubles({ clock, random, say }: World, what: string, signal: AbortSign
 }
 
 /** Looks at a failed Job's pods: those that the watch has kept, else those that are left. What cannot be read becomes a note. */
-export async function gatherEvidence(world: World, job: JobView, kept: PodView[], earlier?: Evidence): Promise<Evidence> {
+export async function gatherEvidence(
+  world: World,
+  job: JobView,
+  kept: PodView[],
+  earlier?: Evidence,
+): Promise<Evidence> {
   const evidence: Evidence = { pods: [], logs: new Map(earlier?.logs), morePods: 0 }
   try {
     await within(EVIDENCE_LIMIT_MS, world.kill, "looking at its pods", async (signal) => {
@@ -1825,7 +2238,9 @@ export async function gatherEvidence(world: World, job: JobView, kept: PodView[]
         ? kept
         : [
             ...kept,
-            ...(await list()).items.map(viewPod).filter((pod) => pod.jobUid === job.uid && !kept.some(({ uid }) => uid === pod.uid)),
+            ...(await list()).items
+              .map(viewPod)
+              .filter((pod) => pod.jobUid === job.uid && !kept.some(({ uid }) => uid === pod.uid)),
           ]
       const failed = all
         .filter(({ phase, containers }) => phase !== "Succeeded" || containers.some(hasFailed))
@@ -1852,7 +2267,8 @@ async function readLogs(
   const read = async ({ name, state, ended }: ContainerView) => {
     const key = `${pod.uid}/${name}`
     if (lines === 0 || (state === "waiting" && !ended) || logs.get(key)?.final) return
-    if (pod.gone) return void (logs.has(key) || logs.set(key, { lines: [], note: "log not available, the pod is gone" }))
+    if (pod.gone)
+      return void (logs.has(key) || logs.set(key, { lines: [], note: "log not available, the pod is gone" }))
     // In a container that runs again, the run that failed is the one before; where that is gone the server answers 400.
     const runsAgain = state === "running" && ended
     const tail = (previous: boolean) => cluster.readLog(namespace, pod.name, name, { lines, previous }, signal)
@@ -1888,7 +2304,12 @@ export async function keepRecord(world: World, record: ConfigMap): Promise<void>
 }
 
 /** Removes records that are too many or too old, in a namespace or as `more` selects. */
-export async function pruneRecords(world: World, namespace: string, more = "", isThere = (_job: string) => true): Promise<void> {
+export async function pruneRecords(
+  world: World,
+  namespace: string,
+  more = "",
+  isThere = (_job: string) => true,
+): Promise<void> {
   const { cluster, config, kill } = world
   const records = (await cluster.listConfigMaps(namespace, `${RECORD}=failure${more}`, kill)).map(readPast)
   for (const { name } of staleRecords(records, config.historyLimit, isThere, nowOf(world)))
@@ -1933,7 +2354,10 @@ export async function restartJob(
   const now = { ...failure, changed: failure.changed || isChanged(live) }
   const decision = judge(view, now, world.config, nowOf(world))
   if (decision.do !== "restart") return { result: decision.do === "wait" ? "early" : "changed" }
-  const intent = await writeIntent(world, live, { marks: marksFor(view, now, world.config), memory: moreMemory(live, now) })
+  const intent = await writeIntent(world, live, {
+    marks: marksFor(view, now, world.config),
+    memory: moreMemory(live, now),
+  })
   if (intent instanceof ApiError) return { result: "refused", error: intent }
   // Only an intent that was just seen to stand allows the delete. The rounds below see what came of it.
   if (intent) await sendDelete(world, intent).catch(() => {})
@@ -1943,7 +2367,13 @@ export async function restartJob(
 }
 
 /** A Job that its TTL took before it was due: kept as an intent, and created when due. */
-export async function keepExpired(world: World, gone: Job, failure: Failure, notBefore: number, lastSeen: LastSeen): Promise<Outcome> {
+export async function keepExpired(
+  world: World,
+  gone: Job,
+  failure: Failure,
+  notBefore: number,
+  lastSeen: LastSeen,
+): Promise<Outcome> {
   const { namespace, name, ...view } = viewJob(gone)
   const marks = marksFor({ namespace, name, ...view }, failure, world.config)
   const intent = await writeIntent(world, gone, { marks, memory: moreMemory(gone, failure), notBefore })
@@ -1957,7 +2387,14 @@ export async function keepExpired(world: World, gone: Job, failure: Failure, not
 async function writeIntent({ cluster, kill }: World, live: Job, plan: Plan): Promise<Intent | ApiError | undefined> {
   try {
     const made = readIntent(await cluster.createJob(live.metadata?.namespace ?? "", intentFor(live, plan), kill))
-    return made ?? new ApiError(422, "Invalid", `the intent came back without ${INTENT}: a webhook has removed its label or annotation`)
+    return (
+      made ??
+      new ApiError(
+        422,
+        "Invalid",
+        `the intent came back without ${INTENT}: a webhook has removed its label or annotation`,
+      )
+    )
   } catch (error) {
     if (isReason(error, "AlreadyExists")) return undefined
     if (isRefusal(error)) return error
@@ -1966,7 +2403,12 @@ async function writeIntent({ cluster, kill }: World, live: Job, plan: Plan): Pro
 }
 
 function sendDelete({ cluster, kill }: World, { namespace, jobName, jobUid, jobVersion }: Intent): Promise<void> {
-  return cluster.deleteJob(namespace, jobName, { uid: jobUid, resourceVersion: jobVersion, propagationPolicy: "Foreground" }, kill)
+  return cluster.deleteJob(
+    namespace,
+    jobName,
+    { uid: jobUid, resourceVersion: jobVersion, propagationPolicy: "Foreground" },
+    kill,
+  )
 }
 
 /** `left`: intents that are to be removed, when the outcome is known already and no lost answer can change it any more. */
@@ -1976,7 +2418,13 @@ type Round = Outcome | { outcome: Outcome; left: Intent[] } | { waitFor: string;
  * Carries a restart out to its end from wherever it stands, however long it takes: errors only slow it down. `atOnce`: also where
  * it is not due yet.
  */
-export async function carryOut(world: World, namespace: string, name: string, lastSeen: LastSeen, atOnce = false): Promise<Outcome> {
+export async function carryOut(
+  world: World,
+  namespace: string,
+  name: string,
+  lastSeen: LastSeen,
+  atOnce = false,
+): Promise<Outcome> {
   const { clock, kill, stop, say } = world
   const trouble = troubles(world, `[${namespace}/${name}] its restart is held up`, kill, `${namespace}/${name}`)
   // By what was slept: the clock may jump.
@@ -2027,7 +2475,8 @@ async function takeStep(
   lastSeen(live)
   if (!before) return withoutIntent(live)
   const step = nextStep(before, live, now)
-  if (step === "await absence") return { waitFor: `the old Job to go, finalizers ${live?.metadata?.finalizers?.join(", ")}`, known: before }
+  if (step === "await absence")
+    return { waitFor: `the old Job to go, finalizers ${live?.metadata?.finalizers?.join(", ")}`, known: before }
   if (step === "await due time" && !cameBack(before, lastSeen()))
     return { waitFor: "its due time", untilAt: before.plan.notBefore ?? 0, known: before }
   if (step === "create") {
@@ -2058,7 +2507,8 @@ async function podsOrNone({ cluster, kill }: World, namespace: string, selector:
   }
 }
 
-const isSeenAfter = (seen: Job, { jobVersion }: Intent) => compareVersions(viewJob(seen).resourceVersion, jobVersion) > 0
+const isSeenAfter = (seen: Job, { jobVersion }: Intent) =>
+  compareVersions(viewJob(seen).resourceVersion, jobVersion) > 0
 
 /** Our create whose answer was lost, or somebody else's Job: it has come back, and may even be gone again. */
 function cameBack(intent: Intent | undefined, seen: Job | undefined): boolean {
@@ -2099,7 +2549,11 @@ async function create(world: World, intent: Intent, intents: Intent[]): Promise<
   try {
     const { metadata, ...job } = intent.replacement
     const annotations = { ...metadata?.annotations, [`${PREFIX}created`]: contentOf(intent.replacement) }
-    const created = await world.cluster.createJob(intent.namespace, { ...job, metadata: { ...metadata, annotations } }, world.kill)
+    const created = await world.cluster.createJob(
+      intent.namespace,
+      { ...job, metadata: { ...metadata, annotations } },
+      world.kill,
+    )
     return finish(intents, created)
   } catch (error) {
     if (isReason(error, "AlreadyExists")) return { waitFor: "its name to be free", known: intent }
@@ -2233,7 +2687,11 @@ export class Operator {
     const others = [...this.jobs.values()].filter(({ view, isOver }) => !this.restarting.has(view.key) && !isOver)
     return [
       // One that its TTL took is under way long before it is due.
-      ...[...this.restarting].map(([key, { dueAt }]) => ({ key, state: dueAt > now ? "waiting" : "restarting", dueAt })),
+      ...[...this.restarting].map(([key, { dueAt }]) => ({
+        key,
+        state: dueAt > now ? "waiting" : "restarting",
+        dueAt,
+      })),
       ...others
         .filter(({ view }) => isSelected(view, this.world.config))
         .map(({ view, decision, refusals }) => {
@@ -2271,7 +2729,8 @@ export class Operator {
     this.snapshot(namespace, items, since)
     if (first) await this.warnOfMissing(namespace, items)
     this.tidyUp(namespace, items)
-    if (this.may(namespace, "watch batch/jobs")) return this.watch(namespace, "jobs", resourceVersion, clock.now() + RELIST_MS, works)
+    if (this.may(namespace, "watch batch/jobs"))
+      return this.watch(namespace, "jobs", resourceVersion, clock.now() + RELIST_MS, works)
     works()
     await clock.sleep(config.checkIntervalMs, stop)
   }
@@ -2297,9 +2756,18 @@ export class Operator {
   }
 
   /** Watches from a version on, one watch after the other, until an error or the given instant. */
-  private async watch(namespace: string, resource: keyof Watched, version: string, untilAt: number, works: () => void): Promise<void> {
+  private async watch(
+    namespace: string,
+    resource: keyof Watched,
+    version: string,
+    untilAt: number,
+    works: () => void,
+  ): Promise<void> {
     const { clock, cluster, config, stop } = this.world
-    const options = { silenceMs: 2 * config.checkIntervalMs, ...(resource === "pods" ? { selector: POD_SELECTOR } : {}) }
+    const options = {
+      silenceMs: 2 * config.checkIntervalMs,
+      ...(resource === "pods" ? { selector: POD_SELECTOR } : {}),
+    }
     for (let resourceVersion = version; clock.now() < untilAt && !stop.aborted; ) {
       const beganAt = clock.now()
       this.watches.set(`${namespace}/${resource}`, (this.watches.get(`${namespace}/${resource}`) ?? 0) + 1)
@@ -2360,7 +2828,8 @@ export class Operator {
     const there = new Set(items.map((item) => viewJob(item).key))
     for (const [key, { view, job, seenAs }] of this.jobs)
       if (view.namespace === namespace && !there.has(key) && seenAs <= since) this.see("DELETED", job)
-    for (const [key, { intent }] of this.intents) if (intent.namespace === namespace && !there.has(key)) this.intents.delete(key)
+    for (const [key, { intent }] of this.intents)
+      if (intent.namespace === namespace && !there.has(key)) this.intents.delete(key)
     const isIntent = ({ metadata }: Job) => metadata?.labels?.[INTENT] !== undefined
     for (const item of items.toSorted((a, b) => Number(isIntent(b)) - Number(isIntent(a))))
       if ((this.jobs.get(viewJob(item).key)?.seenAs ?? 0) <= since) this.see("LISTED", item)
@@ -2370,7 +2839,8 @@ export class Operator {
   private beside(namespace: string, right: string, what: string, work: () => Promise<unknown>): void {
     const { config, say } = this.world
     if (config.dryRun || !this.may(namespace, right)) return
-    const complain = (why: string) => this.once(`${namespace} ${what} ${why}`) && say("warning", `${namespace}: ${what}: ${why}`)
+    const complain = (why: string) =>
+      this.once(`${namespace} ${what} ${why}`) && say("warning", `${namespace}: ${what}: ${why}`)
     if (this.writing.size >= MOST_WRITES) return void complain(`${MOST_WRITES} others wait already`)
     const done = persist(this.world, work)
       .catch((error) => void complain(messageOf(error)))
@@ -2390,7 +2860,9 @@ export class Operator {
   private tidyUp(namespace: string, items: Job[]): void {
     const { clock, config } = this.world
     if (this.once(`settings ${namespace}`))
-      this.beside(namespace, "get /configmaps", "settings are not written for the commands", () => writeSettings(this.world, namespace))
+      this.beside(namespace, "get /configmaps", "settings are not written for the commands", () =>
+        writeSettings(this.world, namespace),
+      )
     const isDue = clock.now() - (this.prunedAt.get(namespace) ?? Number.NEGATIVE_INFINITY) >= PRUNE_MS
     if (!isDue || config.historyLimit === 0) return
     this.prunedAt.set(namespace, clock.now())
@@ -2404,7 +2876,8 @@ export class Operator {
     const { cluster, config, say, stop } = this.world
     const there = new Set(items.map((item) => viewJob(item).key))
     const missing = (config.jobNames ?? []).filter((key) => key.startsWith(`${namespace}/`) && !there.has(key))
-    for (const key of missing) say("warning", `[${key}] there is no such Job yet; it is looked after as soon as it appears`)
+    for (const key of missing)
+      say("warning", `[${key}] there is no such Job yet; it is looked after as soon as it appears`)
     if (items.length > 0) return
     const exists = this.may(namespace, NAMESPACE_RIGHT) ? await cluster.namespaceExists(namespace, stop) : undefined
     say(
@@ -2423,7 +2896,8 @@ export class Operator {
       else if (type === "DELETED") this.seeGone(job, view)
       else this.seeJob(type, job, view)
     } catch (error) {
-      if (this.once(`see ${view.key} ${error}`)) this.world.say("error", `[${view.key}] cannot be understood: ${messageOf(error)}`)
+      if (this.once(`see ${view.key} ${error}`))
+        this.world.say("error", `[${view.key}] cannot be understood: ${messageOf(error)}`)
     }
   }
 
@@ -2432,7 +2906,8 @@ export class Operator {
     if (!intent && this.once(`intent ${key}`))
       this.world.say("error", `[${key}] is labelled as an intent, but its annotation ${INTENT} cannot be read`)
     // One that a list shows was there before us.
-    const seenAt = this.intents.get(key)?.seenAt ?? (type === "LISTED" ? Number.NEGATIVE_INFINITY : this.world.clock.now())
+    const seenAt =
+      this.intents.get(key)?.seenAt ?? (type === "LISTED" ? Number.NEGATIVE_INFINITY : this.world.clock.now())
     if (type === "DELETED" || !intent) this.intents.delete(key)
     else this.intents.set(key, { intent, seenAt })
     this.alarm.abort()
@@ -2479,10 +2954,17 @@ export class Operator {
     const { ms: waitMs, from } = longestWait(view, this.world.config)
     const { key, ttlMs, phase, labels } = view
     const queue = labels["kueue.x-k8s.io/queue-name"]
-    for (const problem of problems) if (this.once(`${key} ${problem}`)) this.tell("warning", view, "WrongAnnotation", problem)
+    for (const problem of problems)
+      if (this.once(`${key} ${problem}`)) this.tell("warning", view, "WrongAnnotation", problem)
     if (queue && this.once(`queue ${key} ${queue}`))
-      this.tell("warning", view, "Queued", `waits in queue ${queue}; its suspend field stays as it is for the queue's controller`)
-    if (ttlMs === undefined || ttlMs > waitMs || phase === "succeeded" || !this.once(`ttl ${key} ${ttlMs} ${waitMs}`)) return
+      this.tell(
+        "warning",
+        view,
+        "Queued",
+        `waits in queue ${queue}; its suspend field stays as it is for the queue's controller`,
+      )
+    if (ttlMs === undefined || ttlMs > waitMs || phase === "succeeded" || !this.once(`ttl ${key} ${ttlMs} ${waitMs}`))
+      return
     const numbers = `ttlSecondsAfterFinished (${durationText(ttlMs)}) is not above ${from} (${durationText(waitMs)})`
     this.tell(
       "warning",
@@ -2503,7 +2985,8 @@ export class Operator {
     if (config.dryRun || !this.may(job.namespace, "create /events")) return
     const event = eventFor(job, level, reason, text, nowOf(this.world), random())
     cluster.createEvent(job.namespace, event, kill).catch((error) => {
-      if (this.once(`event ${messageOf(error)}`)) say("debug", `[${job.key}] an Event could not be written: ${messageOf(error)}`)
+      if (this.once(`event ${messageOf(error)}`))
+        say("debug", `[${job.key}] an Event could not be written: ${messageOf(error)}`)
     })
   }
 
@@ -2521,9 +3004,12 @@ export class Operator {
     const evidence = known.evidence ?? { pods, logs: new Map(), morePods: 0 }
     const failure = { ...(known.failure ?? failureOf(view, evidence)), changed: isChanged(job) }
     if (!known.looked.has("failed")) this.record(view, job, evidence, failure)
-    const what = this.isIntended(view) ? "is being restarted by someone else" : "was deleted by someone; it is not restarted"
+    const what = this.isIntended(view)
+      ? "is being restarted by someone else"
+      : "was deleted by someone; it is not restarted"
     if (!wasRemovedByTtl(view, known.goneAt)) this.world.say("info", `[${view.key}] ${what}`)
-    else if (!this.world.config.dryRun) this.keep({ ...job, metadata: { ...job.metadata, finalizers: known.finalizers } }, view, failure)
+    else if (!this.world.config.dryRun)
+      this.keep({ ...job, metadata: { ...job.metadata, finalizers: known.finalizers } }, view, failure)
   }
 
   /** Its own TTL took the Job: the restart goes on when it is due, from what was last seen. */
@@ -2532,7 +3018,9 @@ export class Operator {
     if (!("dueAt" in decision))
       return this.world.say("warning", `[${view.key}] its TTL removed it; it is not restarted: ${decision.because}`)
     this.world.say("info", `[${view.key}] its TTL removed it; it is created again at ${instantText(decision.dueAt)}`)
-    this.begin(view, decision.dueAt, () => keepExpired(this.world, job, failure, decision.dueAt, this.lastSeen(view.key)))
+    this.begin(view, decision.dueAt, () =>
+      keepExpired(this.world, job, failure, decision.dueAt, this.lastSeen(view.key)),
+    )
   }
 
   private forget({ view }: Tracked): void {
@@ -2556,7 +3044,8 @@ export class Operator {
     this.warnOfStart(tracked.view, pod)
     // With a grace period of 0 the pod is gone a moment after this, before its Job is seen to fail.
     const states = pod.containers.map(({ state }) => state).join()
-    if (pod.deleting && !gone && !tracked.view.deleting && pod.phase !== "Succeeded") this.look(tracked, `${pod.uid} ${states}`)
+    if (pod.deleting && !gone && !tracked.view.deleting && pod.phase !== "Succeeded")
+      this.look(tracked, `${pod.uid} ${states}`)
   }
 
   private warnOfStart({ key, uid }: JobView, { containers, name }: PodView): void {
@@ -2604,7 +3093,11 @@ export class Operator {
     if (view.phase === "failing" && !view.deleting && !view.manager) this.look(tracked, "failing")
     tracked.decision = decision
     if ("dueAt" in decision) {
-      this.schedules.set(view.key, { uid: view.uid, dueAt: Math.max(decision.dueAt, tracked.retryAt), group: groupOf(view) })
+      this.schedules.set(view.key, {
+        uid: view.uid,
+        dueAt: Math.max(decision.dueAt, tracked.retryAt),
+        group: groupOf(view),
+      })
     } else this.schedules.delete(view.key)
     const text = sayDecision(decision, now)
     if (tracked.said !== text.fact) this.sayDecision(view, decision, text, known.cause)
@@ -2612,10 +3105,16 @@ export class Operator {
     this.alarm.abort()
   }
 
-  private sayDecision(view: JobView, decision: Decision, { fact, text }: { fact: string; text: string }, cause: Cause): void {
+  private sayDecision(
+    view: JobView,
+    decision: Decision,
+    { fact, text }: { fact: string; text: string },
+    cause: Cause,
+  ): void {
     const { say } = this.world
     const phase = view.deleting ? "deleting" : view.phase
-    if (decision.do === "leave") say(decision.healthy ? "debug" : "info", `[${view.key}] ${text}`, { job: view.key, phase })
+    if (decision.do === "leave")
+      say(decision.healthy ? "debug" : "info", `[${view.key}] ${text}`, { job: view.key, phase })
     if (decision.do === "give up") this.tell("error", view, "GivenUp", `${text} (cause ${cause})`)
     if (decision.do === "wait") say("info", `[${view.key}] ${text}`)
     if ("dueAt" in decision && this.once(`failure ${view.uid} ${fact}`))
@@ -2635,7 +3134,8 @@ export class Operator {
       for (const key of begin) this.restart(key)
       this.takeUpIntents()
       this.wakePodless(now)
-      for (const [uid, pod] of this.pods) if (clock.now() - pod.seenAt > ORPHANED_MS && !this.isTracked(pod)) this.pods.delete(uid)
+      for (const [uid, pod] of this.pods)
+        if (clock.now() - pod.seenAt > ORPHANED_MS && !this.isTracked(pod)) this.pods.delete(uid)
       await clock.sleep(Math.min(LONGEST_SLEEP_MS, nextAt - now), stop, this.alarm.signal)
     }
   }
@@ -2672,7 +3172,8 @@ export class Operator {
     if (view?.uid !== uid || !isPodless(view)) return
     const text = `restarted, but there is no pod of it after ${durationText(now - createdAt)}; kubectl describe job tells of quota and policy`
     this.tell("warning", view, "NoPod", text)
-    if (!config.dryRun && this.may(namespace, "patch batch/jobs")) await cluster.touchJob(view, `${PREFIX}touched`, instantText(now), kill)
+    if (!config.dryRun && this.may(namespace, "patch batch/jobs"))
+      await cluster.touchJob(view, `${PREFIX}touched`, instantText(now), kill)
   }
 
   private isIntended = ({ namespace, name }: JobName) =>
@@ -2683,7 +3184,10 @@ export class Operator {
   private warnOfSkew(): void {
     const skewMs = this.world.cluster.skewMs()
     if (Math.abs(skewMs) <= SKEW_LIMIT_MS || !this.once(`skew ${Math.round(skewMs / 60_000)}`)) return
-    this.world.say("warning", `the API server's clock is ${durationText(skewMs)} ahead of this one; due times follow the server's`)
+    this.world.say(
+      "warning",
+      `the API server's clock is ${durationText(skewMs)} ahead of this one; due times follow the server's`,
+    )
   }
 
   /** Restarts that an earlier life or another operator left unfinished; whatever the selection is now. */
@@ -2716,7 +3220,8 @@ export class Operator {
   /** What a restart reads is news for the loop too, and what either has seen is not forgotten while the restart lasts. */
   private lastSeen(key: string, gone?: Job): LastSeen {
     let newest = gone
-    const isNewer = (a: Job, b?: Job) => !b || compareVersions(viewJob(a).resourceVersion, viewJob(b).resourceVersion) > 0
+    const isNewer = (a: Job, b?: Job) =>
+      !b || compareVersions(viewJob(a).resourceVersion, viewJob(b).resourceVersion) > 0
     return (read) => {
       // An answer that comes late tells of a Job that is gone by now.
       const known = this.jobs.get(key)?.job ?? this.gone.get(read?.metadata?.uid ?? "")
@@ -2752,7 +3257,8 @@ export class Operator {
     const { key, uid } = job
     const tracked = this.jobs.get(key)
     // The end of its intents comes later by the watch, or at the next look: what is left then is taken up again.
-    const leaveUntil = outcome.result === "namespace gone" ? Number.POSITIVE_INFINITY : clock.now() + config.checkIntervalMs
+    const leaveUntil =
+      outcome.result === "namespace gone" ? Number.POSITIVE_INFINITY : clock.now() + config.checkIntervalMs
     for (const known of this.intents.values()) if (known.intent.jobUid === uid) known.seenAt = leaveUntil
     const facts = { job: key, result: outcome.result }
     if (outcome.result === "restarted") {
@@ -2761,11 +3267,14 @@ export class Operator {
     }
     if (outcome.result === "replaced")
       say("info", `[${key}] someone else has created it anew, uid ${outcome.uid}; that is its restart`, facts)
-    if (outcome.result === "cancelled") say("info", `[${key}] someone removed the intent; its restart is cancelled`, facts)
+    if (outcome.result === "cancelled")
+      say("info", `[${key}] someone removed the intent; its restart is cancelled`, facts)
     if (outcome.result === "changed") say("info", `[${key}] has changed meanwhile; not restarted`, facts)
-    if (outcome.result === "namespace gone") say("warning", `[${key}] its namespace is going; it cannot be created again`, facts)
+    if (outcome.result === "namespace gone")
+      say("warning", `[${key}] its namespace is going; it cannot be created again`, facts)
     if (outcome.result === "interrupted") say("info", `[${key}] its restart is left for the next start`, facts)
-    if (outcome.result === "changed" && tracked?.view.uid === uid) tracked.retryAt = nowOf(this.world) + config.checkIntervalMs
+    if (outcome.result === "changed" && tracked?.view.uid === uid)
+      tracked.retryAt = nowOf(this.world) + config.checkIntervalMs
     if (outcome.result === "refused" && tracked) {
       const waitMs = Math.min(300_000, 30_000 * 2 ** Math.min(tracked.refusals++, 4))
       tracked.retryAt = nowOf(this.world) + waitMs
@@ -2800,17 +3309,38 @@ const EXIT_CODES = 20
 /** What Prometheus gets: counts of what was said and of calls; all else is read from the operator when it is asked for. */
 export class Metrics {
   private readonly registry = new Registry()
-  private readonly failures = this.add(Counter, "failures_total", "Failures of Jobs that were seen.", [...JOB_LABELS, "cause"])
-  private readonly restarts = this.add(Counter, "restarts_total", "Restarts that have ended, by how.", [...JOB_LABELS, "result"])
+  private readonly failures = this.add(Counter, "failures_total", "Failures of Jobs that were seen.", [
+    ...JOB_LABELS,
+    "cause",
+  ])
+  private readonly restarts = this.add(Counter, "restarts_total", "Restarts that have ended, by how.", [
+    ...JOB_LABELS,
+    "result",
+  ])
   private readonly lateness = this.add(Histogram, "restart_lateness_seconds", "From the due time to the new Job.")
-  private readonly state = this.add(Gauge, "job_state", "1 for the state that a selected Job is in.", [...JOB_LABELS, "state"])
-  private readonly due = this.add(Gauge, "job_due_timestamp_seconds", "When a failed Job is or was to be restarted.", JOB_LABELS)
-  private readonly calls = this.add(Counter, "api_calls_total", "Calls of the API server, by verb and status.", ["verb", "code"])
+  private readonly state = this.add(Gauge, "job_state", "1 for the state that a selected Job is in.", [
+    ...JOB_LABELS,
+    "state",
+  ])
+  private readonly due = this.add(
+    Gauge,
+    "job_due_timestamp_seconds",
+    "When a failed Job is or was to be restarted.",
+    JOB_LABELS,
+  )
+  private readonly calls = this.add(Counter, "api_calls_total", "Calls of the API server, by verb and status.", [
+    "verb",
+    "code",
+  ])
   private readonly watches = this.add(Counter, "watch_restarts_total", "Watches begun anew.", ["namespace", "resource"])
   private readonly ready = this.add(Gauge, "ready", "Whether what is known of a namespace is fresh.", ["namespace"])
   private readonly build = this.add(Gauge, "build_info", "Always 1; the labels tell the version.", ["version", "bun"])
   private readonly cpu = this.add(Counter, "process_cpu_seconds_total", "User and system CPU time spent.")
-  private readonly memory = this.add(Gauge, "process_resident_memory_bytes", "Resident memory, with the pages of the binary.")
+  private readonly memory = this.add(
+    Gauge,
+    "process_resident_memory_bytes",
+    "Resident memory, with the pages of the binary.",
+  )
   private readonly start = this.add(Gauge, "process_start_time_seconds", "When the process began.")
   private readonly files = this.add(Gauge, "process_open_fds", "Open file descriptors.")
   private readonly codes = new Set<string>()
@@ -2818,7 +3348,13 @@ export class Metrics {
   private readonly thereAt = new Map<string, number>()
 
   private add<M>(
-    Kind: new (metric: { name: string; help: string; labelNames: string[]; registers: Registry[]; buckets?: number[] }) => M,
+    Kind: new (metric: {
+      name: string
+      help: string
+      labelNames: string[]
+      registers: Registry[]
+      buckets?: number[]
+    }) => M,
     name: string,
     help: string,
     labelNames: string[] = [],
@@ -2860,7 +3396,8 @@ export class Metrics {
       const [namespace = "", resource = ""] = key.split("/")
       this.watches.inc({ namespace, resource }, begun - 1)
     }
-    for (const namespace of namespaces) this.ready.set({ namespace }, operator.silentMs(namespace, at) === undefined ? 1 : 0)
+    for (const namespace of namespaces)
+      this.ready.set({ namespace }, operator.silentMs(namespace, at) === undefined ? 1 : 0)
     this.setProcess()
     await this.forgetGone(at)
     return this.registry.metrics()
@@ -2880,7 +3417,8 @@ export class Metrics {
     for (const key of gone) this.thereAt.delete(key)
     if (gone.size === 0) return
     for (const counter of [this.failures, this.restarts])
-      for (const { labels } of (await counter.get()).values) if (gone.has(`${labels.namespace}/${labels.job_name}`)) counter.remove(labels)
+      for (const { labels } of (await counter.get()).values)
+        if (gone.has(`${labels.namespace}/${labels.job_name}`)) counter.remove(labels)
   }
 }
 
@@ -2890,18 +3428,31 @@ function jobLabels(key: string): { namespace: string; job_name: string } {
 }
 
 /** Answers a probe or a scrape. Nothing secret: whoever reaches the port may read it. */
-export async function answerHealth(request: Request, operator: Operator, metrics: Metrics, { namespaces }: Config): Promise<Response> {
+export async function answerHealth(
+  request: Request,
+  operator: Operator,
+  metrics: Metrics,
+  { namespaces }: Config,
+): Promise<Response> {
   const answer = (status: number, text: string, headers = {}) => new Response(`${text}\n`, { status, headers })
-  if (request.method !== "GET" && request.method !== "HEAD") return answer(405, "GET or HEAD only", { Allow: "GET, HEAD" })
+  if (request.method !== "GET" && request.method !== "HEAD")
+    return answer(405, "GET or HEAD only", { Allow: "GET, HEAD" })
   const { pathname } = new URL(request.url)
   if (pathname === "/livez")
-    return operator.isTurning() ? answer(200, "ok") : answer(503, `the loop has not turned for ${durationText(STUCK_MS)}`)
+    return operator.isTurning()
+      ? answer(200, "ok")
+      : answer(503, `the loop has not turned for ${durationText(STUCK_MS)}`)
   if (pathname === "/metrics")
-    return new Response(await metrics.text(operator, namespaces), { headers: { "Content-Type": Registry.PROMETHEUS_CONTENT_TYPE } })
+    return new Response(await metrics.text(operator, namespaces), {
+      headers: { "Content-Type": Registry.PROMETHEUS_CONTENT_TYPE },
+    })
   if (pathname !== "/readyz") return answer(404, "/livez, /readyz, /metrics")
   const blind = namespaces.flatMap((namespace) => {
     const silentMs = operator.silentMs(namespace)
-    const why = silentMs === Number.POSITIVE_INFINITY ? "not listed yet" : `nothing heard of its Jobs for ${durationText(silentMs ?? 0)}`
+    const why =
+      silentMs === Number.POSITIVE_INFINITY
+        ? "not listed yet"
+        : `nothing heard of its Jobs for ${durationText(silentMs ?? 0)}`
     return silentMs === undefined ? [] : [`namespace ${namespace}: ${why}; the log says why`]
   })
   return blind.length === 0 ? answer(200, "ok") : answer(503, blind.join("\n"))
@@ -3000,9 +3551,16 @@ export class CommandError extends Error {
 export async function settingsFor(cluster: Cluster, namespace: string, env: Env, signal: AbortSignal) {
   const map = await cluster.getConfigMap(namespace, SETTINGS_MAP, signal)
   const writtenAt = map?.metadata?.annotations?.[`${PREFIX}written-at`]
-  if (map) return { config: readSettings(map.data ?? {}).config, from: `as the operator wrote them in ${namespace} at ${writtenAt}` }
+  if (map)
+    return {
+      config: readSettings(map.data ?? {}).config,
+      from: `as the operator wrote them in ${namespace} at ${writtenAt}`,
+    }
   try {
-    return { config: readSettings({ ...env, NAMESPACE: namespace }).config, from: "of the environment; no operator has written any" }
+    return {
+      config: readSettings({ ...env, NAMESPACE: namespace }).config,
+      from: "of the environment; no operator has written any",
+    }
   } catch (error) {
     const missing = `no operator has written its settings in namespace ${namespace}: name another with -n, or set them in the environment`
     throw error instanceof SettingsError ? new CommandError(2, missing, ...error.mistakes) : error
@@ -3014,7 +3572,8 @@ type Sight = { view: JobView; past: PastFailure | undefined; failure: Failure; d
 
 /** What an intent has decided already. */
 function decisionOf({ name, plan: { notBefore = 0 } }: Intent, now: number): Decision {
-  if (now < notBefore) return { do: "wait", dueAt: notBefore, because: `its TTL removed it, intent ${name} stands for it` }
+  if (now < notBefore)
+    return { do: "wait", dueAt: notBefore, because: `its TTL removed it, intent ${name} stands for it` }
   return { do: "restart", dueAt: notBefore, because: `intent ${name}` }
 }
 
@@ -3023,14 +3582,21 @@ async function look(world: World, namespace: string, name?: string): Promise<Sig
   const { cluster, config, kill } = world
   const list = async (selector: string) => (await cluster.listJobs(namespace, selector, kill)).items
   const one = async (job: string) => [await cluster.getJob(namespace, job, kill), ...(await list(`${INTENT}=${job}`))]
-  const [items, records] = await Promise.all([name === undefined ? list("") : one(name), recordsOf(world, namespace, name)])
+  const [items, records] = await Promise.all([
+    name === undefined ? list("") : one(name),
+    recordsOf(world, namespace, name),
+  ])
   const intents = Map.groupBy(
     items.flatMap((item) => (item && readIntent(item)) ?? []),
     ({ jobName }) => jobName,
   )
   const jobs = new Map([...intents].map(([job, [intent]]) => [job, intent?.original as Job]))
   for (const item of items)
-    if (item && item.metadata?.labels?.[INTENT] === undefined && (name !== undefined || isSelected(viewJob(item), config)))
+    if (
+      item &&
+      item.metadata?.labels?.[INTENT] === undefined &&
+      (name !== undefined || isSelected(viewJob(item), config))
+    )
       jobs.set(item.metadata?.name ?? "", item)
   const past = Map.groupBy(records, ({ job }) => job)
   const sightOf = async ([name, job]: [string, Job]): Promise<Sight> => {
@@ -3038,7 +3604,9 @@ async function look(world: World, namespace: string, name?: string): Promise<Sig
     const last = past.get(name)?.at(-1)
     const { failure } = view.phase === "failed" ? await whatFailed(world, view, last) : { failure: UNKNOWN }
     const [now, intent] = [nowOf(world), newest(intents.get(name) ?? [])]
-    const decision = intent ? decisionOf(intent, now) : decide(view, { ...failure, changed: isChanged(job) }, config, now)
+    const decision = intent
+      ? decisionOf(intent, now)
+      : decide(view, { ...failure, changed: isChanged(job) }, config, now)
     return { view, past: last, failure, decision, isUnderWay: intent !== undefined && decision.do === "restart" }
   }
   return Promise.all([...jobs].map(sightOf))
@@ -3046,7 +3614,11 @@ async function look(world: World, namespace: string, name?: string): Promise<Sig
 
 /** The records of a namespace, or of one Job, the oldest first. */
 async function recordsOf({ cluster, kill }: World, namespace: string, job?: string): Promise<PastFailure[]> {
-  const records = await cluster.listConfigMaps(namespace, `${RECORD}=failure${job === undefined ? "" : `,${RECORD_JOB}=${job}`}`, kill)
+  const records = await cluster.listConfigMaps(
+    namespace,
+    `${RECORD}=failure${job === undefined ? "" : `,${RECORD_JOB}=${job}`}`,
+    kill,
+  )
   return records.map(readPast).sort((a, b) => a.failedAt - b.failedAt)
 }
 
@@ -3115,7 +3687,12 @@ async function oneHistory(desk: Desk): Promise<number> {
     throw new CommandError(3, `there is no Job ${key}, and no record of a failure of it`)
   const maps = await Promise.all(records.map((past) => cluster.getConfigMap(namespace, past.name, kill)))
   const whole = maps.flatMap((map) => (map && readRecord(map)) ?? [])
-  const json = whole.map(({ past, reason, evidence }) => ({ ...past, reason, ...evidence, logs: Object.fromEntries(evidence.logs) }))
+  const json = whole.map(({ past, reason, evidence }) => ({
+    ...past,
+    reason,
+    ...evidence,
+    logs: Object.fromEntries(evidence.logs),
+  }))
   const lines = whole.flatMap(({ past: { cause, failedAt, restarts, decided }, reason, evidence }) => [
     `${instantText(failedAt)} ${[cause, reason].filter(Boolean).join(", ")}; failure ${restarts + 1} in a row; ${decided}`,
     ...evidenceLines(evidence).map((line) => `    ${line}`),
@@ -3138,7 +3715,15 @@ function jobsOf({ names, namespaces }: Desk): [JobName, ...JobName[]] {
   }) as [JobName, ...JobName[]]
 }
 
-const DECISIVE = ["RESTART_DELAY", "SKIP_DELAY_ON_OOM", "RESTART_RULES", "MAX_RESTARTS", "RESTART_SPACING", "JOB_NAMES", "JOB_SELECTOR"]
+const DECISIVE = [
+  "RESTART_DELAY",
+  "SKIP_DELAY_ON_OOM",
+  "RESTART_RULES",
+  "MAX_RESTARTS",
+  "RESTART_SPACING",
+  "JOB_NAMES",
+  "JOB_SELECTOR",
+]
 
 async function explain(desk: Desk): Promise<number> {
   const { world, settings } = desk
@@ -3157,12 +3742,18 @@ async function explain(desk: Desk): Promise<number> {
     ["decision", sight.isUnderWay ? `its restart is under way, ${facts.why}` : facts.decision],
     [
       "failure",
-      facts.lastFailureAt ? `${facts.cause} at ${instantText(facts.lastFailureAt)}, ${facts.failuresInRow} in a row` : "none is known",
+      facts.lastFailureAt
+        ? `${facts.cause} at ${instantText(facts.lastFailureAt)}, ${facts.failuresInRow} in a row`
+        : "none is known",
     ],
     ["rules", ...rules.map(({ rule, verdict }) => `${rule} ${verdict}`)],
     ["annotations", ...annotations],
     ["problems", ...problems],
-    ["settings", settings, ...DECISIVE.filter((variable) => variables[variable]).map((variable) => `${variable}=${variables[variable]}`)],
+    [
+      "settings",
+      settings,
+      ...DECISIVE.filter((variable) => variables[variable]).map((variable) => `${variable}=${variables[variable]}`),
+    ],
   ]
   const rows = blocks.flatMap(([label, ...lines]) => lines.map((line, i) => [i === 0 ? label : "", line]))
   await desk.answer({ ...facts, settings: { from: settings, ...variables } }, rows, true)
@@ -3176,17 +3767,25 @@ async function restart(desk: Desk): Promise<number> {
   const refusals = plans.flatMap((plan) => ("refusal" in plan ? [plan.refusal] : []))
   if (refusals.length > 0) throw new CommandError(3, ...refusals)
   const ready = plans.filter((plan) => "run" in plan)
-  if (ask && !(await ask(`restart ${ready.map(({ what }) => what).join(", ")}?`))) throw new CommandError(3, "nothing was done")
+  if (ask && !(await ask(`restart ${ready.map(({ what }) => what).join(", ")}?`)))
+    throw new CommandError(3, "nothing was done")
   const facts = await Promise.all(
     ready.map(async ({ job, run }) => {
-      const outcome: Outcome | { result: "fault"; error: unknown } = await run().catch((error) => ({ result: "fault", error }))
+      const outcome: Outcome | { result: "fault"; error: unknown } = await run().catch((error) => ({
+        result: "fault",
+        error,
+      }))
       const details = "uid" in outcome ? `new uid ${outcome.uid}` : "error" in outcome ? messageOf(outcome.error) : ""
       const left = "its intent stays: an operator goes on, or this command"
       if (outcome.result === "restarted") await tellRestart(world, { ...job, uid: outcome.uid })
       return { job: job.key, result: outcome.result, details: outcome.result === "interrupted" ? left : details }
     }),
   )
-  await desk.answer(facts, [["JOB", "RESULT", "DETAILS"], ...facts.map(({ job, result, details }) => [job, result, details])], true)
+  await desk.answer(
+    facts,
+    [["JOB", "RESULT", "DETAILS"], ...facts.map(({ job, result, details }) => [job, result, details])],
+    true,
+  )
   const has = (...results: string[]) => facts.some(({ result }) => results.includes(result))
   return has("fault", "interrupted", "namespace gone", "cancelled") ? 1 : has("refused", "changed") ? 3 : 0
 }
@@ -3210,7 +3809,11 @@ async function planRestart(world: World, job: JobName): Promise<RestartPlan> {
   const live = await world.cluster.getJob(namespace, name, world.kill)
   const unfinished = newest(await listIntents(world, namespace, name))
   if (unfinished && (!live || live.metadata?.deletionTimestamp))
-    return { job, what: `${key} (going on with ${unfinished.name})`, run: () => carryOut(world, namespace, name, lastSeen, true) }
+    return {
+      job,
+      what: `${key} (going on with ${unfinished.name})`,
+      run: () => carryOut(world, namespace, name, lastSeen, true),
+    }
   if (!live) return { refusal: `there is no Job ${key}` }
   const view = viewJob(live)
   const decision = decideOnWish(view)
@@ -3228,7 +3831,9 @@ async function keepEvidence(world: World, view: JobView): Promise<Failure> {
   const { failure, evidence, isRecorded } = await whatFailed(world, view, past, true)
   if (!evidence || isRecorded || world.config.historyLimit === 0) return failure
   const record = recordFor(view, evidence, failure.cause, decideOnWish(view))
-  await keepRecord(world, record).catch((error) => world.say("warning", `[${view.key}] its failure is not recorded: ${messageOf(error)}`))
+  await keepRecord(world, record).catch((error) =>
+    world.say("warning", `[${view.key}] its failure is not recorded: ${messageOf(error)}`),
+  )
   return failure
 }
 
@@ -3236,7 +3841,11 @@ async function keepEvidence(world: World, view: JobView): Promise<Failure> {
 export const COMMANDS = {
   status: { jobs: "", run: status, help: "what the Jobs are at, and when they are restarted" },
   history: { jobs: "[JOB]", run: history, help: "past failures; of one JOB with all that was seen" },
-  restart: { jobs: "JOB...", run: restart, help: "restarts failed and finished Jobs now, as safely as the operator does" },
+  restart: {
+    jobs: "JOB...",
+    run: restart,
+    help: "restarts failed and finished Jobs now, as safely as the operator does",
+  },
   explain: { jobs: "JOB", run: explain, help: "what is decided of a Job, from what, by which rule" },
 }
 
@@ -3252,7 +3861,13 @@ const OPTIONS = {
 
 /** Reads the command line; no command runs the operator. Throws a CommandError with every mistake. */
 export function readCommandLine(args: string[]) {
-  const { tokens, positionals } = parseArgs({ args, options: OPTIONS, allowPositionals: true, strict: false, tokens: true })
+  const { tokens, positionals } = parseArgs({
+    args,
+    options: OPTIONS,
+    allowPositionals: true,
+    strict: false,
+    tokens: true,
+  })
   const [name, ...names] = positionals
   const command = name !== undefined && Object.hasOwn(COMMANDS, name) ? (name as keyof typeof COMMANDS) : undefined
   const values: Partial<Record<string, string>> = {}
@@ -3261,11 +3876,16 @@ export function readCommandLine(args: string[]) {
     if (!Object.hasOwn(OPTIONS, token.name)) return [`there is no option ${token.rawName}`]
     const wantsValue = OPTIONS[token.name as keyof typeof OPTIONS].type === "string"
     values[token.name] = token.value ?? ""
-    return wantsValue === Boolean(token.value) ? [] : [`${token.rawName} ${wantsValue ? "needs a value" : "takes no value"}`]
+    return wantsValue === Boolean(token.value)
+      ? []
+      : [`${token.rawName} ${wantsValue ? "needs a value" : "takes no value"}`]
   })
-  if (name !== undefined && !command) mistakes.push(`there is no command ${name}; there are ${Object.keys(COMMANDS).join(", ")}`)
+  if (name !== undefined && !command)
+    mistakes.push(`there is no command ${name}; there are ${Object.keys(COMMANDS).join(", ")}`)
   if (name === undefined)
-    mistakes.push(...Object.keys(values).flatMap((key) => (/help|version/.test(key) ? [] : [`--${key} goes with a command`])))
+    mistakes.push(
+      ...Object.keys(values).flatMap((key) => (/help|version/.test(key) ? [] : [`--${key} goes with a command`])),
+    )
   const jobs = command && COMMANDS[command].jobs
   const most = { "": 0, "[JOB]": 1, JOB: 1 }[jobs ?? ""] ?? Number.POSITIVE_INFINITY
   if (command && (names.length > most || (jobs?.startsWith("JOB") && names.length === 0)))
@@ -3332,11 +3952,17 @@ function configureLog({ logLevel, logFormat }: Pick<Config, "logLevel" | "logFor
   const sink = ({ level, timestamp, properties }: LogRecord) => {
     const { text, ...details } = properties as { text: string; lines?: string[] }
     process.stderr.write(
-      logFormat === "json" ? jsonRecord(timestamp, level, text, details) : textRecord(timestamp, level, text, details.lines),
+      logFormat === "json"
+        ? jsonRecord(timestamp, level, text, details)
+        : textRecord(timestamp, level, text, details.lines),
     )
   }
   const quiet = { category: ["logtape", "meta"], sinks: ["stderr"], lowestLevel: "error" as const }
-  configureSync({ reset: true, sinks: { stderr: sink }, loggers: [{ category: [], sinks: ["stderr"], lowestLevel: logLevel }, quiet] })
+  configureSync({
+    reset: true,
+    sinks: { stderr: sink },
+    loggers: [{ category: [], sinks: ["stderr"], lowestLevel: logLevel }, quiet],
+  })
   const logger = getLogger(project.name)
   return (level, text, details) => logger[level]("{text}", { ...details, text })
 }
@@ -3376,7 +4002,9 @@ async function waitForServer({ cluster, clock, random, say, stop }: World): Prom
 }
 
 function announce(say: Say, rows: SettingRow[], warnings: string[], { from }: Source, env: Env): void {
-  say("info", "settings", { lines: table([["setting", "value", "from"], ...rows.map((row) => [row.variable, row.value, row.from])]) })
+  say("info", "settings", {
+    lines: table([["setting", "value", "from"], ...rows.map((row) => [row.variable, row.value, row.from])]),
+  })
   for (const warning of warnings) say("warning", warning)
   say("info", `connecting with ${from}`)
   if (env.BUN_OPTIONS) say("warning", "the environment has BUN_OPTIONS, which changes how this program runs")
@@ -3385,9 +4013,12 @@ function announce(say: Say, rows: SettingRow[], warnings: string[], { from }: So
 /** What is unusual about the way to the API server. */
 function announceWay(say: Say, { address, isVerified, proxy }: Cluster, { inCluster }: Source, env: Env): void {
   const because = address.startsWith("https:") ? "insecure-skip-tls-verify is set" : "the connection is not encrypted"
-  if (!isVerified) say("warning", `INSECURE: ${because}, so anyone could answer in place of ${address}, and gets the credentials`)
+  if (!isVerified)
+    say("warning", `INSECURE: ${because}, so anyone could answer in place of ${address}, and gets the credentials`)
   const proxies = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"].filter((name) => env[name])
-  const use = inCluster ? "not used for the API server of this cluster" : "used for the API server unless NO_PROXY names it"
+  const use = inCluster
+    ? "not used for the API server of this cluster"
+    : "used for the API server unless NO_PROXY names it"
   if (proxy) say("info", `connecting through ${proxy}, as the kubeconfig says in proxy-url`)
   else if (proxies.length > 0) say("info", `${proxies.join(", ")}: ${use}`)
 }
@@ -3400,7 +4031,8 @@ const sayPlainly: Say = (level, text, { lines = [] } = {}) => {
 
 /** Asks on the terminal. Throws a CommandError where there is none. */
 async function ask(question: string, signal: AbortSignal): Promise<boolean> {
-  if (!process.stdin.isTTY) throw new CommandError(2, "nobody can be asked here: with --yes it is done without a question")
+  if (!process.stdin.isTTY)
+    throw new CommandError(2, "nobody can be asked here: with --yes it is done without a question")
   const reader = createInterface({ input: process.stdin, output: process.stderr })
   try {
     return /^y(es)?$/i.test((await reader.question(`${safe(question)} [y/N] `, { signal })).trim())
@@ -3415,9 +4047,12 @@ const COLORS: Record<string, number> = { given_up: 31, waiting: 33, restarting: 
 function answerTo({ output, "no-color": noColor }: Partial<Record<string, string>>, env: Env): Desk["answer"] {
   const { isTTY, columns } = process.stdout
   const isColored = isTTY && !env.NO_COLOR && noColor === undefined && env.TERM !== "dumb"
-  const paint = (line: string, color: number | undefined) => (isColored && color ? `\u001b[${color}m${line}\u001b[0m` : line)
+  const paint = (line: string, color: number | undefined) =>
+    isColored && color ? `\u001b[${color}m${line}\u001b[0m` : line
   return async (json, rows, whole = false) => {
-    const lines = alignedRows(rows, isTTY && !whole ? columns : undefined).map((line, i) => paint(line, COLORS[rows[i]?.[1] ?? ""]))
+    const lines = alignedRows(rows, isTTY && !whole ? columns : undefined).map((line, i) =>
+      paint(line, COLORS[rows[i]?.[1] ?? ""]),
+    )
     const text = output === "json" ? jsonText(json) : lines.join("\n")
     // Who reads no further, as head does, has enough.
     await Bun.write(Bun.stdout, `${text}\n`).catch((error) => (error.code === "EPIPE" ? 0 : Promise.reject(error)))
@@ -3432,8 +4067,14 @@ async function runCommand(
 ) {
   const source = findSource(env, SERVICE_ACCOUNT, values.context)
   const [cluster, kubeconfig] = [connect(source, env), source.load()]
-  const near = written(env.NAMESPACE) || kubeconfig.getContextObject(kubeconfig.currentContext)?.namespace || "flickr-downloader"
-  const { config, from } = await settingsFor(cluster, values.namespace ?? (near.split(/[,\s]/)[0] as string), env, world.stop)
+  const near =
+    written(env.NAMESPACE) || kubeconfig.getContextObject(kubeconfig.currentContext)?.namespace || "flickr-downloader"
+  const { config, from } = await settingsFor(
+    cluster,
+    values.namespace ?? (near.split(/[,\s]/)[0] as string),
+    env,
+    world.stop,
+  )
   // Only a restart has something to end well.
   const kill = command === "restart" ? world.kill : world.stop
   return COMMANDS[command as keyof typeof COMMANDS].run({
@@ -3451,7 +4092,8 @@ export async function main(args: string[], env: Env): Promise<number> {
   try {
     const line = readCommandLine(args)
     const { help, version } = line.values
-    if (help !== undefined || version !== undefined) return await print(help !== undefined ? helpText() : `${project.version}\n`)
+    if (help !== undefined || version !== undefined)
+      return await print(help !== undefined ? helpText() : `${project.version}\n`)
     if (line.command) say = sayPlainly
     if (line.command) return await runCommand(line, env, { clock: systemClock, random: Math.random, say, ...signals })
     const { config, rows, warnings } = readSettings(env)
@@ -3461,10 +4103,12 @@ export async function main(args: string[], env: Env): Promise<number> {
     const metrics = new Metrics()
     const cluster = connect(source, env, metrics.countCall)
     const listeners = [say, metrics.hear]
-    if (config.notifyUrl && !config.dryRun) listeners.push(notifier(config.notifyUrl, { clock: systemClock, say, kill: signals.kill }))
+    if (config.notifyUrl && !config.dryRun)
+      listeners.push(notifier(config.notifyUrl, { clock: systemClock, say, kill: signals.kill }))
     const world: World = { cluster, clock: systemClock, random: Math.random, say: toAll(listeners), config, ...signals }
     const operator = new Operator(world)
-    const isHealthWanted = source.inCluster || rows.some(({ variable, from }) => variable === "HEALTH_PORT" && from !== "default")
+    const isHealthWanted =
+      source.inCluster || rows.some(({ variable, from }) => variable === "HEALTH_PORT" && from !== "default")
     if (config.healthPort > 0 && isHealthWanted) serveHealth(config.healthPort, operator, metrics, world)
     announceWay(say, world.cluster, source, env)
     const server = `Kubernetes ${await waitForServer(world)} at ${cluster.address}`
@@ -3483,7 +4127,8 @@ export async function main(args: string[], env: Env): Promise<number> {
       for (const mistake of error.message.split("\n")) sayPlainly("fatal", mistake)
       return error.code
     }
-    if (error instanceof SettingsError) say("fatal", "the settings are wrong; nothing was done", { lines: error.mistakes })
+    if (error instanceof SettingsError)
+      say("fatal", "the settings are wrong; nothing was done", { lines: error.mistakes })
     else say("fatal", messageOf(error))
     return error instanceof SettingsError || error instanceof ConfigError ? 2 : 1
   }

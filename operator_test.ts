@@ -1,80 +1,80 @@
 /**
  * Chapters 1 to 4 of operator.ts, in their order: the pure ones, where no test needs a server. Chapters 5 to 8 are tested in
- * .dev/*_test.ts against an embedded API server, and the whole in .dev/e2e.ts on a real cluster.
+ * .dev/*_test.ts against an embedded API server, and the whole in .dev/e2e/main.ts on a real cluster.
  *
  * Faults that people reported in public about such tools each have an id, which stands in the names of their tests. Where each is
  * checked ("here": this file):
  *
- *   A01 copied selector and controller-uid labels  here; that nothing is deleted after a 422: .dev/acting_test.ts
+ *   A01 copied selector and controller-uid labels  here; that nothing is deleted after a 422: .dev/test/acting_test.ts
  *   A02 new-style labels, null creationTimestamp   here
- *   A04 POST while the old Job is being deleted    .dev/acting_test.ts
- *   A06 old and new pods overlap                   here (isInTheWay); the Foreground delete: .dev/acting_test.ts
- *   A08 foreground deletion that never ends        .dev/acting_test.ts
- *   A10 Failed=True with a deletionTimestamp       here; one restart for three events: .dev/acting_test.ts
- *   A12 ttlSecondsAfterFinished takes the Job      here (due before the TTL); 404 on delete: .dev/acting_test.ts
- *   A13 a person deletes the Job during the delay  here (wasRemovedByTtl); that it is said: .dev/acting_test.ts
- *   A14 owned by a CronJob                         here; no call for it: .dev/loop_test.ts
- *   A15 another tool made the Job meanwhile        here (nextStep); the AlreadyExists: .dev/acting_test.ts
+ *   A04 POST while the old Job is being deleted    .dev/test/acting_test.ts
+ *   A06 old and new pods overlap                   here (isInTheWay); the Foreground delete: .dev/test/acting_test.ts
+ *   A08 foreground deletion that never ends        .dev/test/acting_test.ts
+ *   A10 Failed=True with a deletionTimestamp       here; one restart for three events: .dev/test/acting_test.ts
+ *   A12 ttlSecondsAfterFinished takes the Job      here (due before the TTL); 404 on delete: .dev/test/acting_test.ts
+ *   A13 a person deletes the Job during the delay  here (wasRemovedByTtl); that it is said: .dev/test/acting_test.ts
+ *   A14 owned by a CronJob                         here; no call for it: .dev/test/loop_test.ts
+ *   A15 another tool made the Job meanwhile        here (nextStep); the AlreadyExists: .dev/test/acting_test.ts
  *   A17 Indexed Jobs, policies, unknown fields     here
- *   B01 no pods left                               here; that pods are kept while they run: .dev/acting_test.ts, e2e
+ *   B01 no pods left                               here; that pods are kept while they run: .dev/test/acting_test.ts, e2e
  *   B02 OOMKilled with code 0 and Succeeded        here
  *   B04 an init container is OOMKilled             here
  *   B06 evicted, no container statuses             here
  *   B08 ContainerStatusUnknown, zero timestamps    here
- *   B09 DeadlineExceeded                           here; one request a log: .dev/acting_test.ts
+ *   B09 DeadlineExceeded                           here; one request a log: .dev/test/acting_test.ts
  *   B11 conditions that are no failure             here
- *   B12 image and config errors                    here; that it is said once: .dev/acting_test.ts
+ *   B12 image and config errors                    here; that it is said once: .dev/test/acting_test.ts
  *   B14 only the first container looked at         here
- *   B16 node removed, pod still running            here; the slow log: .dev/acting_test.ts
- *   C01 container name is required                 .dev/acting_test.ts, .dev/streams_test.ts
- *   C03 container is waiting to start              .dev/acting_test.ts, .dev/streams_test.ts
- *   C05 log of several gigabytes                   here (tailOf); the byte limit: .dev/streams_test.ts
+ *   B16 node removed, pod still running            here; the slow log: .dev/test/acting_test.ts
+ *   C01 container name is required                 .dev/test/acting_test.ts, .dev/test/streams_test.ts
+ *   C03 container is waiting to start              .dev/test/acting_test.ts, .dev/test/streams_test.ts
+ *   C05 log of several gigabytes                   here (tailOf); the byte limit: .dev/test/streams_test.ts
  *   C06 200 whose body is an error sentence        here
  *   C08 empty or partial log                       here
  *   C10 tail too short                             here
- *   C11 log 400 and no times                       here; the 400: .dev/acting_test.ts
- *   C13 secrets in our own output                  here; .dev/acting_test.ts; at DEBUG: .dev/program_test.ts
- *   C14 previous=true without an earlier run       here (the view); the request: .dev/acting_test.ts
- *   D01 410 inside a 200 stream                    .dev/streams_test.ts, .dev/loop_test.ts
- *   D02 410 as status, expired continue token      .dev/streams_test.ts, .dev/loop_test.ts
- *   D04 stream is open but dead                    .dev/streams_test.ts, .dev/loop_test.ts
- *   D05 bookmarks are no Jobs                      here (viewJob); the version: .dev/streams_test.ts
- *   D07 429 on a watch                             .dev/streams_test.ts, .dev/loop_test.ts
- *   D09 a reconnect replays unchanged objects      .dev/acting_test.ts
- *   D11 API server restart, lower versions         .dev/streams_test.ts, .dev/loop_test.ts
- *   D12 error event on every watch                 .dev/streams_test.ts, .dev/loop_test.ts
- *   E01 401 around token renewal                   .dev/connection_test.ts
- *   E03 IPv6 API address                           .dev/connection_test.ts
- *   E05 proxy-url in a kubeconfig                  .dev/connection_test.ts
- *   E07 tls-server-name                            .dev/connection_test.ts
- *   E08 empty kubeconfig                           .dev/program_test.ts, .dev/connection_test.ts
- *   E10 exec token expires                         .dev/connection_test.ts
- *   E12 CA file with several certificates          .dev/connection_test.ts
- *   E13 broken entry that is not in use            .dev/connection_test.ts
- *   E14 client certificates, from exec too         .dev/connection_test.ts
- *   F01 CA from the kubeconfig                     .dev/connection_test.ts; compiled: .dev/program_test.ts
- *   F03 insecure-skip-tls-verify                   .dev/connection_test.ts, .dev/program_test.ts
- *   F04 idle limit of fetch                        the 6 minutes: .dev/bench_streams.ts; our own limit: D04
- *   F06 abort while connecting                     .dev/connection_test.ts, .dev/program_test.ts
- *   F07 aborted streams leak                       .dev/streams_test.ts; 10,000 cycles: .dev/bench_streams.ts
- *   F09 bodies nobody reads                        .dev/connection_test.ts; 50,000 answers: .dev/bench_streams.ts
- *   F10 SIGTERM as process 1                       .dev/acting_test.ts; compiled and as process 1: .dev/program_test.ts
+ *   C11 log 400 and no times                       here; the 400: .dev/test/acting_test.ts
+ *   C13 secrets in our own output                  here; .dev/test/acting_test.ts; at DEBUG: .dev/test/program_test.ts
+ *   C14 previous=true without an earlier run       here (the view); the request: .dev/test/acting_test.ts
+ *   D01 410 inside a 200 stream                    .dev/test/streams_test.ts, .dev/test/loop_test.ts
+ *   D02 410 as status, expired continue token      .dev/test/streams_test.ts, .dev/test/loop_test.ts
+ *   D04 stream is open but dead                    .dev/test/streams_test.ts, .dev/test/loop_test.ts
+ *   D05 bookmarks are no Jobs                      here (viewJob); the version: .dev/test/streams_test.ts
+ *   D07 429 on a watch                             .dev/test/streams_test.ts, .dev/test/loop_test.ts
+ *   D09 a reconnect replays unchanged objects      .dev/test/acting_test.ts
+ *   D11 API server restart, lower versions         .dev/test/streams_test.ts, .dev/test/loop_test.ts
+ *   D12 error event on every watch                 .dev/test/streams_test.ts, .dev/test/loop_test.ts
+ *   E01 401 around token renewal                   .dev/test/connection_test.ts
+ *   E03 IPv6 API address                           .dev/test/connection_test.ts
+ *   E05 proxy-url in a kubeconfig                  .dev/test/connection_test.ts
+ *   E07 tls-server-name                            .dev/test/connection_test.ts
+ *   E08 empty kubeconfig                           .dev/test/program_test.ts, .dev/test/connection_test.ts
+ *   E10 exec token expires                         .dev/test/connection_test.ts
+ *   E12 CA file with several certificates          .dev/test/connection_test.ts
+ *   E13 broken entry that is not in use            .dev/test/connection_test.ts
+ *   E14 client certificates, from exec too         .dev/test/connection_test.ts
+ *   F01 CA from the kubeconfig                     .dev/test/connection_test.ts; compiled: .dev/test/program_test.ts
+ *   F03 insecure-skip-tls-verify                   .dev/test/connection_test.ts, .dev/test/program_test.ts
+ *   F04 idle limit of fetch                        the 6 minutes: .dev/bench/streams.ts; our own limit: D04
+ *   F06 abort while connecting                     .dev/test/connection_test.ts, .dev/test/program_test.ts
+ *   F07 aborted streams leak                       .dev/test/streams_test.ts; 10,000 cycles: .dev/bench/streams.ts
+ *   F09 bodies nobody reads                        .dev/test/connection_test.ts; 50,000 answers: .dev/bench/streams.ts
+ *   F10 SIGTERM as process 1                       .dev/test/acting_test.ts; compiled and as process 1: .dev/test/program_test.ts
  *   F11 old CPUs                                   cannot apply: the normal x64 binary is enough
  *   F13 base image without a C library             the image is run as a pod: e2e
- *   F15 first client certificate sticks            .dev/connection_test.ts
- *   F17 module missing in the compiled program     .dev/program_test.ts, e2e
- *   F18 body limit of 300 s in undici              cannot apply: Bun's fetch only; our own limits: .dev/connection_test.ts
- *   F19 client certificate to an unverified server .dev/connection_test.ts
+ *   F15 first client certificate sticks            .dev/test/connection_test.ts
+ *   F17 module missing in the compiled program     .dev/test/program_test.ts, e2e
+ *   F18 body limit of 300 s in undici              cannot apply: Bun's fetch only; our own limits: .dev/test/connection_test.ts
+ *   F19 client certificate to an unverified server .dev/test/connection_test.ts
  *   F20 BUN_BE_BUN                                 cannot be stopped from inside (see the report): the README names it
- *   G01 very long delays                           here (settings, due time); the sleep in pieces: .dev/acting_test.ts
+ *   G01 very long delays                           here (settings, due time); the sleep in pieces: .dev/test/acting_test.ts
  *   G02 numbers in environment variables           here
- *   G04 pods/log is forbidden                      here (allowed); 403: .dev/acting_test.ts, e2e
- *   G07 two operators at once                      here (nextStep); both at work: .dev/acting_test.ts
+ *   G04 pods/log is forbidden                      here (allowed); 403: .dev/test/acting_test.ts, e2e
+ *   G07 two operators at once                      here (nextStep); both at work: .dev/test/acting_test.ts
  *   G09 daylight saving                            here; due times are wall instants, not times of a local clock
- *   G10 namespace does not exist                   .dev/acting_test.ts
+ *   G10 namespace does not exist                   .dev/test/acting_test.ts
  *   G11 names that cannot be                       here
- *   G13 new Job without a pod                      here (it is no failure); .dev/loop_test.ts; on a real cluster: e2e
- *   G14 Jobs of a queue                            here; no call for it: .dev/loop_test.ts
+ *   G13 new Job without a pod                      here (it is no failure); .dev/test/loop_test.ts; on a real cluster: e2e
+ *   G14 Jobs of a queue                            here; no call for it: .dev/test/loop_test.ts
  */
 import { describe, expect, test } from "bun:test"
 import { readFileSync } from "node:fs"
@@ -185,13 +185,25 @@ describe("1 Settings", () => {
   test("readSettings() reads back what variablesOf() has written, and secrets are not in it", () => {
     const durations = fc.integer({ min: 1, max: 3650 * 86_400 }).map(String)
     const rules = fc.constantFrom("", "exit:3=6h, log:/invalid, token/i=never", "evicted=30s\noom=0s..1h,any=90")
-    const selected = fc.constantFrom({ JOB_NAMES: "a,b/c", NAMESPACE: "b" }, { JOB_SELECTOR: "x in (a, b),!y" }, { JOB_NAMES: "d" })
+    const selected = fc.constantFrom(
+      { JOB_NAMES: "a,b/c", NAMESPACE: "b" },
+      { JOB_SELECTOR: "x in (a, b),!y" },
+      { JOB_NAMES: "d" },
+    )
     const booleans = fc.constantFrom("yes", "no")
     const levels = fc.constantFrom("trace", "SUCCESS", "critical", "")
     always(
       [durations, rules, selected, booleans, levels, fc.constantFrom("", "0", "7")],
       (ms, RESTART_RULES, select, yes, LOG_LEVEL, MAX_RESTARTS) => {
-        const env = { RESTART_DELAY: ms, RESTART_SPACING: ms, SKIP_DELAY_ON_OOM: yes, RESTART_RULES, LOG_LEVEL, MAX_RESTARTS, ...select }
+        const env = {
+          RESTART_DELAY: ms,
+          RESTART_SPACING: ms,
+          SKIP_DELAY_ON_OOM: yes,
+          RESTART_RULES,
+          LOG_LEVEL,
+          MAX_RESTARTS,
+          ...select,
+        }
         const { config } = readSettings({
           ...env,
           ...("JOB_NAMES" in select && select.NAMESPACE ? { JOB_NAMES: "a" } : {}),
@@ -218,8 +230,11 @@ describe("1 Settings", () => {
       |6 0|1h 30m|60 # a minute|'60|60"|${"9".repeat(400)}|${"9".repeat(400)}d|6\u200B0|60\n60`,
   }
   test.each(rowsOf(durations))("readSettings() reads as RESTART_DELAY %s: %j (G01, G02)", (expected, text) => {
-    if (expected !== "refused") return expect(durationText(settings({ RESTART_DELAY: text }).restartDelayMs)).toBe(expected)
-    expect(mistakesOf({ RESTART_DELAY: text })).toEqual([expect.stringMatching(/^RESTART_DELAY cannot be ".*": write whole seconds/)])
+    if (expected !== "refused")
+      return expect(durationText(settings({ RESTART_DELAY: text }).restartDelayMs)).toBe(expected)
+    expect(mistakesOf({ RESTART_DELAY: text })).toEqual([
+      expect.stringMatching(/^RESTART_DELAY cannot be ".*": write whole seconds/),
+    ])
   })
 
   test("duration() reads back what durationText() says, for any whole second", () => {
@@ -232,7 +247,8 @@ describe("1 Settings", () => {
   test("duration() takes a text of any kind as a duration within its limits or refuses it", () => {
     always([fc.oneof(fc.string({ unit: "binary" }), fc.stringMatching(/^[0-9dhms .e+-]{0,12}$/))], (text) => {
       const ms = attempt(() => duration(1_000)(text))
-      if (ms !== undefined) expect(Number.isSafeInteger(ms) && ms >= 1_000 && ms <= 3650 * DAY && /^[\ddhms]+$/i.test(text)).toBe(true)
+      if (ms !== undefined)
+        expect(Number.isSafeInteger(ms) && ms >= 1_000 && ms <= 3650 * DAY && /^[\ddhms]+$/i.test(text)).toBe(true)
     })
     expect(() => duration(0)("")).toThrow()
   })
@@ -242,13 +258,17 @@ describe("1 Settings", () => {
       'CHECK_INTERVAL cannot be "0": write whole seconds or a duration like 90s, 15m, 1h30m, from 1s to 3650d',
     ])
     for (const text of ["-1", "10001", "1.5", "1e3", "ten", "２０"])
-      expect(mistakesOf({ LOG_LINES: text })).toEqual([`LOG_LINES cannot be "${text}": write a whole number from 0 to 10000`])
+      expect(mistakesOf({ LOG_LINES: text })).toEqual([
+        `LOG_LINES cannot be "${text}": write a whole number from 0 to 10000`,
+      ])
     expect([settings({ LOG_LINES: "0" }).logLines, settings({ LOG_LINES: "'10000'\n" }).logLines]).toEqual([0, 10_000])
   })
 
   test("readSettings() reads booleans as people write them", () => {
-    for (const text of ["true", "True", "YES", "on", "1", ' "true"\n', "\uFEFFyes"]) expect(settings({ DRY_RUN: text }).dryRun).toBe(true)
-    for (const text of ["false", "No", "off", "0", "", "'false'"]) expect(settings({ DRY_RUN: text }).dryRun).toBe(false)
+    for (const text of ["true", "True", "YES", "on", "1", ' "true"\n', "\uFEFFyes"])
+      expect(settings({ DRY_RUN: text }).dryRun).toBe(true)
+    for (const text of ["false", "No", "off", "0", "", "'false'"])
+      expect(settings({ DRY_RUN: text }).dryRun).toBe(false)
     for (const text of ["ja", "y", "2", "tru", "true # yes", "constructor", "__proto__"])
       expect(mistakesOf({ DRY_RUN: text })).toEqual([
         `DRY_RUN cannot be ${JSON.stringify(text)}: ${"write one of 0, 1, true, false, yes, no, on, off"}`,
@@ -259,18 +279,30 @@ describe("1 Settings", () => {
     const warningsOf = (text: string) => readSettings({ JOB_NAMES: "a", SKIP_DELAY_ON_OOM: text }).warnings
     for (const text of ["true", "TRUE", " true ", "false", "no", "0", "", "off"]) expect(warningsOf(text)).toEqual([])
     for (const text of ["yes", "on", "1", "YES"])
-      expect(warningsOf(text)).toEqual([`SKIP_DELAY_ON_OOM="${text}" is read as true; the Python operator read it as false`])
-    expect(warningsOf('"true"')).toEqual(['SKIP_DELAY_ON_OOM="true" is read as true; the Python operator read it as false'])
+      expect(warningsOf(text)).toEqual([
+        `SKIP_DELAY_ON_OOM="${text}" is read as true; the Python operator read it as false`,
+      ])
+    expect(warningsOf('"true"')).toEqual([
+      'SKIP_DELAY_ON_OOM="true" is read as true; the Python operator read it as false',
+    ])
   })
 
   test("readSettings() takes LOG_LEVEL before LOGURU_LEVEL, and names the one that is wrong", () => {
     const levelOf = (env: Env) => settings(env).logLevel
-    for (const [text, level] of Object.entries({ TRACE: "trace", success: "info", Warning: "warning", CRITICAL: "fatal", ERROR: "error" }))
+    for (const [text, level] of Object.entries({
+      TRACE: "trace",
+      success: "info",
+      Warning: "warning",
+      CRITICAL: "fatal",
+      ERROR: "error",
+    }))
       expect(levelOf({ LOG_LEVEL: text })).toBe(level as Config["logLevel"])
     expect(levelOf({ LOGURU_LEVEL: "ERROR" })).toBe("error")
     expect(levelOf({ LOG_LEVEL: "INFO", LOGURU_LEVEL: "ERROR" })).toBe("info")
     expect(levelOf({ LOG_LEVEL: " \n", LOGURU_LEVEL: "ERROR" })).toBe("error")
-    expect(mistakesOf({ LOGURU_LEVEL: "verbose" })[0]).toStartWith('LOGURU_LEVEL cannot be "verbose": write one of trace, debug, info')
+    expect(mistakesOf({ LOGURU_LEVEL: "verbose" })[0]).toStartWith(
+      'LOGURU_LEVEL cannot be "verbose": write one of trace, debug, info',
+    )
   })
 
   test("readSettings() reports every mistake at once: the variable, the value seen, what is allowed", () => {
@@ -281,21 +313,37 @@ describe("1 Settings", () => {
 
   test("readSettings() wants JOB_NAMES or JOB_SELECTOR", () => {
     const nothing = ["JOB_NAMES and JOB_SELECTOR are both empty: set one, so that it is known which Jobs to restart"]
-    expect([mistakesOf({ JOB_NAMES: "" }), mistakesOf({ JOB_NAMES: "''", JOB_SELECTOR: " \n" })]).toEqual([nothing, nothing])
-    expect(settings({ JOB_NAMES: "", JOB_SELECTOR: "app=load" })).toMatchObject({ jobNames: undefined, jobSelector: { text: "app=load" } })
+    expect([mistakesOf({ JOB_NAMES: "" }), mistakesOf({ JOB_NAMES: "''", JOB_SELECTOR: " \n" })]).toEqual([
+      nothing,
+      nothing,
+    ])
+    expect(settings({ JOB_NAMES: "", JOB_SELECTOR: "app=load" })).toMatchObject({
+      jobNames: undefined,
+      jobSelector: { text: "app=load" },
+    })
   })
 
   test("readSettings() reads names with commas, blanks and lines between them, each once", () => {
-    for (const text of ["load-a,load-b", " load-a , load-b,", "load-a\r\nload-b\n", "load-a\u00A0load-b", "\uFEFF'load-a,load-b,load-a'"])
+    for (const text of [
+      "load-a,load-b",
+      " load-a , load-b,",
+      "load-a\r\nload-b\n",
+      "load-a\u00A0load-b",
+      "\uFEFF'load-a,load-b,load-a'",
+    ])
       expect(settings({ NAMESPACE: "x", JOB_NAMES: text }).jobNames).toEqual(["x/load-a", "x/load-b"])
     expect(settings({ JOB_NAMES: "a.b-c.9" }).jobNames).toEqual(["batch-a/a.b-c.9"])
     expect(settings({ JOB_NAMES: "a".repeat(63) }).jobNames).toEqual([`batch-a/${"a".repeat(63)}`])
   })
 
-  const impossible = `Load_A|load-a-|${"a".repeat(64)}|../../pods/x|load%2Fa|load-a?dryRun=All|*|-a|a..b|a/b/c|ä|.`.split("|")
+  const impossible =
+    `Load_A|load-a-|${"a".repeat(64)}|../../pods/x|load%2Fa|load-a?dryRun=All|*|-a|a..b|a/b/c|ä|.`.split("|")
   test.each(impossible)("readSettings() refuses the Job name %p (G11)", (name) => {
-    expect(mistakesOf({ JOB_NAMES: `ok,${name}` })).toEqual([expect.stringContaining(`${JSON.stringify(name)} is no name`)])
-    if (name !== "a/b/c" && name !== "../../pods/x") expect(mistakesOf({ NAMESPACE: name })[0]).toStartWith(`NAMESPACE cannot be "${name}"`)
+    expect(mistakesOf({ JOB_NAMES: `ok,${name}` })).toEqual([
+      expect.stringContaining(`${JSON.stringify(name)} is no name`),
+    ])
+    if (name !== "a/b/c" && name !== "../../pods/x")
+      expect(mistakesOf({ NAMESPACE: name })[0]).toStartWith(`NAMESPACE cannot be "${name}"`)
   })
 
   test("readSettings() refuses commas without a name between them (G11)", () => {
@@ -332,11 +380,13 @@ describe("1 Settings", () => {
       |a in b|a in (b|a in b)|a in (b c)|a in ((b))|a,(b)|a notin|a=b, |ain (b)|a In (b)`,
   }
   test.each(rowsOf(selectors))("parseSelector() reads as %j, as kubectl does: %j", (expected, text) => {
-    if (expected === "refused") return expect(() => parseSelector(text)).toThrow(/^at character \d+ write a condition such as/)
+    if (expected === "refused")
+      return expect(() => parseSelector(text)).toThrow(/^at character \d+ write a condition such as/)
     const { requirements } = parseSelector(text)
     expect(requirements.map(({ key, operator, values }) => `${key} ${operator} ${values}`).join("; ")).toBe(expected)
   })
-  test("parseSelector() refuses two conditions side by side", () => expect(() => parseSelector("a||b=c")).toThrow("at character 1"))
+  test("parseSelector() refuses two conditions side by side", () =>
+    expect(() => parseSelector("a||b=c")).toThrow("at character 1"))
 
   test("parseSelector() names the place of a mistake", () => {
     expect(mistakesOf({ JOB_SELECTOR: "app=load, team in (x" })).toEqual([
@@ -386,7 +436,8 @@ describe("1 Settings", () => {
     "log:/[^/\\],]x[/]/i=1h": String.raw`/[^/\],]x[/]/i 3600`,
     "log:/\\[,\\\\/=1h": String.raw`/\[,\\/ 3600`,
     "log:/(?<!no )\\btoken\\b/i=never": String.raw`/(?<!no )\btoken\b/i never`,
-    "exit:3=6h, log:/invalid token/i=never, evicted=30s, oom=0s..1h": "exit 3-3 21600; /invalid token/i never; evicted 30; oom 0..3600",
+    "exit:3=6h, log:/invalid token/i=never, evicted=30s, oom=0s..1h":
+      "exit 3-3 21600; /invalid token/i never; evicted 30; oom 0..3600",
   }
   test.each(Object.entries(rules))("parseRules() reads %j as %j", (text, meaning) => {
     expect(meaningOf(parseRules(text))).toBe(meaning)
@@ -462,19 +513,50 @@ describe("1 Settings", () => {
     always([fc.string({ unit: fc.constantFrom(...pieces), minLength: 1, maxLength: 12 })], (text) => {
       const source = attempt(() => new RegExp(text).source)
       fc.pre(source !== undefined)
-      expect(meaningOf(parseRules(`oom=1s,log:/${source}/i=1h..2h, any=never`))).toBe(`oom 1; /${source}/i 3600..7200; any never`)
+      expect(meaningOf(parseRules(`oom=1s,log:/${source}/i=1h..2h, any=never`))).toBe(
+        `oom 1; /${source}/i 3600..7200; any never`,
+      )
     })
   })
 
   test("parseRules() reads any rules back that it has read, and refuses all else by its place", () => {
-    const causes = fc.constantFrom("oom", "evicted", "deadline", "unknown", "any", "exit:3", "exit:1-9", "log:/a,b/", "log:/[/]/i")
+    const causes = fc.constantFrom(
+      "oom",
+      "evicted",
+      "deadline",
+      "unknown",
+      "any",
+      "exit:3",
+      "exit:1-9",
+      "log:/a,b/",
+      "log:/[/]/i",
+    )
     const waits = fc.constantFrom("never", "0", "90s", "1h30m", "0s..1h", "10s..1d")
     const good = fc.array(fc.tuple(causes, waits, fc.constantFrom(",", ", ", "\n", " ,\n\n ")), { maxLength: 5 })
     always([good], (all) => {
       const parsed = parseRules(all.map(([cause, wait, end]) => `${cause}=${wait}${end}`).join(""))
       expect(parsed.map(({ text }) => text)).toEqual(all.map(([cause, wait]) => `${cause}=${wait}`))
     })
-    const pieces = ["oom", "any", "exit:", "3", "-", "log:/", "/", "[", "]", "\\", "=", "1h", "..", "never", ",", "\n", " ", "é"]
+    const pieces = [
+      "oom",
+      "any",
+      "exit:",
+      "3",
+      "-",
+      "log:/",
+      "/",
+      "[",
+      "]",
+      "\\",
+      "=",
+      "1h",
+      "..",
+      "never",
+      ",",
+      "\n",
+      " ",
+      "é",
+    ]
     always([fc.oneof(fc.string({ unit: fc.constantFrom(...pieces) }), fc.string({ unit: "binary" }))], (text) => {
       try {
         const parsed = parseRules(text)
@@ -489,30 +571,45 @@ describe("1 Settings", () => {
 
   test("parseRules() takes time in line with the length of the text", () => {
     for (const piece of ["a", "[", "[a", "[]", "\\", "[\\", "oom=1h,", "oom=1h \t", "exit:1-", "1h..", "\n "])
-      for (const before of ["log:/", "oom=1h"]) expectLinear(48_000, (length) => attempt(() => parseRules(before + piece.repeat(length))))
+      for (const before of ["log:/", "oom=1h"])
+        expectLinear(48_000, (length) => attempt(() => parseRules(before + piece.repeat(length))))
   })
 
   test("readSettings() warns of a rule on log text where no log is kept", () => {
-    const warningsOf = (RESTART_RULES: string, LOG_LINES: string) => readSettings({ JOB_NAMES: "a", RESTART_RULES, LOG_LINES }).warnings
-    expect(warningsOf("oom=0,log:/a,b/i=never", "0")).toEqual(["RESTART_RULES has log:/a,b/i=never, but LOG_LINES=0 keeps no log to match"])
+    const warningsOf = (RESTART_RULES: string, LOG_LINES: string) =>
+      readSettings({ JOB_NAMES: "a", RESTART_RULES, LOG_LINES }).warnings
+    expect(warningsOf("oom=0,log:/a,b/i=never", "0")).toEqual([
+      "RESTART_RULES has log:/a,b/i=never, but LOG_LINES=0 keeps no log to match",
+    ])
     expect([warningsOf("log:/a/=1h", "1"), warningsOf("oom=0", "0"), warningsOf("", "0")]).toEqual([[], [], []])
   })
 
   test("readSettings() shows each rule in the table at start", () => {
     const { rows } = readSettings({ JOB_NAMES: "a", RESTART_RULES: "exit:3=6h\nlog:/a,b/i=never" })
-    expect(rows).toContainEqual({ variable: "RESTART_RULES", value: "exit:3=6h, log:/a,b/i=never", from: "RESTART_RULES" })
+    expect(rows).toContainEqual({
+      variable: "RESTART_RULES",
+      value: "exit:3=6h, log:/a,b/i=never",
+      from: "RESTART_RULES",
+    })
   })
 
   test("readSettings() has no MAX_RESTARTS unless it is set, and no RESTART_SPACING", () => {
-    expect([settings().maxRestarts, settings({ MAX_RESTARTS: " " }).maxRestarts, settings({ MAX_RESTARTS: "0" }).maxRestarts]).toEqual([
-      undefined,
-      undefined,
-      0,
-    ])
+    expect([
+      settings().maxRestarts,
+      settings({ MAX_RESTARTS: " " }).maxRestarts,
+      settings({ MAX_RESTARTS: "0" }).maxRestarts,
+    ]).toEqual([undefined, undefined, 0])
     for (const text of ["-1", "1.5", "none", "1000001", "1e3"])
-      expect(mistakesOf({ MAX_RESTARTS: text })).toEqual([`MAX_RESTARTS cannot be "${text}": write a whole number from 0 to 1000000`])
-    expect([settings().restartSpacingMs, settings({ RESTART_SPACING: "1m30s" }).restartSpacingMs]).toEqual([0, 90 * SECOND])
-    expect(mistakesOf({ RESTART_SPACING: "1.5s" })[0]).toStartWith('RESTART_SPACING cannot be "1.5s": write whole seconds or a duration')
+      expect(mistakesOf({ MAX_RESTARTS: text })).toEqual([
+        `MAX_RESTARTS cannot be "${text}": write a whole number from 0 to 1000000`,
+      ])
+    expect([settings().restartSpacingMs, settings({ RESTART_SPACING: "1m30s" }).restartSpacingMs]).toEqual([
+      0,
+      90 * SECOND,
+    ])
+    expect(mistakesOf({ RESTART_SPACING: "1.5s" })[0]).toStartWith(
+      'RESTART_SPACING cannot be "1.5s": write whole seconds or a duration',
+    )
   })
 
   // k8s.io/apimachinery/pkg/api/resource/quantity.go; only what can limit memory: above 0, and without a sign.
@@ -561,7 +658,10 @@ describe("2 What we see", () => {
   const phases: Record<string, [Job, string]> = {
     "a Job without conditions": [runningJob(), "running"],
     "Failed=False (B11.1)": [jobWith([{ type: "Failed", status: "False" }]), "running"],
-    "Complete with failed pods (B11.2)": [jobWith([isTrue("SuccessCriteriaMet"), isTrue("Complete")], { failed: 3 }), "succeeded"],
+    "Complete with failed pods (B11.2)": [
+      jobWith([isTrue("SuccessCriteriaMet"), isTrue("Complete")], { failed: 3 }),
+      "succeeded",
+    ],
     "SuccessCriteriaMet alone": [jobWith([isTrue("SuccessCriteriaMet")]), "succeeded"],
     "Suspended=True (B11.3)": [{ ...jobWith([isTrue("Suspended")]), spec: { ...spec(), suspend: true } }, "suspended"],
     "failed pods, no conditions (B11.4)": [jobWith(undefined, { failed: 2, active: 1 }), "running"],
@@ -593,11 +693,16 @@ describe("2 What we see", () => {
 
   test("viewJob() knows who else answers for a Job (A14, G14)", () => {
     const owned = (kind: string, more: object) =>
-      viewJob(failedJob({ metadata: { ownerReferences: [{ apiVersion: "x/v1", kind, name: "tick", uid: "U9", ...more }] } })).manager
-    for (const more of [{ controller: true }, { controller: false }, {}]) expect(owned("CronJob", more)).toBe("it is owned by CronJob tick")
+      viewJob(
+        failedJob({ metadata: { ownerReferences: [{ apiVersion: "x/v1", kind, name: "tick", uid: "U9", ...more }] } }),
+      ).manager
+    for (const more of [{ controller: true }, { controller: false }, {}])
+      expect(owned("CronJob", more)).toBe("it is owned by CronJob tick")
     expect(owned("Workflow", { controller: true })).toBe("it is owned by Workflow tick")
     expect(owned("ConfigMap", {})).toBeUndefined()
-    expect(viewJob(failedJob({ spec: { managedBy: "example.test/other" } })).manager).toBe("it is managed by example.test/other")
+    expect(viewJob(failedJob({ spec: { managedBy: "example.test/other" } })).manager).toBe(
+      "it is managed by example.test/other",
+    )
     expect(viewJob(failedJob({ spec: { managedBy: "kubernetes.io/job-controller" } })).manager).toBeUndefined()
   })
 
@@ -609,7 +714,10 @@ describe("2 What we see", () => {
   test("viewPod() never throws, whatever is missing", () => {
     expect(viewPod({})).toMatchObject({ phase: "Unknown", containers: [], evicted: false })
     expect(
-      viewPod({ metadata: {}, status: { containerStatuses: null, initContainerStatuses: null, conditions: null } as never }).containers,
+      viewPod({
+        metadata: {},
+        status: { containerStatuses: null, initContainerStatuses: null, conditions: null } as never,
+      }).containers,
     ).toEqual([])
     expect(viewPod({ status: { containerStatuses: [{ name: "worker" } as never] } }).containers[0]).toMatchObject({
       state: "waiting",
@@ -620,7 +728,9 @@ describe("2 What we see", () => {
   test("viewPod() takes lastState where a container waits or runs again (C14)", () => {
     const lastState = { terminated: { exitCode: 3, reason: "Error" } }
     for (const state of [{ waiting: { reason: "CrashLoopBackOff" } }, { running: {} }])
-      expect(pod({ containers: [{ ...exited("worker", 0), state, lastState, restartCount: 3 }] }).containers[0]).toMatchObject({
+      expect(
+        pod({ containers: [{ ...exited("worker", 0), state, lastState, restartCount: 3 }] }).containers[0],
+      ).toMatchObject({
         exitCode: 3,
         reason: "Error",
         ended: true,
@@ -635,26 +745,71 @@ describe("2 What we see", () => {
     "no pods left (B01)": ["unknown"],
     "code 3": ["exit:3", { containers: [exited("worker", 3)] }],
     "137 alone, which is no OOM": ["exit:137", { containers: [exited("worker", 137, { reason: "Error" })] }],
-    "OOMKilled with code 0 and phase Succeeded (B02)": ["oom", { phase: "Succeeded", containers: [oomKilled("worker", 0)] }],
-    "an init container OOMKilled (B04)": ["oom", { init: [oomKilled("fetch")], containers: [waiting("worker", "PodInitializing")] }],
-    "OOMKilled in lastState": ["oom", { containers: [{ ...running("worker"), lastState: oomKilled("worker").state! }] }],
-    "OOMKilled, then another end": ["exit:3", { containers: [{ ...exited("worker", 3), lastState: oomKilled("worker").state! }] }],
-    "the mesh ended well, the worker OOMKilled (B14)": ["oom", { containers: [exited("mesh", 0), oomKilled("worker")] }],
-    "an older pod with code 1 (B14)": ["oom", { containers: [oomKilled("worker", 137, 9)] }, { containers: [exited("worker", 1)] }],
-    "an older pod OOMKilled": ["exit:1", { containers: [oomKilled("worker")] }, { containers: [exited("worker", 1, { minute: 9 })] }],
+    "OOMKilled with code 0 and phase Succeeded (B02)": [
+      "oom",
+      { phase: "Succeeded", containers: [oomKilled("worker", 0)] },
+    ],
+    "an init container OOMKilled (B04)": [
+      "oom",
+      { init: [oomKilled("fetch")], containers: [waiting("worker", "PodInitializing")] },
+    ],
+    "OOMKilled in lastState": [
+      "oom",
+      { containers: [{ ...running("worker"), lastState: oomKilled("worker").state! }] },
+    ],
+    "OOMKilled, then another end": [
+      "exit:3",
+      { containers: [{ ...exited("worker", 3), lastState: oomKilled("worker").state! }] },
+    ],
+    "the mesh ended well, the worker OOMKilled (B14)": [
+      "oom",
+      { containers: [exited("mesh", 0), oomKilled("worker")] },
+    ],
+    "an older pod with code 1 (B14)": [
+      "oom",
+      { containers: [oomKilled("worker", 137, 9)] },
+      { containers: [exited("worker", 1)] },
+    ],
+    "an older pod OOMKilled": [
+      "exit:1",
+      { containers: [oomKilled("worker")] },
+      { containers: [exited("worker", 1, { minute: 9 })] },
+    ],
     "two codes": ["exit:4", { containers: [exited("b", 4, { minute: 5 }), exited("a", 3, { minute: 2 })] }],
-    "Evicted, no statuses (B06)": ["evicted", { phase: "Failed", reason: "Evicted", message: "node was short of disk" }],
+    "Evicted, no statuses (B06)": [
+      "evicted",
+      { phase: "Failed", reason: "Evicted", message: "node was short of disk" },
+    ],
     "DisruptionTarget=True": ["evicted", { ...disrupted, containers: [stopped] }],
-    "DisruptionTarget=False": ["exit:143", { conditions: [{ type: "DisruptionTarget", status: "False" }], containers: [stopped] }],
-    "NodeLost, still running (B16)": ["evicted", { deleting: true, phase: "Running", reason: "NodeLost", containers: [running("worker")] }],
+    "DisruptionTarget=False": [
+      "exit:143",
+      { conditions: [{ type: "DisruptionTarget", status: "False" }], containers: [stopped] },
+    ],
+    "NodeLost, still running (B16)": [
+      "evicted",
+      { deleting: true, phase: "Running", reason: "NodeLost", containers: [running("worker")] },
+    ],
     "ContainerStatusUnknown with year 1 (B08)": ["unknown", { containers: [statusUnknown("0001-01-01T00:00:00Z")] }],
     "ContainerStatusUnknown with null (B08)": ["unknown", { containers: [statusUnknown(null)] }],
     "the deadline, no pods (B09)": ["deadline"],
     "the pod's deadline (B09)": ["deadline", { phase: "Failed", reason: "DeadlineExceeded" }],
-    "the deadline, never started (B12)": ["deadline", { phase: "Pending", containers: [waiting("worker", "ImagePullBackOff")] }],
-    "the deadline, its pod was stopped": ["deadline", { deleting: true, phase: "Running", containers: [exited("worker", 137)] }],
-    "another pod had failed": ["exit:42", { deleting: true, containers: [stopped] }, { containers: [exited("worker", 42)] }],
-    "code 0 and no time (C11)": ["unknown", { containers: [exited("worker", 0, { startedAt: null, finishedAt: null })] }],
+    "the deadline, never started (B12)": [
+      "deadline",
+      { phase: "Pending", containers: [waiting("worker", "ImagePullBackOff")] },
+    ],
+    "the deadline, its pod was stopped": [
+      "deadline",
+      { deleting: true, phase: "Running", containers: [exited("worker", 137)] },
+    ],
+    "another pod had failed": [
+      "exit:42",
+      { deleting: true, containers: [stopped] },
+      { containers: [exited("worker", 42)] },
+    ],
+    "code 0 and no time (C11)": [
+      "unknown",
+      { containers: [exited("worker", 0, { startedAt: null, finishedAt: null })] },
+    ],
   }
   test.each(Object.entries(causes))("causeOf() after %s", (name, [cause, ...pods]) => {
     const reason = name.startsWith("the deadline") ? "DeadlineExceeded" : "BackoffLimitExceeded"
@@ -663,7 +818,9 @@ describe("2 What we see", () => {
 
   test("causeOf() does not depend on the order of the pods, nor changes them", () => {
     const [first, second] = [{ containers: [exited("worker", 1)] }, { containers: [oomKilled("worker", 137, 5)] }]
-    const views = [first, second, { containers: [exited("worker", 3, { minute: 7 })] }].map((p, i) => pod({ ...p, name: `p${i}` }))
+    const views = [first, second, { containers: [exited("worker", 3, { minute: 7 })] }].map((p, i) =>
+      pod({ ...p, name: `p${i}` }),
+    )
     always([fc.shuffledSubarray(views, { minLength: 3 })], (shuffled) => {
       const before = structuredClone(shuffled)
       expect(causeOf(viewJob(failedJob()), shuffled)).toBe("exit:3")
@@ -677,17 +834,30 @@ describe("3 What to do", () => {
   const left: Record<string, [Job, string]> = {
     runs: [runningJob(), "it is running"],
     succeeded: [jobWith([isTrue("Complete")]), "it has succeeded"],
-    "succeeded with an OOMKilled pod (B02)": [jobWith([isTrue("SuccessCriteriaMet"), isTrue("Complete")]), "it has succeeded"],
+    "succeeded with an OOMKilled pod (B02)": [
+      jobWith([isTrue("SuccessCriteriaMet"), isTrue("Complete")]),
+      "it has succeeded",
+    ],
     "is suspended (G14)": [{ ...runningJob(), spec: { ...spec(), suspend: true } }, "it is suspended"],
     "is failing": [jobWith([isTrue("FailureTarget")]), "it is failing: its pods are being stopped"],
     "failed and is being deleted (A10)": [failedJob({ ago: DAY, metadata: deleted }), "it is being deleted"],
-    "is owned by a CronJob (A14)": [failedJob({ ago: DAY, metadata: { ownerReferences: [cronJob()] } }), "it is owned by CronJob tick"],
-    "is managed by another (G14)": [failedJob({ ago: DAY, spec: { managedBy: "other.test/x" } }), "it is managed by other.test/x"],
+    "is owned by a CronJob (A14)": [
+      failedJob({ ago: DAY, metadata: { ownerReferences: [cronJob()] } }),
+      "it is owned by CronJob tick",
+    ],
+    "is managed by another (G14)": [
+      failedJob({ ago: DAY, spec: { managedBy: "other.test/x" } }),
+      "it is managed by other.test/x",
+    ],
     "is not selected": [failedJob({ ago: DAY, name: "load-b" }), "it is not selected"],
   }
   test.each(Object.entries(left))("decide() leaves a Job alone that %s", (_, [job, because]) => {
     const healthy = !/owned|managed/.test(because)
-    expect(decide(viewJob(job), failedBy("oom"), settings({ SKIP_DELAY_ON_OOM: "true" }), NOW)).toEqual({ do: "leave", because, healthy })
+    expect(decide(viewJob(job), failedBy("oom"), settings({ SKIP_DELAY_ON_OOM: "true" }), NOW)).toEqual({
+      do: "leave",
+      because,
+      healthy,
+    })
   })
 
   test("decide() waits until the delay has passed, and not a millisecond longer", () => {
@@ -702,9 +872,16 @@ describe("3 What to do", () => {
   })
 
   test("decide() restarts a Job of a queue as any other, and leaves its suspend field as it is (G14)", () => {
-    const job = failedJob({ ago: DAY, metadata: { labels: { "kueue.x-k8s.io/queue-name": "q1" } }, spec: { suspend: false } })
+    const job = failedJob({
+      ago: DAY,
+      metadata: { labels: { "kueue.x-k8s.io/queue-name": "q1" } },
+      spec: { suspend: false },
+    })
     expect(decide(viewJob(job), failedBy("unknown"), settings(), NOW).do).toBe("restart")
-    expect(replacementFor(job)).toMatchObject({ metadata: { labels: { "kueue.x-k8s.io/queue-name": "q1" } }, spec: { suspend: false } })
+    expect(replacementFor(job)).toMatchObject({
+      metadata: { labels: { "kueue.x-k8s.io/queue-name": "q1" } },
+      spec: { suspend: false },
+    })
   })
 
   test("decide() restarts at once after an OOM kill where SKIP_DELAY_ON_OOM says so, then later and later", () => {
@@ -715,9 +892,13 @@ describe("3 What to do", () => {
       job = failedJob({ metadata: { annotations: marksFor(viewJob(job), failedBy("oom"), config) } })
       return !("dueAt" in decision) ? decision : [(decision.dueAt - NOW) / SECOND, decision.because.replace(/.*, /, "")]
     })
-    expect(waits).toEqual([0, 10, 20, 40, 80, 160, 300, 300].map((s, i) => [s, i === 0 ? "rule oom=0s..5m" : `failure ${i + 1} in a row`]))
+    expect(waits).toEqual(
+      [0, 10, 20, 40, 80, 160, 300, 300].map((s, i) => [s, i === 0 ? "rule oom=0s..5m" : `failure ${i + 1} in a row`]),
+    )
     expect(decide(viewJob(job), failedBy("exit:1"), config, NOW)).toMatchObject({ dueAt: NOW + 5 * MINUTE }) // another cause
-    expect(decide(viewJob(job), failedBy("oom"), settings({ RESTART_DELAY: "5m" }), NOW)).toMatchObject({ dueAt: NOW + 5 * MINUTE })
+    expect(decide(viewJob(job), failedBy("oom"), settings({ RESTART_DELAY: "5m" }), NOW)).toMatchObject({
+      dueAt: NOW + 5 * MINUTE,
+    })
     expect(marksFor(viewJob(job), failedBy("exit:1"), settings())).toMatchObject({
       [`${PREFIX}restarts`]: "9",
       [`${PREFIX}restarts-of-cause`]: "1",
@@ -728,13 +909,23 @@ describe("3 What to do", () => {
     const odd = fc.constantFrom("1e9", "-1", "NaN", "9".repeat(400))
     const counts = fc.oneof(fc.nat(40).map(String), fc.maxSafeNat().map(String), fc.string(), odd)
     always([counts, fc.nat(3650 * 86_400)], (text, seconds) => {
-      const annotations = { [`${PREFIX}restarts-of-cause`]: text, [`${PREFIX}last-cause`]: "oom", [`${PREFIX}restarts`]: text }
+      const annotations = {
+        [`${PREFIX}restarts-of-cause`]: text,
+        [`${PREFIX}last-cause`]: "oom",
+        [`${PREFIX}restarts`]: text,
+      }
       const view = viewJob(failedJob({ metadata: { annotations } }))
-      const decision = decide(view, failedBy("oom"), settings({ SKIP_DELAY_ON_OOM: "true", RESTART_DELAY: `${seconds}s` }), NOW)
+      const decision = decide(
+        view,
+        failedBy("oom"),
+        settings({ SKIP_DELAY_ON_OOM: "true", RESTART_DELAY: `${seconds}s` }),
+        NOW,
+      )
       const waitMs = !("dueAt" in decision) ? Number.NaN : decision.dueAt - NOW
       const kills = /^\d{1,9}$/.test(text) ? Number(text) : 0
       expect(waitMs).toBe(kills === 0 ? 0 : Math.min(seconds * SECOND, 10 * SECOND * 2 ** (kills - 1)))
-      for (const count of [0, 1]) expect(Object.values(marksFor(view, failedBy("oom"), settings()))[count]).toBe(String(kills + 1))
+      for (const count of [0, 1])
+        expect(Object.values(marksFor(view, failedBy("oom"), settings()))[count]).toBe(String(kills + 1))
     })
   })
 
@@ -752,7 +943,12 @@ describe("3 What to do", () => {
 
   test("decide() is not later than the TTL, which would take the Job (A12)", () => {
     const due = (ttl: number, RESTART_DELAY: string) =>
-      decide(viewJob(failedJob({ spec: { ttlSecondsAfterFinished: ttl } })), failedBy("exit:1"), settings({ RESTART_DELAY }), NOW)
+      decide(
+        viewJob(failedJob({ spec: { ttlSecondsAfterFinished: ttl } })),
+        failedBy("exit:1"),
+        settings({ RESTART_DELAY }),
+        NOW,
+      )
     expect(due(0, "1h")).toMatchObject({ do: "restart", dueAt: NOW })
     expect(due(600, "1h")).toMatchObject({ do: "wait", dueAt: NOW + 595 * SECOND })
     expect(due(600, "1m")).toMatchObject({ do: "wait", dueAt: NOW + MINUTE })
@@ -760,10 +956,15 @@ describe("3 What to do", () => {
 
   test("wasRemovedByTtl() tells a person's delete from the TTL's (A13)", () => {
     const gone = (ttl: number | undefined, afterMs: number) =>
-      wasRemovedByTtl(viewJob(failedJob({ spec: ttl === undefined ? {} : { ttlSecondsAfterFinished: ttl } })), NOW + afterMs)
+      wasRemovedByTtl(
+        viewJob(failedJob({ spec: ttl === undefined ? {} : { ttlSecondsAfterFinished: ttl } })),
+        NOW + afterMs,
+      )
     expect([gone(undefined, 100 * SECOND), gone(600, 100 * SECOND)]).toEqual([false, false])
     expect([gone(600, 600 * SECOND), gone(0, 0)]).toEqual([true, true])
-    expect(wasRemovedByTtl(viewJob({ ...runningJob(), spec: { ...spec(), ttlSecondsAfterFinished: 0 } }), NOW)).toBe(false)
+    expect(wasRemovedByTtl(viewJob({ ...runningJob(), spec: { ...spec(), ttlSecondsAfterFinished: 0 } }), NOW)).toBe(
+      false,
+    )
   })
 
   test("failureOf() has the lines and the killed containers of the last failed attempt, init ones too", () => {
@@ -796,7 +997,10 @@ describe("3 What to do", () => {
     unknown: [failedBy("unknown"), "unknown=7s"],
     "any line of the log": [failedBy("oom", ["one", "quota", "three"]), "log:/^quota$/=3s"],
     "a pattern for each line alone": [failedBy("oom", ["quota exceeded", "my quota"]), "oom=4s"],
-    "a pattern without regard to case, flag i": [failedBy("exit:1", ["INVALID KEY given"]), String.raw`log:/invalid (token|key)\b/i=never`],
+    "a pattern without regard to case, flag i": [
+      failedBy("exit:1", ["INVALID KEY given"]),
+      String.raw`log:/invalid (token|key)\b/i=never`,
+    ],
     "the case where there is no flag": [failedBy("oom", ["QUOTA"]), "oom=4s"],
     "the code before the log, as they stand": [failedBy("exit:3", ["invalid token"]), "exit:3=1s"],
   }
@@ -809,23 +1013,33 @@ describe("3 What to do", () => {
   test("decide() asks no rule where there is none, and any for all", () => {
     for (const cause of ["oom", "evicted", "deadline", "exit:137", "unknown"] as Cause[]) {
       expect(because(decide(viewJob(failedJob()), failedBy(cause), settings(), NOW))).toBe("RESTART_DELAY 1h")
-      expect(because(decide(viewJob(failedJob()), failedBy(cause), settings({ RESTART_RULES: "any=1s" }), NOW))).toBe("rule any=1s")
+      expect(because(decide(viewJob(failedJob()), failedBy(cause), settings({ RESTART_RULES: "any=1s" }), NOW))).toBe(
+        "rule any=1s",
+      )
     }
   })
 
   test("decide() puts SKIP_DELAY_ON_OOM before all rules, as oom=0s..RESTART_DELAY", () => {
     const config = settings({ SKIP_DELAY_ON_OOM: "true", RESTART_RULES: "oom=never, any=7s", RESTART_DELAY: "2h" })
-    expect(decide(viewJob(failedJob()), failedBy("oom"), config, NOW)).toEqual({ do: "restart", dueAt: NOW, because: "rule oom=0s..2h" })
+    expect(decide(viewJob(failedJob()), failedBy("oom"), config, NOW)).toEqual({
+      do: "restart",
+      dueAt: NOW,
+      because: "rule oom=0s..2h",
+    })
     expect(because(decide(viewJob(failedJob()), failedBy("exit:1"), config, NOW))).toBe("rule any=7s")
     const own = viewJob(annotated({ "restart-delay": "5m" }))
     expect(because(decide(own, failedBy("oom"), config, NOW))).toBe("rule oom=0s..5m")
-    expect(because(decide(viewJob(annotated({ "restart-rules": "any=1s" })), failedBy("oom"), config, NOW))).toBe("rule any=1s")
+    expect(because(decide(viewJob(annotated({ "restart-rules": "any=1s" })), failedBy("oom"), config, NOW))).toBe(
+      "rule any=1s",
+    )
   })
 
   test("a line of the log is cut to 1000 characters before a rule sees it, and its secrets are masked", () => {
     const { lines } = tailOf(`${"x".repeat(999)}END and more\ninvalid token=abc`, 20)
     const isSeen = (rule: string) =>
-      because(decide(viewJob(failedJob()), failedBy("exit:1", lines), settings({ RESTART_RULES: `${rule}=1s` }), NOW)) === `rule ${rule}=1s`
+      because(
+        decide(viewJob(failedJob()), failedBy("exit:1", lines), settings({ RESTART_RULES: `${rule}=1s` }), NOW),
+      ) === `rule ${rule}=1s`
     expect(["log:/xE/", "log:/invalid token/"].map(isSeen)).toEqual([true, true])
     expect(["log:/xEN/", "log:/and/", "log:/abc/"].map(isSeen)).toEqual([false, false, false])
   })
@@ -841,16 +1055,19 @@ describe("3 What to do", () => {
     "exit:3=1s..1d": [1, 2, 4, 8],
     "log:/quota/=1s..1d": [1, 2, 4, 8],
   }
-  test.each(Object.entries(growths))("decide() waits under %s, failure after failure: %j seconds", (RESTART_RULES, waits) => {
-    const [config, failure] = [settings({ RESTART_RULES }), failedBy("exit:3", ["quota"])]
-    expect(
-      livesOf(
-        stored(failedJob(), "U1"),
-        waits.map(() => failure),
-        config,
-      ).map(waitOf),
-    ).toEqual(waits)
-  })
+  test.each(Object.entries(growths))(
+    "decide() waits under %s, failure after failure: %j seconds",
+    (RESTART_RULES, waits) => {
+      const [config, failure] = [settings({ RESTART_RULES }), failedBy("exit:3", ["quota"])]
+      expect(
+        livesOf(
+          stored(failedJob(), "U1"),
+          waits.map(() => failure),
+          config,
+        ).map(waitOf),
+      ).toEqual(waits)
+    },
+  )
 
   test("decide() lets a wait grow only with failures in a row of the rule's cause", () => {
     const config = settings({ RESTART_RULES: "exit:1-9=10s..1h, oom=1s..1h", RESTART_DELAY: "5m" })
@@ -865,31 +1082,54 @@ describe("3 What to do", () => {
   })
 
   test("decide() never lets a wait shrink with the failures, pass its longest, or overflow, whatever the annotations say", () => {
-    const texts = fc.oneof(fc.nat().map(String), fc.maxSafeNat().map(String), fc.string(), fc.constantFrom("-1", "1e9", "9".repeat(400)))
+    const texts = fc.oneof(
+      fc.nat().map(String),
+      fc.maxSafeNat().map(String),
+      fc.string(),
+      fc.constantFrom("-1", "1e9", "9".repeat(400)),
+    )
     const seconds = fc.nat(3650 * 86_400)
     always([seconds, seconds, texts, texts, fc.nat(2_000)], (a, b, restarts, ofCause, n) => {
       const [from, to] = [Math.min(a, b), Math.max(a, b)]
       const config = settings({ RESTART_RULES: `any=${from}..${to}` })
       const wait = (marks: Record<string, string>) =>
         waitOf(decide(viewJob(annotated({ "last-cause": "oom", ...marks })), failedBy("oom"), config, NOW))
-      for (const s of [wait({ restarts, "restarts-of-cause": ofCause }), wait({ restarts: "1", "restarts-of-cause": String(n) })]) {
+      for (const s of [
+        wait({ restarts, "restarts-of-cause": ofCause }),
+        wait({ restarts: "1", "restarts-of-cause": String(n) }),
+      ]) {
         expect(s).toBeGreaterThanOrEqual(from)
         expect(s).toBeLessThanOrEqual(to)
       }
-      const [now, then] = [n, n + 1].map((count) => wait({ restarts: "1", "restarts-of-cause": String(count) })) as [number, number]
+      const [now, then] = [n, n + 1].map((count) => wait({ restarts: "1", "restarts-of-cause": String(count) })) as [
+        number,
+        number,
+      ]
       expect(then).toBeGreaterThanOrEqual(now)
     })
   })
 
   test("decide() is never earlier than its rule says, nor later, wherever the clock stands: clock changes, leap days, an hour to and fro", () => {
-    const days = ["2028-02-28T23:59:59Z", "2028-02-29T12:00:00Z", "2026-03-29T00:59:59Z", "2026-10-25T00:59:59Z", "2026-12-31T23:59:59Z"]
+    const days = [
+      "2028-02-28T23:59:59Z",
+      "2028-02-29T12:00:00Z",
+      "2026-03-29T00:59:59Z",
+      "2026-10-25T00:59:59Z",
+      "2026-12-31T23:59:59Z",
+    ]
     const failures = fc.oneof(
       fc.constantFrom(...days.map((day) => Date.parse(day))),
       fc.integer({ min: 1, max: 4_000_000_000 }).map((s) => s * SECOND),
     )
-    const looks = fc.array(fc.tuple(fc.nat(2 * HOUR), fc.constantFrom(0, 0, -HOUR, HOUR)), { minLength: 1, maxLength: 20 })
+    const looks = fc.array(fc.tuple(fc.nat(2 * HOUR), fc.constantFrom(0, 0, -HOUR, HOUR)), {
+      minLength: 1,
+      maxLength: 20,
+    })
     always([failures, fc.nat(2 * 86_400), looks], (failedAt, waitS, steps) => {
-      const [view, config] = [viewJob(failedJob({ ago: NOW - failedAt })), settings({ RESTART_RULES: `exit:3=${waitS}` })]
+      const [view, config] = [
+        viewJob(failedJob({ ago: NOW - failedAt })),
+        settings({ RESTART_RULES: `exit:3=${waitS}` }),
+      ]
       const dueAt = failedAt + waitS * SECOND
       const at = (now: number) => decide(view, failedBy("exit:3"), config, now)
       let now = failedAt
@@ -914,18 +1154,31 @@ describe("3 What to do", () => {
   })
 
   const never = { "restart-rules": "any=never" }
-  const [now, done, atLimit] = [{ "restart-now": "1" }, { "restart-now-done": "1" }, { restarts: "3", "max-restarts": "3" }]
+  const [now, done, atLimit] = [
+    { "restart-now": "1" },
+    { "restart-now-done": "1" },
+    { restarts: "3", "max-restarts": "3" },
+  ]
   const asked: Record<string, [Record<string, string>, string]> = {
     never: [never, "give up: rule any=never"],
     "a limit that is reached": [atLimit, "give up: it was restarted 3 times in a row without a success"],
-    "a limit that is reached and never": [{ ...atLimit, ...never }, "give up: it was restarted 3 times in a row without a success"],
+    "a limit that is reached and never": [
+      { ...atLimit, ...never },
+      "give up: it was restarted 3 times in a row without a success",
+    ],
     "a limit that is not reached": [{ ...atLimit, restarts: "2" }, "wait: RESTART_DELAY 1h"],
     "a limit of 0": [{ "max-restarts": "0" }, "give up: it was restarted 0 times in a row without a success"],
     "a limit, with a count that is none": [{ ...atLimit, restarts: "many" }, "wait: RESTART_DELAY 1h"],
     "restart-now": [now, `restart: its annotation ${PREFIX}restart-now asks for it`],
     "restart-now and never": [{ ...now, ...never }, `restart: its annotation ${PREFIX}restart-now asks for it`],
-    "restart-now and a limit that is reached": [{ ...now, ...atLimit }, `restart: its annotation ${PREFIX}restart-now asks for it`],
-    "restart-now by a new value": [{ ...done, "restart-now": "2" }, `restart: its annotation ${PREFIX}restart-now asks for it`],
+    "restart-now and a limit that is reached": [
+      { ...now, ...atLimit },
+      `restart: its annotation ${PREFIX}restart-now asks for it`,
+    ],
+    "restart-now by a new value": [
+      { ...done, "restart-now": "2" },
+      `restart: its annotation ${PREFIX}restart-now asks for it`,
+    ],
     "restart-now by a value that was done": [{ ...now, ...done }, "wait: RESTART_DELAY 1h"],
     "restart-now by a value that was done, and a limit that is reached": [
       { ...now, ...done, ...atLimit },
@@ -950,7 +1203,12 @@ describe("3 What to do", () => {
   test("decide() asks paused and restart-now of a failed Job only", () => {
     const at = (job: Job, annotations: Record<string, string>) =>
       because(
-        decide(viewJob({ ...job, metadata: { ...job.metadata, annotations: prefixed(annotations) } }), failedBy("oom"), settings(), NOW),
+        decide(
+          viewJob({ ...job, metadata: { ...job.metadata, annotations: prefixed(annotations) } }),
+          failedBy("oom"),
+          settings(),
+          NOW,
+        ),
       )
     expect(at(runningJob(), now)).toBe("it is running")
     expect(at(jobWith([isTrue("FailureTarget")]), now)).toBe("it is failing: its pods are being stopped")
@@ -983,23 +1241,39 @@ describe("3 What to do", () => {
   test("admit() begins all that is due where there is no spacing, the longest overdue first", () => {
     const schedules = scheduled({ c: 3, a: -5, b: 0, d: 3 })
     expect(admit(schedules, new Map(), 0, NOW)).toMatchObject({ begin: ["a", "b"], nextAt: NOW + 3 })
-    expect(admit(schedules, new Map(), 0, NOW + 3)).toMatchObject({ begin: ["a", "b", "c", "d"], nextAt: Number.POSITIVE_INFINITY })
+    expect(admit(schedules, new Map(), 0, NOW + 3)).toMatchObject({
+      begin: ["a", "b", "c", "d"],
+      nextAt: Number.POSITIVE_INFINITY,
+    })
     expect(admit(new Map(), new Map(), 0, NOW)).toMatchObject({ begin: [], nextAt: Number.POSITIVE_INFINITY })
   })
 
   test("admit() begins one of a group in a spacing, beside other groups", () => {
     const schedules = scheduled({ a: -3, b: -2, c: -1 })
-    expect(admit(schedules, new Map(), MINUTE, NOW)).toEqual({ begin: ["a"], nextAt: NOW + MINUTE, lastAt: new Map([["g", NOW]]) })
-    expect(admit(schedules, new Map([["g", NOW - MINUTE + 1]]), MINUTE, NOW)).toMatchObject({ begin: [], nextAt: NOW + 1 })
+    expect(admit(schedules, new Map(), MINUTE, NOW)).toEqual({
+      begin: ["a"],
+      nextAt: NOW + MINUTE,
+      lastAt: new Map([["g", NOW]]),
+    })
+    expect(admit(schedules, new Map([["g", NOW - MINUTE + 1]]), MINUTE, NOW)).toMatchObject({
+      begin: [],
+      nextAt: NOW + 1,
+    })
     expect(admit(schedules, new Map([["g", NOW - MINUTE]]), MINUTE, NOW)).toMatchObject({ begin: ["a"] })
     schedules.set("d", { uid: "d", dueAt: NOW - 9, group: "h" })
-    expect(admit(schedules, new Map([["g", NOW - 1]]), MINUTE, NOW)).toMatchObject({ begin: ["d"], nextAt: NOW - 1 + MINUTE })
+    expect(admit(schedules, new Map([["g", NOW - 1]]), MINUTE, NOW)).toMatchObject({
+      begin: ["d"],
+      nextAt: NOW - 1 + MINUTE,
+    })
   })
 
   test("admit() says the same for the same, in whatever order the Jobs were seen, and changes nothing that it was given", () => {
-    const entries = fc.array(fc.tuple(fc.stringMatching(/^[a-c]{1,2}$/), fc.integer({ min: -9, max: 3 }), fc.constantFrom("g", "h")), {
-      maxLength: 9,
-    })
+    const entries = fc.array(
+      fc.tuple(fc.stringMatching(/^[a-c]{1,2}$/), fc.integer({ min: -9, max: 3 }), fc.constantFrom("g", "h")),
+      {
+        maxLength: 9,
+      },
+    )
     const some = entries.chain((all) => {
       const unique = [...new Map(all.map(([key, due, group]) => [key, { uid: key, dueAt: NOW + due, group }]))]
       return fc.tuple(fc.constant(unique), fc.shuffledSubarray(unique, { minLength: unique.length }))
@@ -1057,8 +1331,13 @@ describe("3 What to do", () => {
   })
 
   test("isSelected() wants both JOB_NAMES and JOB_SELECTOR where both are set", () => {
-    const selected = (env: Env) => isSelected(viewJob(failedJob({ metadata: { labels: { app: "load" } } })), settings(env))
-    expect([selected({}), selected({ JOB_SELECTOR: "app=load" }), selected({ JOB_SELECTOR: "app!=load" })]).toEqual([true, true, false])
+    const selected = (env: Env) =>
+      isSelected(viewJob(failedJob({ metadata: { labels: { app: "load" } } })), settings(env))
+    expect([selected({}), selected({ JOB_SELECTOR: "app=load" }), selected({ JOB_SELECTOR: "app!=load" })]).toEqual([
+      true,
+      true,
+      false,
+    ])
     expect([selected({ JOB_NAMES: "load-b" }), selected({ JOB_NAMES: "", JOB_SELECTOR: "app" })]).toEqual([false, true])
   })
 
@@ -1091,8 +1370,13 @@ describe("3 What to do", () => {
     expect(of({ "restart-rules": "exit:3=6h,\nany=1s..1m" })).toEqual({ ...own, rules: "exit 3-3 21600; any 1..60" })
     expect(of({ "restart-rules": "" })).toEqual({ ...own, rules: "" })
     expect(of({ "max-restarts": "0" })).toEqual({ ...own, maxRestarts: 0 })
-    expect(of({ paused: "true", group: "?!", "restart-now": "?!", "oom-memory-max": "2Gi" })).toEqual({ ...own, paused: true })
-    expect(overridesOf(viewJob({ ...failedJob(), metadata: { annotations: { "restart-delay": "1s" } } }), config).delayMs).toBe(HOUR)
+    expect(of({ paused: "true", group: "?!", "restart-now": "?!", "oom-memory-max": "2Gi" })).toEqual({
+      ...own,
+      paused: true,
+    })
+    expect(
+      overridesOf(viewJob({ ...failedJob(), metadata: { annotations: { "restart-delay": "1s" } } }), config).delayMs,
+    ).toBe(HOUR)
   })
 
   const wrongValues: Record<string, [texts: string[], expected: RegExp]> = {
@@ -1102,21 +1386,28 @@ describe("3 What to do", () => {
     paused: [["", "yes", "1", "soon"], /write one of true, false/],
     "oom-memory-max": [["", "2GB", "0", "lots"], /write a quantity like 1.5Gi/],
   }
-  test.each(Object.entries(wrongValues))("overridesOf() says what is wrong with %s, and the setting holds", (name, [texts, expected]) => {
-    const config = settings({ RESTART_RULES: "any=1s..1h", MAX_RESTARTS: "3" })
-    for (const text of texts) {
-      const { problems, ...rest } = overridesOf(viewJob(annotated({ [name]: text })), config)
-      expect(problems).toEqual([expect.stringMatching(expected)])
-      expect(problems[0]).toStartWith(`annotation ${PREFIX}${name} cannot be ${JSON.stringify(text)}, so the operator's setting holds: `)
-      expect(rest).toEqual({ delayMs: HOUR, rules: config.restartRules!, maxRestarts: 3, paused: false })
-    }
-  })
+  test.each(Object.entries(wrongValues))(
+    "overridesOf() says what is wrong with %s, and the setting holds",
+    (name, [texts, expected]) => {
+      const config = settings({ RESTART_RULES: "any=1s..1h", MAX_RESTARTS: "3" })
+      for (const text of texts) {
+        const { problems, ...rest } = overridesOf(viewJob(annotated({ [name]: text })), config)
+        expect(problems).toEqual([expect.stringMatching(expected)])
+        expect(problems[0]).toStartWith(
+          `annotation ${PREFIX}${name} cannot be ${JSON.stringify(text)}, so the operator's setting holds: `,
+        )
+        expect(rest).toEqual({ delayMs: HOUR, rules: config.restartRules!, maxRestarts: 3, paused: false })
+      }
+    },
+  )
 
   test("overridesOf() takes no pattern from a Job, however it is written, and reports every mistake", () => {
     for (const text of ["log:/(a+)+$/=1h", "any=1s, log:/x/i=never"]) {
       const { rules, problems } = overridesOf(viewJob(annotated({ "restart-rules": text })), settings())
       expect(rules).toEqual([])
-      expect(problems).toEqual([expect.stringMatching(/at character (1|9) a log pattern may only stand in RESTART_RULES$/)])
+      expect(problems).toEqual([
+        expect.stringMatching(/at character (1|9) a log pattern may only stand in RESTART_RULES$/),
+      ])
     }
     const all = Object.fromEntries(Object.keys(wrongValues).map((name) => [name, "?!"]))
     expect(overridesOf(viewJob(annotated(all)), settings()).problems).toHaveLength(5)
@@ -1125,7 +1416,11 @@ describe("3 What to do", () => {
   const longest: Record<string, [env: Env, ms: number, from: string]> = {
     "no rule": [{}, HOUR, "the restart delay"],
     "a longer rule": [{ RESTART_RULES: "exit:3=6h, oom=never" }, 6 * HOUR, "the longest wait of rule exit:3=6h"],
-    "a rule that grows": [{ RESTART_RULES: "exit:3=1s..2h, oom=90m" }, 2 * HOUR, "the longest wait of rule exit:3=1s..2h"],
+    "a rule that grows": [
+      { RESTART_RULES: "exit:3=1s..2h, oom=90m" },
+      2 * HOUR,
+      "the longest wait of rule exit:3=1s..2h",
+    ],
     "a shorter rule": [{ RESTART_RULES: "oom=1m" }, HOUR, "the restart delay"],
     "a rule for all": [{ RESTART_RULES: "oom=1m, any=10s, exit:3=6h" }, MINUTE, "the longest wait of rule oom=1m"],
     "never for all": [{ RESTART_RULES: "any=never" }, -1, ""],
@@ -1145,7 +1440,13 @@ describe("3 What to do", () => {
         "last-failure": instantText(NOW),
       }),
     )
-    const before = { restarts: "7", "restarts-of-cause": "2", "last-cause": "exit:4", "restart-now": "b", "restart-now-done": "b" }
+    const before = {
+      restarts: "7",
+      "restarts-of-cause": "2",
+      "last-cause": "exit:4",
+      "restart-now": "b",
+      "restart-now-done": "b",
+    }
     expect(marksFor(viewJob(annotated(before)), failedBy("exit:3"), config)).toMatchObject(
       prefixed({ restarts: "8", "restarts-of-cause": "3" }),
     )
@@ -1162,7 +1463,12 @@ describe("3 What to do", () => {
     const labels = { app: "load", "controller-uid": "U1", "job-name": "load-a" }
     const spec = { selector: { matchLabels: { "controller-uid": "U1" } }, ...template(labels) }
     const replacement = replacementFor({ metadata: { name: "load-a", uid: "U1" }, spec } as never) as unknown
-    expect(replacement).toEqual({ apiVersion: "batch/v1", kind: "Job", metadata: { name: "load-a" }, spec: template({ app: "load" }) })
+    expect(replacement).toEqual({
+      apiVersion: "batch/v1",
+      kind: "Job",
+      metadata: { name: "load-a" },
+      spec: template({ app: "load" }),
+    })
   })
 
   test("replacementFor() drops what the server made, in both places, and nothing else (A02)", () => {
@@ -1193,7 +1499,11 @@ describe("3 What to do", () => {
         "podFailurePolicy":{"rules":[{"action":"FailJob","onExitCodes":{"operator":"In","values":[42]}}]},"newerField":{"a":[null,"<&&\\"",0]}}`,
     )
     const live = stored({ ...failedJob(), spec: { ...spec(), ...fields }, status: { failedIndexes: "1" } }, "U1")
-    const { template: _, suspend: __, ...rest } = replacementFor(live).spec as object & { template: object; suspend: boolean }
+    const {
+      template: _,
+      suspend: __,
+      ...rest
+    } = replacementFor(live).spec as object & { template: object; suspend: boolean }
     expect(JSON.stringify(rest)).toBe(JSON.stringify(fields))
   })
 
@@ -1225,13 +1535,26 @@ describe("3 What to do", () => {
         spec: { ...live.spec, ...spec },
         status: { ...live.status, ...status },
       }) as Job
-    const deleting = { ...deleted, deletionGracePeriodSeconds: 0, finalizers: ["foregroundDeletion"], resourceVersion: "9", generation: 2 }
+    const deleting = {
+      ...deleted,
+      deletionGracePeriodSeconds: 0,
+      finalizers: ["foregroundDeletion"],
+      resourceVersion: "9",
+      generation: 2,
+    }
     for (const same of [{}, { metadata: deleting }, { metadata: { managedFields: [] } }, { status: { failed: 9 } }])
       expect(isEdited(live, change(same))).toBe(false)
     expect(
-      isEdited(live, change({ metadata: { annotations: { note: "1", ...marksFor(viewJob(live), failedBy("oom"), settings()) } } })),
+      isEdited(
+        live,
+        change({ metadata: { annotations: { note: "1", ...marksFor(viewJob(live), failedBy("oom"), settings()) } } }),
+      ),
     ).toBe(false)
-    const edits = [{ metadata: { annotations: { note: "2" } } }, { metadata: { labels: {} } }, { spec: { parallelism: 2 } }]
+    const edits = [
+      { metadata: { annotations: { note: "2" } } },
+      { metadata: { labels: {} } },
+      { spec: { parallelism: 2 } },
+    ]
     for (const edit of [...edits, { spec: { suspend: true } }]) expect(isEdited(live, change(edit))).toBe(true)
   })
 
@@ -1248,7 +1571,14 @@ describe("3 What to do", () => {
         ...replacement,
         metadata: { ...replacement.metadata, annotations: { ...replacement.metadata?.annotations, ...marks } },
       })
-      expect(intent).toMatchObject({ jobName: "load-a", jobUid: "U1", jobVersion: "7", uid: "U7", namespace: "batch-a", deleting: false })
+      expect(intent).toMatchObject({
+        jobName: "load-a",
+        jobUid: "U1",
+        jobVersion: "7",
+        uid: "U7",
+        namespace: "batch-a",
+        deleting: false,
+      })
       expect(intent.plan.notBefore).toBe(notBefore ?? 0)
       expect(isEdited(live, intent.replacement)).toBe(false)
     })
@@ -1268,9 +1598,16 @@ describe("3 What to do", () => {
 
   test("intentFor() gives the same name for the same Job and version, another for any other, always a valid one", () => {
     const nameOf = (name: string, uid = "U1", resourceVersion = "7") =>
-      intentFor({ ...failedJob(), metadata: { ...failedJob().metadata, name, uid, resourceVersion } }, { marks: {} }).metadata?.name ?? ""
+      intentFor({ ...failedJob(), metadata: { ...failedJob().metadata, name, uid, resourceVersion } }, { marks: {} })
+        .metadata?.name ?? ""
     expect(nameOf("load-a")).toMatch(/^load-a-restart-[0-9a-f]{12}$/)
-    const names = [nameOf("load-a"), nameOf("load-a"), nameOf("load-a", "U2"), nameOf("load-a", "U1", "8"), nameOf("load-b")]
+    const names = [
+      nameOf("load-a"),
+      nameOf("load-a"),
+      nameOf("load-a", "U2"),
+      nameOf("load-a", "U1", "8"),
+      nameOf("load-b"),
+    ]
     expect(new Set(names).size).toBe(4)
     for (const name of ["a", "a".repeat(63), `${"a".repeat(29)}.b`, `${"a".repeat(28)}--.b`, `${"a.".repeat(31)}a`])
       expect(nameOf(name)).toMatch(/^(?=.{14,51}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/)
@@ -1279,32 +1616,53 @@ describe("3 What to do", () => {
   test("readIntent() is undefined for a Job that is no intent, or that was made unreadable", () => {
     const intent = stored(intentFor(stored(failedJob(), "U1"), { marks: {} }), "U7")
     const withAnnotation = (text?: string) =>
-      readIntent({ ...intent, metadata: { ...intent.metadata, annotations: text === undefined ? {} : { [INTENT]: text } } })
+      readIntent({
+        ...intent,
+        metadata: { ...intent.metadata, annotations: text === undefined ? {} : { [INTENT]: text } },
+      })
     expect(readIntent(failedJob())).toBeUndefined()
-    const broken = `|{|null|[]|3|{}|{"name":"a","uid":"","resourceVersion":"1"}|{"name":1,"uid":"u","resourceVersion":"1"}`.split("|")
+    const broken =
+      `|{|null|[]|3|{}|{"name":"a","uid":"","resourceVersion":"1"}|{"name":1,"uid":"u","resourceVersion":"1"}`.split(
+        "|",
+      )
     for (const text of [undefined, ...broken]) expect([text, withAnnotation(text)]).toEqual([text, undefined])
-    expect(readIntent({ ...intent, metadata: { ...intent.metadata, deletionTimestamp: "2026-03-01T00:00:00Z" } })?.deleting).toBe(true)
+    expect(
+      readIntent({ ...intent, metadata: { ...intent.metadata, deletionTimestamp: "2026-03-01T00:00:00Z" } })?.deleting,
+    ).toBe(true)
   })
 
   const steps: Record<string, [Job | undefined, string]> = {
     "the Job is absent": [undefined, "create"],
     "the Job is terminating with the intent's uid": [liveJob({ ...deleted, resourceVersion: "9" }), "await absence"],
     "the Job is terminating, never edited": [liveJob(deleted), "await absence"],
-    "the Job is terminating and was edited": [liveJob({ ...deleted, resourceVersion: "9", labels: { a: "b" } }), "rewrite"],
+    "the Job is terminating and was edited": [
+      liveJob({ ...deleted, resourceVersion: "9", labels: { a: "b" } }),
+      "rewrite",
+    ],
     "the Job is there with that uid and version": [liveJob({}), "delete"],
     "the Job is there with another version": [liveJob({ resourceVersion: "8" }), "discard"],
     "another uid has the name (A15, G07)": [liveJob({ uid: "U2", annotations: { tool: "sync" } }), "finish"],
     "another uid is terminating": [liveJob({ uid: "U2", ...deleted }), "finish"],
   }
-  test.each(Object.entries(steps))("nextStep() when %s", (_, [live, step]) => expect(nextStep(intentOf(), live, NOW)).toBe(step as never))
+  test.each(Object.entries(steps))("nextStep() when %s", (_, [live, step]) =>
+    expect(nextStep(intentOf(), live, NOW)).toBe(step as never),
+  )
 
   test("staleRecords() keeps the last so many of each Job, and nothing of a Job that is gone for a month", () => {
     const past = (job: string, age: number) => ({
       ...readPast({ name: `${job}${age / DAY}`, labels: prefixed({ job }) }),
       failedAt: NOW - age,
     })
-    const all = [past("a", 0), past("a", 40 * DAY), past("a", 50 * DAY), past("b", 31 * DAY), past("b", 33 * DAY), past("c", 29 * DAY)]
-    const stale = (limit: number, there: string[]) => staleRecords(all, limit, (job) => there.includes(job), NOW).map(({ name }) => name)
+    const all = [
+      past("a", 0),
+      past("a", 40 * DAY),
+      past("a", 50 * DAY),
+      past("b", 31 * DAY),
+      past("b", 33 * DAY),
+      past("c", 29 * DAY),
+    ]
+    const stale = (limit: number, there: string[]) =>
+      staleRecords(all, limit, (job) => there.includes(job), NOW).map(({ name }) => name)
     expect(stale(2, ["a", "b", "c"])).toEqual(["a50"])
     expect(stale(1, ["a", "b", "c"])).toEqual(["a40", "a50", "b33"])
     expect(stale(9, [])).toEqual(["b31", "b33"])
@@ -1312,12 +1670,18 @@ describe("3 What to do", () => {
 
   test("nextStep() waits for the due time where the TTL took the Job early", () => {
     const intent = intentOf({}, NOW + HOUR)
-    expect([NOW, NOW + HOUR - 1].map((now) => nextStep(intent, undefined, now))).toEqual(["await due time", "await due time"])
+    expect([NOW, NOW + HOUR - 1].map((now) => nextStep(intent, undefined, now))).toEqual([
+      "await due time",
+      "await due time",
+    ])
     expect(nextStep(intent, undefined, NOW + HOUR)).toBe("create")
   })
 
   test("marksFor() a Job that has succeeded, and is restarted on a wish, begins the row anew and tells of no failure", () => {
-    const job = { ...annotated({ restarts: "3", "restart-now": "x" }), status: { conditions: [isTrue("Complete") as never] } }
+    const job = {
+      ...annotated({ restarts: "3", "restart-now": "x" }),
+      status: { conditions: [isTrue("Complete") as never] },
+    }
     expect(marksFor(viewJob(job), failedBy("unknown"), settings())).toEqual(
       prefixed({ restarts: "0", "restarts-of-cause": "0", "restarted-from": "U1", "restart-now-done": "x" }),
     )
@@ -1330,7 +1694,10 @@ describe("3 What to do", () => {
     "a Job that runs": [runningJob(), "it is running"],
     "a Job that is failing": [jobWith([isTrue("FailureTarget")]), "it is failing"],
     "a suspended Job": [{ ...runningJob(), spec: { ...spec(), suspend: true } }, "it is suspended; resume it instead"],
-    "a Job that is being deleted": [failedJob({ metadata: { deletionTimestamp: "2026-03-01T12:00:00Z" } }), "it is being deleted"],
+    "a Job that is being deleted": [
+      failedJob({ metadata: { deletionTimestamp: "2026-03-01T12:00:00Z" } }),
+      "it is being deleted",
+    ],
     "a CronJob's": [failedJob({ metadata: { ownerReferences: [cronJob()] } }), "it is owned by CronJob tick"],
   }
   test.each(Object.entries(wishes))("decideOnWish() of %s", (_, [job, what]) => {
@@ -1388,7 +1755,8 @@ describe("3 What to do", () => {
   test("the counts go on after kubectl apply of the same manifest, and begin anew after one that differs, or restart-now", () => {
     const config = settings({ RESTART_RULES: "any=10s..1h" })
     const third = [1, 2].reduce((job) => nextLife(job, failedBy("exit:1"), config), stored(failedJob(), "U1"))
-    const waits = (edit: Edit) => livesOf(edited(third, edit), [failedBy("exit:1"), failedBy("exit:1")], config).map(waitOf)
+    const waits = (edit: Edit) =>
+      livesOf(edited(third, edit), [failedBy("exit:1"), failedBy("exit:1")], config).map(waitOf)
     expect(waits({})).toEqual([40, 80])
     expect(waits({ annotations: { "kubectl.kubernetes.io/last-applied-configuration": "{}" } })).toEqual([40, 80])
     expect(waits({ spec: { backoffLimit: 3 } })).toEqual([10, 20])
@@ -1433,16 +1801,24 @@ describe("3 What to do", () => {
 
   test("an intent has the raised memory for the new Job alone: the request follows if it was equal, and the first value stays", () => {
     const resources = { limits: { memory: "1Gi", cpu: "1" }, requests: { memory: "1Gi", cpu: "500m" } }
-    const job = hungryJob({ worker: resources, mesh: { limits: { memory: "2Gi" }, requests: { memory: "1Gi" } }, plain: {} }, "8Gi")
+    const job = hungryJob(
+      { worker: resources, mesh: { limits: { memory: "2Gi" }, requests: { memory: "1Gi" } }, plain: {} },
+      "8Gi",
+    )
     const live = stored(job, "U1")
-    const plan = { marks: { [`${PREFIX}restarts`]: "1" }, memory: moreMemory(live, failedBy("oom", [], ["worker", "mesh", "plain"])) }
+    const plan = {
+      marks: { [`${PREFIX}restarts`]: "1" },
+      memory: moreMemory(live, failedBy("oom", [], ["worker", "mesh", "plain"])),
+    }
     const intent = readIntent(stored(intentFor(live, plan), "U7")) as Intent
     expect(resourcesOf(intent.replacement)).toEqual({
       worker: { limits: { memory: "2Gi", cpu: "1" }, requests: { memory: "2Gi", cpu: "500m" } },
       mesh: { limits: { memory: "4Gi" }, requests: { memory: "1Gi" } },
       plain: {},
     })
-    expect(intent.replacement.metadata?.annotations).toMatchObject(prefixed({ "oom-memory-first": "worker=1Gi,mesh=2Gi" }))
+    expect(intent.replacement.metadata?.annotations).toMatchObject(
+      prefixed({ "oom-memory-first": "worker=1Gi,mesh=2Gi" }),
+    )
     expect(resourcesOf(intent.original)).toEqual(resourcesOf(live))
     expect([isEdited(live, intent.original), isEdited(live, intent.replacement)]).toEqual([false, true])
     // An edit while the old Job goes is seen against what stood, and gets the memory too.
@@ -1454,16 +1830,23 @@ describe("3 What to do", () => {
   })
 
   test("memory doubles with each kill up to the most, the first values stay, and the counts go on", () => {
-    const job = stored(hungryJob({ worker: { limits: { memory: "384Mi" } }, mesh: { limits: { memory: "1Gi" } } }, "2000Mi"), "U1")
+    const job = stored(
+      hungryJob({ worker: { limits: { memory: "384Mi" } }, mesh: { limits: { memory: "1Gi" } } }, "2000Mi"),
+      "U1",
+    )
     const kills = ["worker", "worker", "mesh", "worker", "worker"].map((name) => failedBy("oom", [], [name]))
     let life = job
     const limits = kills.map((failure) => {
       life = nextLife(life, failure, settings())
       expect(isChanged(life)).toBe(false)
-      return Object.values(resourcesOf(life)).map((resources) => (resources as { limits: { memory: string } }).limits.memory)
+      return Object.values(resourcesOf(life)).map(
+        (resources) => (resources as { limits: { memory: string } }).limits.memory,
+      )
     })
     expect(limits.map(String)).toEqual(["768Mi,1Gi", "1536Mi,1Gi", "1536Mi,2000Mi", "2000Mi,2000Mi", "2000Mi,2000Mi"])
-    expect(viewJob(life).annotations).toMatchObject(prefixed({ "oom-memory-first": "worker=384Mi,mesh=1Gi", restarts: "5" }))
+    expect(viewJob(life).annotations).toMatchObject(
+      prefixed({ "oom-memory-first": "worker=384Mi,mesh=1Gi", restarts: "5" }),
+    )
   })
 
   test("isChanged() takes memory for the same however the server writes it, and for another where it is another", () => {
@@ -1489,9 +1872,21 @@ describe("3 What to do", () => {
   })
 
   const pods: Record<string, [Pod, boolean, boolean]> = {
-    "owned by the old Job": [{ metadata: { ownerReferences: [owner("U1")] }, status: { phase: "Running" } }, true, true],
-    "owned by the old Job and ended (B16)": [{ metadata: { ownerReferences: [owner("U1")] }, status: { phase: "Failed" } }, true, true],
-    "owned by another Job": [{ metadata: { ownerReferences: [owner("U2")] }, status: { phase: "Running" } }, false, false],
+    "owned by the old Job": [
+      { metadata: { ownerReferences: [owner("U1")] }, status: { phase: "Running" } },
+      true,
+      true,
+    ],
+    "owned by the old Job and ended (B16)": [
+      { metadata: { ownerReferences: [owner("U1")] }, status: { phase: "Failed" } },
+      true,
+      true,
+    ],
+    "owned by another Job": [
+      { metadata: { ownerReferences: [owner("U2")] }, status: { phase: "Running" } },
+      false,
+      false,
+    ],
     "an orphan that runs (A06)": [{ metadata: {}, status: { phase: "Running" } }, true, true],
     "an orphan that has ended": [{ metadata: {}, status: { phase: "Succeeded" } }, false, true],
     "an orphan without status": [{}, true, true],
@@ -1509,7 +1904,9 @@ describe("3 What to do", () => {
       { key: "f", operator: "Exists", values: [] },
       { key: "g", operator: "DoesNotExist" },
     ]
-    const text = podSelector(intentOf({ manualSelector: true, selector: { matchLabels: { app: "x" }, matchExpressions } }))
+    const text = podSelector(
+      intentOf({ manualSelector: true, selector: { matchLabels: { app: "x" }, matchExpressions } }),
+    )
     expect(text).toBe("app=x,a in (b,c),d notin (e),f,!g")
     expect(matches(parseSelector(text), { app: "x", a: "b", f: "" })).toBe(true)
   })
@@ -1531,15 +1928,20 @@ describe("4 How we say it", () => {
 
   test("printable() lets nothing through that breaks a line, forges a record or drives a terminal", () => {
     const nasty =
-      "\n|\r|\u0085|\u2028|\u2029|\u001b[2J|\u009b2J|\u0007|\0|\u202e|\u2066|\u200b|\u200d|\uFEFF|\u00AD|\ud800|\u{E0041}".split("|")
+      "\n|\r|\u0085|\u2028|\u2029|\u001b[2J|\u009b2J|\u0007|\0|\u202e|\u2066|\u200b|\u200d|\uFEFF|\u00AD|\ud800|\u{E0041}".split(
+        "|",
+      )
     for (const text of nasty) expect(printable(`a${text}b`)).toMatch(/^a\\u\{[0-9a-f]+\}(\[?2J)?b$/)
     expect(printable("\u001b[31mred\ttab ümläut 漢字 😀")).toBe("\\u{1b}[31mred tab ümläut 漢字 😀")
-    always([fc.string({ unit: fc.oneof(fc.constantFrom(...nasty), fc.string({ unit: "binary", maxLength: 3 })) })], (text) => {
-      expect(printable(text)).not.toMatch(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/u)
-      expect(printable(printable(text))).toBe(printable(text))
-      expect(textRecord(NOW, "info", text, [text]).split(/\r\n|[\n\r\v\f\u0085\u2028\u2029]/)).toHaveLength(3)
-      expect(jsonRecord(NOW, "info", text, { lines: [text] }).split(/[\n\r\u0085\u2028\u2029]/)).toHaveLength(2)
-    })
+    always(
+      [fc.string({ unit: fc.oneof(fc.constantFrom(...nasty), fc.string({ unit: "binary", maxLength: 3 })) })],
+      (text) => {
+        expect(printable(text)).not.toMatch(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/u)
+        expect(printable(printable(text))).toBe(printable(text))
+        expect(textRecord(NOW, "info", text, [text]).split(/\r\n|[\n\r\v\f\u0085\u2028\u2029]/)).toHaveLength(3)
+        expect(jsonRecord(NOW, "info", text, { lines: [text] }).split(/[\n\r\u0085\u2028\u2029]/)).toHaveLength(2)
+      },
+    )
   })
 
   // C13: each with its secret planted as {{...}}; nothing of that may be left.
@@ -1576,7 +1978,8 @@ describe("4 How we say it", () => {
     expect(jsonRecord(NOW, "info", "x", { lines: [marked.replaceAll(/\{\{|\}\}/g, "")] })).toContain("***")
   })
 
-  const ordinary = `2026-03-01T12:00:00Z 429 Too Many Requests, retry in 60 s ¦ Error: getaddrinfo ENOTFOUND api.flickr.com:443
+  const ordinary =
+    `2026-03-01T12:00:00Z 429 Too Many Requests, retry in 60 s ¦ Error: getaddrinfo ENOTFOUND api.flickr.com:443
     got 12 tokens, bucket empty ¦ signature verified, password accepted ¦ Unexpected token '<', "<!DOCTYPE "... is not valid JSON
     KeyError: 'photo' in row 17 ¦ at main (/app/src/token.ts:12:5) ¦ File "/app/secrets.py", line 45 ¦ password_reset.go:31 +0x1d
     one-time-password required, per-token bucket size 5 ¦ https://example.test/?email=a@b.test and mailto:me@example.test
@@ -1586,7 +1989,9 @@ describe("4 How we say it", () => {
   test.each(ordinary)("maskSecrets() leaves the ordinary line %j alone", (line) => expect(maskSecrets(line)).toBe(line))
 
   test("maskSecrets() masks a value of any kind, and nothing before it", () => {
-    const keys = fc.constantFrom(..."api_key oauth_token oauth_signature password CLIENT_SECRET x-api-key accessKey db.password".split(" "))
+    const keys = fc.constantFrom(
+      ..."api_key oauth_token oauth_signature password CLIENT_SECRET x-api-key accessKey db.password".split(" "),
+    )
     const forms: ((key: string, value: string) => string)[] = [
       (key, value) => `${key}=${value}`,
       (key, value) => `?${key}=${value}&format=json`,
@@ -1622,7 +2027,8 @@ describe("4 How we say it", () => {
 
   test("durationText() is short and exact", () => {
     const rows = `0 0s|250 250ms|999 999ms|1000 1s|90000 1m30s|5400000 1h30m|86400000 1d|86401000 1d1s|3599999 1h|-5 -5ms|-90000 -1m30s`
-    for (const [ms, text] of rows.split("|").map((row) => row.split(" "))) expect(durationText(Number(ms))).toBe(text as string)
+    for (const [ms, text] of rows.split("|").map((row) => row.split(" ")))
+      expect(durationText(Number(ms))).toBe(text as string)
   })
 
   test("messageOf() has what caused an error, and no stack, whatever was thrown", () => {
@@ -1638,7 +2044,12 @@ describe("4 How we say it", () => {
   })
 
   test("jsonRecord() is one JSON object a line, masked as deep as it goes", () => {
-    const record = jsonRecord(NOW, "info", "api_key=x", { job: "a/b", lines: ["ok", "password=y"], deep: { url: "https://u:p@h" }, n: 3 })
+    const record = jsonRecord(NOW, "info", "api_key=x", {
+      job: "a/b",
+      lines: ["ok", "password=y"],
+      deep: { url: "https://u:p@h" },
+      n: 3,
+    })
     expect(record).toEndWith("}\n")
     expect(JSON.parse(record)).toEqual({
       ...{ time: "2026-03-01T12:00:00.000Z", level: "info", message: "api_key=***", job: "a/b" },
@@ -1649,10 +2060,13 @@ describe("4 How we say it", () => {
   test("table() has a straight frame, whatever stands in it", () => {
     const lines = ["┌─────────┬───────┐", "│ setting │ value │", "│ A       │ 漢字  │", "└─────────┴───────┘"]
     expect(toTable(["setting|value", "A|漢字"].map((row) => row.split("|")))).toEqual(lines)
-    always([fc.array(fc.tuple(fc.string({ unit: "grapheme" }), fc.string({ unit: "grapheme" })), { minLength: 1 })], (rows) => {
-      const widths = new Set(toTable(rows).map((line) => Bun.stringWidth(line)))
-      expect(widths.size).toBe(1)
-    })
+    always(
+      [fc.array(fc.tuple(fc.string({ unit: "grapheme" }), fc.string({ unit: "grapheme" })), { minLength: 1 })],
+      (rows) => {
+        const widths = new Set(toTable(rows).map((line) => Bun.stringWidth(line)))
+        expect(widths.size).toBe(1)
+      },
+    )
   })
 
   const unknown = "worker: exit code not known, ContainerStatusUnknown"
@@ -1662,9 +2076,15 @@ describe("4 How we say it", () => {
   const lost = { phase: "Running", reason: "NodeLost", containers: [running("worker")] }
   const indexed = { index: "1", containers: [exited("worker", 42, { restarts: 2, signal: 9 })] }
   const evidence: Record<string, [PodParts, string]> = {
-    "two containers (B14)": [{ containers: [exited("mesh", 0), oomKilled("worker")] }, `Failed|mesh: exit code 0${RAN}|worker: ${oom}`],
+    "two containers (B14)": [
+      { containers: [exited("mesh", 0), oomKilled("worker")] },
+      `Failed|mesh: exit code 0${RAN}|worker: ${oom}`,
+    ],
     "an init container (B04)": [init, `Failed|init fetch: ${oom}|worker: never started, PodInitializing`],
-    "Evicted (B06)": [{ reason: "Evicted", message: "disk" }, "Failed, Evicted, disk|  no container known; exit code unknown"],
+    "Evicted (B06)": [
+      { reason: "Evicted", message: "disk" },
+      "Failed, Evicted, disk|  no container known; exit code unknown",
+    ],
     "year 1 (B08)": [{ containers: [statusUnknown("0001-01-01T00:00:00Z")] }, `Failed|${unknown}`],
     "null times (B08)": [{ containers: [statusUnknown(null)] }, `Failed|${unknown}`],
     "what could not start (B12)": [stuck, "Pending|worker: never started, CreateContainerConfigError, no secret"],
@@ -1673,7 +2093,9 @@ describe("4 How we say it", () => {
   }
   test.each(Object.entries(evidence))("evidenceLines() tells of %s", (_, [parts, lines]) => {
     const said = evidenceLines({ pods: [pod(parts)], logs: new Map(), morePods: 0 }).join("\n")
-    const headless = said.replace(/^pod p( \(index \d+\))? \((.*)\)$/m, (_, index = "", facts) => `${index} ${facts}`.trim())
+    const headless = said.replace(/^pod p( \(index \d+\))? \((.*)\)$/m, (_, index = "", facts) =>
+      `${index} ${facts}`.trim(),
+    )
     const short = headless.replaceAll(/^ {2}(init )?container (\w+) \((.*)\)$/gm, "$1$2: $3")
     expect(short).toBe(lines.replaceAll("|", "\n"))
   })
@@ -1686,7 +2108,11 @@ describe("4 How we say it", () => {
       ["uid-p0/fetch", { lines: ["one", "two"] }],
       ["uid-p0/worker", { lines: [], note: "log empty, it may have been rotated" }],
     ])
-    const view = pod({ name: "p0", init: [exited("fetch", 1, { minute: 3 })], containers: [waiting("worker", "PodInitializing")] })
+    const view = pod({
+      name: "p0",
+      init: [exited("fetch", 1, { minute: 3 })],
+      containers: [waiting("worker", "PodInitializing")],
+    })
     expect(evidenceLines({ pods: [view], logs, morePods: 7 }).slice(2)).toEqual([
       "    | one",
       "    | two",
@@ -1718,13 +2144,19 @@ describe("4 How we say it", () => {
     expect(tailOf("a\nb\nc", 20)).toEqual({ lines: ["a", "b", "c"] })
     expect(tailOf("a\r\nb\r\n", 20)).toEqual({ lines: ["a", "b"] })
     const log = Array.from({ length: 500 }, (_, i) => `line ${i + 1}\n`).join("")
-    expect(tailOf(log, 20)).toMatchObject({ lines: { length: 20, 0: "line 481", 19: "line 500" }, note: "last 20 lines" })
+    expect(tailOf(log, 20)).toMatchObject({
+      lines: { length: 20, 0: "line 481", 19: "line 500" },
+      note: "last 20 lines",
+    })
     expect(tailOf(log, 400).lines[99]).toBe("line 200")
   })
 
   test("tailOf() cuts long lines and says where a log was cut (C05)", () => {
     const { lines, note } = tailOf(`${"x".repeat(100_000)}\nend`, 20, true)
-    expect([lines, note]).toEqual([[`${"x".repeat(1_000)}… 99000 more characters`, "end"], "log too long to read whole, cut"])
+    expect([lines, note]).toEqual([
+      [`${"x".repeat(1_000)}… 99000 more characters`, "end"],
+      "log too long to read whole, cut",
+    ])
   })
 
   test("tailOf() masks a secret that spans lines or stands at the cut, and makes all text printable (C13)", () => {
@@ -1736,7 +2168,11 @@ describe("4 How we say it", () => {
   })
 
   const decisions: Record<string, [ReturnType<typeof decide>, fact: string, text: string]> = {
-    "left alone": [{ do: "leave", because: "it is running", healthy: true }, "it is running", "left alone, it is running"],
+    "left alone": [
+      { do: "leave", because: "it is running", healthy: true },
+      "it is running",
+      "left alone, it is running",
+    ],
     "given up": [
       { do: "give up", because: "rule exit:7=never" },
       `given up: rule exit:7=never; to go on, set a new ${PREFIX}restart-now on it, or delete it and apply it again`,
@@ -1784,9 +2220,14 @@ describe("4 How we say it", () => {
   })
 
   test("sayDecision() has the same fact as time goes by, though the text tells the time that is left", () => {
-    const [first, later] = [0, MINUTE].map((ms) => sayDecision({ do: "wait", dueAt: NOW + HOUR, because: "x" }, NOW + ms))
+    const [first, later] = [0, MINUTE].map((ms) =>
+      sayDecision({ do: "wait", dueAt: NOW + HOUR, because: "x" }, NOW + ms),
+    )
     expect(first!.fact).toBe(later!.fact)
-    expect([first!.text, later!.text]).toEqual([expect.stringContaining("(in 1h)"), expect.stringContaining("(in 59m)")])
+    expect([first!.text, later!.text]).toEqual([
+      expect.stringContaining("(in 1h)"),
+      expect.stringContaining("(in 59m)"),
+    ])
   })
 
   test("eventFor() is a core Event on the Job by its uid, so that kubectl describe shows it", () => {
@@ -1799,13 +2240,23 @@ describe("4 How we say it", () => {
       ...{ firstTimestamp: "2026-03-01T12:00:00Z", lastTimestamp: "2026-03-01T12:00:00Z", count: 1 },
     })
     const typeOf = (level: "debug" | "info" | "warning" | "error") => eventFor(job, level, "X", "x", NOW, 0).type
-    expect([typeOf("debug"), typeOf("info"), typeOf("warning"), typeOf("error")]).toEqual(["Normal", "Normal", "Warning", "Warning"])
+    expect([typeOf("debug"), typeOf("info"), typeOf("warning"), typeOf("error")]).toEqual([
+      "Normal",
+      "Normal",
+      "Warning",
+      "Warning",
+    ])
   })
 
   test("eventFor() has a valid name, another for each, and a message within the limit, masked and printable", () => {
     const names = fc.stringMatching(/^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$/)
     always(
-      [names, fc.string({ unit: "binary", maxLength: 2_000 }), fc.double({ min: 0, max: 0.999999999, noNaN: true }), fc.nat(10 ** 12)],
+      [
+        names,
+        fc.string({ unit: "binary", maxLength: 2_000 }),
+        fc.double({ min: 0, max: 0.999999999, noNaN: true }),
+        fc.nat(10 ** 12),
+      ],
       (name, text, random, at) => {
         const event = eventFor(
           { key: `a/${name}`, namespace: "a", name, uid: "U1" },
@@ -1815,21 +2266,29 @@ describe("4 How we say it", () => {
           at + 0.5,
           random,
         )
-        expect(event.metadata.name).toMatch(/^(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/)
+        expect(event.metadata.name).toMatch(
+          /^(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/,
+        )
         expect(event.message.length).toBeLessThanOrEqual(1_000)
         expect(event.message).toStartWith("password=*** ".slice(0, event.message.length))
         expect(event.message).not.toMatch(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/u)
       },
     )
-    const nameAt = (now: number, random: number) => eventFor(viewJob(failedJob()), "info", "X", "x", now, random).metadata.name
+    const nameAt = (now: number, random: number) =>
+      eventFor(viewJob(failedJob()), "info", "X", "x", now, random).metadata.name
     expect(new Set([nameAt(NOW, 0), nameAt(NOW, 0.5), nameAt(NOW + 1, 0)]).size).toBe(3)
-    expect(eventFor(viewJob(failedJob({ name: "a".repeat(63) })), "info", "X", "x".repeat(5_000), NOW, 0).message).toHaveLength(1_000)
+    expect(
+      eventFor(viewJob(failedJob({ name: "a".repeat(63) })), "info", "X", "x".repeat(5_000), NOW, 0).message,
+    ).toHaveLength(1_000)
   })
 
   test("recordFor() tells a failure in metadata alone, and whole in its data", () => {
     const job = viewJob(annotated({ restarts: "2" }))
     const pods = [
-      pod({ name: "load-a-x", containers: [exited("worker", 3, { reason: "Error", message: "token=hunter2" }), running("side")] }),
+      pod({
+        name: "load-a-x",
+        containers: [exited("worker", 3, { reason: "Error", message: "token=hunter2" }), running("side")],
+      }),
     ]
     const logs = new Map([["uid-load-a-x/worker", { lines: ["# one", "", "two"], note: "last 3 lines" }]])
     const evidence = { pods, logs, morePods: 1 }
@@ -1841,16 +2300,35 @@ describe("4 How we say it", () => {
         ...{ namespace: "batch-a", name: expect.stringMatching(/^load-a-failure-[0-9a-f]{12}$/) },
         labels: prefixed({ record: "failure", job: "load-a", cause: "exit-3" }),
         annotations: prefixed({
-          ...{ cause: "exit:3", "failed-at": "2026-03-01T12:00:00Z", uid: "U1", restarts: "2", summary: "worker: exit code 3, Error" },
+          ...{
+            cause: "exit:3",
+            "failed-at": "2026-03-01T12:00:00Z",
+            uid: "U1",
+            restarts: "2",
+            summary: "worker: exit code 3, Error",
+          },
           decided: "to be restarted at 2026-03-01T13:00:00Z: RESTART_DELAY 1h",
         }),
       },
-      data: { "load-a-x.worker.txt": text, "load-a-x.side.txt": "container side (still running, exit code not known)\n\n\n".slice(0, -1) },
+      data: {
+        "load-a-x.worker.txt": text,
+        "load-a-x.side.txt": "container side (still running, exit code not known)\n\n\n".slice(0, -1),
+      },
     })
     expect(JSON.parse(record.data!["failure.json"]!)).toMatchObject({
-      ...{ job: "load-a", failedAt: "2026-03-01T12:00:00Z", cause: "exit:3", reason: "BackoffLimitExceeded", restarts: 2, morePods: 1 },
+      ...{
+        job: "load-a",
+        failedAt: "2026-03-01T12:00:00Z",
+        cause: "exit:3",
+        reason: "BackoffLimitExceeded",
+        restarts: 2,
+        morePods: 1,
+      },
       pods: [
-        { name: "load-a-x", containers: [{ name: "worker", exitCode: 3, finishedAt: "2026-03-01T11:01:00Z", message: "token=***" }, {}] },
+        {
+          name: "load-a-x",
+          containers: [{ name: "worker", exitCode: 3, finishedAt: "2026-03-01T11:01:00Z", message: "token=***" }, {}],
+        },
       ],
     })
     expect(Object.keys(record)).toEqual(["apiVersion", "kind", "metadata", "immutable", "data"])
@@ -1858,11 +2336,15 @@ describe("4 How we say it", () => {
 
   test("recordFor() has one name for a failure, whoever writes it, and another for each failure", () => {
     const nameOf = (job: Job, cause: Cause = "oom") =>
-      recordFor(viewJob(job), { pods: [], logs: new Map(), morePods: 0 }, cause, { do: "give up", because: "x" }).metadata!.name!
+      recordFor(viewJob(job), { pods: [], logs: new Map(), morePods: 0 }, cause, { do: "give up", because: "x" })
+        .metadata!.name!
     const name = "a".repeat(29) + ".b".repeat(17)
-    const others = [failedJob(), failedJob({ ago: 1_000 }), failedJob({ metadata: { uid: "U2" } }), failedJob({ name })].map((job) =>
-      nameOf(job),
-    )
+    const others = [
+      failedJob(),
+      failedJob({ ago: 1_000 }),
+      failedJob({ metadata: { uid: "U2" } }),
+      failedJob({ name }),
+    ].map((job) => nameOf(job))
     expect([nameOf(failedJob(), "unknown"), new Set(others).size]).toEqual([others[0]!, 4])
     for (const other of others) expect(other).toMatch(/^(?=.{1,63}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?$/)
   })
@@ -1878,7 +2360,9 @@ describe("4 How we say it", () => {
         pod({ name: `p${p}`, containers: tails.map((_, c) => exited(`c${c}`, 1, { message: "m".repeat(4_096) })) }),
       )
       const note = noted ? { note: "last lines" } : {}
-      const logs = new Map(all.flatMap((tails, p) => tails.map((lines, c) => [`uid-p${p}/c${c}`, { lines, ...note }] as const)))
+      const logs = new Map(
+        all.flatMap((tails, p) => tails.map((lines, c) => [`uid-p${p}/c${c}`, { lines, ...note }] as const)),
+      )
       const evidence = { pods, logs, morePods: 0 }
       const record = recordFor(viewJob(failedJob()), evidence, "exit:1", { do: "give up", because: "x" })
       expect(Buffer.byteLength(Object.entries(record.data!).flat().join(""))).toBeLessThanOrEqual(256 << 10)
@@ -1904,7 +2388,11 @@ describe("4 How we say it", () => {
   ]
   test.each(forged)("readRecord() takes %j for no record, and readPast() still reads what metadata there is", (map) => {
     expect(readRecord(map)).toBeUndefined()
-    expect(readPast({ creationTimestamp: "2026-03-01T12:00:00Z" })).toMatchObject({ failedAt: NOW, cause: "unknown", restarts: 0 })
+    expect(readPast({ creationTimestamp: "2026-03-01T12:00:00Z" })).toMatchObject({
+      failedAt: NOW,
+      cause: "unknown",
+      restarts: 0,
+    })
   })
 
   test("allowed() reads the old Role, and finds the lack of a subresource (G04)", () => {
@@ -1938,7 +2426,12 @@ type Env = Record<string, string | undefined>
 type Container = NonNullable<NonNullable<Pod["status"]>["containerStatuses"]>[number]
 type PodParts = {
   [K in "name" | "phase" | "reason" | "message" | "index"]?: string
-} & { deleting?: boolean; init?: Container[]; containers?: Container[]; conditions?: { type: string; status: string }[] }
+} & {
+  deleting?: boolean
+  init?: Container[]
+  containers?: Container[]
+  conditions?: { type: string; status: string }[]
+}
 type Pods = PodParts[]
 type Failure = { ago?: number; name?: string; reason?: string; metadata?: object; spec?: object }
 
@@ -1962,7 +2455,9 @@ function mistakesOf(env: Env): string[] {
 
 /** Each text of a table of `expected: texts`, with `|` between the texts. */
 function rowsOf(table: Record<string, string>): [expected: string, text: string][] {
-  return Object.entries(table).flatMap(([expected, texts]) => texts.split(/\n {4,}\||\|/).map((text): [string, string] => [expected, text]))
+  return Object.entries(table).flatMap(([expected, texts]) =>
+    texts.split(/\n {4,}\||\|/).map((text): [string, string] => [expected, text]),
+  )
 }
 
 /** By CPU time, which a busy machine does not stretch: four times the length takes four times as long, not sixteen times. */
@@ -1991,15 +2486,29 @@ function wrongEverywhere(): Env {
 }
 
 function isTrue(type: string, reason = "") {
-  return { type, status: "True", reason, message: reason && `because ${reason}`, lastTransitionTime: "2026-03-01T12:00:00Z" }
+  return {
+    type,
+    status: "True",
+    reason,
+    message: reason && `because ${reason}`,
+    lastTransitionTime: "2026-03-01T12:00:00Z",
+  }
 }
 
 function spec(): NonNullable<Job["spec"]> {
-  return { template: { metadata: {}, spec: { containers: [{ name: "worker", image: "busybox" }], restartPolicy: "Never" } } }
+  return {
+    template: { metadata: {}, spec: { containers: [{ name: "worker", image: "busybox" }], restartPolicy: "Never" } },
+  }
 }
 
 function runningJob(name = "load-a"): Job {
-  const metadata = { namespace: "batch-a", name, uid: "U1", resourceVersion: "7", creationTimestamp: "2026-03-01T00:00:00Z" }
+  const metadata = {
+    namespace: "batch-a",
+    name,
+    uid: "U1",
+    resourceVersion: "7",
+    creationTimestamp: "2026-03-01T00:00:00Z",
+  }
   return { apiVersion: "batch/v1", kind: "Job", metadata, spec: spec(), status: { active: 1 } }
 }
 
@@ -2008,7 +2517,13 @@ function jobWith(conditions: unknown[] | null | undefined, status = {}): Job {
 }
 
 /** A Job that failed at NOW, or some time ago. */
-function failedJob({ ago = 0, name = "load-a", reason = "BackoffLimitExceeded", metadata = {}, spec: fields = {} }: Failure = {}): Job {
+function failedJob({
+  ago = 0,
+  name = "load-a",
+  reason = "BackoffLimitExceeded",
+  metadata = {},
+  spec: fields = {},
+}: Failure = {}): Job {
   const job = runningJob(name)
   return {
     ...job,
@@ -2019,7 +2534,14 @@ function failedJob({ ago = 0, name = "load-a", reason = "BackoffLimitExceeded", 
 }
 
 function cronJob() {
-  return { apiVersion: "batch/v1", kind: "CronJob", name: "tick", uid: "U9", controller: true, blockOwnerDeletion: true }
+  return {
+    apiVersion: "batch/v1",
+    kind: "CronJob",
+    name: "tick",
+    uid: "U9",
+    controller: true,
+    blockOwnerDeletion: true,
+  }
 }
 
 function owner(uid: string) {
@@ -2052,8 +2574,13 @@ function annotated(annotations: Record<string, string>): Job {
 }
 
 /** A failed Job whose containers have these resources. */
-function hungryJob(resources: Record<string, object>, most: string | undefined, init: Record<string, object> = {}): Job {
-  const containers = (all: Record<string, object>) => Object.entries(all).map(([name, one]) => ({ name, image: "busybox", resources: one }))
+function hungryJob(
+  resources: Record<string, object>,
+  most: string | undefined,
+  init: Record<string, object> = {},
+): Job {
+  const containers = (all: Record<string, object>) =>
+    Object.entries(all).map(([name, one]) => ({ name, image: "busybox", resources: one }))
   const pod = { ...spec().template.spec, initContainers: containers(init), containers: containers(resources) }
   return failedJob({
     metadata: { annotations: prefixed(most === undefined ? {} : { "oom-memory-max": most }) },
@@ -2074,7 +2601,9 @@ function nextLife(live: Job, failure: WhatFailed, config: Config, defaulted = tr
   const metadata = { ...replacement.metadata, annotations: { ...replacement.metadata?.annotations, ...created } }
   const next = stored({ ...replacement, metadata }, `${live.metadata?.uid}+`, defaulted)
   // The server's own form of a quantity (k8s.io/apimachinery/pkg/api/resource).
-  const text = JSON.stringify(next).replaceAll(/"(\d+)Mi"/g, (written, mi) => (mi % 1024 === 0 ? `"${mi / 1024}Gi"` : written))
+  const text = JSON.stringify(next).replaceAll(/"(\d+)Mi"/g, (written, mi) =>
+    mi % 1024 === 0 ? `"${mi / 1024}Gi"` : written,
+  )
   return { ...JSON.parse(text), status: failedJob().status }
 }
 
@@ -2099,7 +2628,12 @@ function because(decision: ReturnType<typeof decide> | undefined): string {
 
 function meaningOf(rules: ReturnType<typeof parseRules>): string {
   const all = rules.map(({ cause, wait }) => {
-    const what = cause.kind === "exit" ? `exit ${cause.least}-${cause.most}` : cause.kind === "log" ? String(cause.pattern) : cause.kind
+    const what =
+      cause.kind === "exit"
+        ? `exit ${cause.least}-${cause.most}`
+        : cause.kind === "log"
+          ? String(cause.pattern)
+          : cause.kind
     if (wait === "never") return `${what} never`
     const [from, to] = [wait.fromMs / SECOND, wait.toMs / SECOND]
     return `${what} ${from === to ? from : `${from}..${to}`}`
@@ -2144,7 +2678,11 @@ type Arrival = { from: number; wait: number; group: string }
 /** Failures at any time, each due some time before or after. */
 function anyArrivals(): fc.Arbitrary<Arrival[]> {
   const ms = (most: number) => fc.oneof(fc.constant(0), fc.nat(most)).map((seconds) => seconds * SECOND)
-  const arrival = fc.record({ from: ms(300), wait: fc.oneof(fc.constant(-30 * SECOND), ms(120)), group: fc.constantFrom("g", "g", "h") })
+  const arrival = fc.record({
+    from: ms(300),
+    wait: fc.oneof(fc.constant(-30 * SECOND), ms(120)),
+    group: fc.constantFrom("g", "g", "h"),
+  })
   return fc.array(arrival, { minLength: 1, maxLength: 12 })
 }
 
@@ -2181,7 +2719,9 @@ function exited(
   exitCode: number,
   { minute = 1, restarts = 0, ...more }: { minute?: number; restarts?: number; [field: string]: unknown } = {},
 ): Container {
-  const [startedAt, finishedAt] = [minute - 1, minute].map((m) => instantText(Date.parse("2026-03-01T11:00:00Z") + m * 60_000))
+  const [startedAt, finishedAt] = [minute - 1, minute].map((m) =>
+    instantText(Date.parse("2026-03-01T11:00:00Z") + m * 60_000),
+  )
   const state = { terminated: { exitCode, startedAt, finishedAt, ...more } }
   return { name, restartCount: restarts, state, lastState: {} } as unknown as Container
 }
@@ -2208,12 +2748,20 @@ function pod({ name = "p", phase = "Failed", deleting, index, init, containers, 
   const metadata = { name, uid: `uid-${name}`, annotations, ownerReferences: [owner("U1")], ...at }
   return viewPod({
     metadata,
-    status: JSON.parse(JSON.stringify({ phase, ...status, initContainerStatuses: init, containerStatuses: containers })),
+    status: JSON.parse(
+      JSON.stringify({ phase, ...status, initContainerStatuses: init, containerStatuses: containers }),
+    ),
   })
 }
 
 function serverMetadata() {
-  return { uid: "U1", resourceVersion: "7", generation: 1, creationTimestamp: "2026-03-01T00:00:00Z", managedFields: [{ manager: "x" }] }
+  return {
+    uid: "U1",
+    resourceVersion: "7",
+    generation: 1,
+    creationTimestamp: "2026-03-01T00:00:00Z",
+    managedFields: [{ manager: "x" }],
+  }
 }
 
 /** A Job as the API server stores what was posted: pkg/apis/batch/v1/defaults.go, then pkg/registry/batch/job/strategy.go. */
@@ -2224,7 +2772,12 @@ function stored(posted: Job, uid: string, defaulted = true): Job {
   const prefixed = Object.entries(plain).map(([key, value]) => [`batch.kubernetes.io/${key}`, value])
   const labels = s.manualSelector ? own : { ...own, ...plain, ...Object.fromEntries(prefixed) }
   // A Job without labels gets its template's; the generated ones are then added to the very same map.
-  const metadata = { ...m, ...serverMetadata(), uid, ...(own && Object.keys(m.labels ?? {}).length === 0 ? { labels } : {}) }
+  const metadata = {
+    ...m,
+    ...serverMetadata(),
+    uid,
+    ...(own && Object.keys(m.labels ?? {}).length === 0 ? { labels } : {}),
+  }
   const template = { ...s.template, metadata: { creationTimestamp: null, ...s.template.metadata, labels } }
   const selector = s.manualSelector ? s.selector : { matchLabels: { "batch.kubernetes.io/controller-uid": uid } }
   const spec = { ...(defaulted ? { suspend: false } : {}), ...s, selector, template }
@@ -2234,19 +2787,33 @@ function stored(posted: Job, uid: string, defaulted = true): Job {
 /** As JSON, where the server leaves out maps that are empty. */
 function withoutEmptyMaps(job: Job): Job {
   const maps = ["labels", "annotations"]
-  return JSON.parse(JSON.stringify(job), (key, value) => (maps.includes(key) && Object.keys(value).length === 0 ? undefined : value))
+  return JSON.parse(JSON.stringify(job), (key, value) =>
+    maps.includes(key) && Object.keys(value).length === 0 ? undefined : value,
+  )
 }
 
 function anyLabels(minKeys = 0): fc.Arbitrary<Record<string, string>> {
-  const keys = fc.constantFrom("app", "team", "app.kubernetes.io/instance", "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class")
+  const keys = fc.constantFrom(
+    "app",
+    "team",
+    "app.kubernetes.io/instance",
+    "kueue.x-k8s.io/queue-name",
+    "kueue.x-k8s.io/priority-class",
+  )
   return fc.dictionary(keys, fc.constantFrom("", "a", "b"), { minKeys, maxKeys: 3, noNullPrototype: true })
 }
 
 /** Any Job that a user may have applied, with fields that nobody knows yet. */
 function anyUsersJob(): fc.Arbitrary<Job> {
   const [json, flag] = [fc.jsonValue(), fc.boolean()]
-  const some = <T>(model: { [K in keyof T]: fc.Arbitrary<T[K]> }) => fc.record(model, { requiredKeys: [], noNullPrototype: true })
-  const keys = ["note", "kubectl.kubernetes.io/last-applied-configuration", "argocd.argoproj.io/sync-wave", `${PREFIX}restarts`]
+  const some = <T>(model: { [K in keyof T]: fc.Arbitrary<T[K]> }) =>
+    fc.record(model, { requiredKeys: [], noNullPrototype: true })
+  const keys = [
+    "note",
+    "kubectl.kubernetes.io/last-applied-configuration",
+    "argocd.argoproj.io/sync-wave",
+    `${PREFIX}restarts`,
+  ]
   const annotations = fc.dictionary(fc.constantFrom(...keys), fc.string(), { noNullPrototype: true })
   const ownerReferences = fc.constant([{ apiVersion: "v1", kind: "ConfigMap", name: "c", uid: "U5" }])
   const own = { ownerReferences, finalizers: fc.constant(["example.test/mine"]), generateName: fc.constant("load-") }
@@ -2261,14 +2828,25 @@ function anyUsersJob(): fc.Arbitrary<Job> {
   return parts.map(([metadata, templateMetadata, fields, podFields, { manual, same }]) => {
     const labels = manual ? { ...templateMetadata.labels, app: "mine" } : templateMetadata.labels
     const selector = manual ? { manualSelector: true, selector: { matchLabels: { app: "mine" } } } : {}
-    const template = { metadata: { ...templateMetadata, ...(labels ? { labels } : {}) }, spec: { ...spec().template.spec, ...podFields } }
+    const template = {
+      metadata: { ...templateMetadata, ...(labels ? { labels } : {}) },
+      spec: { ...spec().template.spec, ...podFields },
+    }
     const all = { name: "load-a", namespace: "batch-a", ...metadata, ...(same && labels ? { labels } : {}) }
-    return { apiVersion: "batch/v1", kind: "Job", metadata: all, spec: { ...fields, ...selector, template } } as unknown as Job
+    return {
+      apiVersion: "batch/v1",
+      kind: "Job",
+      metadata: all,
+      spec: { ...fields, ...selector, template },
+    } as unknown as Job
   })
 }
 
 /** A claim that holds for all values. */
-function always<T extends [unknown, ...unknown[]]>(values: { [K in keyof T]: fc.Arbitrary<T[K]> }, claim: (...values: T) => void): void {
+function always<T extends [unknown, ...unknown[]]>(
+  values: { [K in keyof T]: fc.Arbitrary<T[K]> },
+  claim: (...values: T) => void,
+): void {
   fc.assert(fc.property(fc.tuple<T>(...values), (all) => claim(...all)))
 }
 

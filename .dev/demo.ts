@@ -4,14 +4,15 @@ import { mkdtemp, rm } from "node:fs/promises"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { table } from "../operator.ts"
-import { NEW_ROLE, startApiServer } from "./apiserver.ts"
-import { type Attempt, FAST, SCRIPT } from "./model.ts"
+import { NEW_ROLE, startApiServer } from "./apiserver/http.ts"
+import { type Attempt, FAST, SCRIPT } from "./apiserver/model.ts"
 
 const NAMESPACE = "flickr-downloader"
 const LIMIT_MS = 28_000
 const RESTARTS = "flickr-immich-k8s-sync-operator/restarts"
 
-const log429 = "signing in as alice\nfetching photo 3601 of 9000\nHTTP 429: Too Many Requests\napi_key=0123456789abcdef is over its limit"
+const log429 =
+  "signing in as alice\nfetching photo 3601 of 9000\nHTTP 429: Too Many Requests\napi_key=0123456789abcdef is over its limit"
 const fine: Attempt = { runMs: 600, containers: { download: { log: "all photos are here" } } }
 const jobs: { name: string; story: string; script: Attempt[]; spec?: object; pod?: object }[] = [
   {
@@ -22,7 +23,10 @@ const jobs: { name: string; story: string; script: Attempt[]; spec?: object; pod
   {
     name: "bob",
     story: "was killed for memory",
-    script: [{ runMs: 1_200, containers: { download: { exitCode: 137, reason: "OOMKilled", log: "building thumbnails" } } }, fine],
+    script: [
+      { runMs: 1_200, containers: { download: { exitCode: 137, reason: "OOMKilled", log: "building thumbnails" } } },
+      fine,
+    ],
     pod: { restartPolicy: "OnFailure" },
   },
   {
@@ -31,7 +35,11 @@ const jobs: { name: string; story: string; script: Attempt[]; spec?: object; pod
     script: [{ containers: { download: { log: "waiting for the network" } } }, fine],
     spec: { activeDeadlineSeconds: 2 },
   },
-  { name: "dave", story: "runs, and is left alone", script: [{ containers: { download: { log: "photo 17 of 9000" } } }] },
+  {
+    name: "dave",
+    story: "runs, and is left alone",
+    script: [{ containers: { download: { log: "photo 17 of 9000" } } }],
+  },
 ]
 
 const server = await startApiServer({ ...FAST, batchMs: 200, startMs: 200, removeMs: 200, attemptsPer: "name" })
@@ -48,7 +56,13 @@ for (const { name, script, spec, pod } of jobs) {
     metadata: { name, labels: { restart: "true" } },
     spec: { backoffLimit: 0, ...spec, template },
   }
-  const { status } = server.model.request({ verb: "create", resource: "jobs", group: "batch", namespace: NAMESPACE, body })
+  const { status } = server.model.request({
+    verb: "create",
+    resource: "jobs",
+    group: "batch",
+    namespace: NAMESPACE,
+    body,
+  })
   if (status !== 201) throw new Error(`Job ${name} was not created: ${status}`)
 }
 
@@ -83,7 +97,9 @@ const rows = jobs.map(({ name, story }) => [name, story, String(restartsOf(name)
 console.log(`\n${table([["Job", "what happened", "restarts", "now"], ...rows]).join("\n")}`)
 const isGood = isDone() && code === 0 && restartsOf("dave") === 0
 console.log(
-  isGood ? "Every failed Job came back, and the operator stopped cleanly." : `Something went wrong: exit code of the operator ${code}.`,
+  isGood
+    ? "Every failed Job came back, and the operator stopped cleanly."
+    : `Something went wrong: exit code of the operator ${code}.`,
 )
 await server.close()
 await rm(home, { recursive: true })

@@ -1,0 +1,772 @@
+// Chapter 6 of operator.ts at the hands of class Operator, against the embedded API server over real HTTPS. An id in a name is a report,
+// listed in operator_test.ts. A fault is what the server does to one call; a step is one call of a restart.
+import { describe, expect, test } from "bun:test"
+import { INTENT, systemClock, textRecord } from "../../operator.ts"
+import type { Action } from "../apiserver/http.ts"
+import type { Job, Pod } from "../apiserver/model.ts"
+import {
+  allBack,
+  atStep,
+  attempt,
+  backOnce,
+  bodyName,
+  callsOf,
+  content,
+  creations,
+  cronOwned,
+  current,
+  deletions,
+  ended,
+  expectOnce,
+  FAULTS,
+  failure,
+  HELD,
+  instant,
+  intents,
+  isBack,
+  kubectlDelete,
+  type Life,
+  live,
+  logs,
+  manifest,
+  person,
+  ROLE,
+  release,
+  restart,
+  run,
+  scaleLimits,
+  serve,
+  stand,
+  standPod,
+  steps,
+  tidyUp,
+  until,
+} from "./acting_kit.ts"
+
+tidyUp()
+
+describe("Bad weather within a restart", () => {
+  test.each(Object.entries(FAULTS))(
+    "%s at any step: the Job is back once, as it was, without an intent",
+    async (fault, action) => {
+      if (action.hang) scaleLimits()
+      const server = await serve()
+      const jobs = steps.map((step) => stand(server, step))
+      const [hit, times]: [Set<string>, number] = [new Set(), fault === "401" ? 2 : 1]
+      for (const [i, job] of jobs.entries()) atStep(server, steps[i]!, job, () => hit.add(steps[i]!), action, times)
+      const life = live(server)
+      await backOnce(server, [life], jobs)
+      expect([...hit].sort()).toEqual(steps.toSorted())
+    },
+  )
+
+  test("the API server restarts at any step", async () => {
+    const all = await Promise.all(
+      steps.map(async (step) => {
+        const server = await serve()
+        const job = stand(server, step)
+        atStep(server, step, job, () => restart(server, 60))
+        return { server, job, life: live(server) }
+      }),
+    )
+    for (const { server, job, life } of all) await backOnce(server, [life], [job])
+  })
+
+  /** One namespace and life for each step, and what befalls it there. */
+  async function each(befall: (life: Life) => void, action?: Action) {
+    const server = await serve()
+    const all = steps.map((step) => {
+      server.model.put({ kind: "Namespace", metadata: { name: step } })
+      const job = stand(server, step, { namespace: step })
+      const life = live(server, { NAMESPACE: step })
+      atStep(server, step, job, () => befall(life), action)
+      return { job, life }
+    })
+    await Promise.all(all.map(({ life }) => life.done))
+    return { server, all }
+  }
+
+  test("SIGTERM at any step: when the program ends, the Job stands there, and the next life has nothing but to finish", async () => {
+    const { server, all } = await each((life) => life.stop())
+    expect(all.map(({ job }) => current(server, job)?.metadata.name)).toEqual(steps)
+    const next = all.map(({ job }) => live(server, { NAMESPACE: job.metadata.namespace }))
+    await allBack(
+      server,
+      all.map(({ job }) => job),
+    )
+    for (const [i, { job }] of all.entries())
+      expect([job.metadata.name, server.uids.get(`${steps[i]}/${steps[i]}`)?.length]).toEqual([steps[i]!, 2])
+    expect(next.flatMap(({ said }) => said.filter(({ level }) => level === "error"))).toEqual([])
+  })
+
+  test.each([
+    ["before the call is applied", { drop: "before" }],
+    ["after the call was applied", undefined],
+  ] as [string, Action | undefined][])(
+    "killed at any step, %s: the next life brings the Job back once",
+    async (_, action) => {
+      const { server, all } = await each((life) => life.kill(), action)
+      const jobs = all.map(({ job }) => job)
+      expect(
+        jobs.every(
+          (job) =>
+            current(server, job) ||
+            intents(server).some(({ metadata }) => metadata.namespace === job.metadata.namespace),
+        ),
+      ).toBe(true)
+      for (const { metadata } of jobs) live(server, { NAMESPACE: metadata.namespace })
+      await allBack(server, jobs)
+      expect(jobs.map(({ metadata: m }) => server.uids.get(`${m.namespace}/${m.name}`)?.length)).toEqual(
+        steps.map(() => 2),
+      )
+      expect(jobs.map((job) => Bun.deepEquals(content(job), content(current(server, job)!)))).toEqual(
+        steps.map(() => true),
+      )
+    },
+  )
+
+  test("killed while the old Job is still terminating, under the old Role: the next life brings it back, whatever its selection is", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a", HELD)
+    const first = live(server, {}, { user: "old" })
+    await until("terminating", () => current(server, job)?.metadata.deletionTimestamp)
+    first.kill()
+    await first.done
+    live(server, { JOB_SELECTOR: "app=other" }, { user: "old" })
+    release(server, "load-a")
+    await allBack(server, [job])
+    expect(server.uids.get("default/load-a")?.length).toBe(2)
+  })
+})
+
+const TERMINATING = "object is being deleted: jobs.batch already exists"
+
+describe("The delete and the create", () => {
+  test("A01 a replacement that the server refuses (422): nothing is deleted, said with the reason; later it goes on", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    const lift = server.fault(
+      { verb: "create", resource: "jobs" },
+      { status: 422, message: "selector not auto-generated" },
+      { times: 99 },
+    )
+    const life = live(server, {}, { rate: 200 })
+    await until("three tries", () => life.about("load-a", /not deleted.*selector not auto-generated/).length > 1)
+    expect([deletions(server, "load-a"), current(server, job)?.metadata.uid]).toEqual([[], job.metadata.uid])
+    const bodies = callsOf(server, "create").map(({ body }) => body as Job)
+    expect(
+      bodies.every(
+        ({ spec }) => !spec.selector && Bun.deepEquals(spec.template.metadata?.labels, { app: "load-a", tier: "load" }),
+      ),
+    ).toBe(true)
+    lift()
+    await backOnce(server, [life], [job])
+  })
+
+  test("A04 POST answered with AlreadyExists while the old Job is being deleted: it waits and tries again, one Job is created", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    const action: Action = { status: 409, reason: "AlreadyExists", message: TERMINATING }
+    server.fault({ verb: "create", resource: "jobs", when: (c) => bodyName(c) === "load-a" }, action, { times: 3 })
+    await backOnce(server, [live(server)], [job])
+    expect(creations(server, "load-a").map(({ status }) => status)).toEqual([409, 409, 409, 201])
+  })
+
+  test("A06 B16 a Foreground delete of this uid and version; no POST before the old pods are gone, though the Job is absent", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    const { uid, resourceVersion } = job.metadata
+    const status = {
+      phase: "Running",
+      reason: "NodeLost",
+      containerStatuses: [{ name: "main", state: { running: {} } }],
+    }
+    standPod(server, job, "q1", status, {
+      deletionTimestamp: instant(Date.now()),
+      deletionGracePeriodSeconds: 30,
+      finalizers: ["example.test/hold"],
+    })
+    scaleLimits()
+    server.fault({ subresource: "log" }, { hang: true }, { times: 9 })
+    const life = live(server)
+    await until("a delete", () => current(server, job)?.metadata.deletionTimestamp)
+    expect(deletions(server, "load-a")[0]?.body).toEqual({
+      propagationPolicy: "Foreground",
+      preconditions: { uid, resourceVersion },
+    })
+    expect(life.evidence("load-a")).toMatch(/NodeLost[\s\S]*still running, exit code not known[\s\S]*no answer in 10s/)
+    kubectlDelete(server, "load-a")
+    expect(current(server, job)).toBeUndefined()
+    const looks = callsOf(server, "list", "pods").length
+    await until("looks for pods", () => callsOf(server, "list", "pods").length > looks + 5)
+    expect(creations(server, "load-a")).toEqual([])
+    person(server, "patch", "q1", { metadata: { finalizers: null, deletionGracePeriodSeconds: 0 } }, "pods")
+    await backOnce(server, [life], [job])
+  })
+
+  test("A08 a deletion that never ends: nine others are back at once; looks grow rare, one warning an interval names the finalizers, which stay", async () => {
+    const server = await serve()
+    const held = stand(server, "held", HELD)
+    const others = Array.from({ length: 9 }, (_, i) => stand(server, `other-${i}`))
+    const life = live(server, { CHECK_INTERVAL: "60" })
+    await until("nine", () => others.every((job) => isBack(server, job)))
+    life.clock.go(3_600)
+    const [from, began] = [server.calls.length, life.clock.now()]
+    await until("two hours", () => life.clock.now() - began > 7_200_000)
+    const calls = server.calls
+      .slice(from)
+      .filter(({ name, query }) => name === "held" || /held/.test(query.labelSelector ?? ""))
+    expect(new Set(calls.map(({ verb }) => verb))).toEqual(new Set(["get"]))
+    expect(calls.length).toBeLessThan(300)
+    const warnings = life.about("held", /still waiting/)
+    expect(warnings.length).toBeWithin(3, 9)
+    expect(warnings.every(({ text }) => /finalizers example.test\/hold/.test(text))).toBe(true)
+    life.clock.go(50)
+    release(server, "held")
+    await backOnce(server, [life], [held, ...others])
+  })
+
+  test("A10 one restart and one look for three events of one failure; a deletion by someone else opens none, and is said", async () => {
+    const server = await serve()
+    const held = stand(server, "held", HELD)
+    standPod(server, held, "q1", { phase: "Failed", containerStatuses: [ended("main", 3)] })
+    server.fault({ subresource: "log" }, { delayMs: 60 }, { times: 9 })
+    stand(server, "theirs", { metadata: { finalizers: ["example.test/hold"], labels: { app: "theirs" } } })
+    server.fault({ verb: "get", resource: "jobs", name: "theirs" }, { status: 503 }, { times: 99 })
+    const life = live(server)
+    kubectlDelete(server, "theirs")
+    await until("a look", () => logs(server).length > 0)
+    for (const failed of [2, 3]) server.model.setStatus("jobs", "default", "held", { failed })
+    await until("terminating", () => current(server, held)?.metadata.deletionTimestamp)
+    for (const failed of [4, 5]) server.model.setStatus("jobs", "default", "held", { failed })
+    release(server, "held")
+    await until("back", () => isBack(server, held))
+    release(server, "theirs")
+    await until("said", () => life.about("theirs", /deleted|cancel|changed/).length > 0)
+    expect([creations(server, "held").length, server.uids.get("default/theirs")?.length]).toEqual([1, 1])
+    expect([logs(server).length, life.about("held", /failed at/).length]).toEqual([1, 1])
+  })
+
+  test("A12 a TTL of 0 takes the Job before it is due: logs tried at once, warned of, created again when due", async () => {
+    const server = await serve({ gcMs: 80 })
+    const life = live(server, { RESTART_DELAY: "60" }, { rate: 100 })
+    await until("watching", () => server.calls.filter(({ verb }) => verb === "watch").length === 2)
+    const job = run(server, "load-a", [attempt(3, "last words\n"), {}], { spec: { ttlSecondsAfterFinished: 0 } })
+    await until("gone", () => !current(server, job))
+    await allBack(server, [job])
+    expectOnce(server, [life], [job])
+    expect(life.about("load-a", /failed at.*exit:3/).length).toBe(1)
+    expect([life.evidence("load-a"), logs(server).length]).toEqual([expect.stringContaining("| last words"), 1])
+    const failedAt = Date.parse(/failed at (\S+Z)/.exec(life.about("load-a", /failed at/)[0]!.text)?.[1] ?? "")
+    expect(life.clock.at(creations(server, "load-a")[0]!.at)).toBeGreaterThanOrEqual(failedAt + 60_000)
+    expect(life.said.find(({ text }) => /ttlSecondsAfterFinished \(0s\).*1m/.test(text))?.level).toBe("warning")
+  })
+
+  test("A12 a Job that its TTL took, and a person has made again, follows its own due time, not that of the one before", async () => {
+    const server = await serve({ gcMs: 80 })
+    const life = live(server, { RESTART_DELAY: "7200" }, { rate: 100 })
+    await until("watching", () => server.calls.filter(({ verb }) => verb === "watch").length === 2)
+    run(server, "load-a", [attempt(3), {}], { spec: { ttlSecondsAfterFinished: 0 } })
+    await until("it waits", () => callsOf(server, "get", "jobs", ({ status }) => status === 404).length === 1)
+    const again = run(server, "load-a", [{}, attempt(3), {}], {
+      metadata: { annotations: { "flickr-immich-k8s-sync-operator/restart-delay": "0" } },
+    })
+    await allBack(server, [again])
+    await until("no intent", () => intents(server).length === 0)
+    expect(life.about("load-a", /someone else has created it anew/).length).toBe(1)
+  })
+
+  test("A12 a TTL that takes the Job in the moment in which its restart begins: it is kept and created again when due", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a", { spec: { ttlSecondsAfterFinished: 3 } })
+    atStep(server, "look", job, () => kubectlDelete(server, "load-a"))
+    await backOnce(server, [live(server, { RESTART_DELAY: "60" })], [job])
+  })
+
+  test("A12 404 on the delete, for the Job is just gone: that counts as deleted", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    atStep(server, "delete", job, () => kubectlDelete(server, "load-a"))
+    await backOnce(server, [live(server)], [job])
+  })
+
+  test("A13 a person deletes the Job during the delay, also where its TTL cannot have passed: cancelled, and said once", async () => {
+    const server = await serve()
+    const jobs = [stand(server, "plain"), stand(server, "with-ttl", { spec: { ttlSecondsAfterFinished: 7_200 } })]
+    const life = live(server, { RESTART_DELAY: "600" })
+    await until("scheduled", () => life.operator.schedules.size === 2)
+    life.clock.jump(100_000)
+    for (const { metadata } of jobs) kubectlDelete(server, metadata.name)
+    await until("unscheduled", () => life.operator.schedules.size === 0)
+    life.clock.jump(3_600_000)
+    await Bun.sleep(50)
+    expect(callsOf(server, "create").length).toBe(0)
+    for (const { metadata } of jobs) expect(life.about(metadata.name, /deleted by someone/).length).toBe(1)
+  })
+
+  test("A15 someone else makes the Job meanwhile: theirs counts as the restart, stays untouched, and is said to be theirs", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    const theirs = { annotations: { "argocd.argoproj.io/tracking-id": "app:batch/Job:default/load-a" } }
+    atStep(server, "create", job, () => stand(server, "load-a", { metadata: theirs, status: {} }))
+    const life = live(server)
+    await allBack(server, [job])
+    await until("said", () => life.about("load-a", /restarted|someone|another/).length > 0)
+    expect([
+      current(server, job)?.metadata.annotations,
+      creations(server, "load-a").map(({ status }) => status),
+    ]).toEqual([theirs.annotations, [409]])
+    expect(deletions(server, "load-a").length).toBe(1)
+    expect(life.about("load-a", /someone else|another/).length).toBe(1)
+  })
+
+  test("an edit of the terminating Job gets into the new one, whether it is looked at again or gone at once", async () => {
+    const server = await serve()
+    const jobs = [stand(server, "slow", HELD), stand(server, "quick", HELD)]
+    const life = live(server, {}, { rate: 1 })
+    await until("terminating", () => jobs.every((job) => current(server, job)?.metadata.deletionTimestamp))
+    const edit = { metadata: { annotations: { note: "edited" } }, spec: { ttlSecondsAfterFinished: 77 } }
+    person(server, "patch", "slow", edit)
+    await until(
+      "a second intent",
+      () => callsOf(server, "create", "jobs", (call) => /^slow-restart/.test(bodyName(call))).length === 2,
+    )
+    person(server, "patch", "quick", edit)
+    for (const { metadata } of jobs) release(server, metadata.name)
+    life.clock.go(50)
+    await allBack(server, jobs)
+    for (const job of jobs) {
+      const { metadata, spec } = current(server, job)!
+      expect([metadata.name, metadata.annotations?.note, spec.ttlSecondsAfterFinished]).toEqual([
+        metadata.name,
+        "edited",
+        77,
+      ])
+      expect(server.uids.get(`default/${metadata.name}`)?.length).toBe(2)
+    }
+  })
+
+  test("an intent that a person deletes cancels the restart, which is said; the intent names its Job", async () => {
+    const server = await serve()
+    const job = stand(server, "held", HELD)
+    const life = live(server)
+    await until("terminating", () => current(server, job)?.metadata.deletionTimestamp)
+    const [intent] = intents(server)
+    expect([intent?.metadata.labels?.[INTENT], (intent as Job).spec.suspend]).toEqual(["held", true])
+    kubectlDelete(server, intent!.metadata.name)
+    release(server, "held")
+    await until("said", () => life.about("held", /cancel/).length > 0)
+    await Bun.sleep(50)
+    expect([current(server, job), creations(server, "held"), intents(server)]).toEqual([undefined, [], []])
+  })
+
+  test("a Job that is edited between intent and delete is left as it is, and restarted with the edit when it is due again", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    const edit = { metadata: { annotations: { note: "edited" } } }
+    atStep(server, "delete", job, () => person(server, "patch", "load-a", edit))
+    const life = live(server, { CHECK_INTERVAL: "20" })
+    await until("left", () => life.about("load-a", /changed/).length > 0)
+    expect([current(server, job)?.metadata.uid, intents(server).length]).toEqual([job.metadata.uid, 0])
+    await allBack(server, [job])
+    expect([current(server, job)?.metadata.annotations?.note, server.uids.get("default/load-a")?.length]).toEqual([
+      "edited",
+      2,
+    ])
+  })
+
+  test("a Job that was replaced between intent and delete is left: the new one runs on", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    atStep(server, "delete", job, () => {
+      kubectlDelete(server, "load-a")
+      stand(server, "load-a", { status: {} })
+    })
+    const life = live(server)
+    await until(
+      "ended",
+      () => isBack(server, job) && deletions(server, "load-a").length > 0 && intents(server).length === 0,
+    )
+    await Bun.sleep(50)
+    expect([server.uids.get("default/load-a")?.length, deletions(server, "load-a")[0]?.status]).toEqual([2, 409])
+    expect(life.said.filter(({ level }) => level === "error")).toEqual([])
+  })
+
+  test("a full quota for Jobs: nothing is deleted, the log says why; with room it goes on", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    server.model.put({ kind: "ResourceQuota", metadata: { name: "few" }, spec: { hard: { "count/jobs.batch": "1" } } })
+    const life = live(server)
+    await until("said", () => life.about("load-a", /not deleted.*exceeded quota/).length > 0)
+    expect([deletions(server, "load-a"), current(server, job)?.metadata.uid]).toEqual([[], job.metadata.uid])
+    server.model.put({ kind: "ResourceQuota", metadata: { name: "few" }, spec: { hard: { "count/jobs.batch": "2" } } })
+    await backOnce(server, [life], [job])
+  })
+
+  test("G10 a namespace that goes while its Job is away: no loop of creates, said once", async () => {
+    const server = await serve()
+    server.model.put({ kind: "Namespace", metadata: { name: "going" } })
+    const job = stand(server, "load-a", { namespace: "going" })
+    server.model.put({
+      kind: "ConfigMap",
+      metadata: { name: "held", namespace: "going", finalizers: ["example.test/hold"] },
+    })
+    server.model.put({
+      kind: "Job",
+      metadata: { ...manifest("stuck").metadata, namespace: "going", finalizers: ["example.test/hold"] },
+      spec: manifest("stuck").spec,
+    })
+    atStep(server, "create", job, () => server.model.request({ verb: "delete", resource: "namespaces", name: "going" }))
+    const life = live(server, { NAMESPACE: "going" })
+    await until("said", () => life.said.some(({ text }) => /namespace is going/.test(text)))
+    const began = life.clock.now()
+    await until("ten minutes", () => life.clock.now() - began > 600_000 || life.clock.go(1_000))
+    expect(creations(server, "load-a").length).toBe(1)
+    expect(life.said.filter(({ text }) => /going on with|namespace is going/.test(text)).length).toBe(1)
+  })
+
+  test("G07 two operators at once, one watches, one polls: one delete of each Job works, each is back once, and no one complains", async () => {
+    const server = await serve()
+    const jobs = Array.from({ length: 20 }, (_, i) => stand(server, `load-${i}`))
+    const lives = [live(server), live(server, { CHECK_INTERVAL: "1" }, { user: "old" })]
+    await allBack(server, jobs)
+    await Bun.sleep(100)
+    expect(jobs.map(({ metadata }) => server.uids.get(`default/${metadata.name}`)?.length)).toEqual(jobs.map(() => 2))
+    for (const { metadata } of jobs)
+      expect(deletions(server, metadata.name).filter(({ status }) => status === 200).length).toBe(1)
+    expect(
+      lives
+        .flatMap(({ said }) => said)
+        .filter(({ level, text }) => level === "error" || /held up|cannot begin/.test(text)),
+    ).toEqual([])
+  })
+
+  test("G01 a very long delay is neither cut short nor forgotten", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a", { status: failure(0) })
+    const life = live(server, { RESTART_DELAY: "9999999" }, { rate: 1 })
+    await until("scheduled", () => life.operator.schedules.size === 1)
+    life.clock.jump(9_999_000_000)
+    await Bun.sleep(50)
+    expect(callsOf(server, "create")).toEqual([])
+    life.clock.jump(1_000_000)
+    await backOnce(server, [life], [job])
+  })
+
+  test("G01 the system's clock sleeps longer than a timer can, and wakes at a signal", async () => {
+    const stop = new AbortController()
+    let ended = false
+    const sleeps = Promise.all(
+      [2_147_483_648, 9_999_999_000].map((ms) => systemClock.sleep(ms, stop.signal).then(() => (ended = true))),
+    )
+    await Bun.sleep(30)
+    expect(ended).toBe(false)
+    stop.abort()
+    await sleeps
+  })
+
+  test("D09 no fact twice: over reconnects, relists and replays one restart a failure, one line a fact", async () => {
+    const server = await serve()
+    stand(server, "waits", { status: failure() })
+    stand(server, "tick", { metadata: cronOwned(server) })
+    stand(server, "runs", { status: {}, spec: { suspend: true } })
+    const life = live(server, { RESTART_DELAY: "86400", JOB_NAMES: "waits,tick,runs,missing" })
+    await until("watching", () => callsOf(server, "watch").length > 0 && life.about("waits", /restarted at/).length > 0)
+    for (let round = 1; round <= 3; round++) {
+      const watches = callsOf(server, "watch").length
+      server.model.setStatus("jobs", "default", "waits", { ready: round })
+      await restart(server, 5)
+      await until(
+        "watching again",
+        () => callsOf(server, "watch").length > watches && callsOf(server, "watch").at(-1)?.status === 200,
+      )
+      life.clock.jump(31 * 60_000)
+      await Bun.sleep(20)
+    }
+    const facts = life.said.filter(({ text }) => !/trying again|over after/.test(text)).map(({ text }) => text)
+    expect(facts).toEqual([...new Set(facts)])
+    for (const words of [
+      /default\/waits\b.*failed at/,
+      /default\/waits\b.*restarted at/,
+      /default\/tick\b.*left alone.*CronJob cron/,
+      /default\/missing\b.*no such Job/,
+    ])
+      expect(facts.filter((text) => words.test(text)).length).toBe(1)
+    life.clock.jump(86_400_000)
+    await until("back", () => server.uids.get("default/waits")?.length === 2)
+  })
+
+  test("G10 an empty list: each Job that is named and missing is said once, a namespace that does not exist is said to be so", async () => {
+    const server = await serve()
+    server.addUser("sees-namespaces", [...ROLE, { verbs: ["get"], apiGroups: [""], resources: ["namespaces"] }])
+    const lives = ["operator", "sees-namespaces"].map((user) =>
+      live(server, { NAMESPACE: "btach-a", JOB_NAMES: "load-a,load-b" }, { user }),
+    )
+    await until("said", () => lives.every(({ said }) => said.some(({ text }) => /namespace btach-a/.test(text))))
+    for (const life of lives)
+      for (const name of ["load-a", "load-b"])
+        expect(life.about(name, /no such Job/).map(({ level }) => level)).toEqual(["warning"])
+    expect(lives.map(({ said }) => said.filter(({ text }) => /does not exist/.test(text)).length)).toEqual([0, 1])
+  })
+})
+
+describe("The evidence", () => {
+  test("B01 OnFailure: the pods are gone when the Job fails; a watch has kept exit code and log, a poll says what the Job says", async () => {
+    const server = await serve()
+    const job = run(server, "load-a", [attempt(3, "one\n"), attempt(3, "two\n"), {}], {
+      pod: { restartPolicy: "OnFailure" },
+      spec: { backoffLimit: 1 },
+    })
+    const [watches, polls] = [
+      live(server, { DRY_RUN: "true" }),
+      live(server, { DRY_RUN: "true", CHECK_INTERVAL: "3" }, { user: "old" }),
+    ]
+    await until("told", () =>
+      [watches, polls].every(
+        (life) => life.about("load-a", /failed at.*BackoffLimitExceeded, Job has reached/).length > 0,
+      ),
+    )
+    expect([server.model.pods(), polls.evidence("load-a")]).toEqual([[], "no pods left"])
+    expect(watches.evidence("load-a")).toMatch(/exit code 3[\s\S]*\| (one|two)/)
+    expect(watches.about("load-a", /failed at.*exit:3/).length).toBe(1)
+    expect(current(server, job)?.metadata.uid).toBe(job.metadata.uid)
+  })
+
+  test("C01 an OOM kill, a sidecar and an init container: each container's state and log, in one request each that names it", async () => {
+    const server = await serve()
+    const container = (name: string) => ({ name, image: "load:1" })
+    const pod = { initContainers: [container("fetch")], containers: [container("worker"), container("mesh")] }
+    const ends = {
+      fetch: { log: "fetched\n" },
+      worker: { exitCode: 137, reason: "OOMKilled", log: "a\nb\n" },
+      mesh: { exitCode: 1, log: "mesh ends\n" },
+    }
+    const script = [{ runMs: 5, containers: ends }, {}]
+    const life = live(server)
+    const job = run(server, "load-a", script, { pod })
+    await backOnce(server, [life], [job])
+    expect(life.about("load-a", /failed at.*oom/).length).toBe(1)
+    for (const part of [
+      "fetch\\W+exit code 0[\\s\\S]*\\| fetched",
+      "worker\\W+exit code 137, OOMKilled[\\s\\S]*\\| a\n *\\| b",
+      "mesh\\W+exit code 1[\\s\\S]*\\| mesh ends",
+    ])
+      expect(life.evidence("load-a")).toMatch(new RegExp(part))
+    expect(
+      logs(server)
+        .map(({ query }) => query.container)
+        .sort(),
+    ).toEqual(["fetch", "mesh", "worker"])
+    expect(logs(server).every(({ query }) => query.previous === undefined)).toBe(true)
+  })
+
+  test("an init container that fails: its exit code is the cause, and its log is kept", async () => {
+    const server = await serve()
+    const life = live(server)
+    const pod = { initContainers: [{ name: "fetch", image: "load:1" }] }
+    const job = run(server, "load-a", [{ containers: { fetch: { exitCode: 9, log: "no route\n" } } }, {}], { pod })
+    await backOnce(server, [life], [job])
+    expect(life.about("load-a", /failed at.*exit:9/).length).toBe(1)
+    expect(life.evidence("load-a")).toMatch(
+      /init container fetch\W+exit code 9[\s\S]*\| no route[\s\S]*container main\W+never started/,
+    )
+  })
+
+  test("B09 a deadline: said by the Job or by the pod, it restarts; a log that answers 400 is asked for once", async () => {
+    const server = await serve()
+    const jobs = [
+      stand(server, "by-job", { status: failure(5_000, { reason: "DeadlineExceeded" }) }),
+      stand(server, "by-pod"),
+    ]
+    const status = { phase: "Failed", reason: "DeadlineExceeded", containerStatuses: [ended("main", 137)] }
+    standPod(server, jobs[1]!, "q1", status)
+    server.fault({ subresource: "log" }, { status: 400, reason: "BadRequest" }, { times: 99 })
+    const life = live(server)
+    await backOnce(server, [life], jobs)
+    for (const { metadata } of jobs) expect(life.about(metadata.name, /failed at.*: deadline/).length).toBe(1)
+    expect([logs(server).length, life.evidence("by-job")]).toEqual([1, "no pods left"])
+  })
+
+  test("B12 an image that cannot be pulled, a Secret that is missing: no restart, one warning; when the deadline has failed it, the reason is told", async () => {
+    const server = await serve()
+    const jobs = ["image", "secret"].map((name) => run(server, name, [{ imagePull: "ErrImagePull" }]))
+    await until(
+      "pods",
+      () =>
+        server.model
+          .pods()
+          .filter(({ status }) => status.containerStatuses?.[0]?.state?.waiting?.reason === "ErrImagePull").length ===
+        2,
+    )
+    const pod = server.model.pods().find(({ metadata }) => metadata.name.startsWith("secret"))
+    const wait = (message: string) => {
+      const waiting = { reason: "CreateContainerConfigError", message }
+      server.model.setPodStatus("default", pod!.metadata.name, {
+        containerStatuses: [{ name: "main", state: { waiting } }],
+      } as Partial<Pod["status"]>)
+    }
+    wait("secret missing")
+    const life = live(server)
+    await until(
+      "warned",
+      () =>
+        life.about("image", /ErrImagePull/).length +
+          life.about("secret", /CreateContainerConfigError: secret missing/).length ===
+        2,
+    )
+    wait("secret still missing")
+    life.clock.jump(600_000)
+    await Bun.sleep(30)
+    expect(jobs.map((job) => [isBack(server, job), life.about(job.metadata.name, /cannot start/).length])).toEqual([
+      [false, 1],
+      [false, 1],
+    ])
+    server.model.setStatus("jobs", "default", "secret", failure(0, { reason: "DeadlineExceeded" }))
+    await until("back", () => isBack(server, jobs[1]!))
+    expect(life.evidence("secret")).toMatch(/never started, CreateContainerConfigError, secret still missing/)
+    expect(logs(server).length).toBe(0)
+  })
+
+  test("C03 C11 any log that cannot be read is a note beside the ones that can; a container that waits is not asked; the restart goes on", async () => {
+    const server = await serve()
+    const codes = [400, 403, 404, 410, 429, 500]
+    const jobs = codes.map((code) => stand(server, `log-${code}`))
+    for (const [i, job] of jobs.entries()) {
+      const lost = ended("lost", 0, { startedAt: null, finishedAt: null })
+      standPod(server, job, `a-${codes[i]}`, { phase: "Failed", containerStatuses: [ended("main", 3), lost] })
+      standPod(server, job, `b-${codes[i]}`, {
+        phase: "Pending",
+        containerStatuses: [{ name: "main", state: { waiting: { reason: "PodInitializing" } } }],
+      })
+      server.fault(
+        { subresource: "log", when: ({ name, query }) => name === `a-${codes[i]}` && query.container === "lost" },
+        { status: codes[i]!, retryAfterSeconds: 30 },
+        { times: 9 },
+      )
+    }
+    server.fault({ subresource: "log" }, { delayMs: 1 }, { times: 99 })
+    const life = live(server)
+    await backOnce(server, [life], jobs)
+    for (const code of codes)
+      expect(life.evidence(`log-${code}`)).toMatch(
+        new RegExp(`log not available: ${code}[\\s\\S]*never started, PodInitializing`),
+      )
+    expect([logs(server).length, logs(server).filter(({ name }) => name?.startsWith("b-"))]).toEqual([
+      2 * codes.length,
+      [],
+    ])
+  })
+
+  test("C14 the run before is asked for only where a container runs again; 400 for it is harmless", async () => {
+    const server = await serve()
+    const jobs = ["again", "waits", "first"].map((name) => stand(server, name))
+    const lastState = { terminated: { exitCode: 3, reason: "Error" } }
+    const states = [
+      { state: { running: {} }, lastState, restartCount: 1 },
+      { state: { waiting: { reason: "CrashLoopBackOff" } }, lastState, restartCount: 3 },
+      { ...ended("main", 3), restartCount: 0 },
+    ]
+    for (const [i, job] of jobs.entries())
+      standPod(server, job, `p-${job.metadata.name}`, {
+        phase: "Running",
+        containerStatuses: [{ name: "main", ...states[i] }],
+      })
+    const life = live(server)
+    await backOnce(server, [life], jobs)
+    const asked = Object.groupBy(logs(server), ({ name }) => name ?? "")
+    expect(asked["p-again"]?.map(({ query }) => query.previous)).toEqual(["true", undefined])
+    expect([asked["p-waits"], asked["p-first"]].map((calls) => calls?.map(({ query }) => query.previous))).toEqual([
+      [undefined],
+      [undefined],
+    ])
+  })
+
+  test("G04 pods/log is forbidden: the restart happens, one warning names the missing rule", async () => {
+    const server = await serve()
+    server.addUser(
+      "no-logs",
+      ROLE.filter(({ resources }) => resources?.[0] !== "pods/log"),
+    )
+    const life = live(server, {}, { user: "no-logs" })
+    const job = run(server, "load-a", [attempt(3), {}])
+    await backOnce(server, [life], [job])
+    const missing = life.said.filter(
+      ({ text, lines, level }) => level === "warning" && /get pods\/log/.test([text, ...lines].join("\n")),
+    )
+    expect(missing.length).toBe(1)
+    expect(life.evidence("load-a")).toMatch(/exit code 3/)
+  })
+
+  test("C13 no secret of a Job, no token and no manifest is written, whatever fails", async () => {
+    const server = await serve()
+    server.addUser("secretive", ROLE, { token: "t0ken-t0ken" })
+    const env = [{ name: "API_KEY", value: "s3cr3t-demo" }]
+    const applied = { "kubectl.kubernetes.io/last-applied-configuration": JSON.stringify({ spec: { env } }) }
+    const job = stand(server, "load-a", {
+      pod: { containers: [{ name: "main", image: "load:1", env }] },
+      metadata: { annotations: applied },
+    })
+    const message = `Job.batch "load-a" is invalid: env[0]: Invalid value: core.EnvVar{Name:"API_KEY", Value:"s3cr3t-demo"}`
+    server.fault({ verb: "create", resource: "jobs" }, { status: 422, message }, { times: 2 })
+    server.fault(
+      { verb: "create", resource: "jobs" },
+      { status: 500, message: "Authorization: Bearer t0ken-t0ken" },
+      { times: 1 },
+    )
+    const life = live(server, {}, { user: "secretive", rate: 400 })
+    await allBack(server, [job])
+    const text = life.said.map(({ level, text, lines }) => textRecord(0, level, text, lines)).join("")
+    expect(text).toMatch(/Job.batch/)
+    expect(text).not.toMatch(/s3cr3t-demo|t0ken-t0ken|last-applied/)
+  })
+})
+
+describe("Stopping", () => {
+  test("F10 a stop ends every wait within 2 s: idle in a watch, in the delay, in a log read, while the server is away or hangs", async () => {
+    const server = await serve()
+    const away = await serve()
+    await away.stop()
+    stand(server, "load-a", { status: failure(0) })
+    server.addUser("hangs", ROLE)
+    const inLog = await serve()
+    inLog.fault({ subresource: "log" }, { endlessBody: true })
+    server.fault({ verb: "list", resource: "jobs", when: ({ user }) => user === "hangs" }, { hang: true }, { times: 9 })
+    run(inLog, "load-a", [attempt(3, "x\n")])
+    const lives = [
+      live(server, { RESTART_DELAY: "3600", JOB_NAMES: "no-such" }),
+      live(server, { RESTART_DELAY: "3600" }),
+      live(inLog),
+      live(away),
+      live(server, {}, { user: "hangs" }),
+    ]
+    await until(
+      "all wait",
+      () =>
+        callsOf(server, "watch").length === 2 &&
+        logs(inLog).length === 1 &&
+        server.calls.some(({ user }) => user === "hangs"),
+    )
+    const began = performance.now()
+    for (const life of lives) life.stop()
+    await Promise.all(lives.map(({ done }) => done))
+    expect(performance.now() - began).toBeLessThan(10_000) // of a grace period of 20 s
+    expect([...callsOf(server, "delete"), ...callsOf(inLog, "delete")]).toEqual([])
+  })
+
+  test("F10 stopped while the old Job ends: the new one stands when the program ends; a second signal leaves it to the next life", async () => {
+    const server = await serve()
+    const jobs = [stand(server, "load-a", HELD), stand(server, "load-b", HELD)]
+    const lives = jobs.map(({ metadata }) => live(server, { JOB_NAMES: metadata.name }))
+    await until("terminating", () => jobs.every((job) => current(server, job)?.metadata.deletionTimestamp))
+    lives[0]!.stop()
+    lives[1]!.kill()
+    await lives[1]!.done
+    expect(intents(server).length).toBe(2)
+    for (const { metadata } of jobs) release(server, metadata.name)
+    await lives[0]!.done
+    expect([isBack(server, jobs[0]!), current(server, jobs[1]!)]).toEqual([true, undefined])
+    live(server)
+    await allBack(server, jobs)
+    expect(jobs.map(({ metadata }) => server.uids.get(`default/${metadata.name}`)?.length)).toEqual([2, 2])
+  })
+})

@@ -1,0 +1,498 @@
+// Chapter 9 of operator.ts: the commands of an admin's shell, as processes against the embedded API server over real HTTPS, beside an
+// operator and without one, in a pipe and on a terminal.
+import { describe, expect, test } from "bun:test"
+import { join } from "node:path"
+import { INTENT, intentFor, PREFIX, RECORD, type Job as RealJob } from "../../operator.ts"
+import type { Job } from "../apiserver/model.ts"
+import {
+  allBack,
+  attempt,
+  callsOf,
+  cronOwned,
+  current,
+  deletions,
+  endings,
+  failure,
+  folder,
+  HELD,
+  intents,
+  live,
+  person,
+  release,
+  run,
+  type Server,
+  serve,
+  stand,
+  tidyUp,
+  until,
+} from "./acting_kit.ts"
+
+tidyUp()
+const program = join(import.meta.dir, "../../operator.ts")
+const plain = { HOME: folder, PATH: process.env.PATH ?? "" }
+
+/** Runs the program in a pipe, without anything in its environment but this. */
+async function command(server: Server, line: string, env: Record<string, string> = {}) {
+  const KUBECONFIG = server.writeKubeconfig(join(folder, "admin"))
+  const child = Bun.spawn([process.execPath, program, ...line.split(" ").filter(Boolean)], {
+    env: { ...plain, KUBECONFIG, ...env },
+    stdin: "ignore",
+    stdout: "pipe",
+    stderr: "pipe",
+  })
+  endings.push(() => child.kill("SIGKILL"))
+  const [out, err, code] = await Promise.all([child.stdout.text(), child.stderr.text(), child.exited])
+  return {
+    code,
+    out,
+    err,
+    json: () => JSON.parse(out),
+    rows: () =>
+      out
+        .trimEnd()
+        .split("\n")
+        .map((row) => row.split(/ {2,}/)),
+  }
+}
+
+/** The same on a terminal of so many columns; `answer` is typed. */
+async function onTerminal(server: Server, line: string, columns: number, { answer = "", env = {} } = {}) {
+  const KUBECONFIG = server.writeKubeconfig(join(folder, "admin"))
+  const shown: string[] = []
+  const child = Bun.spawn([process.execPath, program, ...line.split(" ")], {
+    env: { ...plain, TERM: "xterm", KUBECONFIG, ...env },
+    terminal: { cols: columns, rows: 24, data: (_, data) => void shown.push(Buffer.from(data).toString()) },
+  })
+  endings.push(() => child.kill("SIGKILL"))
+  if (answer) await until("asked", () => /\? \[y\/N\]/.test(shown.join("")))
+  if (answer) child.terminal?.write(`${answer}\r`)
+  const code = await child.exited
+  await Bun.sleep(20)
+  const screen = shown.join("")
+  return {
+    code,
+    screen,
+    lines: screen
+      .split("\r\n")
+      .map((text) => Bun.stripANSI(text))
+      .filter(Boolean),
+  }
+}
+
+/** Settings as an operator has left them, which does not run. */
+async function settled(settings: Record<string, string> = {}, server?: Server) {
+  const there = server ?? (await serve())
+  const life = live(there, { JOB_SELECTOR: "app!=other", ...settings })
+  await until("settings", () => callsOf(there, "create", "configmaps").some(({ status }) => status === 201))
+  await until("quiet", () => life.operator.schedules.size === 0 || settings.RESTART_DELAY)
+  life.stop()
+  await life.done
+  return there
+}
+const EXIT_3 = { RESTART_DELAY: "3600", RESTART_RULES: "oom=0s..1h, exit:3=2h, log:/never again/=never, any=1d" }
+
+describe("status", () => {
+  test("tells each Job's state, cause, next restart and why, by the operator's settings, in a pipe without frames and colours", async () => {
+    const server = await serve()
+    stand(server, "runs", { status: {} })
+    stand(server, "other")
+    stand(server, "paused", { metadata: { annotations: { [`${PREFIX}paused`]: "true" } } })
+    run(server, "alice", [attempt(3, "x\n")])
+    run(server, "bob", [attempt(4, "never again\n")])
+    await until("failed", () => ["alice", "bob"].every((name) => server.model.job("default", name)?.status.failed))
+    const life = live(server, { JOB_SELECTOR: "app!=other", ...EXIT_3 })
+    await until("recorded", () => callsOf(server, "create", "configmaps").length >= 3)
+    life.stop()
+    await life.done
+    const { code, out, err, rows } = await command(server, "status")
+    expect([code, err]).toEqual([
+      0,
+      expect.stringMatching(/^settings as the operator wrote them in default at \d{4}-.*Z\n$/),
+    ])
+    for (const sign of "│┌\u001b") expect(out).not.toContain(sign)
+    const [head, ...jobs] = rows()
+    expect(head).toEqual(["JOB", "STATE", "NEXT RESTART", "CAUSE", "IN A ROW", "LAST FAILURE", "WHY"])
+    const near = expect.stringMatching(/^(\d+s|0s) ago$/)
+    expect(jobs).toEqual([
+      ["alice", "waiting", expect.stringMatching(/^in (2h|1h59m\d+s)$/), "exit:3", "1", near, "rule exit:3=2h"],
+      ["bob", "given_up", "exit:4", "1", near, "rule log:/never again/=never"],
+      ["paused", "left_alone", "unknown", "1", near, expect.stringContaining("paused is true")],
+      ["runs", "running", "0", "it is running"],
+    ])
+    const { settings, jobs: facts } = (await command(server, "status -o json")).json()
+    expect(settings).toMatch(/^as the operator wrote them/)
+    expect(facts[0]).toMatchObject({
+      job: "default/alice",
+      state: "waiting",
+      cause: "exit:3",
+      failuresInRow: 1,
+      why: "rule exit:3=2h",
+    })
+    expect(Date.parse(facts[0].nextRestartAt) - Date.parse(facts[0].lastFailureAt)).toBe(7_200_000)
+  })
+
+  test("without an operator's settings goes by the environment's, and says what is missing where there are none", async () => {
+    const server = await serve()
+    stand(server, "load-a", { status: failure(0) })
+    const own = await command(server, "status", { JOB_NAMES: "load-a", RESTART_DELAY: "60" })
+    expect([own.code, own.err, own.rows()[1]?.slice(0, 2)]).toEqual([
+      0,
+      "settings of the environment; no operator has written any\n",
+      ["load-a", "waiting"],
+    ])
+    const none = await command(server, "status -n elsewhere")
+    expect([none.code, none.out, none.err.split("\n").length]).toEqual([2, "", 3])
+    expect(none.err).toMatch(
+      /^error: no operator has written its settings in namespace elsewhere: .*-n.*\nerror: JOB_NAMES and JOB_SELECTOR/,
+    )
+  })
+
+  test("shows a restart that was left unfinished, also where its Job is away", async () => {
+    const server = await serve()
+    const job = stand(server, "held", HELD)
+    const life = live(server, {})
+    await until("an intent", () => current(server, job)?.metadata.deletionTimestamp)
+    life.kill()
+    await life.done
+    release(server, "held")
+    await until("gone", () => !current(server, job))
+    expect((await command(server, "status")).rows()[1]).toEqual([
+      ...["held", "restarting", "unknown", "1"],
+      expect.stringContaining("ago"),
+      expect.stringMatching(/^intent held-restart-/),
+    ])
+  })
+
+  test("a Job that its TTL took early waits for its due time, but not where a person asks for it", async () => {
+    const server = await serve()
+    const job = stand(server, "taken", {
+      spec: { ttlSecondsAfterFinished: 5 },
+      status: failure(3_600_000),
+    }) as unknown as RealJob
+    const marks = { [`${PREFIX}restarted-from`]: job.metadata?.uid ?? "" }
+    server.model.put(intentFor(job, { marks, notBefore: Date.now() + 3_600_000 }) as unknown as Job)
+    person(server, "delete", "taken")
+    await until("gone", () => !server.model.job("default", "taken"))
+    const sight = (await command(server, "status", { JOB_NAMES: "taken" })).rows()[1]
+    expect(sight?.slice(0, 3)).toEqual(["taken", "waiting", expect.stringMatching(/^in (59m|1h)/)])
+    expect((await command(server, "explain taken", { JOB_NAMES: "taken" })).out).toMatch(
+      /decision +to be restarted at .* \(in .*its TTL/,
+    )
+    const restart = await command(server, "restart taken --yes", { JOB_NAMES: "taken" })
+    expect([restart.code, restart.out]).toEqual([0, expect.stringMatching(/taken +restarted/)])
+  })
+
+  test("on a narrow terminal leaves out and cuts columns, and has colours unless they are not wanted", async () => {
+    const server = await settled(EXIT_3)
+    stand(server, "a-job-with-a-name", { status: failure(0) })
+    const wide = await onTerminal(server, "status", 200)
+    expect(wide.screen).toContain("\u001b[33ma-job-with-a-name")
+    expect(wide.lines[0]).toContain("WHY")
+    for (const columns of [40, 24, 10]) {
+      const { lines } = await onTerminal(server, "status", columns)
+      const table = lines.filter((line) => !/settings|wrote/.test(line)).slice(0, 2)
+      for (const line of table) expect(line.length).toBeLessThanOrEqual(columns)
+      expect(table[1]).toStartWith(columns > 20 ? "a-job-with-a-name" : "a-job-with…".slice(0, columns - 1))
+    }
+    for (const env of [{ NO_COLOR: "1" }, { TERM: "dumb" }])
+      expect((await onTerminal(server, "status", 80, { env })).screen).not.toContain("\u001b[33m")
+    expect((await onTerminal(server, "status --no-color", 80)).screen).not.toContain("\u001b[33m")
+  }, 20_000)
+})
+
+describe("history", () => {
+  test("is a table of past failures, and of one Job all that was seen; it outlives operator, Jobs and pods", async () => {
+    const server = await serve()
+    const life = live(server, EXIT_3)
+    run(server, "alice", [attempt(3, "signing in\ntoken=hunter2\n")])
+    run(server, "bob", [attempt(4, "y\n")])
+    await until("recorded", () => callsOf(server, "create", "configmaps").length === 3)
+    life.stop()
+    await life.done
+    for (const name of ["alice", "bob"]) person(server, "delete", name, { propagationPolicy: "Background" })
+    await until("gone", () => server.model.objects.jobs!.size + server.model.pods().length === 0)
+    const table = await command(server, "history")
+    expect([table.code, table.rows()[0]]).toEqual([0, ["FAILED", "JOB", "CAUSE", "IN A ROW", "HOW IT ENDED", "THEN"]])
+    expect(
+      table
+        .rows()
+        .slice(1)
+        .toSorted((a, b) => (a[1]! < b[1]! ? -1 : 1)),
+    ).toEqual([
+      [
+        expect.stringMatching(/^\d{4}-.*Z$/),
+        "alice",
+        "exit:3",
+        "1",
+        "main: exit code 3, Error",
+        expect.stringMatching(/^to be restarted at .*: rule exit:3=2h$/),
+      ],
+      [expect.anything(), "bob", "exit:4", "1", expect.anything(), expect.stringContaining("rule any=1d")],
+    ])
+    const one = await command(server, "history alice")
+    expect(one.out).toMatch(
+      /^\S+Z exit:3, BackoffLimitExceeded, .*; failure 1 in a row; to be restarted at .*\n {4}pod alice-\w+ \(Failed.*\n {6}container main \(exit code 3/,
+    )
+    expect(one.out).toMatch(/\| signing in\n.*\| token=\*\*\*\n/)
+    const [record] = (await command(server, "history default/alice -o json")).json()
+    expect(record).toMatchObject({
+      job: "alice",
+      cause: "exit:3",
+      pods: [{ containers: [{ name: "main", exitCode: 3 }] }],
+    })
+    expect(Object.values(record.logs)).toEqual([{ lines: ["signing in", "token=***"] }])
+    expect(await command(server, "history carol")).toMatchObject({
+      code: 3,
+      err: expect.stringContaining("there is no Job default/carol"),
+    })
+  })
+
+  test("text of a forged record breaks no line and drives no terminal", async () => {
+    const server = await settled()
+    const text = "\u001b[2J\nforged"
+    server.model.put({
+      kind: "ConfigMap",
+      metadata: {
+        name: "forged",
+        labels: { [RECORD]: "failure", [`${PREFIX}job`]: "load-a" },
+        annotations: { [`${PREFIX}summary`]: text, [`${PREFIX}decided`]: text },
+      },
+      data: {
+        "failure.json": JSON.stringify({
+          reason: text,
+          pods: [{ name: text, containers: [{ name: text, message: text }] }],
+        }),
+      },
+    })
+    for (const line of ["history", "history load-a", "history load-a -o json"]) {
+      const { code, out } = await command(server, line)
+      expect([code, out.includes("\u001b"), /^forged/m.test(out)]).toEqual([0, false, false])
+      expect(out).toContain("\\u{1b}".slice(1))
+    }
+  })
+})
+
+describe("restart", () => {
+  test("brings a failed and a finished Job back by the safe protocol, with the evidence kept, and says each step that it waits for", async () => {
+    const server = await settled()
+    run(server, "alice", [attempt(3, "x\n"), {}], { spec: { backoffLimit: 0 } })
+    const held = stand(server, "held", { ...HELD, status: { conditions: [{ type: "Complete", status: "True" }] } })
+    await until("failed", () => server.model.job("default", "alice")?.status.failed)
+    const alice = server.model.job("default", "alice")!
+    const running = command(server, "restart alice held --yes -o json")
+    await until("deleted", () => current(server, held)?.metadata.deletionTimestamp)
+    const from = server.calls.length
+    await until(
+      "looked at it twice",
+      () =>
+        callsOf(server, "get", "jobs", (call) => call.name === "held" && server.calls.indexOf(call) > from).length > 1,
+    )
+    release(server, "held")
+    const { code, json, err } = await running
+    const done = json() as { job: string; result: string; details: string }[]
+    expect([code, done.map(({ job, result }) => [job, result])]).toEqual([
+      0,
+      [
+        ["default/alice", "restarted"],
+        ["default/held", "restarted"],
+      ],
+    ])
+    expect(err).toMatch(/\[default\/held\] waiting for the old Job to go, finalizers .*example.test\/hold/)
+    const marks = (job: Job) =>
+      Object.fromEntries(
+        ["restarts", "restarted-from", "last-cause"].map((mark) => [
+          mark,
+          current(server, job)?.metadata.annotations?.[PREFIX + mark],
+        ]),
+      )
+    expect(marks(alice)).toEqual({ restarts: "1", "restarted-from": alice.metadata.uid, "last-cause": "exit:3" })
+    expect(marks(held)).toEqual({
+      restarts: "0",
+      "restarted-from": held.metadata.uid,
+      "last-cause": undefined as never,
+    })
+    expect(done[0]?.details).toBe(`new uid ${current(server, alice)?.metadata.uid}`)
+    expect([intents(server), deletions(server, "alice").length]).toEqual([[], 1])
+    const events = callsOf(server, "create", "events", ({ user }) => user === "admin").map(
+      ({ body }) => (body as { involvedObject: { uid: string } }).involvedObject.uid,
+    )
+    expect(events.toSorted()).toEqual(
+      [alice, held].map((job) => current(server, job)?.metadata.uid as string).toSorted(),
+    )
+    const records = [...server.model.objects.configmaps!.values()].filter(
+      ({ metadata }) => metadata.labels?.[RECORD] === "failure",
+    )
+    expect(records.map(({ metadata }) => metadata.annotations?.[`${PREFIX}decided`])).toEqual([
+      expect.stringContaining("a person asked for it"),
+    ])
+  })
+
+  test("refuses all at once what runs, is suspended, is another's, goes, or is not there; then nothing is done", async () => {
+    const server = await settled()
+    stand(server, "runs", { status: { active: 1 } })
+    stand(server, "suspended", { status: {}, spec: { suspend: true } })
+    stand(server, "cron", { metadata: cronOwned(server) })
+    stand(server, "good")
+    const from = server.calls.length
+    const { code, err, out } = await command(server, "restart runs suspended cron none good --yes")
+    expect([code, out]).toEqual([3, ""])
+    expect(err.trimEnd().split("\n")).toEqual([
+      "error: default/runs is not restarted: it is running",
+      "error: default/suspended is not restarted: it is suspended; resume it instead",
+      "error: default/cron is not restarted: it is owned by CronJob cron",
+      "error: there is no Job default/none",
+    ])
+    expect(server.calls.slice(from).filter(({ verb }) => verb !== "get" && verb !== "list")).toEqual([])
+  })
+
+  test("asks on a terminal; in a pipe it wants --yes", async () => {
+    const server = await settled()
+    const job = stand(server, "load-a")
+    const pipe = await command(server, "restart load-a")
+    expect([pipe.code, pipe.err]).toEqual([
+      2,
+      "error: nobody can be asked here: with --yes it is done without a question\n",
+    ])
+    const no = await onTerminal(server, "restart load-a", 80, { answer: "n" })
+    expect([no.code, current(server, job)?.metadata.uid]).toEqual([3, job.metadata.uid])
+    const yes = await onTerminal(server, "restart load-a", 80, { answer: "y" })
+    expect([yes.code, current(server, job)?.metadata.uid === job.metadata.uid, intents(server)]).toEqual([0, false, []])
+    expect(yes.screen).toContain("restart default/load-a (failed)? [y/N]")
+  })
+
+  test("beside an operator each Job is back once, and no one complains", async () => {
+    const server = await serve()
+    const life = live(server)
+    await until("watching", () => callsOf(server, "watch").length > 0)
+    const done = { conditions: [{ type: "Complete", status: "True" }] }
+    const jobs = [
+      stand(server, "done", { status: done }),
+      stand(server, "waits", { metadata: { annotations: { [`${PREFIX}restart-delay`]: "1d" } } }),
+    ]
+    await until("seen", () => life.operator.schedules.size === 1)
+    const { code } = await command(server, "restart done waits --yes")
+    await allBack(server, jobs)
+    expect([code, server.uids.get("default/done")?.length, server.uids.get("default/waits")?.length]).toEqual([0, 2, 2])
+    expect(life.said.filter(({ level, text }) => level === "error" || /not restarted/.test(text))).toEqual([])
+    expect(life.about("waits", /is being restarted by someone else/).length).toBe(1)
+  })
+
+  test("goes on with a restart that was left unfinished; what the cluster refuses is told, and the Job stays", async () => {
+    const server = await settled()
+    const held = stand(server, "held", HELD)
+    const life = live(server)
+    await until("an intent", () => current(server, held)?.metadata.deletionTimestamp)
+    life.kill()
+    await life.done
+    release(server, "held")
+    await until("gone", () => !current(server, held))
+    expect(await command(server, "restart held --yes")).toMatchObject({
+      code: 0,
+      out: expect.stringMatching(/default\/held +restarted +new uid/),
+    })
+    const job = stand(server, "load-a")
+    server.fault({ verb: "create", resource: "jobs" }, { status: 403, message: "exceeded quota" }, { times: 9 })
+    const refused = await command(server, "restart load-a --yes")
+    expect([refused.code, refused.out, current(server, job)?.metadata.uid]).toEqual([
+      3,
+      expect.stringContaining("exceeded quota"),
+      job.metadata.uid,
+    ])
+  })
+})
+
+describe("explain", () => {
+  test("tells the decision, its inputs, the rule that matched, those before and those after", async () => {
+    const server = await settled(EXIT_3)
+    run(server, "alice", [attempt(3, "x\n")], {
+      metadata: { annotations: { [`${PREFIX}group`]: "key", [`${PREFIX}max-restarts`]: "many" } },
+    })
+    await until("failed", () => server.model.job("default", "alice")?.status.failed)
+    const { code, out, rows } = await command(server, "explain alice")
+    expect(code).toBe(0)
+    expect(
+      rows()
+        .map((row) => row.slice(0, 2))
+        .slice(0, 8),
+    ).toEqual([
+      ["job", "default/alice, waiting"],
+      ["decision", expect.stringMatching(/^to be restarted at .*Z \(in (2h|1h59m.*)\): rule exit:3=2h$/)],
+      ["failure", expect.stringMatching(/^exit:3 at .*Z, 1 in a row$/)],
+      ["rules", "oom=0s..1h does not match"],
+      ["", "exit:3=2h matches"],
+      ["", "log:/never again/=never is not reached"],
+      ["", "any=1d is not reached"],
+      ["annotations", "group=key"],
+    ])
+    expect(out).toMatch(/problems +annotation .*max-restarts cannot be "many"/)
+    expect(out).toMatch(/settings +as the operator wrote them[\s\S]*RESTART_DELAY=1h[\s\S]*JOB_SELECTOR=app!=other/)
+    const facts = (await command(server, "explain alice -o json")).json()
+    expect(facts).toMatchObject({
+      state: "waiting",
+      rules: [{}, { rule: "exit:3=2h", verdict: "matches" }, {}, {}],
+      settings: { RESTART_DELAY: "1h" },
+    })
+    expect(await command(server, "explain none")).toMatchObject({
+      code: 3,
+      err: "error: there is no Job default/none\n",
+    })
+  })
+})
+
+describe("The command line", () => {
+  const mistakes: [string, RegExp[]][] = [
+    ["stat", [/there is no command stat; there are status, history, restart, explain/]],
+    [
+      "status a --frames -o yaml --yes",
+      [/no option --frames/, /write status;/, /-o cannot be "yaml": write table or json/, /--yes goes with restart/],
+    ],
+    ["restart -n", [/-n needs a value/, /write restart JOB\.\.\.;/]],
+    ["explain", [/write explain JOB;/]],
+    ["history a b", [/write history \[JOB\];/]],
+    ["--no-color --yes", [/--no-color goes with a command/, /--yes goes with a command/]],
+    ["status --no-color=x", [/--no-color takes no value/]],
+  ]
+  test("all mistakes are told at once, with exit code 2, and nothing is sent", async () => {
+    const server = await serve()
+    for (const [line, patterns] of mistakes) {
+      const { code, out, err } = await command(server, line)
+      expect([line, code, out, err.trimEnd().split("\n").length]).toEqual([line, 2, "", patterns.length])
+      for (const pattern of patterns) expect(err).toMatch(new RegExp(`^error: .*${pattern.source}.*see --help$`, "m"))
+    }
+    expect(server.calls).toEqual([])
+  }, 20_000)
+
+  test("the context, and the namespace of the context, are those of the kubeconfig unless -n, NAMESPACE or --context say otherwise", async () => {
+    const server = await settled()
+    const seen = async (line: string, env: Record<string, string> = {}) => {
+      const from = server.calls.length
+      const { code } = await command(server, line, env)
+      return [code, server.calls.slice(from).find(({ resource }) => resource === "configmaps")?.namespace]
+    }
+    expect(await seen("status")).toEqual([0, "default"])
+    expect(await seen("status -n there", { JOB_NAMES: "a", NAMESPACE: "here" })).toEqual([0, "there"])
+    expect(await seen("status", { JOB_NAMES: "a", NAMESPACE: "here" })).toEqual([0, "here"])
+    expect(await seen("status --context embedded")).toEqual([0, "default"])
+    const wrong = await command(server, "status --context nowhere")
+    expect([wrong.code, wrong.err]).toEqual([2, expect.stringContaining("nowhere")])
+  }, 20_000)
+
+  test("a server that refuses or is away is a fault, exit code 1, said in one line", async () => {
+    const server = await settled()
+    server.fault({ verb: "list", resource: "jobs" }, { status: 403, message: "no" }, { times: 1 })
+    expect(await command(server, "status")).toMatchObject({
+      code: 1,
+      out: "",
+      err: expect.stringMatching(/^error: 403 Forbidden: no\n$/),
+    })
+    await server.stop()
+    const { code, err } = await command(server, "status")
+    expect([code, err.trimEnd().split("\n").length]).toEqual([1, 1])
+  })
+
+  test("an intent is no Job of its own to the commands", async () => {
+    const server = await settled()
+    stand(server, "x-restart-1", { metadata: { labels: { [INTENT]: "x" } } })
+    expect((await command(server, "status")).rows().length).toBe(1)
+  })
+})

@@ -1,0 +1,261 @@
+// What the tests of the connection and of the program share: real HTTPS servers with throw-away CAs on 127.0.0.1 that answer, or
+// misbehave, as a test wants, and kubeconfigs that lead to them.
+import { afterAll, afterEach, beforeAll, jest, setSystemTime } from "bun:test"
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
+import http, { type IncomingHttpHeaders, type ServerResponse } from "node:http"
+import net, { type AddressInfo, type Socket } from "node:net"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import tls, { type TLSSocket } from "node:tls"
+import { type Cluster, connect, findSource } from "../../operator.ts"
+import { type Authority, newAuthority } from "../apiserver/http.ts"
+
+export const folder = mkdtempSync(join(tmpdir(), "connection-"))
+export const never = new AbortController().signal
+/** What each test leaves to be ended. */
+export const endings: (() => unknown)[] = []
+
+/** After each test, clocks, environment and servers are as before. */
+export function tidyUp(): void {
+  const environment = { ...process.env }
+  beforeAll(() => void mkdirSync(folder, { recursive: true }))
+  afterEach(async () => {
+    jest.useRealTimers()
+    setSystemTime()
+    for (const name of ["HTTPS_PROXY", "NO_PROXY", "no_proxy"]) {
+      delete process.env[name]
+      if (environment[name] !== undefined) process.env[name] = environment[name]
+    }
+    for (const end of endings.splice(0).reverse()) await end()
+  })
+  afterAll(() => rmSync(folder, { recursive: true, force: true }))
+}
+
+export const [trusted, foreign] = [await newAuthority("trusted"), await newAuthority("foreign")]
+export const identityOf = ({ issue }: Authority, ...sans: string[]) => issue({ cn: "server", sans })
+export const local = await identityOf(trusted, "127.0.0.1", "::1")
+export const [ada, bob] = [
+  await trusted.issue({ cn: "ada", client: true }),
+  await trusted.issue({ cn: "bob", client: true }),
+]
+export const base64 = (text: string) => Buffer.from(text).toString("base64")
+
+export type Call = {
+  line: string
+  query: URLSearchParams
+  headers: IncomingHttpHeaders
+  body: string
+  subject: string | undefined
+  at: number
+}
+/** Answers a call by what it returns, as JSON with code 200, or by itself. */
+export type Handler = (call: Call, response: ServerResponse) => unknown
+export type Served = Awaited<ReturnType<typeof serve>>
+
+/** An HTTPS server that remembers its calls, the subjects of client certificates, and every socket. */
+export async function serve(handle: Handler, { identity = local, host = "127.0.0.1", port = 0 } = {}) {
+  const [calls, sockets]: [Call[], Set<Socket>] = [[], new Set()]
+  const web = http.createServer(async (request, response) => {
+    let body = ""
+    for await (const part of request) body += part
+    const { pathname, searchParams: query } = new URL(request.url ?? "", "https://server")
+    const { subject } = (request.socket as TLSSocket).getPeerCertificate() ?? {}
+    const call = {
+      line: `${request.method} ${pathname}`,
+      query,
+      headers: request.headers,
+      body,
+      subject: subject?.CN?.toString(),
+      at: 0,
+    }
+    calls.push(call)
+    const answer = await handle(call, response)
+    if (answer !== undefined && !response.headersSent)
+      response.end(typeof answer === "string" ? answer : JSON.stringify(answer))
+  })
+  const server = tls.createServer(
+    { ...identity, ca: trusted.cert, requestCert: true, rejectUnauthorized: false },
+    (socket) => {
+      socket.on("error", () => {})
+      web.emit("connection", socket)
+    },
+  )
+  server.on("connection", (socket: Socket) => {
+    sockets.add(socket.on("close", () => sockets.delete(socket)))
+  })
+  await new Promise<void>((done) => server.listen(port, host, done))
+  const address = `https://${net.isIPv6(host) ? `[${host}]` : host}:${(server.address() as AddressInfo).port}`
+  const stop = () => {
+    for (const socket of sockets) socket.destroy()
+    return new Promise((done) => server.close(done))
+  }
+  endings.push(stop)
+  return { address, port: (server.address() as AddressInfo).port, calls, sockets, stop }
+}
+
+export const status = (code: number, reason: string, details = {}) => ({
+  kind: "Status",
+  status: "Failure",
+  code,
+  reason,
+  message: "no",
+  details,
+})
+export const refuse = (response: ServerResponse, code: number, reason: string, headers: Record<string, string> = {}) =>
+  void response.writeHead(code, headers).end(JSON.stringify(status(code, reason)))
+export const hang = () => undefined
+export const job = (resourceVersion = "1", more: object = {}, uid = "U1") => ({
+  metadata: {
+    name: "load-a",
+    namespace: "demo",
+    uid,
+    resourceVersion,
+    creationTimestamp: "2026-03-01T00:00:00Z",
+    ...more,
+  },
+  spec: { template: { metadata: {}, spec: { containers: [{ name: "worker" }] } } },
+  status: {},
+})
+export const failed = (resourceVersion = "1", more: object = {}) => ({
+  ...job(resourceVersion, more),
+  status: {
+    conditions: [
+      { type: "Failed", status: "True", reason: "BackoffLimitExceeded", lastTransitionTime: "2026-03-01T00:00:00Z" },
+    ],
+  },
+})
+export const event = (type: string, object: object) => `${JSON.stringify({ type, object })}\n`
+export const allRules = { verbs: ["*"], apiGroups: ["*"], resources: ["*"] }
+
+/** A cluster where nothing happens, but for what `more` answers. */
+export const quiet =
+  (more: Handler = hang): Handler =>
+  async (call, response) => {
+    const answer = await more(call, response)
+    if (answer !== undefined || response.headersSent) return answer
+    if (call.line === "GET /version") return { gitVersion: "v1.35.1" }
+    if (call.line.endsWith("selfsubjectrulesreviews"))
+      return { status: { incomplete: false, resourceRules: [allRules] } }
+    if (call.query.has("watch")) return void response.flushHeaders()
+    if (call.line.endsWith("/log")) return "last words\n"
+    if (/\/(jobs|pods)$/.test(call.line)) return { metadata: { resourceVersion: "1" }, items: [] }
+    return job()
+  }
+
+let written = 0
+/** Writes a file, and tells where. */
+export function file(content: string | object, name = `file-${written++}`): string {
+  writeFileSync(join(folder, name), typeof content === "string" ? content : JSON.stringify(content))
+  return join(folder, name)
+}
+
+export const kubeconfigOf = (
+  server: string,
+  cluster: object = { "certificate-authority-data": base64(trusted.cert) },
+  user: object = {},
+) => ({
+  "current-context": "here",
+  clusters: [{ name: "home", cluster: { server, ...cluster } }],
+  contexts: [{ name: "here", context: { cluster: "home", user: "me" } }],
+  users: [{ name: "me", user }],
+})
+export const sourceOf = (...kubeconfig: Parameters<typeof kubeconfigOf>) =>
+  findSource({ KUBECONFIG: file(kubeconfigOf(...kubeconfig)) })
+export const connected = (server: Served, cluster?: object, user: object = { token: "t0ken" }) =>
+  connect(sourceOf(server.address, cluster, user))
+
+/** A plugin that prints a line of its file of credentials each time, the last one again and again. */
+export function plugin(...credentials: object[]) {
+  const wrapped = credentials.map((credential) => JSON.stringify({ kind: "ExecCredential", status: credential }))
+  const [answers, runs] = [file(`${wrapped.join("\n")}\n`), file("")]
+  const script = 'echo run >> "$1"; n=$(wc -l < "$1"); sed -n "$n p; $ p" "$0" | head -n 1'
+  const exec = { apiVersion: "client.authentication.k8s.io/v1", command: "sh", args: ["-c", script, answers, runs] }
+  return { user: { exec }, runs: () => readFileSync(runs, "utf8").split("\n").length - 1 }
+}
+
+export const DELETE = { uid: "U1", resourceVersion: "1", propagationPolicy: "Foreground" } as const
+export const LOG = { lines: 20, previous: false }
+/** All that the operator can ask. */
+export const ASK: Record<string, (cluster: Cluster, signal: AbortSignal) => Promise<unknown>> = {
+  version: (cluster, signal) => cluster.version(signal),
+  rules: (cluster, signal) => cluster.rules("demo", signal),
+  listJobs: (cluster, signal) => cluster.listJobs("demo", "", signal),
+  getJob: (cluster, signal) => cluster.getJob("demo", "load-a", signal),
+  createJob: (cluster, signal) => cluster.createJob("demo", job(), signal),
+  touchJob: (cluster, signal) =>
+    cluster.touchJob({ key: "demo/load-a", namespace: "demo", name: "load-a", uid: "U1" }, "note", "x", signal),
+  createEvent: (cluster, signal) => cluster.createEvent("demo", { reason: "Failed" }, signal),
+  deleteJob: (cluster, signal) => cluster.deleteJob("demo", "load-a", DELETE, signal),
+  listPods: (cluster, signal) => cluster.listPods("demo", "app=load", signal),
+  readLog: (cluster, signal) => cluster.readLog("demo", "q1", "worker", LOG, signal),
+  watch: (cluster, signal) => watched(cluster, signal),
+}
+export const everything = Object.keys(ASK)
+export const endsWatches: Handler = ({ query }) => (query.has("watch") ? "" : undefined)
+export const watched = (cluster: Cluster, signal = never, silenceMs = 60_000) =>
+  Array.fromAsync(cluster.watch("demo", "jobs", { resourceVersion: "1", silenceMs }, signal))
+
+/** How each verb ends: "done", or the message of its error. */
+export async function askAll(cluster: Cluster, signal = never): Promise<Record<string, string>> {
+  const one = async (verb: string) =>
+    [
+      verb,
+      await ASK[verb]!(cluster, signal).then(
+        () => "done",
+        (error) => String(error.message),
+      ),
+    ] as const
+  return Object.fromEntries(await Promise.all(everything.map(one)))
+}
+export const allAre = (text: unknown) =>
+  Object.fromEntries(everything.map((verb) => [verb, text])) as Record<string, string>
+export const errorOf = (promise: Promise<unknown>): Promise<Error> =>
+  promise.then(
+    () => new Error("it went well"),
+    (error: Error) => error,
+  )
+export const until = async (is: () => unknown, ms = 20_000) => {
+  for (const end = performance.now() + ms; !is(); await new Promise(setImmediate))
+    if (performance.now() > end) throw new Error(`not so: ${is}`)
+}
+
+/** A CONNECT proxy that logs; everything ends at the port that was asked for, on this machine. */
+export async function connectProxy() {
+  const [asked, sockets]: [string[], Socket[]] = [[], []]
+  const server = net.createServer((socket) => {
+    sockets.push(socket)
+    socket
+      .on("error", () => {})
+      .once("data", (head) => {
+        const target = /^CONNECT (\S+) /.exec(head.toString())?.[1] ?? ""
+        asked.push(target)
+        const onward = net.connect(Number(target.split(":").at(-1)), "127.0.0.1", () => {
+          socket.write("HTTP/1.1 200 OK\r\n\r\n")
+          socket.pipe(onward).pipe(socket)
+        })
+        sockets.push(onward.on("error", () => socket.destroy()))
+      })
+  })
+  await new Promise<void>((done) => server.listen(0, "127.0.0.1", done))
+  endings.push(() => {
+    for (const socket of sockets) socket.destroy()
+    server.close()
+  })
+  return { address: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, asked }
+}
+
+/** Sends pieces until the other side has enough. */
+export function flood(response: ServerResponse, piece: (n: number) => string): void {
+  let [n, open] = [0, true]
+  response.on("close", () => {
+    open = false
+  })
+  response.socket?.on("close", () => {
+    open = false
+  })
+  const more = () => {
+    while (open && response.write(piece(n++)));
+    if (open) response.once("drain", more)
+  }
+  more()
+}

@@ -1,0 +1,350 @@
+// Chapter 8 of operator.ts: what probes and Prometheus are told, over real HTTP, beside an Operator at work on the embedded API server.
+import { describe, expect, spyOn, test } from "bun:test"
+import { readFileSync } from "node:fs"
+import { join } from "node:path"
+import { answerHealth, Metrics, PREFIX, type Say, serveHealth, type World } from "../../operator.ts"
+import project from "../../package.json" with { type: "json" }
+import type { Call } from "../apiserver/http.ts"
+import {
+  allBack,
+  attempt,
+  bodyName,
+  callsOf,
+  endings,
+  isBack,
+  kubectlDelete,
+  type Life,
+  live,
+  person,
+  run,
+  type Server,
+  serve,
+  stand,
+  tidyUp,
+  until,
+} from "./acting_kit.ts"
+import { lint, parse } from "./metrics_kit.ts"
+
+tidyUp()
+
+/** An operator with its metrics, and what its port answers. */
+function observed(server: Server, settings: Record<string, string> = {}) {
+  const metrics = new Metrics()
+  const life = live(server, settings, { metrics })
+  const port = Bun.serve({
+    port: 0,
+    hostname: "127.0.0.1",
+    fetch: (request) => answerHealth(request, life.operator, metrics, life.config),
+  })
+  endings.push(() => port.stop(true))
+  const get = async (path: string, method = "GET") => {
+    const response = await fetch(new URL(path, port.url), { method })
+    return { status: response.status, text: await response.text(), type: response.headers.get("content-type") }
+  }
+  const samples = async () => parse((await get("/metrics")).text)
+  return { life, metrics, get, samples }
+}
+const seen = (life: Life, name: string, words: RegExp) =>
+  until(`${name} ${words}`, () => life.about(name, words).length > 0)
+
+describe("/metrics", () => {
+  test("counts are what happened: failures by cause, restarts by result, calls by verb and code, watches; states and due times", async () => {
+    const server = await serve()
+    const { life, samples, get } = observed(server, { RESTART_RULES: "exit:4=never, exit:5=1h", CHECK_INTERVAL: "60" })
+    const twice = run(server, "twice", [attempt(3), attempt(3), {}])
+    run(server, "never", [attempt(4)])
+    run(server, "later", [attempt(5)])
+    await until("all three", () => server.uids.get("default/twice")?.length === 3)
+    await seen(life, "never", /given up/)
+    await seen(life, "later", /to be restarted/)
+    await seen(life, "twice", /left alone, it (is running|has succeeded)/)
+    await until("both restarts said", () => life.about("twice", /restarted in/).length === 2)
+    const found = await samples()
+    const of = (name: string) =>
+      Object.fromEntries(
+        found.filter((s) => s.name === `flickr_operator_${name}`).map(({ labels, value }) => [labels, value]),
+      )
+    const job = (name: string, label: string) => `namespace="default",job_name="${name}",${label}`
+    expect(of("failures_total")).toEqual({
+      [job("twice", 'cause="exit:3"')]: 2,
+      [job("never", 'cause="exit:4"')]: 1,
+      [job("later", 'cause="exit:5"')]: 1,
+    })
+    expect(of("restarts_total")).toEqual({ [job("twice", 'result="restarted"')]: 2 })
+    expect(of("restart_lateness_seconds_count")).toEqual({ "": 2 })
+    const states = Object.keys(of("job_state"))
+    expect(states).toContain(job("never", 'state="given_up"'))
+    expect(states).toContain(job("later", 'state="waiting"'))
+    expect(states.length).toBe(3)
+    const failedAt = Date.parse(server.model.job("default", "later")!.status!.conditions!.at(-1)!.lastTransitionTime!)
+    expect(of("job_due_timestamp_seconds")).toEqual({
+      'namespace="default",job_name="later"': failedAt / 1_000 + 3_600,
+    })
+    const verbs = ["get", "list", "create", "delete", "watch"] as const
+    const counted = async (verb: string) => {
+      const calls = (await samples()).filter(
+        ({ name, labels }) => name === "flickr_operator_api_calls_total" && labels.startsWith(`verb="${verb}"`),
+      )
+      return calls.reduce((total, { value }) => total + value, 0)
+    }
+    const made = verbs.map((verb) => server.calls.filter((call) => call.verb === verb).length)
+    // The answer to an Event may still be on its way.
+    for (let tries = 0; tries < 50 && !Bun.deepEquals(await Promise.all(verbs.map(counted)), made); tries++)
+      await Bun.sleep(10)
+    expect(await Promise.all(verbs.map(counted))).toEqual(made)
+    expect(of("watch_restarts_total")).toEqual({
+      'namespace="default",resource="jobs"': 0,
+      'namespace="default",resource="pods"': 0,
+    })
+    expect(of("ready")).toEqual({ 'namespace="default"': 1 })
+    expect(isBack(server, twice)).toBe(true)
+    expect((await get("/metrics")).type).toBe("text/plain; version=0.0.4; charset=utf-8")
+  })
+
+  test("the text is clean by Prometheus' rules, and by promtool where that is there", async () => {
+    const server = await serve()
+    const { life, get, samples } = observed(server)
+    run(server, "load-a", [attempt(3), {}])
+    await seen(life, "load-a", /restarted in/)
+    const { text } = await get("/metrics")
+    expect(lint(text)).toEqual([])
+    const process = (await samples()).filter(({ name }) => name.startsWith("process_"))
+    for (const { name, value } of process) expect([name, value > 0]).toEqual([name, true])
+    expect(process.length).toBe(4)
+    if (!Bun.which("promtool")) return
+    const { exitCode, stdout, stderr } = Bun.spawnSync(["promtool", "check", "metrics"], { stdin: Buffer.from(text) })
+    expect([exitCode, `${stdout}${stderr}`]).toEqual([0, ""])
+  })
+
+  test.each([
+    ["a counter without _total", "# HELP a_seconds A.\n# TYPE a_seconds counter\na_seconds 1\n"],
+    ["a sample without HELP", "# TYPE a_total counter\na_total 1\n"],
+    ["a unit that is no base unit", "# HELP a_milliseconds A.\n# TYPE a_milliseconds gauge\na_milliseconds 1\n"],
+    ["a sample twice", "# HELP a A.\n# TYPE a gauge\na 1\na 2\n"],
+  ])("the check itself finds %s", (_, text) => expect(lint(text)).not.toEqual([]))
+
+  test("the number of series is bounded: after 20 exit codes `exit:other`; the counts of a Job that is gone for an hour go", async () => {
+    const server = await serve()
+    const { life, metrics } = observed(server)
+    stand(server, "stays", { status: {} })
+    await seen(life, "stays", /running/)
+    for (let code = 1; code <= 255; code++)
+      for (const job of ["default/stays", "default/goes"]) metrics.hear("warning", "", { job, cause: `exit:${code}` })
+    metrics.hear("warning", "", { job: "default/stays", cause: "oom" })
+    const failures = async (at?: number) =>
+      parse(await metrics.text(life.operator, ["default"], at)).filter(({ name }) => name.endsWith("_failures_total"))
+    const first = await failures()
+    expect(first.length).toBe(2 * 21 + 1)
+    expect(first.filter(({ labels }) => labels.includes("exit:other")).map(({ value }) => value)).toEqual([235, 235])
+    const now = performance.now()
+    expect((await failures(now + 3_500_000)).length).toBe(43)
+    const later = await failures(now + 3_700_000)
+    expect(later.length).toBe(22)
+    expect(later.every(({ labels }) => labels.includes('"stays"'))).toBe(true)
+    kubectlDelete(server, "stays")
+    await until("gone", () => life.operator.states().length === 0)
+    expect((await failures(now + 7_600_000)).length).toBe(0)
+  })
+
+  test("a Job whose create is held up is `restarting`, and due since it was", async () => {
+    const server = await serve()
+    server.fault(
+      { verb: "create", resource: "jobs", when: ({ body }) => JSON.stringify(body).includes('"name":"load-a"') },
+      { status: 503 },
+      { times: 999 },
+    )
+    const { life } = observed(server)
+    const job = stand(server, "load-a")
+    await seen(life, "load-a", /held up/)
+    const failedAt = Date.parse(job.status!.conditions![0]!.lastTransitionTime!)
+    expect(life.operator.states()).toEqual([{ key: "default/load-a", state: "restarting", dueAt: failedAt }])
+  })
+})
+
+test("alerts.yaml and dashboard.json ask for metrics that there are, and the dashboard for each of them", async () => {
+  const { get } = observed(await serve())
+  const { text } = await get("/metrics")
+  const there = [...text.matchAll(/^# TYPE (\S+)/gm)].map(([, name]) => name!)
+  for (const file of ["alerts.yaml", "dashboard.json"]) {
+    const asked = readFileSync(join(import.meta.dir, "../../deploy", file), "utf8").matchAll(
+      /\b(?:flickr_operator|process)_\w+/g,
+    )
+    const names = new Set([...asked].map(([name]) => name.replace(/_bucket$/, "")))
+    expect([...names].filter((name) => !there.includes(name))).toEqual([])
+    if (file === "dashboard.json") expect(there.filter((name) => !names.has(name))).toEqual([])
+  }
+})
+
+describe("/livez and /readyz", () => {
+  test("ready when each namespace was listed; not when one is silent for twice CHECK_INTERVAL and a call's limit", async () => {
+    const server = await serve()
+    const lift = server.fault({ verb: "list", resource: "jobs", namespace: "other" }, { status: 503 }, { times: 999 })
+    const { life, get } = observed(server, { NAMESPACE: "default,other", CHECK_INTERVAL: "60" })
+    await until("listed", () => life.operator.silentMs("default") === undefined)
+    expect(await get("/readyz")).toMatchObject({
+      status: 503,
+      text: "namespace other: not listed yet; the log says why\n",
+    })
+    lift()
+    await until("both listed", () => life.operator.silentMs("other") === undefined)
+    expect(await get("/readyz")).toMatchObject({ status: 200, text: "ok\n" })
+    const now = performance.now()
+    expect(life.operator.silentMs("default", now + 145_000)).toBeUndefined()
+    expect(life.operator.silentMs("default", now + 151_000)).toBeGreaterThan(150_000)
+  })
+
+  test("alive while the loop turns, at start too; not when it has not turned for two minutes", async () => {
+    const server = await serve()
+    const { life, get } = observed(server)
+    expect(await get("/livez")).toMatchObject({ status: 200, text: "ok\n" })
+    await until("turns", () => callsOf(server, "watch").length > 0)
+    life.stop()
+    await life.done
+    const later = performance.now() + 121_000
+    const clock = spyOn(performance, "now").mockReturnValue(later)
+    try {
+      expect(await get("/livez")).toMatchObject({ status: 503, text: "the loop has not turned for 2m\n" })
+    } finally {
+      clock.mockRestore()
+    }
+  })
+
+  test("GET and HEAD only, three paths only", async () => {
+    const { get } = observed(await serve())
+    expect((await get("/livez", "HEAD")).text).toBe("")
+    for (const method of ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
+      expect([method, (await get("/livez", method)).status]).toEqual([method, 405])
+    for (const path of ["/", "/config", "/livez/", "/debug"])
+      expect([path, (await get(path)).status]).toEqual([path, 404])
+  })
+
+  test("a port that is taken is said, and stops nothing", async () => {
+    const server = await serve()
+    const { life, metrics } = observed(server)
+    const taken = Bun.serve({ port: 0, hostname: "::", fetch: () => new Response() })
+    endings.push(() => taken.stop(true))
+    const said: string[] = []
+    const say: Say = (level, text) => void said.push(`${level}: ${text}`)
+    serveHealth(taken.port!, life.operator, metrics, { config: life.config, say } as World)
+    expect(said).toEqual([
+      expect.stringMatching(new RegExp(`^warning: no health, HEALTH_PORT ${taken.port} cannot be had: .*in use`)),
+    ])
+  })
+})
+
+/** A receiver of notifications: what it was sent, and how it answers. */
+function receiver(answer: () => Response | Promise<Response> = () => new Response("ok")) {
+  const posts: Record<string, string>[] = []
+  const server = Bun.serve({
+    port: 0,
+    hostname: "127.0.0.1",
+    async fetch(request) {
+      posts.push({
+        method: request.method,
+        type: request.headers.get("content-type") ?? "",
+        ...((await request.json()) as object),
+      })
+      return answer()
+    },
+  })
+  endings.push(() => server.stop(true))
+  return { posts, NOTIFY_URL: `http://127.0.0.1:${server.port}/s3cr3t-topic?token=s3cr3t` }
+}
+const messages = ({ posts }: ReturnType<typeof receiver>) => posts.map(({ message }) => message)
+
+describe("NOTIFY_URL", () => {
+  test("a Job that is given up is one POST, with what ntfy, Gotify and Slack read; back by restart-now is one more", async () => {
+    const [server, phone] = [await serve(), receiver()]
+    const life = live(server, { RESTART_RULES: "any=never", NOTIFY_URL: phone.NOTIFY_URL })
+    const job = stand(server, "load-a")
+    await until("told", () => phone.posts.length === 1)
+    const text = expect.stringMatching(/^\[default\/load-a\] given up: rule any=never; to go on, .* \(cause unknown\)$/)
+    expect(phone.posts[0]).toEqual({
+      method: "POST",
+      type: "application/json",
+      title: project.name,
+      message: text,
+      text,
+    } as never)
+    person(server, "patch", "load-a", { metadata: { annotations: { [`${PREFIX}restart-now`]: "1" } } })
+    await until("back", () => isBack(server, job) && phone.posts.length > 1)
+    expect(messages(phone).slice(1)).toEqual([
+      expect.stringMatching(/^back after an alarm: \[default\/load-a\] restarted in/),
+    ])
+    expect(life.said.map(({ text }) => text).join()).not.toContain("s3cr3t")
+  })
+
+  test("a given-up Job that its owner makes anew is back, too", async () => {
+    const [server, phone] = [await serve(), receiver()]
+    live(server, { RESTART_RULES: "any=never", NOTIFY_URL: phone.NOTIFY_URL })
+    stand(server, "load-a")
+    await until("told", () => phone.posts.length === 1)
+    kubectlDelete(server, "load-a")
+    stand(server, "load-a", { status: {} })
+    await until("back", () => phone.posts.length === 2)
+    expect(messages(phone)[1]).toMatch(/^back after an alarm: .*it is running$/)
+  })
+
+  test("a Job that cannot be created again is told once, however often it is tried, before its delete or after", async () => {
+    const [server, phone] = [await serve(), receiver()]
+    const intended = (name: string) =>
+      ({
+        verb: "create",
+        resource: "jobs",
+        when: (call: Call) => bodyName(call).startsWith(`${name}-restart-`),
+      }) as const
+    const created = (name: string) =>
+      ({ verb: "create", resource: "jobs", when: (call: Call) => bodyName(call) === name }) as const
+    server.fault(intended("before"), { status: 422 }, { times: 3 })
+    server.fault(created("after"), { status: 422 }, { times: 3 })
+    server.fault(created("slow"), { status: 500 }, { times: 40 })
+    const life = live(server, { NOTIFY_URL: phone.NOTIFY_URL }, { rate: 1_000 })
+    const jobs = ["before", "after", "slow", "well"].map((name) => stand(server, name))
+    await allBack(server, jobs)
+    await until("all told", () => phone.posts.length === 6)
+    const about = (name: string) => messages(phone).filter((text) => text?.includes(`/${name}]`))
+    expect(about("before")).toEqual([
+      expect.stringMatching(/not deleted, for it could not be created again: 422/),
+      expect.stringMatching(/^back/),
+    ])
+    expect(about("after")).toEqual([
+      expect.stringMatching(/its restart is held up, trying again: 422/),
+      expect.stringMatching(/^back/),
+    ])
+    expect(about("slow")).toEqual([
+      expect.stringMatching(/its restart is held up, trying again: 500/),
+      expect.stringMatching(/^back/),
+    ])
+    expect(life.about("before", /next try/).length).toBe(3)
+  })
+
+  test.each([
+    ["that answers 500", () => receiver(() => new Response("s3cr3t", { status: 500 })).NOTIFY_URL, /: answer 500$/],
+    [
+      "that redirects",
+      () => receiver(() => new Response(null, { status: 301, headers: { Location: "/" } })).NOTIFY_URL,
+      /: answer 301$/,
+    ],
+    ["that is not there", () => "http://127.0.0.1:1/s3cr3t", /: ECONNREFUSED$/],
+    ["without an address", () => "http://s3cr3t.invalid/", /: \w+$/],
+    ["that speaks no TLS", () => receiver().NOTIFY_URL.replace("http:", "https:"), /: [A-Z_]+$/],
+  ])("a receiver %s is said once per message, after a second try, without its URL", async (_, urlOf, words) => {
+    const server = await serve()
+    const life = live(server, { RESTART_RULES: "any=never", NOTIFY_URL: urlOf() }, { rate: 1_000 })
+    stand(server, "load-a")
+    await until("said", () => life.said.some(({ text }) => /notification/.test(text)))
+    const said = life.said.filter(({ text }) => /notification/.test(text))
+    expect(said).toEqual([{ level: "warning", text: expect.stringMatching(words), lines: [] }])
+    expect(life.said.map(({ text }) => text).join()).not.toContain("s3cr3t")
+  })
+
+  test("a receiver that never answers holds up no restart", async () => {
+    const [server, phone] = [await serve(), receiver(() => new Promise(() => {}))]
+    const life = live(server, { RESTART_RULES: "exit:4=never", NOTIFY_URL: phone.NOTIFY_URL })
+    run(server, "never", [attempt(4)])
+    await until("told", () => phone.posts.length === 1)
+    await allBack(server, [stand(server, "load-a"), stand(server, "load-b")])
+    life.kill()
+    await life.done
+  })
+})
