@@ -7,7 +7,7 @@ FROM --platform=$BUILDPLATFORM docker.io/oven/bun:1.4.5 AS build
 WORKDIR /src
 COPY package.json bun.lock ./
 RUN bun install --frozen-lockfile --production
-COPY operator.ts ./
+COPY operator.ts cli.ts ./
 ARG TARGETARCH
 RUN case "$TARGETARCH" in amd64) target=bun-linux-x64 ;; arm64) target=bun-linux-arm64 ;; *) echo "no build for $TARGETARCH"; exit 1 ;; esac \
  && bun build operator.ts --compile --target="$target" --minify --sourcemap --bytecode \

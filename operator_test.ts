@@ -79,6 +79,7 @@
 import { describe, expect, test } from "bun:test"
 import { readFileSync } from "node:fs"
 import fc from "fast-check"
+import { helpText } from "./cli.ts"
 import {
   admit,
   alignedRows,
@@ -95,7 +96,6 @@ import {
   evidenceLines,
   failureOf,
   groupOf,
-  helpText,
   INTENT,
   type Intent,
   instant,

@@ -1,4 +1,4 @@
-// `bun run build`: operator.ts as one file for each platform, dist/flickr-immich-k8s-sync-operator-linux-{x64,arm64}.
+// `bun run build`: operator.ts, cli.ts and what they import as one file for each platform, dist/flickr-immich-k8s-sync-operator-linux-{x64,arm64}.
 // The Bun inside comes from its npm package, the same on every machine whatever Bun runs this: npm checks it against
 // the registry's own checksum, and keeps it in npm's cache. Needs: npm (it comes with Node.js), tar.
 import { mkdir, mkdtemp, rm, stat } from "node:fs/promises"

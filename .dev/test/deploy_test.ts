@@ -2,7 +2,8 @@
 import { expect, test } from "bun:test"
 import { readFileSync } from "node:fs"
 import { join } from "node:path"
-import { helpText, RIGHTS, SETTINGS } from "../../operator.ts"
+import { helpText } from "../../cli.ts"
+import { RIGHTS, SETTINGS } from "../../operator.ts"
 import project from "../../package.json" with { type: "json" }
 
 type Container = {
