@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
 # Takes down what up.sh started: processes, pods, mounts. The files stay, for reading.
-#   down.sh DIR     that cluster
-#   down.sh         every cluster that up.sh has left running on this machine, whatever became of its directory
-# Every process of a cluster carries THROW_AWAY_CLUSTER=DIR in its environment; that, not a file, is how they are found.
+#   down.sh DIR              that cluster
+#   down.sh --ports PORT...  every cluster that uses one of these ports
+#   down.sh                  every cluster that up.sh has left running on this machine, whatever became of its directory
+# Every process of a cluster carries THROW_AWAY_CLUSTER=DIR and THROW_AWAY_PORTS in its environment; that, not a file, is
+# how they are found.
 set -uo pipefail
 
-dir_of() { tr '\0' '\n' <"/proc/$1/environ" 2>/dev/null | sed -n 's/^THROW_AWAY_CLUSTER=//p'; }
+value_of() { # PID VARIABLE
+  tr '\0' '\n' <"/proc/$1/environ" 2>/dev/null | sed -n "s/^$2=//p"
+}
 pids_of() { # DIR: newest first
   local f pid
   for f in $(grep -lzsxF "THROW_AWAY_CLUSTER=$1" /proc/[0-9]*/environ); do pid=${f#/proc/}; echo "${pid%/environ}"; done | sort -rn
@@ -23,13 +27,23 @@ take_down() {
     kill -KILL $pids 2>/dev/null; sleep 0.1
   done
   awk -v d="$dir/" 'index($2, d) == 1 {print $2}' /proc/mounts | sort -r | while read -r m; do umount -l "$m" 2>/dev/null; done
-  rm -f $(ls /var/lib/cni/results/throw-away-* 2>/dev/null | sed -E 's/(.*)throw-away-(.*)-eth0/& \1cni-loopback-\2-lo/')
+  [[ ! -d $dir/cni ]] || rm -f $(ls /var/lib/cni/results/throw-away-* 2>/dev/null | sed -E 's/(.*)throw-away-(.*)-eth0/& \1cni-loopback-\2-lo/')
 }
 
-if (($#)); then
+clusters() { # [PORT...]: the directories of the clusters that use one of these ports; of all without any
+  local f pid p
+  for f in $(grep -lzs "^THROW_AWAY_CLUSTER=" /proc/[0-9]*/environ); do
+    pid=${f#/proc/}; pid=${pid%/environ}
+    (($#)) || value_of "$pid" THROW_AWAY_CLUSTER
+    for p in "$@"; do
+      [[ " $(value_of "$pid" THROW_AWAY_PORTS) " != *" $p "* ]] || value_of "$pid" THROW_AWAY_CLUSTER
+    done
+  done | sort -u
+}
+
+if [[ $# -gt 0 && $1 != --ports ]]; then
   take_down "$(realpath -m "$1")"
-else
-  for f in $(grep -lzs "^THROW_AWAY_CLUSTER=" /proc/[0-9]*/environ); do pid=${f#/proc/}; dir_of "${pid%/environ}"; done | sort -u |
-    while read -r dir; do echo "taking down the cluster left in $dir" >&2; take_down "$dir"; done
+elif (($# != 1)); then
+  clusters "${@:2}" | while read -r dir; do echo "taking down the cluster left in $dir" >&2; take_down "$dir"; done
 fi
 exit 0

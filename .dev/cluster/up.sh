@@ -1,27 +1,41 @@
 #!/usr/bin/env bash
 # Starts a throw-away Kubernetes cluster on 127.0.0.1 and waits until it answers; always a fresh one.
-#   up.sh DIR [--node]
+#   up.sh DIR [--node] [--kine]
 # DIR gets admin.kubeconfig, ca.crt, audit.log (one JSON line a request: user, verb, resource), log/, pid/NAME
 #   of each part and start/NAME, which starts that part again after it was killed. `down.sh DIR` takes all of it down.
 # Without --node: etcd, kube-apiserver, kube-controller-manager, in about 6 s. Jobs get pods, no pod is run; set a pod's
 #   status yourself through pods/status to make it fail.
 # With --node: also kube-scheduler, containerd, kubelet, in about 11 s. Pods run for real, get killed for memory for real, and have
 #   real logs. The node knows one image, docker.io/local/busybox:1 (a static busybox). There is no cluster DNS and no kube-proxy.
-# KUBE_VERSION (1.35.1), KUBE_PORT (6443), ETCD_PORT (23790), KUBE_APISERVER_FLAGS and KUBE_CONTROLLER_MANAGER_FLAGS change it.
-# One cluster at a time on a machine: what an earlier up.sh has left running is taken down first.
+# With --kine: kine and SQLite, the datastore of k3s, in place of etcd (see kine.sh).
+# KUBE_VERSION (1.35.1), KUBE_APISERVER_FLAGS and KUBE_CONTROLLER_MANAGER_FLAGS change it.
+# Several clusters can run side by side, one of them with --node, if each has ports of its own: KUBE_PORT (6443),
+#   ETCD_PORT (23790, and the next one), KUBE_CONTROLLER_MANAGER_PORT (10257). A cluster that an earlier up.sh has left
+#   running in DIR or on one of these ports is taken down first.
 # Needs: the packages of packages.sh; what build.sh needs; root with --node.
 set -euo pipefail
-dir=$(realpath -m "${1:?up.sh DIR [--node]}"); node=${2:-}
+usage="up.sh DIR [--node] [--kine]"
+dir=$(realpath -m "${1:?$usage}"); shift
+node=; kine=
+for option in "$@"; do
+  case $option in
+    --node) node=yes ;;
+    --kine) kine=yes ;;
+    *) echo "unknown option $option: $usage" >&2; exit 1 ;;
+  esac
+done
 here=$(cd "$(dirname "$0")" && pwd)
 bin=$("$here/build.sh" "${KUBE_VERSION:-1.35.1}")
-port=${KUBE_PORT:-6443}; etcd_port=${ETCD_PORT:-23790}
+[[ -z $kine ]] || kine=$("$here/kine.sh")
+port=${KUBE_PORT:-6443}; etcd_port=${ETCD_PORT:-23790}; controller_manager_port=${KUBE_CONTROLLER_MANAGER_PORT:-10257}
+ports=("$port" "$etcd_port" $((etcd_port + 1)) "$controller_manager_port" ${node:+10250 10248 10259})
 
-"$here/down.sh"; "$here/down.sh" "$dir"
-for p in "$port" "$etcd_port" 10257 ${node:+10250 10248 10259}; do
+"$here/down.sh" "$dir"; "$here/down.sh" --ports "${ports[@]}"
+for p in "${ports[@]}"; do
   if (exec 3<>"/dev/tcp/127.0.0.1/$p") 2>/dev/null; then echo "port $p is in use by another program" >&2; exit 1; fi
 done
 mkdir -p "$dir"; cd "$dir"
-rm -rf --one-file-system etcd containerd kubelet podlogs cni log pid start audit.log
+rm -rf --one-file-system etcd kine containerd kubelet podlogs cni log pid start audit.log
 mkdir -p pki log pid start
 trap '(($? == 0)) || "$here/down.sh" "$dir"' EXIT
 
@@ -29,7 +43,7 @@ start() { # NAME COMMAND...: in the background, log to log/NAME.log
   local name=$1; shift
   cat >"start/$name" <<SH
 #!/usr/bin/env bash
-cd "$dir" && echo \$\$ >pid/$name && THROW_AWAY_CLUSTER="$dir" exec$(printf ' %q' "$@") >>log/$name.log 2>&1 </dev/null
+cd "$dir" && echo \$\$ >pid/$name && THROW_AWAY_CLUSTER="$dir" THROW_AWAY_PORTS="${ports[*]}" exec$(printf ' %q' "$@") >>log/$name.log 2>&1 </dev/null
 SH
   chmod +x "start/$name"
   setsid -f "start/$name"
@@ -69,9 +83,15 @@ if [[ ! -f ca.crt ]]; then
 fi
 for user in admin controller-manager scheduler kubelet; do kubeconfig "$user.kubeconfig" "$user"; done
 
-start etcd etcd --data-dir etcd --listen-client-urls "http://127.0.0.1:$etcd_port" --advertise-client-urls "http://127.0.0.1:$etcd_port" \
-  --listen-peer-urls "http://127.0.0.1:$((etcd_port + 1))" --initial-advertise-peer-urls "http://127.0.0.1:$((etcd_port + 1))" \
-  --initial-cluster "default=http://127.0.0.1:$((etcd_port + 1))" --unsafe-no-fsync
+if [[ $kine ]]; then
+  mkdir -p kine
+  start kine "$kine" --listen-address "http://127.0.0.1:$etcd_port" --metrics-bind-address 0 \
+    --endpoint "sqlite://$dir/kine/state.db?_journal=WAL&cache=shared&_busy_timeout=30000&_txlock=immediate"
+else
+  start etcd etcd --data-dir etcd --listen-client-urls "http://127.0.0.1:$etcd_port" --advertise-client-urls "http://127.0.0.1:$etcd_port" \
+    --listen-peer-urls "http://127.0.0.1:$((etcd_port + 1))" --initial-advertise-peer-urls "http://127.0.0.1:$((etcd_port + 1))" \
+    --initial-cluster "default=http://127.0.0.1:$((etcd_port + 1))" --unsafe-no-fsync
+fi
 cat >audit.yaml <<'YAML'
 apiVersion: audit.k8s.io/v1
 kind: Policy
@@ -88,10 +108,10 @@ start kube-apiserver "$bin/kube-apiserver" --etcd-servers "http://127.0.0.1:$etc
 until_ok 120 "$bin/kubectl" --kubeconfig admin.kubeconfig get --raw /readyz
 start kube-controller-manager "$bin/kube-controller-manager" --kubeconfig controller-manager.kubeconfig --leader-elect=false \
   --use-service-account-credentials --service-account-private-key-file pki/sa.key --root-ca-file ca.crt \
-  --bind-address 127.0.0.1 ${KUBE_CONTROLLER_MANAGER_FLAGS:-}
+  --bind-address 127.0.0.1 --secure-port "$controller_manager_port" ${KUBE_CONTROLLER_MANAGER_FLAGS:-}
 until_ok 60 "$bin/kubectl" --kubeconfig admin.kubeconfig -n default get serviceaccount default
 
-if [[ $node == --node ]]; then
+if [[ $node ]]; then
   mkdir -p cni/conf containerd/state containerd/root
   cat >cni/conf/10-local.conflist <<JSON
 {"cniVersion": "0.4.0", "name": "throw-away", "plugins": [{"type": "ptp", "ipam": {"type": "host-local", "subnet": "10.244.0.0/24", "dataDir": "$dir/cni/addresses"}}]}
