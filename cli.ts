@@ -127,7 +127,7 @@ function decisionOf({ name, plan: { notBefore = 0 } }: Intent, now: number): Dec
 /** All that is selected in a namespace, or one Job; those too that are away, for their restart is under way. */
 async function look(world: World, namespace: string, name?: string): Promise<Sight[]> {
   const { cluster, config, kill } = world
-  const list = async (selector: string) => (await cluster.listJobs(namespace, selector, kill)).items
+  const list = async (selector: string) => (await cluster.listJobs(namespace, selector, (job) => job, kill)).items
   const one = async (job: string) => [await cluster.getJob(namespace, job, kill), ...(await list(`${INTENT}=${job}`))]
   const [items, records] = await Promise.all([
     name === undefined ? list("") : one(name),

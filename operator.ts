@@ -560,6 +560,12 @@ export function viewPod({ metadata = {}, status = {} }: Pod) {
   }
 }
 
+/** The view of a pod that a Job owns; undefined for any other pod. */
+function viewOfJobPod(pod: Pod): PodView | undefined {
+  const view = viewPod(pod)
+  return view.jobUid ? view : undefined
+}
+
 type ContainerStatus = NonNullable<NonNullable<Pod["status"]>["containerStatuses"]>[number]
 /** How one container of a pod ended, now or in its last run, or what it is doing. */
 export type ContainerView = ReturnType<typeof viewContainer>
@@ -1557,8 +1563,8 @@ export interface Cluster {
   rules(namespace: string, signal: AbortSignal): Promise<Rules>
   /** Undefined where we may not know. */
   namespaceExists(namespace: string, signal: AbortSignal): Promise<boolean | undefined>
-  /** All pages, read from the store, not from a cache. */
-  listJobs(namespace: string, selector: string, signal: AbortSignal): Promise<{ items: Job[]; resourceVersion: string }>
+  /** Lists all pages, read from the store, not from a cache. Holds what `keep` returns for each Job, never the Jobs of two pages. */
+  listJobs<T>(namespace: string, selector: string, keep: Keep<Job, T>, signal: AbortSignal): Promise<Listed<T>>
   getJob(namespace: string, name: string, signal: AbortSignal): Promise<Job | undefined>
   createJob(namespace: string, job: Job, signal: AbortSignal): Promise<Job>
   /** Writes an annotation, so that the Job controller looks at the Job again. */
@@ -1571,7 +1577,8 @@ export interface Cluster {
   patchConfigMap(namespace: string, name: string, patch: ConfigMap, signal: AbortSignal): Promise<unknown>
   deleteConfigMap(namespace: string, name: string, signal: AbortSignal): Promise<unknown>
   deleteJob(namespace: string, name: string, options: DeleteOptions, signal: AbortSignal): Promise<void>
-  listPods(namespace: string, selector: string, signal: AbortSignal): Promise<{ items: Pod[]; resourceVersion: string }>
+  /** As listJobs() does. */
+  listPods<T>(namespace: string, selector: string, keep: Keep<Pod, T>, signal: AbortSignal): Promise<Listed<T>>
   readLog(namespace: string, pod: string, container: string, options: LogOptions, signal: AbortSignal): Promise<Tail>
   /** Ends when the server ends it; throws after silence and for an ERROR event. Yields bookmarks too. */
   watch<R extends keyof Watched>(
@@ -1581,6 +1588,10 @@ export interface Cluster {
     signal: AbortSignal,
   ): Events<Watched[R]>
 }
+/** Reduces one object of a list to what its reader needs; undefined drops it. */
+export type Keep<Item, Kept> = (item: Item) => Kept | undefined
+/** What was kept of a list, and the version of the list. */
+export type Listed<Kept> = { items: Kept[]; resourceVersion: string }
 export type Watched = { jobs: Job; pods: Pod }
 export type Events<T> = AsyncIterable<{ type: string; object: T }>
 export type LogOptions = { lines: number; previous: boolean }
@@ -1788,6 +1799,9 @@ type Call<T = unknown> = {
   read?: (response: Response) => Promise<T>
 }
 const METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+/** One page of a list; `continue` leads to the next. */
+type Page<T> = { items: T[] | null; metadata: { resourceVersion: string; continue?: string } }
+const PAGE_ITEMS = "500"
 /** Hears of each call: its verb as Kubernetes names it, and the status, `none` where no answer came. */
 export type OnCall = (verb: string, code: string) => void
 const VERBS: Record<string, string> = { GET: "get", POST: "create", PATCH: "patch", DELETE: "delete" }
@@ -1819,7 +1833,7 @@ function verbsOf(server: ApiServer): Cluster {
       const look = server.send("GET", `/api/v1/namespaces/${encodeURIComponent(namespace)}`, signal)
       return look.then(() => true).catch((error) => (isReason(error, "NotFound") ? false : undefined))
     },
-    listJobs: (namespace, selector, signal) => server.list(pathOf("jobs", namespace), selector, signal),
+    listJobs: (namespace, selector, keep, signal) => server.list(pathOf("jobs", namespace), selector, keep, signal),
     getJob: (namespace, name, signal) => server.find(pathOf("jobs", namespace, name), signal),
     createJob: (namespace, body, signal) => server.send("POST", pathOf("jobs", namespace), signal, { body }),
     touchJob({ namespace, name, uid }, annotation, value, signal) {
@@ -1828,13 +1842,8 @@ function verbsOf(server: ApiServer): Cluster {
     },
     createEvent: (namespace, body, signal) => server.send("POST", pathOf("events", namespace), signal, { body }),
     async listConfigMaps(namespace, selector, signal) {
-      const { items } = await server.list<{ metadata: Metadata }>(
-        pathOf("configmaps", namespace),
-        selector,
-        signal,
-        METADATA_LIST,
-      )
-      return items.map(({ metadata }) => metadata)
+      const keep = ({ metadata }: { metadata: Metadata }) => metadata
+      return (await server.list(pathOf("configmaps", namespace), selector, keep, signal, METADATA_LIST)).items
     },
     getConfigMap: (namespace, name, signal) => server.find(pathOf("configmaps", namespace, name), signal),
     createConfigMap: (namespace, body, signal) =>
@@ -1847,7 +1856,7 @@ function verbsOf(server: ApiServer): Cluster {
         body: { propagationPolicy, preconditions },
       })
     },
-    listPods: (namespace, selector, signal) => server.list(pathOf("pods", namespace), selector, signal),
+    listPods: (namespace, selector, keep, signal) => server.list(pathOf("pods", namespace), selector, keep, signal),
     readLog(namespace, pod, container, { lines, previous }, signal) {
       const query = {
         container,
@@ -1902,20 +1911,38 @@ class ApiServer {
     }
   }
 
-  async list<T>(
+  /**
+   * Reads a list page by page. Each page is reduced before the next is requested, so that memory holds what is kept and one
+   * page, however long the list is. A continue token that expired between two pages starts the list again, once.
+   */
+  async list<T, K>(
     path: string,
     labelSelector: string,
+    keep: Keep<T, K>,
     signal: AbortSignal,
     accept = "",
-  ): Promise<{ items: T[]; resourceVersion: string }> {
-    type Page = { items: T[] | null; metadata: { resourceVersion: string; continue?: string } }
-    const items: T[] = []
-    for (let next: string | undefined; ; ) {
-      const query = { limit: "500", labelSelector: labelSelector || undefined, continue: next }
-      const page = await this.send<Page>("GET", path, signal, { query, accept })
-      items.push(...(page.items ?? []))
-      next = page.metadata.continue
-      if (!next) return { items, resourceVersion: page.metadata.resourceVersion }
+  ): Promise<Listed<K>> {
+    const items: K[] = []
+    const readPage = async (token?: string) => {
+      const query = { limit: PAGE_ITEMS, labelSelector: labelSelector || undefined, continue: token }
+      const page = await this.send<Page<T>>("GET", path, signal, { query, accept })
+      for (const item of page.items ?? []) {
+        const kept = keep(item)
+        if (kept !== undefined) items.push(kept)
+      }
+      return page.metadata
+    }
+    for (let token: string | undefined, restarted = false; ; ) {
+      try {
+        const metadata = await readPage(token)
+        token = metadata.continue
+        if (!token) return { items, resourceVersion: metadata.resourceVersion }
+      } catch (error) {
+        if (restarted || !token || !isReason(error, "Expired")) throw error
+        restarted = true
+        token = undefined
+        items.length = 0
+      }
     }
   }
 
@@ -2232,15 +2259,11 @@ export async function gatherEvidence(
   const evidence: Evidence = { pods: [], logs: new Map(earlier?.logs), morePods: 0 }
   try {
     await within(EVIDENCE_LIMIT_MS, world.kill, "looking at its pods", async (signal) => {
-      const list = () => world.cluster.listPods(job.namespace, `batch.kubernetes.io/job-name=${job.name}`, signal)
-      const all = lastFailedPod(kept)
-        ? kept
-        : [
-            ...kept,
-            ...(await list()).items
-              .map(viewPod)
-              .filter((pod) => pod.jobUid === job.uid && !kept.some(({ uid }) => uid === pod.uid)),
-          ]
+      const isNew = (pod: PodView) => pod.jobUid === job.uid && !kept.some(({ uid }) => uid === pod.uid)
+      const keepNew = (pod: Pod) => [viewPod(pod)].find(isNew)
+      const selector = `batch.kubernetes.io/job-name=${job.name}`
+      const list = () => world.cluster.listPods(job.namespace, selector, keepNew, signal)
+      const all = lastFailedPod(kept) ? kept : [...kept, ...(await list()).items]
       const failed = all
         .filter(({ phase, containers }) => phase !== "Succeeded" || containers.some(hasFailed))
         .sort((a, b) => a.createdAt - b.createdAt)
@@ -2479,8 +2502,8 @@ async function takeStep(
   if (step === "await due time" && !cameBack(before, lastSeen()))
     return { waitFor: "its due time", untilAt: before.plan.notBefore ?? 0, known: before }
   if (step === "create") {
-    const pods = await podsOrNone(world, namespace, podSelector(before))
-    const inTheWay = pods.filter((pod) => isInTheWay(pod, before)).map(({ metadata }) => metadata?.name)
+    const keep = (pod: Pod) => (isInTheWay(pod, before) ? (pod.metadata?.name ?? "") : undefined)
+    const inTheWay = await podsOrNone(world, namespace, podSelector(before), keep)
     if (inTheWay.length > 0) return { waitFor: `pods of the old Job to go: ${inTheWay.join(", ")}`, known: before }
   }
   const intents = await listIntents(world, namespace, name)
@@ -2496,9 +2519,14 @@ function withoutIntent(live: Job | undefined): Outcome {
 }
 
 /** Pods that the Role does not let us see cannot be waited for: the Foreground delete has. A 403 that passes is an error like others. */
-async function podsOrNone({ cluster, kill }: World, namespace: string, selector: string): Promise<Pod[]> {
+async function podsOrNone<T>(
+  { cluster, kill }: World,
+  namespace: string,
+  selector: string,
+  keep: Keep<Pod, T>,
+): Promise<T[]> {
   try {
-    return (await cluster.listPods(namespace, selector, kill)).items
+    return (await cluster.listPods(namespace, selector, keep, kill)).items
   } catch (error) {
     exceptFor(error, "Forbidden")
     if (allowed(await cluster.rules(namespace, kill)).has("list /pods")) throw error
@@ -2570,8 +2598,7 @@ function finish(left: Intent[], back: Job | undefined): Round {
 
 /** The intents of one Job, from the store. */
 export async function listIntents({ cluster, kill }: World, namespace: string, name: string): Promise<Intent[]> {
-  const { items } = await cluster.listJobs(namespace, `${INTENT}=${name}`, kill)
-  return items.flatMap((item) => readIntent(item) ?? [])
+  return (await cluster.listJobs(namespace, `${INTENT}=${name}`, readIntent, kill)).items
 }
 
 async function removeIntents({ cluster, kill }: World, intents: Intent[]): Promise<void> {
@@ -2721,7 +2748,7 @@ export class Operator {
   private async lookAtJobs(namespace: string, first: boolean, works: () => void): Promise<void> {
     const { clock, cluster, config, stop } = this.world
     const since = this.sightings
-    const { items, resourceVersion } = await cluster.listJobs(namespace, "", stop)
+    const { items, resourceVersion } = await cluster.listJobs(namespace, "", (job) => job, stop)
     this.heardAt.set(namespace, performance.now())
     // The Role has come since the review.
     if (!this.may(namespace, "list batch/jobs")) await this.review(namespace, true)
@@ -2744,8 +2771,8 @@ export class Operator {
           await clock.sleep(LONGEST_SLEEP_MS, stop)
           continue
         }
-        const { items, resourceVersion } = await cluster.listPods(namespace, POD_SELECTOR, stop)
-        for (const pod of items) this.seePod("ADDED", pod)
+        const { items, resourceVersion } = await cluster.listPods(namespace, POD_SELECTOR, viewOfJobPod, stop)
+        for (const pod of items) this.seePod("ADDED", namespace, pod)
         await this.watch(namespace, "pods", resourceVersion, Number.POSITIVE_INFINITY, trouble.over)
       } catch (error) {
         this.noteDenied(namespace, "watch /pods", error)
@@ -2779,7 +2806,7 @@ export class Operator {
         }
         if (type !== "ADDED" && type !== "MODIFIED" && type !== "DELETED") continue
         if (resource === "jobs") this.see(type, object as Job)
-        else this.seePod(type, object as Pod)
+        else this.seePod(type, namespace, viewPod(object as Pod))
       }
       if (clock.now() - beganAt < 1_000 && !stop.aborted) throw new Error("the watch ended at once")
       this.denials.clear()
@@ -3030,15 +3057,14 @@ export class Operator {
 
   private podsOf = ({ uid }: JobView) => [...this.pods.values()].filter(({ jobUid }) => jobUid === uid)
 
-  private seePod(type: string, object: Pod): void {
-    const pod = viewPod(object)
+  private seePod(type: string, namespace: string, pod: PodView): void {
     const known = this.pods.get(pod.uid)
     // What a pod shows after it was told to stop is the stopping: only what was not known yet counts.
     const frozen = known?.deleting && known.containers.some(({ ended }) => ended)
     if (!pod.jobUid || (type === "DELETED" && !known)) return
     const gone = type === "DELETED"
     this.pods.set(pod.uid, { ...(frozen ? known : pod), gone, seenAt: known?.seenAt ?? this.world.clock.now() })
-    const tracked = this.jobs.get(`${object.metadata?.namespace}/${pod.jobName}`)
+    const tracked = this.jobs.get(`${namespace}/${pod.jobName}`)
     if (tracked?.view.uid !== pod.jobUid) return
     this.warnOfStart(tracked.view, pod)
     // With a grace period of 0 the pod is gone a moment after this, before its Job is seen to fail.

@@ -678,17 +678,19 @@ export class Simulation {
     const { program } = this
     const send = <T>(kind: CallKind, request: Omit<Request, "namespace">, name: string, signal: AbortSignal) =>
       this.call(life, kind, { namespace: NAMESPACE, ...request }, name, signal) as Promise<T>
-    const list = async <T>(
+    const list = async <T, K>(
       kind: CallKind,
       resource: string,
       labelSelector: string,
       name: string,
+      keep: operator.Keep<T, K>,
       signal: AbortSignal,
     ) => {
       const query: Record<string, string> = labelSelector ? { labelSelector } : {}
       type Page = { items: T[]; metadata: { resourceVersion: string } }
       const { items, metadata } = await send<Page>(kind, { verb: "list", resource, query }, name, signal)
-      return { items, resourceVersion: metadata.resourceVersion }
+      const kept = items.map(keep).filter((item) => item !== undefined)
+      return { items: kept, resourceVersion: metadata.resourceVersion }
     }
     const watch = this.watchOf(life)
     const noneIfNotFound = (error: unknown) => {
@@ -704,8 +706,8 @@ export class Simulation {
         return (await send<{ status: operator.Rules }>("other", request, "", signal)).status
       },
       namespaceExists: async () => true,
-      listJobs: (_, selector, signal) =>
-        list(selector ? "listIntents" : "listJobs", "jobs", selector, selector.split("=")[1] ?? "", signal),
+      listJobs: (_, selector, keep, signal) =>
+        list(selector ? "listIntents" : "listJobs", "jobs", selector, selector.split("=")[1] ?? "", keep, signal),
       getJob: (_, jobName, signal) =>
         send<operator.Job>("getJob", { verb: "get", resource: "jobs", name: jobName }, jobName, signal).catch(
           noneIfNotFound,
@@ -728,7 +730,7 @@ export class Simulation {
           signal,
         )
       },
-      listPods: (_, selector, signal) => list("listPods", "pods", selector, "", signal),
+      listPods: (_, selector, keep, signal) => list("listPods", "pods", selector, "", keep, signal),
       readLog: async (_, pod, container, { lines, previous }, signal) => {
         const query: Record<string, string> = { container, ...(previous && { previous: "true" }) }
         return program.tailOf(
@@ -750,10 +752,10 @@ export class Simulation {
         send<operator.ConfigMap>("record", { verb: "get", resource: "configmaps", name: map }, "", signal).catch(
           noneIfNotFound,
         ),
-      listConfigMaps: async (_, selector, signal) =>
-        (await list<operator.ConfigMap>("record", "configmaps", selector, "", signal)).items.map(
-          ({ metadata }) => metadata ?? {},
-        ),
+      listConfigMaps: async (_, selector, signal) => {
+        const keep = ({ metadata }: operator.ConfigMap) => metadata ?? {}
+        return (await list("record", "configmaps", selector, "", keep, signal)).items
+      },
       createEvent: (_, body, signal) => send("other", { verb: "create", resource: "events", body }, "", signal),
       watch: watch as operator.Cluster["watch"],
     }

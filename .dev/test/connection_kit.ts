@@ -179,14 +179,14 @@ export const LOG = { lines: 20, previous: false }
 export const ASK: Record<string, (cluster: Cluster, signal: AbortSignal) => Promise<unknown>> = {
   version: (cluster, signal) => cluster.version(signal),
   rules: (cluster, signal) => cluster.rules("demo", signal),
-  listJobs: (cluster, signal) => cluster.listJobs("demo", "", signal),
+  listJobs: (cluster, signal) => cluster.listJobs("demo", "", (job) => job, signal),
   getJob: (cluster, signal) => cluster.getJob("demo", "load-a", signal),
   createJob: (cluster, signal) => cluster.createJob("demo", job(), signal),
   touchJob: (cluster, signal) =>
     cluster.touchJob({ key: "demo/load-a", namespace: "demo", name: "load-a", uid: "U1" }, "note", "x", signal),
   createEvent: (cluster, signal) => cluster.createEvent("demo", { reason: "Failed" }, signal),
   deleteJob: (cluster, signal) => cluster.deleteJob("demo", "load-a", DELETE, signal),
-  listPods: (cluster, signal) => cluster.listPods("demo", "app=load", signal),
+  listPods: (cluster, signal) => cluster.listPods("demo", "app=load", (pod) => pod, signal),
   readLog: (cluster, signal) => cluster.readLog("demo", "q1", "worker", LOG, signal),
   watch: (cluster, signal) => watched(cluster, signal),
 }

@@ -1,12 +1,14 @@
 // Where chapter 5 of operator.ts connects to, whom it trusts, as whom it asks, and what it makes of answers: against real HTTPS servers
 // with throw-away CAs on 127.0.0.1. Clocks are turned by hand where a limit is long; the network is always the real one. An id in a name
 // is a report, listed in operator_test.ts. Streams: streams_test.ts; the program as a process: program_test.ts.
+
+import { heapStats } from "bun:jsc"
 import { describe, expect, jest, setSystemTime, test } from "bun:test"
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, writeFileSync } from "node:fs"
 import net, { type AddressInfo, type Socket } from "node:net"
 import { join } from "node:path"
 import tls from "node:tls"
-import { ApiError, ConfigError, connect, findSource } from "../../operator.ts"
+import { ApiError, ConfigError, connect, findSource, type Keep, type Pod, viewPod } from "../../operator.ts"
 import type { Certificate } from "../apiserver/http.ts"
 import {
   ada,
@@ -585,20 +587,77 @@ describe("What it answers", () => {
     expect(await cluster.namespaceExists("demo", never)).toBe(undefined)
   })
 
-  test("D02 a list is read page by page, and an expired continue token is an error, not half a list", async () => {
-    let expired = false
+  test("D02 a list is read page by page, and an expired continue token starts it again, once", async () => {
+    const requested: (string | null)[] = []
+    let expiries = 0
     const server = await serve(({ query }, response) => {
-      if (query.get("continue") === "p2" && expired) return refuse(response, 410, "Expired")
+      requested.push(query.get("continue"))
+      if (query.get("continue") === "p2" && expiries-- > 0) return refuse(response, 410, "Expired")
       const [page, next] = query.get("continue") === "p2" ? ["b", undefined] : ["a", "p2"]
       return { metadata: { resourceVersion: "7", continue: next }, items: [{ metadata: { name: page } }] }
     })
-    const list = () => connected(server).listJobs("demo", "", never)
-    expect(await list()).toEqual({
-      items: [{ metadata: { name: "a" } }, { metadata: { name: "b" } }],
-      resourceVersion: "7",
-    } as never)
-    expired = true
+    const list = () => connected(server).listJobs("demo", "", ({ metadata }) => metadata?.name, never)
+    const whole = { items: ["a", "b"], resourceVersion: "7" }
+    expect(await list()).toEqual(whole)
+    expiries = 1
+    expect(await list()).toEqual(whole)
+    expect(requested).toEqual([null, "p2", null, "p2", null, "p2"])
+    expiries = 2
     expect(await errorOf(list())).toMatchObject({ status: 410, reason: "Expired" })
+    expect(requested.slice(6)).toEqual([null, "p2", null, "p2"])
+  })
+
+  test("a 410 that answers the first page of a list is an error", async () => {
+    const server = await serve((_, response) => refuse(response, 410, "Expired"))
+    const list = connected(server).listPods("demo", "", (pod) => pod, never)
+    expect(await errorOf(list)).toMatchObject({ status: 410, reason: "Expired" })
+    expect(server.calls).toHaveLength(1)
+  })
+
+  /** A server with so many pods of about 5 KB, in pages of the size that is asked for; `onPage` hears of each request. */
+  const servePods = (count: number, onPage: () => unknown) =>
+    serve(({ query }) => {
+      onPage()
+      const from = Number(query.get("continue") ?? 0)
+      const to = Math.min(count, from + Number(query.get("limit")))
+      const items = Array.from({ length: to - from }, (_, i) => ({
+        metadata: {
+          name: `pod-${from + i}`,
+          uid: `uid-${from + i}`,
+          annotations: { note: `${from + i} `.repeat(900) },
+        },
+        spec: { containers: [{ name: "main", image: "busybox" }] },
+        status: { phase: "Succeeded", containerStatuses: [{ name: "main", restartCount: 0 }] },
+      }))
+      return { metadata: { resourceVersion: "7", continue: to < count ? String(to) : undefined }, items }
+    })
+
+  test("a list drops what is not kept, and reduces each page before it requests the next", async () => {
+    let seen = 0
+    const seenAtRequest: number[] = []
+    const server = await servePods(1_700, () => seenAtRequest.push(seen))
+    const keepEven = ({ metadata }: Pod) => (seen++ % 2 === 0 ? metadata?.uid : undefined)
+    const { items } = await connected(server).listPods("demo", "", keepEven, never)
+    expect(seenAtRequest).toEqual([0, 500, 1_000, 1_500])
+    expect(items).toEqual(Array.from({ length: 850 }, (_, i) => `uid-${2 * i}`))
+  })
+
+  test("H33 a list of 9,000 pods holds their views, not the pods", async () => {
+    /** Bytes of live objects that were added between the first and the last page. */
+    const heldBy = async <T>(keep: Keep<Pod, T>) => {
+      const held: number[] = []
+      const server = await servePods(9_000, () => {
+        Bun.gc(true)
+        held.push(heapStats().heapSize)
+      })
+      const { items } = await connected(server).listPods("demo", "", keep, never)
+      expect([items.length, held.length]).toEqual([9_000, 18])
+      return held.at(-1)! - held[0]!
+    }
+    const whole = await heldBy((pod) => pod)
+    const views = await heldBy(viewPod)
+    expect(whole).toBeGreaterThan(9_000 * 3_000)
+    expect(views).toBeLessThan(whole / 4)
   })
 
   test("the server's clock is read from its Date header", async () => {
