@@ -119,8 +119,8 @@ export const SETTINGS = [
     "NAMESPACE",
     "namespaces",
     "flickr-downloader",
-    names(NAMESPACE_NAME),
-    "one namespace, or several with commas",
+    namespaceNames,
+    "one namespace, or several with commas, at most 100",
   ),
   setting(
     "JOB_NAMES",
@@ -330,6 +330,19 @@ export function names(pattern: RegExp) {
     if (all.length === 0) throw new Error("write at least one name")
     return all
   }
+}
+
+/** Each namespace holds two watches open, and fetch sends at most 256 requests at once: beyond that no other call gets through. */
+const MOST_NAMESPACES = 100
+
+function namespaceNames(text: string): string[] {
+  const all = names(NAMESPACE_NAME)(text)
+  if (all.length <= MOST_NAMESPACES) return all
+  const reason = "each holds two connections open, and only 256 requests run at once"
+  throw new Error(
+    `it names ${all.length} namespaces, at most ${MOST_NAMESPACES} can be watched (${reason}): ` +
+      "run a second operator for the others",
+  )
 }
 
 /** A label selector: its text and its conditions. */

@@ -350,6 +350,17 @@ describe("1 Settings", () => {
     expect(mistakesOf({ JOB_NAMES: " , ," })).toEqual(['JOB_NAMES cannot be " , ,": write at least one name'])
   })
 
+  test("H32 readSettings() rejects more than a hundred namespaces, beside all other mistakes", () => {
+    const listOf = (count: number) => Array.from({ length: count }, (_, i) => `team-${i}`).join()
+    expect(settings({ NAMESPACE: `${listOf(100)},team-0`, JOB_NAMES: "", JOB_SELECTOR: "a" }).namespaces).toHaveLength(
+      100,
+    )
+    const [first, second, ...more] = mistakesOf({ NAMESPACE: listOf(101), LOG_LINES: "-1" })
+    expect(first).toMatch(/^NAMESPACE cannot be "team-0,.*…": it names 101 namespaces, at most 100 can be watched/)
+    expect(second).toStartWith('LOG_LINES cannot be "-1"')
+    expect(more).toEqual([])
+  })
+
   test("readSettings() wants namespace/name where there are several namespaces, and knows each namespace", () => {
     expect(settings({ NAMESPACE: "a, b", JOB_NAMES: "a/load,b/load" })).toMatchObject({
       namespaces: ["a", "b"],
