@@ -1,4 +1,4 @@
-// The embedded API server: the model behind HTTPS on 127.0.0.1, with a CA of its own, users with limited rights, a record of
+// The embedded API server: the model behind HTTPS on 127.0.0.1, with its own CA, users with limited rights, a record of
 // every call, and faults on demand.
 import { mkdirSync, writeFileSync } from "node:fs"
 import http from "node:http"
@@ -56,10 +56,11 @@ export interface Action {
   retryAfterSeconds?: number
   delayMs?: number
   hang?: boolean
-  /** Of a watch: after so many events it ends cleanly, is cut within a line, or ends with an ERROR event (of `code` and `reason`). */
+  /** Of a watch: after so many events it ends cleanly, breaks within a line, or ends with an ERROR event. */
   cutAfter?: number
   breakLineAfter?: number
   errorAfter?: number
+  /** Of that ERROR event, besides `reason`. */
   code?: number
   /** A log that never ends. */
   endlessBody?: boolean
@@ -205,7 +206,7 @@ export class ApiServer {
   setTokens(tokens: Record<string, string>): void {
     this.tokens = tokens
   }
-  /** The first fault that matches a call is used, `times` times, after it was spared `after` times. Answers how to lift it. */
+  /** Uses the first fault that matches a call, `times` times, after skipping `after` calls. Answers how to lift it. */
   fault(match: Match, action: Action, { times = 1, after = 0 } = {}): () => void {
     const fault = { match, action, times, after }
     this.faults.push(fault)
@@ -228,7 +229,7 @@ export class ApiServer {
     return fault.action
   }
 
-  /** As JSON, which is YAML. `user` is a token's owner; entries of cluster and userEntry add to or replace what is there. */
+  /** As JSON, which is YAML. `user` owns a token; entries of cluster and userEntry add to or replace what is there. */
   kubeconfig({
     user = "admin",
     namespace = "default",

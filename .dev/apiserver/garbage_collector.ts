@@ -1,0 +1,106 @@
+// The garbage collector, the namespace controller and the TTL-after-finished controller.
+import { deleteObject, untrack } from "./deletion.ts"
+import {
+  type Change,
+  finishedCondition,
+  isOwnedBy,
+  type Job,
+  keyOf,
+  type Meta,
+  type Obj,
+  type Pod,
+  withoutFinalizer,
+} from "./resources.ts"
+import type { Store } from "./store.ts"
+
+/** Deletes what has lost its owners, and takes foregroundDeletion and orphan off what waits for its dependents. */
+export class GarbageCollector {
+  constructor(private readonly store: Store) {
+    store.listeners.push((change) => this.onChange(change))
+  }
+  private onChange({ type, object, resource, prev }: Change): void {
+    const { ownerReferences = [], deletionTimestamp } = object.metadata
+    const isOrphaned = ownerReferences.some((o) => !this.store.byUid.has(o.uid))
+    if (type === "DELETED" || deletionTimestamp || isOrphaned) this.enqueue()
+    if (resource === "namespaces" && deletionTimestamp && type !== "DELETED" && !prev?.metadata.deletionTimestamp)
+      this.store.after(this.store.timing.gcMs, () => this.emptyNamespace(object))
+  }
+  private enqueue(): void {
+    this.store.enqueue("gc", this.store.timing.gcMs, () => {
+      for (const [resource, objects] of Object.entries(this.store.objects))
+        for (const o of [...objects.values()]) if (objects.get(keyOf(o)) === o) this.collect(resource, o)
+    })
+  }
+  private collect(resource: string, o: Obj): void {
+    const { ownerReferences, deletionTimestamp, finalizers = [] } = o.metadata
+    if (ownerReferences?.length && ownerReferences.every((r) => !this.store.byUid.has(r.uid))) {
+      const orphan = resource === "pods" ? untrack(this.store, o as Pod) : o
+      if (!deletionTimestamp) deleteObject(this.store, resource, orphan, { policy: "Background" })
+      return
+    }
+    if (!deletionTimestamp) return
+    if (finalizers.includes("foregroundDeletion")) this.deleteInForeground(resource, o)
+    else if (finalizers.includes("orphan")) this.orphanDependents(resource, o)
+  }
+  private dependentsOf(uid: string): [resource: string, dependent: Obj][] {
+    const found: [string, Obj][] = []
+    for (const [resource, objects] of Object.entries(this.store.objects))
+      for (const o of objects.values()) if (isOwnedBy(o, uid)) found.push([resource, o])
+    return found
+  }
+  private deleteInForeground(resource: string, owner: Obj): void {
+    const { uid, finalizers } = owner.metadata
+    for (const [of, dependent] of this.dependentsOf(uid)) {
+      const current = of === "pods" ? untrack(this.store, dependent as Pod) : dependent
+      if (finalizers?.includes("orphan")) this.disown(of, current, uid)
+      else if (!current.metadata.deletionTimestamp) deleteObject(this.store, of, current, { policy: "Background" })
+    }
+    if (this.dependentsOf(uid).length === 0) this.takeFinalizer(resource, owner, "foregroundDeletion")
+  }
+  private orphanDependents(resource: string, owner: Obj): void {
+    const { uid } = owner.metadata
+    for (const [of, dependent] of this.dependentsOf(uid))
+      this.disown(of, of === "pods" ? untrack(this.store, dependent as Pod) : dependent, uid)
+    this.takeFinalizer(resource, owner, "orphan")
+  }
+  private disown(resource: string, dependent: Obj, uid: string): void {
+    const { ownerReferences, ...metadata } = dependent.metadata
+    const others = ownerReferences!.filter((r) => r.uid !== uid)
+    const kept = { ...metadata, ...(others.length && { ownerReferences: others }) } as Meta
+    this.store.save(resource, { ...dependent, metadata: kept }, dependent)
+  }
+  private takeFinalizer(resource: string, o: Obj, finalizer: string): void {
+    const current = this.store.objects[resource]!.get(keyOf(o))
+    if (current) this.store.save(resource, withoutFinalizer(current, finalizer), current)
+  }
+  /** The namespace controller: deletes everything in it, again and again until nothing is left. */
+  private emptyNamespace(namespace: Obj): void {
+    let left = 0
+    for (const [resource, objects] of Object.entries(this.store.objects))
+      for (const o of [...objects.values()])
+        if (o.metadata.namespace === namespace.metadata.name) {
+          if (!o.metadata.deletionTimestamp) deleteObject(this.store, resource, o, { policy: "Background" })
+          if (objects.has(keyOf(o))) left++
+        }
+    if (left) this.store.after(200, () => this.emptyNamespace(namespace))
+    else this.store.remove("namespaces", namespace)
+  }
+}
+
+/** Deletes a Job its ttlSecondsAfterFinished after it has finished. */
+export class TtlController {
+  constructor(private readonly store: Store) {
+    store.listeners.push((change) => this.onChange(change))
+  }
+  private onChange({ type, object, resource, prev }: Change): void {
+    if (resource !== "jobs" || type === "DELETED") return
+    const job = object as Job
+    const ttl = job.spec.ttlSecondsAfterFinished
+    const hasJustFinished = finishedCondition(job) && !(prev && finishedCondition(prev as Job))
+    if (ttl !== undefined && hasJustFinished) this.store.after(ttl * 1000, () => this.expire(job.metadata.uid))
+  }
+  private expire(uid: string): void {
+    const job = this.store.byUid.get(uid)
+    if (job && !job.metadata.deletionTimestamp) deleteObject(this.store, "jobs", job, { policy: "Foreground" })
+  }
+}
