@@ -56,6 +56,8 @@ export interface Action {
   retryAfterSeconds?: number
   delayMs?: number
   hang?: boolean
+  /** Of a watch: it begins with this event, which the model knows nothing of. */
+  firstEvent?: object
   /** Of a watch: after so many events it ends cleanly, breaks within a line, or ends with an ERROR event. */
   cutAfter?: number
   breakLineAfter?: number
@@ -356,6 +358,7 @@ export class ApiServer {
     if (watching.status !== 200)
       return void res.writeHead(watching.status, JSON_TYPE).end(JSON.stringify(watching.body))
     open()
+    if (action.firstEvent) res.write(`${JSON.stringify(action.firstEvent)}\n`)
     interrupt()
     this.pump()
     res.on("close", () => {

@@ -302,6 +302,21 @@ export const backOnce = async (server: Server, lives: Life[], jobs: Job[]) => {
   expectOnce(server, lives, jobs)
 }
 
+let laterJobs = 0
+/** Waits until this operator has restarted a Job that failed only now: what was due before has been restarted too. */
+export async function afterLaterFailure(server: Server, life: Life): Promise<void> {
+  const name = `later-${++laterJobs}`
+  const annotations = { [`${PREFIX}restart-delay`]: "0", [`${PREFIX}group`]: name }
+  stand(server, name, { metadata: { labels: { app: name }, annotations } })
+  await until("a later failure was dealt with", () => life.about(name, /restarted (in|now)/).length > 0)
+}
+/** Waits until this operator has looked at a Job that is younger than all others, which costs no call to the server. */
+export async function afterLaterEvent(server: Server, life: Life): Promise<void> {
+  const name = `later-${++laterJobs}`
+  stand(server, name, { status: {}, spec: { suspend: true } })
+  await until("a later event was seen", () => life.about(name, /suspended/).length > 0)
+}
+
 // ── Calls, faults, steps ──
 
 export const callsOf = (

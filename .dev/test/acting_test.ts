@@ -5,6 +5,8 @@ import { INTENT, systemClock, textRecord } from "../../operator.ts"
 import type { Action } from "../apiserver/http.ts"
 import type { Job, Pod } from "../apiserver/model.ts"
 import {
+  afterLaterEvent,
+  afterLaterFailure,
   allBack,
   atStep,
   attempt,
@@ -299,8 +301,8 @@ describe("The delete and the create", () => {
     for (const { metadata } of jobs) kubectlDelete(server, metadata.name)
     await until("unscheduled", () => life.operator.schedules.size === 0)
     life.clock.jump(3_600_000)
-    await Bun.sleep(50)
-    expect(callsOf(server, "create").length).toBe(0)
+    await afterLaterFailure(server, life)
+    expect(jobs.map(({ metadata }) => creations(server, metadata.name))).toEqual([[], []])
     for (const { metadata } of jobs) expect(life.about(metadata.name, /deleted by someone/).length).toBe(1)
   })
 
@@ -356,7 +358,8 @@ describe("The delete and the create", () => {
     kubectlDelete(server, intent!.metadata.name)
     release(server, "held")
     await until("said", () => life.about("held", /cancel/).length > 0)
-    await Bun.sleep(50)
+    await afterLaterFailure(server, life)
+    await until("no other intents", () => intents(server).length === 0)
     expect([current(server, job), creations(server, "held"), intents(server)]).toEqual([undefined, [], []])
   })
 
@@ -387,7 +390,7 @@ describe("The delete and the create", () => {
       "ended",
       () => isBack(server, job) && deletions(server, "load-a").length > 0 && intents(server).length === 0,
     )
-    await Bun.sleep(50)
+    await afterLaterFailure(server, life)
     expect([server.uids.get("default/load-a")?.length, deletions(server, "load-a")[0]?.status]).toEqual([2, 409])
     expect(life.said.filter(({ level }) => level === "error")).toEqual([])
   })
@@ -430,7 +433,7 @@ describe("The delete and the create", () => {
     const jobs = Array.from({ length: 20 }, (_, i) => stand(server, `load-${i}`))
     const lives = [live(server), live(server, { CHECK_INTERVAL: "1" }, { user: "old" })]
     await allBack(server, jobs)
-    await Bun.sleep(100)
+    for (const life of lives) await afterLaterEvent(server, life)
     expect(jobs.map(({ metadata }) => server.uids.get(`default/${metadata.name}`)?.length)).toEqual(jobs.map(() => 2))
     for (const { metadata } of jobs)
       expect(deletions(server, metadata.name).filter(({ status }) => status === 200).length).toBe(1)
@@ -447,22 +450,19 @@ describe("The delete and the create", () => {
     const life = live(server, { RESTART_DELAY: "9999999" }, { rate: 1 })
     await until("scheduled", () => life.operator.schedules.size === 1)
     life.clock.jump(9_999_000_000)
-    await Bun.sleep(50)
-    expect(callsOf(server, "create")).toEqual([])
+    await afterLaterFailure(server, life)
+    expect(creations(server, "load-a")).toEqual([])
     life.clock.jump(1_000_000)
     await backOnce(server, [life], [job])
   })
 
   test("G01 the system's clock sleeps longer than a timer can, and wakes at a signal", async () => {
     const stop = new AbortController()
-    let ended = false
-    const sleeps = Promise.all(
-      [2_147_483_648, 9_999_999_000].map((ms) => systemClock.sleep(ms, stop.signal).then(() => (ended = true))),
-    )
-    await Bun.sleep(30)
-    expect(ended).toBe(false)
+    const sleeps = [2_147_483_648, 9_999_999_000].map((ms) => systemClock.sleep(ms, stop.signal).then(() => "long"))
+    // A timer that overflowed would be due after 1 ms.
+    expect(await Promise.race([...sleeps, systemClock.sleep(20).then(() => "short")])).toBe("short")
     stop.abort()
-    await sleeps
+    expect(await Promise.all(sleeps)).toEqual(["long", "long"])
   })
 
   test("D09 no fact twice: over reconnects, relists and replays one restart a failure, one line a fact", async () => {
@@ -470,7 +470,7 @@ describe("The delete and the create", () => {
     stand(server, "waits", { status: failure() })
     stand(server, "tick", { metadata: cronOwned(server) })
     stand(server, "runs", { status: {}, spec: { suspend: true } })
-    const life = live(server, { RESTART_DELAY: "86400", JOB_NAMES: "waits,tick,runs,missing" })
+    const life = live(server, { RESTART_DELAY: "86400", JOB_NAMES: "waits,tick,runs,missing,later" })
     await until("watching", () => callsOf(server, "watch").length > 0 && life.about("waits", /restarted at/).length > 0)
     for (let round = 1; round <= 3; round++) {
       const watches = callsOf(server, "watch").length
@@ -481,9 +481,12 @@ describe("The delete and the create", () => {
         () => callsOf(server, "watch").length > watches && callsOf(server, "watch").at(-1)?.status === 200,
       )
       life.clock.jump(31 * 60_000)
-      await Bun.sleep(20)
+      stand(server, "later", { status: {}, spec: { suspend: true }, metadata: { labels: { round: `${round}` } } })
+      await until("a later event", () => life.about("later", /suspended/).length === round)
     }
-    const facts = life.said.filter(({ text }) => !/trying again|over after/.test(text)).map(({ text }) => text)
+    const facts = life.said
+      .map(({ text }) => text)
+      .filter((text) => !/trying again|over after|default\/later/.test(text))
     expect(facts).toEqual([...new Set(facts)])
     for (const words of [
       /default\/waits\b.*failed at/,
@@ -616,7 +619,7 @@ describe("The evidence", () => {
     )
     wait("secret still missing")
     life.clock.jump(600_000)
-    await Bun.sleep(30)
+    await afterLaterFailure(server, life)
     expect(jobs.map((job) => [isBack(server, job), life.about(job.metadata.name, /cannot start/).length])).toEqual([
       [false, 1],
       [false, 1],

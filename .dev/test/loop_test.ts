@@ -5,6 +5,8 @@ import { PREFIX, RECORD, RIGHTS, readSettings, SETTINGS_MAP } from "../../operat
 import { type Action, type Match, OLD_ROLE } from "../apiserver/http.ts"
 import type { Job, Obj } from "../apiserver/model.ts"
 import {
+  afterLaterEvent,
+  afterLaterFailure,
   allBack,
   attempt,
   backOnce,
@@ -133,14 +135,47 @@ describe("Following a namespace", () => {
     for (const [i, end] of at.slice(1).entries()) expect(end - at[i]!).toBeGreaterThanOrEqual(5_000)
   })
 
-  test("D12 an error on every watch, for ten minutes: it is tried again ever more rarely, and said once", async () => {
+  const REVIEWS = { verb: "create", resource: "selfsubjectrulesreviews" } as const
+  const forever: [string, Match, Action, { refused?: Match; rate: number; forMs: number }][] = [
+    ["D07 429 on every watch", WATCHES, { status: 429, retryAfterSeconds: 1 }, { rate: 1_000, forMs: 600_000 }],
+    ["D12 an ERROR event on every watch", WATCHES, { errorAfter: 0, code: 500 }, { rate: 1_000, forMs: 600_000 }],
+    ["E01 a 401 to everything", {}, { status: 401 }, { refused: REVIEWS, rate: 1_000, forMs: 600_000 }],
+    // Whether it has ended at once is measured by this clock, which must not run too fast.
+    ["a watch that always ends at once", WATCHES, { cutAfter: 0 }, { rate: 20, forMs: 30_000 }],
+  ]
+  test.each(forever)(
+    "%s is tried ever more rarely, and reported once",
+    async (_, match, action, { rate, forMs, ...more }) => {
+      const server = await serve()
+      server.fault(match, action, { times: 9_999 })
+      const life = live(server, {}, { rate })
+      const began = life.clock.now()
+      await until("the time is over", () => life.clock.now() - began > forMs)
+      const { verb, resource } = more.refused ?? WATCHES
+      expect(callsOf(server, verb!, resource!).length).toBeWithin(4, 60)
+      expect(life.said.filter(({ text }) => /cannot be followed/.test(text)).length).toBe(1)
+    },
+  )
+
+  test("D05 an event of an unknown type does nothing", async () => {
     const server = await serve()
-    server.fault(WATCHES, { errorAfter: 0, code: 500 }, { times: 999 })
-    const life = live(server, {}, { rate: 1_000 })
-    const began = life.clock.now()
-    await until("ten minutes", () => life.clock.now() - began > 600_000)
-    expect(callsOf(server, "watch").length).toBeWithin(15, 50)
-    expect(life.said.filter(({ text }) => /cannot be followed/.test(text)).length).toBe(1)
+    server.fault(WATCHES, { firstEvent: { type: "SOMETHINGNEW", object: {} } })
+    const life = live(server)
+    await afterLaterFailure(server, life)
+    expect(callsOf(server, "watch").length).toBe(1)
+  })
+
+  test("D05 the next watch goes on from the version of the last bookmark", async () => {
+    let aheadMs = 0
+    const server = await serve({ now: () => Date.now() + aheadMs })
+    live(server, { CHECK_INTERVAL: "60" }, { rate: 1 })
+    await until("watching", () => callsOf(server, "watch").length === 1)
+    for (const name of ["a", "b", "c"]) server.model.put({ kind: "ConfigMap", metadata: { name } })
+    const version = server.model.rv
+    aheadMs = 1_000 * Number(callsOf(server, "watch")[0]?.query.timeoutSeconds)
+    await fetch(`${server.url}/version`, { headers: { authorization: "Bearer admin" }, tls: { ca: server.ca } })
+    await until("watching again", () => callsOf(server, "watch").length === 2)
+    expect(callsOf(server, "watch")[1]?.query.resourceVersion).toBe(String(version))
   })
 
   test("D11 the API server is away for 90 s and comes back with older versions: all loops recover, a failure there is seen", async () => {
@@ -203,13 +238,14 @@ describe("Following a namespace", () => {
         }),
         /being deleted/,
       ],
-      [stand(server, "not-selected", { metadata: { labels: { app: "other" } } }), /^$/],
+      [stand(server, "not-selected", { metadata: { labels: { app: "other" } } }), /./],
     ]
     const queued = stand(server, "queued", { metadata: queue, spec: { suspend: true } })
     const life = live(server, { JOB_SELECTOR: "app!=other" })
     await until("the queued one back", () => isBack(server, queued) && intents(server).length === 0)
     life.clock.jump(3_600_000)
-    await Bun.sleep(40)
+    await afterLaterFailure(server, life)
+    await until("no intent", () => intents(server).length === 0)
     const names = jobs.map(([{ metadata }]) => metadata.name)
     expect(
       server.calls.filter(({ name = "", query, ...call }) =>
@@ -219,7 +255,7 @@ describe("Following a namespace", () => {
     for (const [job, reason] of jobs)
       expect([job.metadata.name, life.about(job.metadata.name, reason).length]).toEqual([
         job.metadata.name,
-        reason.source === "^$" ? 0 : 1,
+        job.metadata.name === "not-selected" ? 0 : 1,
       ])
     expect(current(server, queued)).toMatchObject({ metadata: { labels: queue.labels }, spec: { suspend: true } })
     expect([life.about("queued", /queue q1/)[0]?.level, intents(server)]).toEqual(["warning", []])
@@ -245,7 +281,7 @@ describe("Following a namespace", () => {
     )
     kubectlDelete(server, "ttl")
     life.clock.jump(7_200_000)
-    await Bun.sleep(40)
+    await afterLaterFailure(server, life)
     const kinds = new Set(
       server.calls
         .slice(from)
@@ -279,7 +315,7 @@ describe("Following a namespace", () => {
     expect(writes.toSorted()).toEqual(["configmaps", "jobs", "jobs", "jobs", "jobs"])
     const quiet = server.calls.length
     life.clock.jump(3_600_000)
-    await Bun.sleep(60)
+    for (const _ of [1, 2]) await afterLaterEvent(server, life)
     expect(server.calls.slice(quiet).filter(({ resource }) => resource !== "events").length).toBeLessThanOrEqual(2)
     const old = await serve()
     const polls = live(old, { CHECK_INTERVAL: "60" }, { user: "old", rate: 3_600 })
@@ -297,7 +333,7 @@ describe("Following a namespace", () => {
     const job = stand(server, "load-a", { status: failure(-dateOffsetMs) })
     const life = live(server, { RESTART_DELAY: "60" }, { rate: 10 })
     await until("scheduled", () => life.operator.schedules.size === 1)
-    await Bun.sleep(30)
+    for (const _ of [1, 2]) await afterLaterEvent(server, life)
     expect(isBack(server, job)).toBe(false)
     life.clock.jump(59_000)
     await backOnce(server, [life], [job])
@@ -330,8 +366,9 @@ describe("Following a namespace", () => {
       const life = live(server, {}, { user })
       await backOnce(server, [life], [job])
       await until("said", () => life.about("load-a", /no pod/).length > 0)
+      if (user !== "old") await until("touched", () => server.model.pods().length === 1)
       life.clock.jump(3_600_000)
-      await Bun.sleep(40)
+      await afterLaterEvent(server, life)
       expect([server.uids.get("default/load-a")?.length, life.about("load-a", /no pod/).length]).toEqual([2, 1])
       expect([callsOf(server, "patch").length, server.model.pods().length]).toEqual(user === "old" ? [0, 0] : [1, 1])
     }
@@ -436,7 +473,7 @@ describe("The history", () => {
     life.clock.jump(25 * 3_600_000)
     await until("pruned again", () => callsOf(server, "list", "configmaps").length === 2)
     life.clock.jump(2 * 3_600_000)
-    await Bun.sleep(30)
+    for (const _ of [1, 2]) await afterLaterEvent(server, life)
     expect(callsOf(server, "list", "configmaps").length).toBe(2)
   })
 
@@ -476,7 +513,7 @@ describe("The history", () => {
     await backOnce(server, [life], jobs)
     await until("said", () => life.said.some(({ text }) => /not recorded/.test(text)))
     await until("tried", () => callsOf(server, "create", "configmaps", writes.when).length === 2 * tries)
-    await Bun.sleep(30)
+    await afterLaterEvent(server, life)
     expect(
       life.said.filter(({ text }) => text.includes("not recorded")).map(({ level, text }) => [level, text]),
     ).toEqual([["warning", `default: a failure is not recorded: 403 Forbidden: ${message}`]])
