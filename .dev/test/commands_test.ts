@@ -247,6 +247,24 @@ describe("history", () => {
     })
   })
 
+  test("shows the records of a Job from the oldest to the newest, whatever their names", async () => {
+    const server = await settled()
+    const days = { "load-a-b": "02", "load-a-c": "01", "load-a-a": "03" }
+    for (const [name, day] of Object.entries(days)) {
+      const labels = { [RECORD]: "failure", [`${PREFIX}job`]: "load-a" }
+      const annotations = { [`${PREFIX}failed-at`]: `2026-03-${day}T00:00:00Z` }
+      server.model.put({
+        kind: "ConfigMap",
+        metadata: { name, labels, annotations },
+        data: { "failure.json": `{"pods":[]}` },
+      })
+    }
+    for (const line of ["history", "history load-a"]) {
+      const { out } = await command(server, line)
+      expect([...out.matchAll(/^2026-03-(\d\d)/gm)].map(([, day]) => day)).toEqual(["01", "02", "03"])
+    }
+  })
+
   test("text of a forged record breaks no line and drives no terminal", async () => {
     const server = await settled()
     const text = "\u001b[2J\nforged"

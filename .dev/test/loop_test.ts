@@ -14,6 +14,7 @@ import {
   callsOf,
   cronOwned,
   current,
+  deletions,
   expectOnce,
   FAULTS,
   fail,
@@ -25,6 +26,7 @@ import {
   kubectlDelete,
   live,
   made,
+  person,
   release,
   restart,
   run,
@@ -260,6 +262,44 @@ describe("Following a namespace", () => {
     expect(current(server, queued)).toMatchObject({ metadata: { labels: queue.labels }, spec: { suspend: true } })
     expect([life.about("queued", /queue q1/)[0]?.level, intents(server)]).toEqual(["warning", []])
   })
+
+  test("a Job that loses the selected label while it waits is not restarted", async () => {
+    const server = await serve()
+    stand(server, "load-a", { metadata: { labels: { app: "load" } } })
+    const life = live(server, { JOB_SELECTOR: "app!=other", RESTART_DELAY: "3600" })
+    await until("scheduled", () => life.operator.schedules.size === 1)
+    person(server, "patch", "load-a", { metadata: { labels: { app: "other" } } })
+    await until("unscheduled", () => life.operator.schedules.size === 0)
+    life.clock.jump(7_200_000)
+    await afterLaterFailure(server, life)
+    expect([deletions(server, "load-a"), life.about("load-a", /not selected/).length]).toEqual([[], 1])
+  })
+
+  const earlier: [string, object, boolean][] = [
+    ["a Job that an earlier life has restarted just now holds up", { restartedFrom: "U0" }, true],
+    ["a Job that someone else has created just now does not hold up", {}, false],
+    [
+      "a restart in the future, from before the clock was set back, does not hold up",
+      { restartedFrom: "U0", inMs: 3_600_000 },
+      false,
+    ],
+  ]
+  test.each(earlier)(
+    "RESTART_SPACING: %s the next restart",
+    async (_, { restartedFrom, inMs = 0 }: { restartedFrom?: string; inMs?: number }, isHeldUp) => {
+      const server = await serve()
+      const annotations = restartedFrom === undefined ? {} : { [`${PREFIX}restarted-from`]: restartedFrom }
+      const creationTimestamp = instant(Date.now() + inMs)
+      stand(server, "earlier", { status: {}, spec: { suspend: true }, metadata: { annotations, creationTimestamp } })
+      const job = stand(server, "load-a")
+      const life = live(server, { RESTART_SPACING: "86400" }, { rate: 1 })
+      await until("looked at", () => life.about("load-a", /failed at/).length > 0)
+      await afterLaterFailure(server, life)
+      if (isHeldUp) expect(deletions(server, "load-a")).toEqual([])
+      life.clock.jump(isHeldUp ? 86_400_000 : 0)
+      await until("back", () => isBack(server, job))
+    },
+  )
 
   test("a dry run changes nothing: it lists, watches, reads logs, asks for its rights; and says what it would do, once", async () => {
     const server = await serve()
