@@ -41,7 +41,7 @@ async function command(ns: Namespace, line: string) {
   const [out, err, code] = await Promise.all([child.stdout.text(), child.stderr.text(), child.exited])
   return { code, out, err, json: () => JSON.parse(out) as never }
 }
-async function answered(ns: Namespace, line: string): Promise<string> {
+export async function answered(ns: Namespace, line: string): Promise<string> {
   const { code, out, err } = await command(ns, line)
   need(code === 0, `${line}: exit code ${code}: ${out}${err}`)
   return out

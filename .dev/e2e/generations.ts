@@ -78,6 +78,7 @@ export class Generations {
   longestGapMs = 0
   /** The Jobs and intents that there are, by name. */
   readonly live = new Map<string, Thing>()
+  private readonly podUids = new Map<string, Set<string>>()
   private readonly goneAt = new Map<string, number>()
   private readonly pods = new Map<string, { name: string; job: string; owner: string }>()
   private readonly stop = new AbortController()
@@ -100,6 +101,10 @@ export class Generations {
   podsOf(job: string): string[] {
     return [...this.pods.values()].filter((pod) => pod.job === job).map(({ name }) => name)
   }
+  /** How many pods the Job with this uid has ever had. */
+  podsEver(uid: string): number {
+    return this.podUids.get(uid)?.size ?? 0
+  }
   private seeJob = (type: string, job: Thing) => {
     const { name, uid } = job.metadata
     if (type !== "DELETED") this.live.set(name, job)
@@ -117,6 +122,7 @@ export class Generations {
   }
   private seePod = (type: string, { metadata: { name, uid, labels, ownerReferences } }: Thing) => {
     const [job, owner] = [labels?.["batch.kubernetes.io/job-name"] ?? "", ownerReferences?.[0]?.uid ?? ""]
+    this.podUids.set(owner, (this.podUids.get(owner) ?? new Set()).add(uid))
     if (type === "DELETED") return void this.pods.delete(uid)
     if (!this.pods.has(uid))
       for (const other of this.pods.values())

@@ -8,10 +8,11 @@ import { join } from "node:path"
 import { KubeConfig } from "@kubernetes/client-node"
 
 export const prefix = "flickr-immich-k8s-sync-operator/"
-export const binary = join(
-  import.meta.dir,
-  `../../dist/flickr-immich-k8s-sync-operator-linux-${process.arch === "arm64" ? "arm64" : "x64"}`,
-)
+export const root = join(import.meta.dir, "../..")
+/** The operator under test. */
+export const binary =
+  process.env.E2E_BINARY ||
+  join(root, `dist/flickr-immich-k8s-sync-operator-linux-${process.arch === "arm64" ? "arm64" : "x64"}`)
 const image = process.env.E2E_IMAGE || "busybox:1.37"
 const auditLog = process.env.E2E_AUDIT_LOG
 export const counted = auditLog !== undefined && auditLog !== ""
@@ -31,8 +32,12 @@ export function need(condition: unknown, reason: string): asserts condition {
   if (!condition) throw new Error(reason)
 }
 
+/** Those that are run whatever groups are chosen. */
+const always = ["e2e", "end"]
+
 /** One claim. What `prove` returns is printed beside it: the figures that were measured. */
 export async function check(group: string, claim: string, prove: () => Promise<unknown>): Promise<boolean> {
+  if (!only.test(group) && !always.includes(group)) return true
   const say = (word: string, note: unknown) =>
     console.log(`${stamp()}  ${word}  ${group}: ${claim}${note ? ` – ${note}` : ""}`)
   try {
@@ -139,7 +144,13 @@ const authority = cluster.caData ?? (cluster.caFile ? readFileSync(cluster.caFil
 /** Where the API server is, and the certificate authority that has signed for it. */
 export const apiServer = { url: cluster.server, ca: Buffer.from(authority ?? "", "base64").toString() }
 
-export function request(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<Response> {
+export function request(
+  method: string,
+  path: string,
+  body?: unknown,
+  signal?: AbortSignal,
+  more: RequestInit = {},
+): Promise<Response> {
   const type = method === "PATCH" ? "application/merge-patch+json" : "application/json"
   const headers = { ...(https.headers as Record<string, string>), "content-type": type }
   const init = {
@@ -149,6 +160,7 @@ export function request(method: string, path: string, body?: unknown, signal?: A
     timeout: false,
     ...(body ? { body: JSON.stringify(body) } : {}),
     signal: signal ?? AbortSignal.timeout(30_000),
+    ...more,
   }
   return fetch(cluster!.server + path, init as RequestInit)
 }
@@ -173,21 +185,12 @@ const apiOf = (resource: string) =>
     rolebindings: "/apis/rbac.authorization.k8s.io/v1",
   })[resource] ?? "/api/v1"
 
-// The Role that is asked for, and the one that the Python operator had.
+type Rule = { apiGroups: string[]; resources: string[]; resourceNames?: string[]; verbs: string[] }
+const rbac = Bun.YAML.parse(readFileSync(join(root, "deploy/rbac.yaml"), "utf8")) as { kind: string; rules: Rule[] }[]
+
+/** The Role that is shipped, and the one that the Python operator had. */
 const roles = {
-  operator: [
-    { apiGroups: ["batch"], resources: ["jobs"], verbs: ["get", "list", "watch", "create", "delete", "patch"] },
-    { apiGroups: [""], resources: ["pods"], verbs: ["list", "watch"] },
-    { apiGroups: [""], resources: ["pods/log"], verbs: ["get"] },
-    { apiGroups: [""], resources: ["events"], verbs: ["create"] },
-    { apiGroups: [""], resources: ["configmaps"], verbs: ["create", "list", "delete"] },
-    {
-      apiGroups: [""],
-      resources: ["configmaps"],
-      resourceNames: ["flickr-immich-k8s-sync-operator-settings"],
-      verbs: ["get", "patch"],
-    },
-  ],
+  operator: rbac.find(({ kind }) => kind === "Role")!.rules as Json,
   old: [
     { apiGroups: ["batch"], resources: ["jobs"], verbs: ["get", "list", "create", "delete"] },
     { apiGroups: [""], resources: ["pods"], verbs: ["get", "list", "delete"] },
@@ -198,6 +201,8 @@ export type Role = keyof typeof roles
 
 export class Namespace {
   readonly operators: Operator[] = []
+  /** What has to be done before the namespace is removed. */
+  readonly tidyUps: (() => unknown)[] = []
   private readonly watches = new AbortController()
   constructor(readonly name: string) {}
 
@@ -235,6 +240,20 @@ export class Namespace {
       },
       ms,
     )
+  }
+  /** Lets the pod of a Job of `idleJob` fail as the kubelet would report it; the Job fails with it. */
+  async failByHand(job: Thing, exitCode = 3, reason = "Error"): Promise<void> {
+    const pod = await until(`Job ${job.metadata.name} has a pod`, async () => (await this.podsOf(job))[0])
+    const terminated = {
+      exitCode,
+      reason,
+      startedAt: "2026-01-01T00:00:00Z",
+      finishedAt: "2026-01-01T00:00:01Z",
+    }
+    const main = { name: "main", image: "none", imageID: "none", ready: false, restartCount: 0, state: { terminated } }
+    await must("PATCH", `${this.path("pods", pod.metadata.name)}/status`, {
+      status: { phase: "Failed", containerStatuses: [main] },
+    })
   }
   /** The Job of that name, once it is another one than `old`. */
   async another(old: Thing, ms = 60_000): Promise<Thing> {
@@ -298,13 +317,16 @@ export class Namespace {
     return file
   }
   /** Starts the operator's binary with these settings and nothing else in its environment. */
-  async operator(env: Record<string, string>, role: Role = "operator"): Promise<Operator> {
-    const operator = new Operator({ KUBECONFIG: await this.kubeconfig(role), NAMESPACE: this.name, HOME: work, ...env })
+  async operator(env: Record<string, string>, role: Role = "operator", program = binary): Promise<Operator> {
+    const all = { KUBECONFIG: await this.kubeconfig(role), NAMESPACE: this.name, HOME: work, ...env }
+    const operator = new Operator(all, [], program)
     this.operators.push(operator)
     return operator
   }
+  /** Asks for the removal of all that was made. */
   async remove(): Promise<void> {
     this.watches.abort()
+    for (const tidyUp of this.tidyUps) await tidyUp()
     for (const resource of ["jobs", "pods"])
       for (const thing of await this.list(resource))
         if (thing.metadata.finalizers?.includes(hold)) await this.release(resource, thing)
@@ -324,7 +346,8 @@ export class Namespace {
       })
   }
 }
-const hold = "e2e.example.com/hold"
+/** The finalizer with which a thing is held. */
+export const hold = "e2e.example.com/hold"
 const run = crypto.randomUUID().slice(0, 6)
 const namespaces: Namespace[] = []
 
@@ -410,6 +433,9 @@ export const jobThat = (
 })
 export const failingJob = ({ exitCode = 3, ...options }: Options & { exitCode?: number }) =>
   jobThat(`echo it fails; exit ${exitCode}`, options)
+/** A Job whose pod no node takes: `failByHand` makes it fail, at a known time and without work for the node. */
+export const idleJob = (options: Options) =>
+  failingJob({ ...options, pod: { schedulerName: "nobody", ...options.pod } })
 export const succeedingJob = (options: Options) => jobThat("exit 0", options)
 export const runningJob = (options: Options) => jobThat("exec sleep 3600", options)
 export const suspendedJob = (options: Options) => runningJob({ ...options, spec: { ...options.spec, suspend: true } })
@@ -521,7 +547,7 @@ export class Operator {
 
 // ---------------------------------------------------------------- the audit log
 
-export type Call = { id: string; at: number; verb: string; what: string; name: string; code: number }
+export type Call = { id: string; at: number; verb: string; what: string; name: string; code: number; uri: string }
 
 /** The calls of a ServiceAccount, in their order, each once: a watch is two lines of the log. */
 export async function calls(ns: Namespace, role: Role = "operator"): Promise<Call[]> {
@@ -537,7 +563,7 @@ export async function calls(ns: Namespace, role: Role = "operator"): Promise<Cal
     const what = subresource ? `${resource}/${subresource}` : resource
     const received = event.requestReceivedTimestamp // with microseconds
     const at = Date.parse(`${received.slice(0, 23)}Z`) + Number(received.slice(23, 26)) / 1000
-    found.set(event.auditID, { id: event.auditID, at, verb: event.verb, what, name, code })
+    found.set(event.auditID, { id: event.auditID, at, verb: event.verb, what, name, code, uri: event.requestURI })
   }
   return [...found.values()].sort((a, b) => a.at - b.at)
 }

@@ -11,6 +11,7 @@
 import { existsSync, readdirSync } from "node:fs"
 import { homedir } from "node:os"
 import { commandGroups } from "./commands.ts"
+import { figures, quiet, roleName, tenAtOnce } from "./figures.ts"
 import { healthGroups, outage } from "./health.ts"
 import { imageChecks } from "./image.ts"
 import { killGroups } from "./kill.ts"
@@ -18,7 +19,6 @@ import {
   abandon,
   allGone,
   binary,
-  type Call,
   calls,
   check,
   close,
@@ -36,7 +36,6 @@ import {
   need,
   Operator,
   oomJob,
-  prefix,
   type Role,
   runningJob,
   Skip,
@@ -46,16 +45,13 @@ import {
   type Thing,
   until,
 } from "./kit.ts"
+import { protocolGroups } from "./protocol.ts"
 import { ruleGroups } from "./rules.ts"
 import { soakGroup } from "./soak.ts"
 
 const now = () => performance.now()
-const median = (numbers: number[]) => numbers.toSorted((a, b) => a - b)[Math.floor(numbers.length / 2)]!
-const many = (count: number, make: (name: string) => Manifest) =>
-  Array.from({ length: count }, (_, i) => make(`job-${String(i).padStart(2, "0")}`))
 const labels = { e2e: "yes" }
 const chosen = { JOB_SELECTOR: "e2e=yes" }
-const roleName = (role: Role) => (role === "old" ? "the old Role" : "the Role")
 
 // ---------------------------------------------------------------- 1: everything that the user wrote comes back
 
@@ -401,123 +397,6 @@ const quota = () =>
     })
   })
 
-// ---------------------------------------------------------------- 6, 7: figures
-
-const summary = (list: Call[]) => {
-  const counts = Map.groupBy(list, (c) => `${c.verb} ${c.what}`)
-  return [...counts].map(([what, of]) => `${of.length} ${what}`).join(", ")
-}
-
-/** Runs beside all others: what it counts is its own ServiceAccount's. */
-const quiet = () =>
-  group("quiet", async (ns, check) => {
-    for (const manifest of many(18, (name) => runningJob({ name, labels }))) await ns.create("jobs", manifest)
-    const running = async () => (await ns.list("pods")).filter((pod) => pod.status?.phase === "Running").length
-    await until("18 pods run", async () => (await running()) === 18, 90_000)
-    // As in a pod, where Prometheus asks.
-    const operator = await ns.operator({ ...chosen, HEALTH_PORT: "18090" })
-    const scrapes = setInterval(() => void fetch("http://127.0.0.1:18090/metrics").catch(() => {}), 30_000)
-    for (const name of ["failing-1", "failing-2"]) await ns.create("jobs", failingJob({ name, labels }))
-    await until("200 s", () => performance.timeOrigin + now() > operator.spawnedAt + 200_000, 210_000)
-    clearInterval(scrapes)
-    const { anonymous, resident, cpu } = await operator.usage()
-    await check("20 Jobs of which 2 fail, default settings, 200 s: the operator is still there", async () => {
-      need(operator.running, "it has ended")
-      for (const name of ["failing-1", "failing-2"]) await operator.says("the failure", [name, /fail/i], 100)
-      return `${anonymous.toFixed(1)} MiB anonymous, ${resident.toFixed(1)} MiB resident, ${cpu.toFixed(2)} s CPU, ${operator.lines.length} log lines`
-    })
-    const mine = async (fromMs: number, toMs: number) => {
-      if (!counted) throw new Skip("not counted")
-      return (await calls(ns)).filter((c) => c.at >= operator.spawnedAt + fromMs && c.at < operator.spawnedAt + toMs)
-    }
-    await check("these 200 s take at most 25 calls", async () => {
-      const list = await mine(0, 200_000)
-      need(list.length > 0 && list.length <= 25, `${list.length} calls: ${summary(list)}`)
-      return `${list.length} calls: ${summary(list)}`
-    })
-    await check("once quiet, at most 2 calls a minute", async () => {
-      const list = await mine(80_000, 200_000)
-      need(list.length <= 4, `${list.length} calls in 2 minutes: ${summary(list)}`)
-      return `${list.length / 2} a minute ${summary(list)}`
-    })
-  })
-
-const firstCall = () =>
-  group("first call", async (ns, check) => {
-    await check("start to first call: under 150 ms (median of 7)", async () => {
-      if (!counted) throw new Skip("not counted")
-      const taken: number[] = []
-      for (let i = 0; i < 7; i++) {
-        const operator = await ns.operator(chosen)
-        const first = await until("the first call", async () =>
-          (await calls(ns)).find((c) => c.at >= operator.spawnedAt),
-        )
-        await operator.stop("SIGKILL")
-        taken.push(first.at - operator.spawnedAt)
-      }
-      const said = `${median(taken).toFixed(0)} ms of ${taken.map((t) => t.toFixed(0)).join(", ")}`
-      need(median(taken) < 150, said)
-      return said
-    })
-  })
-
-const newPod = () =>
-  group("new pod", async (ns, check) => {
-    await check("from Failed=True to the new pod with RESTART_DELAY=0: under 1 s, five times of five", async () => {
-      const taken: number[] = []
-      const owners = new Set<string>()
-      const failures = new Set<string>()
-      let failed = 0
-      await ns.watch("jobs", (_, job) => {
-        if (failedAt(job) === undefined || failures.has(job.metadata.uid)) return
-        failures.add(job.metadata.uid)
-        failed = now()
-      })
-      await ns.watch("pods", (_, pod) => {
-        const owner = pod.metadata.ownerReferences?.[0]?.uid ?? ""
-        if (owners.has(owner)) return
-        owners.add(owner)
-        if (failed) taken.push(now() - failed)
-        failed = 0
-      })
-      await ns.operator({ ...chosen, RESTART_DELAY: "0" })
-      await ns.create("jobs", failingJob({ name: "again", labels }))
-      await until("five restarts", () => taken.length >= 5, 90_000)
-      const said = taken
-        .slice(0, 5)
-        .map((t) => `${t.toFixed(0)} ms`)
-        .join(", ")
-      need(
-        taken.every((t) => t < 1000),
-        said,
-      )
-      return said
-    })
-  })
-
-const tenAtOnce = (role: Role) =>
-  group(`ten ${role}`, async (ns, check) => {
-    for (const manifest of many(10, (name) => failingJob({ name, labels }))) await ns.create("jobs", manifest)
-    const old = await Promise.all(
-      many(10, (name) => failingJob({ name })).map((m) => ns.failed(String(m.metadata.name))),
-    )
-    await check(`with ${roleName(role)} ten Jobs that are due at once are all back within 3 s`, async () => {
-      const backAt: number[] = []
-      const uids = new Set(old.map((job) => job.metadata.uid))
-      await ns.watch("jobs", (type, job) => {
-        if (type === "ADDED" && !uids.has(job.metadata.uid) && job.metadata.labels?.[`${prefix}intent`] === undefined)
-          backAt.push(now())
-      })
-      const started = now()
-      await ns.operator({ ...chosen, RESTART_DELAY: "0" }, role)
-      await until("all ten are back", () => backAt.length >= 10)
-      const said = `first ${seconds(backAt[0]! - started)}, last ${seconds(backAt[9]! - started)} after the operator's start`
-      need(backAt[9]! - started < 3000, said)
-      await ns.noIntent()
-      return said
-    })
-  })
-
 // ---------------------------------------------------------------- without a cluster
 
 const commands = () => {
@@ -549,7 +428,7 @@ const commands = () => {
 async function all() {
   need(existsSync(binary), `there is no ${binary}: bun run build`)
   const background = quiet()
-  for (const alone of [firstCall, newPod, () => tenAtOnce("operator"), commands]) await alone()
+  for (const alone of [figures, commands]) await alone()
   const both: Role[] = ["operator", "old"]
   const crashes = both.flatMap((role) =>
     [false, true].flatMap((slow) => [crash("SIGKILL", role, slow), crash("SIGTERM", role, slow)]),
@@ -563,6 +442,7 @@ async function all() {
     quota(),
     tenAtOnce("old"),
   ])
+  await protocolGroups()
   await Promise.all([...ruleGroups(), ...healthGroups(), ...commandGroups(), background])
   if (process.env.E2E_KILL === "true") {
     await killGroups()
