@@ -4,8 +4,9 @@ import { mkdtemp, rm } from "node:fs/promises"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { table } from "../operator.ts"
-import { NEW_ROLE, startApiServer } from "./apiserver/http.ts"
+import { startApiServer } from "./apiserver/http.ts"
 import { type Attempt, FAST, SCRIPT } from "./apiserver/model.ts"
+import { OPERATOR_ROLE } from "./apiserver/roles.ts"
 
 const NAMESPACE = "flickr-downloader"
 const LIMIT_MS = 28_000
@@ -43,7 +44,7 @@ const jobs: { name: string; story: string; script: Attempt[]; spec?: object; pod
 ]
 
 const server = await startApiServer({ ...FAST, batchMs: 200, startMs: 200, removeMs: 200, attemptsPer: "name" })
-server.addUser("operator", NEW_ROLE)
+server.addUser("operator", OPERATOR_ROLE)
 server.model.put({ kind: "Namespace", metadata: { name: NAMESPACE } })
 for (const { name, script, spec, pod } of jobs) {
   const template = {

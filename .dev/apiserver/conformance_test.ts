@@ -2,8 +2,9 @@
 // of their own; its node needs the image docker.io/local/busybox:1), so that the embedded one is judged by a real one.
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test"
 import { KubeConfig } from "@kubernetes/client-node"
-import { type ApiServer, newAuthority, OLD_ROLE, startApiServer } from "./http.ts"
+import { type ApiServer, newAuthority, startApiServer } from "./http.ts"
 import { type Attempt, Model, type Rule, SCRIPT } from "./model.ts"
+import { OLD_ROLE } from "./roles.ts"
 
 // biome-ignore lint/suspicious/noExplicitAny: a body is whatever the server says
 type Any = Record<string, any>

@@ -8,26 +8,6 @@ import tls from "node:tls"
 import selfsigned from "selfsigned"
 import { failure, Model, type ModelOptions, type Request, type Rule, type User, type WatchEvent } from "./model.ts"
 
-const rule = (apiGroup: string, resources: string, verbs: string): Rule => ({
-  apiGroups: [apiGroup],
-  resources: resources.split(" "),
-  verbs: verbs.split(" "),
-})
-/** The Role of the Python operator. */
-export const OLD_ROLE: Rule[] = [
-  rule("batch", "jobs", "get list create delete"),
-  rule("", "pods", "get list delete"),
-  rule("", "pods/log", "get"),
-]
-export const NEW_ROLE: Rule[] = [
-  rule("batch", "jobs", "get list watch create delete patch"),
-  rule("", "pods", "get list watch delete"),
-  rule("", "pods/log", "get"),
-  rule("", "configmaps", "get list create delete patch"),
-  rule("events.k8s.io", "events", "create patch"),
-  rule("", "events", "create patch"),
-]
-
 /** A request as the audit log has it. */
 export interface Call extends Omit<Request, "query"> {
   query: Record<string, string>

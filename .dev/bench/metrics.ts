@@ -13,12 +13,13 @@ import {
   systemClock,
   type World,
 } from "../../operator.ts"
-import { NEW_ROLE, startApiServer } from "../apiserver/http.ts"
+import { startApiServer } from "../apiserver/http.ts"
+import { OPERATOR_ROLE } from "../apiserver/roles.ts"
 
 const jobs = Number(process.argv[2] ?? 1_000)
 const folder = mkdtempSync(join(tmpdir(), "bench-"))
 const server = await startApiServer()
-server.addUser("operator", NEW_ROLE)
+server.addUser("operator", OPERATOR_ROLE)
 server.model.put({ kind: "Namespace", metadata: { name: "demo" } })
 const condition = {
   type: "Failed",

@@ -6,6 +6,7 @@ import type { RequestOptions } from "node:https"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { KubeConfig } from "@kubernetes/client-node"
+import { OLD_ROLE, OPERATOR_ROLE } from "../apiserver/roles.ts"
 
 export const prefix = "flickr-immich-k8s-sync-operator/"
 export const root = join(import.meta.dir, "../..")
@@ -185,18 +186,8 @@ const apiOf = (resource: string) =>
     rolebindings: "/apis/rbac.authorization.k8s.io/v1",
   })[resource] ?? "/api/v1"
 
-type Rule = { apiGroups: string[]; resources: string[]; resourceNames?: string[]; verbs: string[] }
-const rbac = Bun.YAML.parse(readFileSync(join(root, "deploy/rbac.yaml"), "utf8")) as { kind: string; rules: Rule[] }[]
-
 /** The Role that is shipped, and the one that the Python operator had. */
-const roles = {
-  operator: rbac.find(({ kind }) => kind === "Role")!.rules as Json,
-  old: [
-    { apiGroups: ["batch"], resources: ["jobs"], verbs: ["get", "list", "create", "delete"] },
-    { apiGroups: [""], resources: ["pods"], verbs: ["get", "list", "delete"] },
-    { apiGroups: [""], resources: ["pods/log"], verbs: ["get"] },
-  ],
-}
+const roles = { operator: OPERATOR_ROLE, old: OLD_ROLE }
 export type Role = keyof typeof roles
 
 export class Namespace {

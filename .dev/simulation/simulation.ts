@@ -7,7 +7,6 @@ import { drainMicrotasks } from "bun:jsc"
 import { parseArgs } from "node:util"
 import fc from "fast-check"
 import * as operator from "../../operator.ts"
-import { NEW_ROLE, OLD_ROLE } from "../apiserver/http.ts"
 import {
   type Answer,
   type Change,
@@ -19,6 +18,7 @@ import {
   type Request,
   SCRIPT,
 } from "../apiserver/model.ts"
+import { OLD_ROLE, OPERATOR_ROLE } from "../apiserver/roles.ts"
 import { EXCEPTIONS, Witness } from "./witness.ts"
 
 /** All that is copied here is plain data, and structuredClone would take a third of the time. */
@@ -541,7 +541,7 @@ export class Simulation {
   }
   private setRole(old: boolean) {
     this.isOldRole = old
-    this.model.users.set("operator", { rules: old ? OLD_ROLE : NEW_ROLE })
+    this.model.users.set("operator", { rules: old ? OLD_ROLE : OPERATOR_ROLE })
     if (old) for (const { streams } of this.lives) for (const stream of [...streams]) stream.end(this.cut)
   }
   private moveClock(whose: "server" | "operator", byMs: number) {

@@ -13,7 +13,6 @@ import {
   notifier,
   Operator,
   PREFIX,
-  RIGHTS,
   readSettings,
   type Say,
   toAll,
@@ -23,11 +22,11 @@ import {
   type Call,
   type Match,
   newAuthority,
-  OLD_ROLE,
   type ServerOptions,
   startApiServer,
 } from "../apiserver/http.ts"
-import { type Attempt, type Job, type Rule, SCRIPT } from "../apiserver/model.ts"
+import { type Attempt, type Job, SCRIPT } from "../apiserver/model.ts"
+import { OLD_ROLE, OPERATOR_ROLE } from "../apiserver/roles.ts"
 
 const authority = await newAuthority()
 export const folder = mkdtempSync(join(tmpdir(), "acting-"))
@@ -47,15 +46,10 @@ export function tidyUp(): void {
 
 // ── A server, an operator's life, a clock ──
 
-export const ROLE: Rule[] = Object.keys(RIGHTS).map((right) => {
-  const [verb = "", group = "", ...resource] = right.split(/[ /]/)
-  return { verbs: [verb], apiGroups: [group], resources: [resource.join("/")] }
-})
-
 /** A server and its ledger: the uids that each Job has ever had. */
 export async function serve(options: ServerOptions = {}) {
   const server = await startApiServer({ authority, ...options })
-  server.addUser("operator", ROLE)
+  server.addUser("operator", OPERATOR_ROLE)
   server.addUser("old", OLD_ROLE)
   const uids = new Map<string, string[]>()
   server.model.watch({ resource: "jobs" }, ({ type, object: { metadata: m } }) => {

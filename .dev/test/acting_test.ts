@@ -4,6 +4,7 @@ import { describe, expect, test } from "bun:test"
 import { INTENT, systemClock, textRecord } from "../../operator.ts"
 import type { Action } from "../apiserver/http.ts"
 import type { Job, Pod } from "../apiserver/model.ts"
+import { OPERATOR_ROLE } from "../apiserver/roles.ts"
 import {
   afterLaterEvent,
   afterLaterFailure,
@@ -32,7 +33,6 @@ import {
   logs,
   manifest,
   person,
-  ROLE,
   release,
   restart,
   run,
@@ -501,7 +501,10 @@ describe("The delete and the create", () => {
 
   test("G10 an empty list: each Job that is named and missing is said once, a namespace that does not exist is said to be so", async () => {
     const server = await serve()
-    server.addUser("sees-namespaces", [...ROLE, { verbs: ["get"], apiGroups: [""], resources: ["namespaces"] }])
+    server.addUser("sees-namespaces", [
+      ...OPERATOR_ROLE,
+      { verbs: ["get"], apiGroups: [""], resources: ["namespaces"] },
+    ])
     const lives = ["operator", "sees-namespaces"].map((user) =>
       live(server, { NAMESPACE: "btach-a", JOB_NAMES: "load-a,load-b" }, { user }),
     )
@@ -688,7 +691,7 @@ describe("The evidence", () => {
     const server = await serve()
     server.addUser(
       "no-logs",
-      ROLE.filter(({ resources }) => resources?.[0] !== "pods/log"),
+      OPERATOR_ROLE.filter(({ resources }) => resources?.[0] !== "pods/log"),
     )
     const life = live(server, {}, { user: "no-logs" })
     const job = run(server, "load-a", [attempt(3), {}])
@@ -702,7 +705,7 @@ describe("The evidence", () => {
 
   test("C13 no secret of a Job, no token and no manifest is written, whatever fails", async () => {
     const server = await serve()
-    server.addUser("secretive", ROLE, { token: "t0ken-t0ken" })
+    server.addUser("secretive", OPERATOR_ROLE, { token: "t0ken-t0ken" })
     const env = [{ name: "API_KEY", value: "s3cr3t-demo" }]
     const applied = { "kubectl.kubernetes.io/last-applied-configuration": JSON.stringify({ spec: { env } }) }
     const job = stand(server, "load-a", {
@@ -730,7 +733,7 @@ describe("Stopping", () => {
     const away = await serve()
     await away.stop()
     stand(server, "load-a", { status: failure(0) })
-    server.addUser("hangs", ROLE)
+    server.addUser("hangs", OPERATOR_ROLE)
     const inLog = await serve()
     inLog.fault({ subresource: "log" }, { endlessBody: true })
     server.fault({ verb: "list", resource: "jobs", when: ({ user }) => user === "hangs" }, { hang: true }, { times: 9 })

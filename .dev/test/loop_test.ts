@@ -2,8 +2,9 @@
 // trace but what it should. An id in a name is a report, listed in operator_test.ts.
 import { describe, expect, test } from "bun:test"
 import { PREFIX, RECORD, RIGHTS, readSettings, SETTINGS_MAP } from "../../operator.ts"
-import { type Action, type Match, OLD_ROLE } from "../apiserver/http.ts"
+import type { Action, Match } from "../apiserver/http.ts"
 import type { Job, Obj } from "../apiserver/model.ts"
+import { OLD_ROLE } from "../apiserver/roles.ts"
 import {
   afterLaterEvent,
   afterLaterFailure,
@@ -141,7 +142,7 @@ describe("Following a namespace", () => {
   const forever: [string, Match, Action, { refused?: Match; rate: number; forMs: number }][] = [
     ["D07 429 on every watch", WATCHES, { status: 429, retryAfterSeconds: 1 }, { rate: 1_000, forMs: 600_000 }],
     ["D12 an ERROR event on every watch", WATCHES, { errorAfter: 0, code: 500 }, { rate: 1_000, forMs: 600_000 }],
-    ["E01 a 401 to everything", {}, { status: 401 }, { refused: REVIEWS, rate: 1_000, forMs: 600_000 }],
+    ["E01 a 401 to everything", {}, { status: 401 }, { refused: REVIEWS, rate: 200, forMs: 300_000 }],
     // Whether it has ended at once is measured by this clock, which must not run too fast.
     ["a watch that always ends at once", WATCHES, { cutAfter: 0 }, { rate: 20, forMs: 30_000 }],
   ]

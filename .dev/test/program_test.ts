@@ -4,8 +4,9 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test"
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
 import project from "../../package.json" with { type: "json" }
-import { NEW_ROLE, startApiServer } from "../apiserver/http.ts"
+import { startApiServer } from "../apiserver/http.ts"
 import { FAST, SCRIPT } from "../apiserver/model.ts"
+import { OPERATOR_ROLE } from "../apiserver/roles.ts"
 import {
   ada,
   base64,
@@ -436,7 +437,7 @@ describe("F10 SIGTERM", () => {
   const restarting = async () => {
     const server = await startApiServer({ ...FAST, attemptsPer: "name" })
     endings.push(() => server.close())
-    server.addUser("operator", NEW_ROLE)
+    server.addUser("operator", OPERATOR_ROLE)
     server.model.put({ kind: "Namespace", metadata: { name: "demo" } })
     const script = JSON.stringify([{ runMs: 10, containers: { worker: { exitCode: 3 } } }, {}])
     const template = {
