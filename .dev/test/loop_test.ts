@@ -2,8 +2,8 @@
 // trace but what it should. An id in a name is a report, listed in operator_test.ts.
 import { describe, expect, test } from "bun:test"
 import { PREFIX, RECORD, RIGHTS, readSettings, SETTINGS_MAP } from "../../operator.ts"
-import type { Action, Match } from "../apiserver/http.ts"
-import type { Job, Obj } from "../apiserver/model.ts"
+import type { Action, Call, Match } from "../apiserver/http.ts"
+import type { Obj } from "../apiserver/model.ts"
 import { OLD_ROLE } from "../apiserver/roles.ts"
 import {
   afterLaterEvent,
@@ -67,7 +67,7 @@ const HALVES: Record<string, Action> = {
 }
 describe("Following a namespace", () => {
   test.each(Object.entries({ ...FAULTS, ...HALVES }))(
-    "%s, twice, for any of its calls: failures are seen before and after",
+    "%s, twice, for any of its calls hides no failure",
     async (fault, action) => {
       if (action.hang) scaleLimits()
       const server = await serve()
@@ -111,7 +111,7 @@ describe("Following a namespace", () => {
     ])
   })
 
-  test("D04 a watch that is open but dead is given up after twice CHECK_INTERVAL; a list finds what was missed", async () => {
+  test("D04 what a watch that is open but dead has missed is found after twice CHECK_INTERVAL", async () => {
     const server = await serve()
     const job = stand(server, "load-a", { status: {}, spec: { suspend: true } })
     scaleLimits()
@@ -124,7 +124,7 @@ describe("Following a namespace", () => {
     expect(Number(callsOf(server, "watch")[0]?.query.timeoutSeconds)).toBeWithin(120, 600)
   })
 
-  test("D07 429 on each watch: never again before Retry-After has passed; failures are found by the lists, and the watch comes back", async () => {
+  test("D07 a watch that is answered with 429 is not tried again before Retry-After has passed", async () => {
     const server = await serve()
     server.fault(WATCHES, { status: 429, retryAfterSeconds: 5 }, { times: 5 })
     const life = live(server)
@@ -181,7 +181,7 @@ describe("Following a namespace", () => {
     expect(callsOf(server, "watch")[1]?.query.resourceVersion).toBe(String(version))
   })
 
-  test("D11 the API server is away for 90 s and comes back with older versions: all loops recover, a failure there is seen", async () => {
+  test("D11 a failure is seen after the API server was away and came back with older versions", async () => {
     const server = await serve()
     for (let i = 0; i < 30; i++) stand(server, `old-${i}`, { status: {}, spec: { suspend: true } })
     const life = live(server, {}, { rate: 200 })
@@ -198,12 +198,18 @@ describe("Following a namespace", () => {
     expect(tries).toBe(6)
   })
 
-  test("the old Role: all failures are seen by polling, nothing is lost, and it is said once what more rights would give", async () => {
+  test("under the old Role all failures are seen by polling", async () => {
     const server = await serve()
     const life = live(server, { CHECK_INTERVAL: "10" }, { user: "old" })
     const jobs = [stand(server, "load-a"), run(server, "load-b", [attempt(3), {}])]
     await backOnce(server, [life], jobs)
     expect(server.calls.filter(({ verb, status }) => verb === "watch" || status === 403)).toEqual([])
+  })
+
+  test("under the old Role the log tells at start what more rights would give", async () => {
+    const server = await serve()
+    const life = live(server, {}, { user: "old" })
+    await until("told", () => life.said.some(({ text }) => /lacks/.test(text)))
     const lines = life.said
       .filter(({ text }) => /lacks/.test(text))
       .flatMap((line) => line.lines)
@@ -212,7 +218,7 @@ describe("Following a namespace", () => {
     expect(lines).not.toMatch(/create batch\/jobs|list pods/)
   })
 
-  test("a review that promises too much: after seven times 403 for each watch it polls", async () => {
+  test("where a review promised too much, it polls after seven 403 answers to each watch", async () => {
     const server = await serve()
     server.addUser("webhook", OLD_ROLE, { incomplete: true })
     const life = live(server, {}, { user: "webhook" })
@@ -225,43 +231,39 @@ describe("Following a namespace", () => {
     expect(callsOf(server, "watch").length).toBeLessThanOrEqual(14)
   })
 
-  test("A14 G14 what is not ours or not failed gets no call and no change; each reason is said once, queues and suspension stay", async () => {
+  const complete = { conditions: [{ type: "Complete", status: "True" }] }
+  const held = (): object => ({ finalizers: ["example.test/hold"], deletionTimestamp: instant(Date.now()) })
+  const leftAlone: [string, (server: Server) => object, RegExp | undefined][] = [
+    ["A14 owned by a CronJob", (server) => ({ metadata: cronOwned(server) }), /owned by CronJob cron/],
+    ["A14 with a foreign manager", () => ({ spec: { managedBy: "example.test/other" } }), /managed by example.test/],
+    ["that is running", () => ({ status: {} }), /running/],
+    ["that has succeeded", () => ({ status: complete }), /succeeded/],
+    ["that is suspended", () => ({ status: {}, spec: { suspend: true } }), /suspended/],
+    ["that is being deleted", () => ({ metadata: held() }), /being deleted/],
+    ["that is not selected", () => ({ metadata: { labels: { app: "other" } } }), undefined],
+  ]
+  test.each(leftAlone)("a Job %s gets no call, and its reason is logged once", async (_, wanted, reason) => {
     const server = await serve()
-    const queue = { labels: { "kueue.x-k8s.io/queue-name": "q1", app: "queued" } }
-    const complete = { conditions: [{ type: "Complete", status: "True" }] }
-    const jobs: [Job, RegExp][] = [
-      [stand(server, "cron-owned", { metadata: cronOwned(server) }), /owned by CronJob cron/],
-      [stand(server, "foreign", { spec: { managedBy: "example.test/other" } }), /managed by example.test\/other/],
-      [stand(server, "runs", { status: {} }), /running/],
-      [stand(server, "succeeded", { status: complete }), /succeeded/],
-      [stand(server, "suspended", { status: {}, spec: { suspend: true } }), /suspended/],
-      [
-        stand(server, "dying", {
-          metadata: { finalizers: ["example.test/hold"], deletionTimestamp: instant(Date.now()) },
-        }),
-        /being deleted/,
-      ],
-      [stand(server, "not-selected", { metadata: { labels: { app: "other" } } }), /./],
-    ]
-    const queued = stand(server, "queued", { metadata: queue, spec: { suspend: true } })
+    const job = stand(server, "load-a", wanted(server))
     const life = live(server, { JOB_SELECTOR: "app!=other" })
-    await until("the queued one back", () => isBack(server, queued) && intents(server).length === 0)
+    await afterLaterFailure(server, life)
     life.clock.jump(3_600_000)
     await afterLaterFailure(server, life)
-    await until("no intent", () => intents(server).length === 0)
-    const names = jobs.map(([{ metadata }]) => metadata.name)
-    expect(
-      server.calls.filter(({ name = "", query, ...call }) =>
-        names.some((n) => [name, bodyName({ ...call, query })].includes(n) || query.labelSelector?.includes(n)),
-      ),
-    ).toEqual([])
-    for (const [job, reason] of jobs)
-      expect([job.metadata.name, life.about(job.metadata.name, reason).length]).toEqual([
-        job.metadata.name,
-        job.metadata.name === "not-selected" ? 0 : 1,
-      ])
-    expect(current(server, queued)).toMatchObject({ metadata: { labels: queue.labels }, spec: { suspend: true } })
-    expect([life.about("queued", /queue q1/)[0]?.level, intents(server)]).toEqual(["warning", []])
+    const { name } = job.metadata
+    const isAbout = (call: Call) =>
+      call.name === name || bodyName(call) === name || call.query.labelSelector?.includes(name)
+    expect(server.calls.filter(isAbout)).toEqual([])
+    expect(life.about(name, reason ?? /./).length).toBe(reason ? 1 : 0)
+  })
+
+  test("G14 a Job of a queue is restarted with its label and suspension, and with a warning", async () => {
+    const server = await serve()
+    const metadata = { labels: { "kueue.x-k8s.io/queue-name": "q1", app: "queued" } }
+    const job = stand(server, "queued", { metadata, spec: { suspend: true } })
+    const life = live(server)
+    await allBack(server, [job])
+    expect(current(server, job)).toMatchObject({ metadata: { labels: metadata.labels }, spec: { suspend: true } })
+    expect(life.about("queued", /queue q1/)[0]?.level).toBe("warning")
   })
 
   test("a Job that loses the selected label while it waits is not restarted", async () => {
@@ -302,7 +304,7 @@ describe("Following a namespace", () => {
     },
   )
 
-  test("a dry run changes nothing: it lists, watches, reads logs, asks for its rights; and says what it would do, once", async () => {
+  test("a dry run changes nothing, and says once what it would do", async () => {
     const server = await serve()
     const jobs = [
       stand(server, "load-a"),
@@ -339,36 +341,49 @@ describe("Following a namespace", () => {
     for (const { metadata } of jobs) expect(life.about(metadata.name, /would be restarted now/).length).toBe(1)
   })
 
-  test("a restart is a dozen calls besides its Events; a quiet hour of polling is one list a minute; watching, it is none", async () => {
-    const server = await serve()
+  /** A life that watches 20 quiet Jobs and has written what it writes at start. */
+  async function watching(server: Server) {
     for (let i = 0; i < 20; i++) stand(server, `quiet-${i}`, { status: {}, spec: { suspend: true } })
     const life = live(server, { CHECK_INTERVAL: "60" })
     await until("watching", () => callsOf(server, "watch", "pods").length + callsOf(server, "watch").length === 2)
-    await until(
-      "settings written, records pruned",
-      () => server.calls.filter((c) => c.resource === "configmaps" && c.status > 0).length === 3,
-    )
+    const writesAtStart = () => server.calls.filter(({ resource, status }) => resource === "configmaps" && status > 0)
+    await until("settings written, records pruned", () => writesAtStart().length === 3)
+    return life
+  }
+  const besidesEvents = (calls: Call[]) => calls.filter(({ resource }) => resource !== "events")
+
+  test("a restart is at most sixteen calls besides its Events", async () => {
+    const server = await serve()
+    const life = await watching(server)
     const from = server.calls.length
     await backOnce(server, [life], [run(server, "load-a", [attempt(3), {}])])
-    const calls = server.calls.slice(from).filter(({ resource }) => resource !== "events")
+    const calls = besidesEvents(server.calls.slice(from))
     expect(calls.length).toBeLessThanOrEqual(16)
     const writes = calls.filter(({ verb }) => verb === "create" || verb === "delete").map(({ resource }) => resource)
     expect(writes.toSorted()).toEqual(["configmaps", "jobs", "jobs", "jobs", "jobs"])
-    const quiet = server.calls.length
+  })
+
+  test("while it watches, a quiet hour costs no more than a relist of Jobs and pods", async () => {
+    const server = await serve()
+    const life = await watching(server)
+    const from = server.calls.length
     life.clock.jump(3_600_000)
     for (const _ of [1, 2]) await afterLaterEvent(server, life)
-    expect(server.calls.slice(quiet).filter(({ resource }) => resource !== "events").length).toBeLessThanOrEqual(2)
-    const old = await serve()
-    const polls = live(old, { CHECK_INTERVAL: "60" }, { user: "old", rate: 3_600 })
-    const began = polls.clock.now()
-    await until("an hour", () => polls.clock.now() - began >= 3_600_000)
-    expect(old.calls.length).toBeWithin(30, 69)
+    expect(besidesEvents(server.calls.slice(from)).length).toBeLessThanOrEqual(2)
+  })
+
+  test("while it polls, a quiet hour costs one list a minute", async () => {
+    const server = await serve()
+    const life = live(server, { CHECK_INTERVAL: "60" }, { user: "old", rate: 3_600 })
+    const began = life.clock.now()
+    await until("an hour", () => life.clock.now() - began >= 3_600_000)
+    expect(server.calls.length).toBeWithin(30, 69)
   })
 
   test.each([
     ["ahead", 3_600_000],
     ["behind", -3_600_000],
-  ])("a server whose clock is an hour %s: said once, and what is due follows the server's", async (_, dateOffsetMs) => {
+  ])("what is due follows the clock of a server that is an hour %s", async (_, dateOffsetMs) => {
     const server = await serve()
     server.fault({}, { dateOffsetMs }, { times: 9_999 })
     const job = stand(server, "load-a", { status: failure(-dateOffsetMs) })
@@ -399,7 +414,7 @@ describe("Following a namespace", () => {
     expect(sizes()).toEqual([0, 0, 0, 20, 20])
   }, 20_000)
 
-  test("G13 a new Job that gets no pod is no failure: said once, touched once if that is allowed, and not restarted", async () => {
+  test("G13 a new Job that gets no pod is reported once, and not restarted", async () => {
     const servers = await Promise.all(["operator", "old"].map(async (user) => ({ user, server: await serve() })))
     for (const { server, user } of servers) {
       const job = stand(server, "load-a")
@@ -416,7 +431,7 @@ describe("Following a namespace", () => {
   })
 })
 
-test("a restart whose last answer was lost has ended all the same, and is said once", async () => {
+test("a restart whose last answer was lost is reported once as done", async () => {
   const server = await serve()
   // Twice, for a call on a connection that was used before is sent again by Bun.
   server.fault({ verb: "delete", resource: "jobs", name: /^load-a-restart-/ }, { drop: "after" }, { times: 2 })
@@ -426,7 +441,7 @@ test("a restart whose last answer was lost has ended all the same, and is said o
   expect(life.about("load-a", /restarted in/).length).toBe(1)
 })
 
-test("what the look for a missing pod reads is news: a failure is known before the next poll", async () => {
+test("a failure that the look for a missing pod reads is known before the next poll", async () => {
   const server = await serve()
   server.model.stall("default", "load-a")
   stand(server, "load-a", { status: {}, metadata: { annotations: { [`${PREFIX}restarted-from`]: "U0" } } })
@@ -447,7 +462,7 @@ describe("The history", () => {
   const HONEST = Object.entries(FAULTS).filter(([fault]) => !/AlreadyExists/.test(fault))
   const fact = (name: string) => (record: Obj) => record.metadata.annotations?.[PREFIX + name]
 
-  test("of each failure one record is left, with its log and what was decided, by two operators too", async () => {
+  test("two operators leave one record of each failure, with its log and what was decided", async () => {
     const server = await serve()
     const lives = [live(server), live(server)]
     run(server, "load-a", [attempt(3, "x\n"), attempt(4, "y\n"), {}])
@@ -464,28 +479,31 @@ describe("The history", () => {
     for (const life of lives) expect(life.said.filter(({ text }) => /recorded/.test(text))).toEqual([])
   })
 
-  test("the last HISTORY_LIMIT are kept of each Job; 0 writes none and removes none", async () => {
+  test("the last HISTORY_LIMIT records are kept of each Job", async () => {
     const server = await serve()
-    const life = live(server, { HISTORY_LIMIT: "2" })
+    live(server, { HISTORY_LIMIT: "2" })
     run(server, "load-a", [attempt(1), attempt(2), attempt(3), attempt(4), {}])
     stand(server, "other")
-    await until(
-      "restarted four times",
-      () => server.uids.get("default/load-a")?.length === 5 && intents(server).length === 0,
-    )
+    const isRestarted = () => server.uids.get("default/load-a")?.length === 5 && intents(server).length === 0
+    await until("restarted four times", isRestarted)
     await until("two left", () => records(server).length === 2 && callsOf(server, "delete", "configmaps").length === 2)
-    expect([records(server).map(fact("cause")).toSorted(), records(server, "other").length]).toEqual([
-      ["exit:3", "exit:4"],
-      1,
-    ])
+    expect(records(server).map(fact("cause")).toSorted()).toEqual(["exit:3", "exit:4"])
+    expect(records(server, "other").length).toBe(1)
+  })
+
+  test("HISTORY_LIMIT=0 writes no record and removes none", async () => {
+    const server = await serve()
+    const life = live(server)
+    await backOnce(server, [life], [stand(server, "load-a")])
+    await until("a record", () => records(server).length === 1)
     life.stop()
     await life.done
     const off = live(server, { HISTORY_LIMIT: "0" })
     await backOnce(server, [off], [stand(server, "load-b")])
-    expect([records(server).length, records(server, "load-b").length]).toEqual([2, 0])
+    expect([records(server).length, records(server, "load-b").length]).toEqual([1, 0])
   })
 
-  test("at start, and once a day: what is too much goes, and all of Jobs that are gone for a month", async () => {
+  test("records beyond the limit, and those of Jobs gone for a month, are removed at start and once a day", async () => {
     const server = await serve()
     const put = (job: string, days: number, at = Date.now()) =>
       server.model.put({
@@ -519,7 +537,7 @@ describe("The history", () => {
   })
 
   test.each(HONEST)(
-    "%s, for each write and each look: the restart does not wait, and the record is there in the end",
+    "%s, for each call about records: the restart does not wait, and the record is written in the end",
     async (_, action) => {
       if (action.hang) scaleLimits()
       const server = await serve()
@@ -531,7 +549,7 @@ describe("The history", () => {
     },
   )
 
-  test("while no record can be written, memory is bounded: what is above is said once, and restarts go on", async () => {
+  test("while no record can be written, restarts go on and at most 40 records wait", async () => {
     const server = await serve()
     server.fault(writes, { hang: true }, { times: 999 })
     const life = live(server)
@@ -546,21 +564,24 @@ describe("The history", () => {
   test.each([
     ["a quota", "configmaps is forbidden: exceeded quota", 7],
     ["a policy", "denied", 7],
-  ])("%s that refuses: tried for half a minute, then said once for all failures", async (_, message, tries) => {
-    const server = await serve()
-    server.fault(writes, { status: 403, message }, { times: 999 })
-    const life = live(server, {}, { rate: 200 })
-    const jobs = [stand(server, "load-a"), stand(server, "load-b")]
-    await backOnce(server, [life], jobs)
-    await until("said", () => life.said.some(({ text }) => /not recorded/.test(text)))
-    await until("tried", () => callsOf(server, "create", "configmaps", writes.when).length === 2 * tries)
-    await afterLaterEvent(server, life)
-    expect(
-      life.said.filter(({ text }) => text.includes("not recorded")).map(({ level, text }) => [level, text]),
-    ).toEqual([["warning", `default: a failure is not recorded: 403 Forbidden: ${message}`]])
-  })
+  ])(
+    "%s that rejects records is reported once for all failures, after half a minute of tries",
+    async (_, message, tries) => {
+      const server = await serve()
+      server.fault(writes, { status: 403, message }, { times: 999 })
+      const life = live(server, {}, { rate: 200 })
+      const jobs = [stand(server, "load-a"), stand(server, "load-b")]
+      await backOnce(server, [life], jobs)
+      await until("said", () => life.said.some(({ text }) => /not recorded/.test(text)))
+      await until("tried", () => callsOf(server, "create", "configmaps", writes.when).length === 2 * tries)
+      await afterLaterEvent(server, life)
+      expect(
+        life.said.filter(({ text }) => text.includes("not recorded")).map(({ level, text }) => [level, text]),
+      ).toEqual([["warning", `default: a failure is not recorded: 403 Forbidden: ${message}`]])
+    },
+  )
 
-  test("the old Role: all goes on without a history, which is said once among what the Role lacks", async () => {
+  test("under the old Role restarts go on without a history", async () => {
     const server = await serve()
     const life = live(server, {}, { user: "old" })
     await backOnce(server, [life], [stand(server, "load-a"), stand(server, "load-b")])
@@ -572,7 +593,7 @@ describe("The history", () => {
     ).toBe(1)
   })
 
-  test("a failure whose Job the TTL takes before it was looked at is recorded as far as it was seen", async () => {
+  test("a failure whose Job its TTL takes before it was looked at is recorded as far as it was seen", async () => {
     const server = await serve()
     const job = stand(server, "load-a", { status: {}, spec: { suspend: true, ttlSecondsAfterFinished: 0 } })
     live(server, { RESTART_DELAY: "3600" })
@@ -587,40 +608,41 @@ describe("The history", () => {
 describe("The settings for the commands", () => {
   const written = (server: Server) => server.model.objects.configmaps!.get(`default/${SETTINGS_MAP}`)
 
-  test("stand there as the operator understood them, without secrets; the same are not written again, others are", async () => {
+  const settings = {
+    RESTART_RULES: "exit:3=6h\nlog:/a, b/i=never",
+    NOTIFY_URL: "https://example.test/secret-topic",
+    HISTORY_LIMIT: "0",
+  }
+  test("are written as the operator understood them, without secrets", async () => {
     const server = await serve()
-    const settings = {
-      RESTART_RULES: "exit:3=6h\nlog:/a, b/i=never",
-      NOTIFY_URL: "https://example.test/secret-topic",
-      HISTORY_LIMIT: "0",
-    }
-    const answered = () => server.calls.filter(({ resource, status }) => resource === "configmaps" && status > 0).length
-    for (const [more, most] of [
+    live(server, settings)
+    await until("written", () => written(server))
+    const { data, metadata } = written(server)!
+    expect(JSON.stringify(data)).not.toContain("example.test")
+    expect(data).toMatchObject({ RESTART_RULES: "exit:3=6h, log:/a, b/i=never", JOB_NAMES: "" })
+    const { config } = readSettings(data as Record<string, string>)
+    expect(config).toMatchObject({ restartDelayMs: 0, logLines: 20 })
+    expect(metadata.annotations?.[`${PREFIX}written-at`]).toMatch(/^\d{4}-.*Z$/)
+  })
+
+  test("are not written again while they are the same, and patched when they differ", async () => {
+    const server = await serve()
+    const calls = () => callsOf(server, "get", "configmaps").concat(...writes())
+    const writes = () => ["create", "patch"].map((verb) => callsOf(server, verb as "create", "configmaps"))
+    const lives: [object, number][] = [
       [{}, 2],
       [{}, 3],
       [{ MAX_RESTARTS: "3" }, 5],
-    ] as const) {
+    ]
+    for (const [more, most] of lives) {
       const life = live(server, { ...settings, ...more })
-      await until("looked, and written where it is new", () => answered() >= most)
+      await until("looked at, and written if new", () => calls().filter(({ status }) => status > 0).length >= most)
       life.stop()
       await life.done
     }
-    expect(server.calls.filter(({ resource }) => resource === "configmaps").map(({ verb }) => verb)).toEqual([
-      "get",
-      "create",
-      "get",
-      "get",
-      "patch",
-    ])
-    const { data, metadata } = written(server)!
-    expect(JSON.stringify(data)).not.toContain("example.test")
-    expect(data).toMatchObject({ MAX_RESTARTS: "3", RESTART_RULES: "exit:3=6h, log:/a, b/i=never", JOB_NAMES: "" })
-    expect(readSettings(data as Record<string, string>).config).toMatchObject({
-      maxRestarts: 3,
-      restartDelayMs: 0,
-      logLines: 20,
-    })
-    expect(metadata.annotations?.[`${PREFIX}written-at`]).toMatch(/^\d{4}-.*Z$/)
+    const verbs = server.calls.filter(({ resource }) => resource === "configmaps").map(({ verb }) => verb)
+    expect(verbs).toEqual(["get", "create", "get", "get", "patch"])
+    expect(written(server)?.data).toMatchObject({ MAX_RESTARTS: "3" })
   })
 
   test("are written in the end, whatever befalls the calls", async () => {
@@ -633,17 +655,30 @@ describe("The settings for the commands", () => {
 })
 
 describe("The Role", () => {
-  test("all calls of these tests are within RIGHTS, rules reviews, the version and namespaces; each right is used", () => {
-    const used = new Set(
-      made
-        .filter(({ user }) => user !== "")
-        .map(
-          ({ verb, group = "", resource, subresource }) =>
-            `${verb} ${group}/${resource}${subresource ? `/${subresource}` : ""}`,
-        ),
-    )
+  const rightsOf = (calls: Call[]) => {
+    const right = ({ verb, group = "", resource, subresource }: Call) =>
+      `${verb} ${group}/${resource}${subresource ? `/${subresource}` : ""}`
+    return new Set(calls.filter(({ user }) => user !== "").map(right))
+  }
+  test("grants all calls of these tests, besides what every ServiceAccount may do", () => {
     const always = ["create authorization.k8s.io/selfsubjectrulesreviews", "get /version", "get /namespaces"]
-    expect([...used].filter((right) => !(right in RIGHTS) && !always.includes(right))).toEqual([])
+    expect([...rightsOf(made)].filter((right) => !(right in RIGHTS) && !always.includes(right))).toEqual([])
+  })
+
+  test("grants nothing that the operator does not use", async () => {
+    const server = await serve()
+    const life = live(server, { HISTORY_LIMIT: "1" })
+    await until("watching", () => callsOf(server, "watch", "pods").length + callsOf(server, "watch").length === 2)
+    run(server, "load-a", [attempt(3), attempt(3), {}])
+    stand(server, "stalled")
+    server.model.stall("default", "stalled")
+    await until("a record removed", () => callsOf(server, "delete", "configmaps").length > 0)
+    await until("touched", () => callsOf(server, "patch").length > 0)
+    life.stop()
+    await life.done
+    live(server, { MAX_RESTARTS: "3" })
+    await until("settings changed", () => callsOf(server, "patch", "configmaps").length > 0)
+    const used = rightsOf(server.calls)
     expect(Object.keys(RIGHTS).filter((right) => !used.has(right))).toEqual([])
   })
 })
