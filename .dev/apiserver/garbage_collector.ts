@@ -1,4 +1,5 @@
 // The garbage collector, the namespace controller and the TTL-after-finished controller.
+import type { Admission } from "./admission.ts"
 import { deleteObject, untrack } from "./deletion.ts"
 import {
   type Change,
@@ -15,18 +16,25 @@ import type { Store } from "./store.ts"
 
 /** Deletes what has lost its owners, and takes foregroundDeletion and orphan off what waits for its dependents. */
 export class GarbageCollector {
-  constructor(private readonly store: Store) {
+  /** How often in a row admission has rejected an update of an object. */
+  private readonly rejections = new Map<string, number>()
+
+  constructor(
+    private readonly store: Store,
+    private readonly admission: Admission,
+  ) {
     store.listeners.push((change) => this.onChange(change))
   }
   private onChange({ type, object, resource, prev }: Change): void {
     const { ownerReferences = [], deletionTimestamp } = object.metadata
     const isOrphaned = ownerReferences.some((o) => !this.store.byUid.has(o.uid))
-    if (type === "DELETED" || deletionTimestamp || isOrphaned) this.enqueue()
+    if (type === "DELETED") this.rejections.delete(object.metadata.uid)
+    if (type === "DELETED" || deletionTimestamp || isOrphaned) this.enqueue(this.store.timing.gcMs)
     if (resource === "namespaces" && deletionTimestamp && type !== "DELETED" && !prev?.metadata.deletionTimestamp)
       this.store.after(this.store.timing.gcMs, () => this.emptyNamespace(object))
   }
-  private enqueue(): void {
-    this.store.enqueue("gc", this.store.timing.gcMs, () => {
+  private enqueue(ms: number): void {
+    this.store.enqueue("gc", ms, () => {
       for (const [resource, objects] of Object.entries(this.store.objects))
         for (const o of [...objects.values()]) if (objects.get(keyOf(o)) === o) this.collect(resource, o)
     })
@@ -67,11 +75,22 @@ export class GarbageCollector {
     const { ownerReferences, ...metadata } = dependent.metadata
     const others = ownerReferences!.filter((r) => r.uid !== uid)
     const kept = { ...metadata, ...(others.length && { ownerReferences: others }) } as Meta
-    this.store.save(resource, { ...dependent, metadata: kept }, dependent)
+    this.update(resource, { ...dependent, metadata: kept }, dependent)
   }
   private takeFinalizer(resource: string, o: Obj, finalizer: string): void {
     const current = this.store.objects[resource]!.get(keyOf(o))
-    if (current) this.store.save(resource, withoutFinalizer(current, finalizer), current)
+    if (current) this.update(resource, withoutFinalizer(current, finalizer), current)
+  }
+  /** Admission judges the garbage collector's updates like everybody's. A rejected one is tried again with backoff. */
+  private update(resource: string, object: Obj, prev: Obj): void {
+    const { uid } = prev.metadata
+    if (this.admission.admits({ operation: "UPDATE", resource, object, prev, isDryRun: false })) {
+      this.rejections.delete(uid)
+      return void this.store.save(resource, object, prev)
+    }
+    const rejections = this.rejections.get(uid) ?? 0
+    this.rejections.set(uid, rejections + 1)
+    this.store.after(Math.min(5 * 2 ** rejections, 1_000_000), () => this.enqueue(0))
   }
   /** The namespace controller: deletes everything in it, again and again until nothing is left. */
   private emptyNamespace(namespace: Obj): void {
@@ -92,15 +111,26 @@ export class TtlController {
   constructor(private readonly store: Store) {
     store.listeners.push((change) => this.onChange(change))
   }
-  private onChange({ type, object, resource, prev }: Change): void {
-    if (resource !== "jobs" || type === "DELETED") return
-    const job = object as Job
+  private onChange({ type, object, resource }: Change): void {
+    if (resource === "jobs" && type !== "DELETED") this.enqueue(object as Job)
+  }
+  private enqueue(job: Job): void {
+    const { uid } = job.metadata
+    const leftMs = this.leftMs(job)
+    if (leftMs !== undefined) this.store.enqueue(`ttl ${uid}`, Math.max(0, leftMs), () => this.expire(uid))
+  }
+  /** Until the Job expires, by the controller manager's clock; undefined where it does not. */
+  private leftMs(job: Job): number | undefined {
+    const finished = finishedCondition(job)
     const ttl = job.spec.ttlSecondsAfterFinished
-    const hasJustFinished = finishedCondition(job) && !(prev && finishedCondition(prev as Job))
-    if (ttl !== undefined && hasJustFinished) this.store.after(ttl * 1000, () => this.expire(job.metadata.uid))
+    if (!finished || ttl === undefined || job.metadata.deletionTimestamp) return undefined
+    return Date.parse(finished.lastTransitionTime!) + ttl * 1000 - this.store.controllerNow()
   }
   private expire(uid: string): void {
-    const job = this.store.byUid.get(uid)
-    if (job && !job.metadata.deletionTimestamp) deleteObject(this.store, "jobs", job, { policy: "Foreground" })
+    const job = this.store.byUid.get(uid) as Job | undefined
+    const leftMs = job && this.leftMs(job)
+    if (leftMs === undefined) return
+    if (leftMs > 0) this.enqueue(job!)
+    else deleteObject(this.store, "jobs", job!, { policy: "Foreground" })
   }
 }

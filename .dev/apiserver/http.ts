@@ -289,14 +289,15 @@ export class ApiServer {
     }
     if (user === undefined) return answer(401, failure(401, "Unauthorized", "Unauthorized"))
     if (call.verb === "watch") return this.stream(call, req, res, action)
-    const { status, body, warning } = this.model.request(call)
+    const { status, body, warnings = [] } = this.model.request(call)
     this.pump()
     if (action.drop) return void req.socket.destroy()
     if (action.endlessBody) return this.endless(call, res)
     const partial =
       call.verb === "list" && status === 200 && req.headers.accept?.includes("as=PartialObjectMetadataList")
     if (partial) return answer(status, metadataOf(body as { metadata: unknown; items: { metadata: unknown }[] }))
-    answer(status, body, warning ? { warning: `299 - "${warning}"` } : {})
+    const quoted = warnings.map((text) => `299 - "${text.replaceAll(/["\\]/g, "\\$&")}"`)
+    answer(status, body, quoted.length ? { warning: quoted.join(", ") } : {})
   }
   private endless(call: Call, res: http.ServerResponse): void {
     call.status = 200
@@ -352,7 +353,8 @@ function metadataOf({ metadata, items }: { metadata: unknown; items: { metadata:
   const partial = (kind: string, rest: object) => ({ kind, apiVersion: "meta.k8s.io/v1", ...rest })
   return partial("PartialObjectMetadataList", {
     metadata,
-    items: items.map((item) => partial("PartialObjectMetadata", { metadata: item.metadata })),
+    // A real server says null here, and [] in an ordinary list.
+    items: items.length ? items.map((item) => partial("PartialObjectMetadata", { metadata: item.metadata })) : null,
   })
 }
 export interface KubeconfigOptions {

@@ -104,12 +104,12 @@ export class JobController {
   }
   private suspend(job: Job, pods: Pod[]): void {
     for (const pod of pods) if (!hasEnded(pod) && !isTerminating(pod)) deletePod(this.store, untrack(this.store, pod))
-    const now = timestamp(this.store.now())
+    const now = timestamp(this.store.controllerNow())
     const conditions = withCondition(job.status.conditions, "Suspended", "True", now, "JobSuspended", "Job suspended")
     this.setStatus(job, { ...this.counts(job), conditions })
   }
   private run(job: Job, all: Pod[]): void {
-    const now = timestamp(this.store.now())
+    const now = timestamp(this.store.controllerNow())
     let { conditions = [], startTime } = job.status
     if (condition(job, "Suspended")) {
       conditions = withCondition(conditions, "Suspended", "False", now, "JobResumed", "Job resumed")
@@ -158,7 +158,7 @@ export class JobController {
     if (pods.failures > spec.backoffLimit! || hasTooManyRestarts(job, pods.active))
       return fail("BackoffLimitExceeded", "Job has reached the specified backoff limit")
     const deadlineMs = (spec.activeDeadlineSeconds ?? Number.POSITIVE_INFINITY) * 1000
-    if (this.store.now() >= Date.parse(startTime) + deadlineMs)
+    if (this.store.controllerNow() >= Date.parse(startTime) + deadlineMs)
       return fail("DeadlineExceeded", "Job was active longer than specified deadline")
     const isEnough =
       spec.completions === undefined ? pods.successes > 0 && !pods.active.length : pods.successes >= spec.completions
@@ -201,14 +201,14 @@ export class JobController {
     }
     if (!verdict || totals.terminating) return void this.setStatus(latest, totals)
     const before = (latest.status.terminating ?? 0) > 0 ? this.setStatus(latest, totals) : latest
-    const now = timestamp(this.store.now())
+    const now = timestamp(this.store.controllerNow())
     const final = verdict.type === "FailureTarget" ? "Failed" : "Complete"
     const conditions = withCondition(change.conditions, final, "True", now, verdict.reason, verdict.message)
     this.setStatus(before, { ...totals, conditions, ...(final === "Complete" && { completionTime: now }) })
   }
   private watchDeadline({ metadata: { uid }, spec }: Job, startTime: string): void {
     if (spec.activeDeadlineSeconds === undefined) return
-    const waitMs = Date.parse(startTime) + spec.activeDeadlineSeconds * 1000 - this.store.now()
+    const waitMs = Date.parse(startTime) + spec.activeDeadlineSeconds * 1000 - this.store.controllerNow()
     this.store.enqueue(`deadline ${uid}`, Math.max(1, waitMs), () => {
       const current = this.store.byUid.get(uid)
       if (current) this.sync(current as Job)

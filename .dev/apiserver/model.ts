@@ -1,7 +1,7 @@
 // What an API server, a Job controller, a garbage collector and a kubelet do, as far as Jobs need it: in memory,
 // without HTTP, timers or a clock of its own. Behind HTTPS it is the embedded server; a simulation drives it directly.
 import type { V1PodSpec, V1PodStatus } from "@kubernetes/client-node"
-import { admitNamespace, admitQuota } from "./admission.ts"
+import { Admission, admitNamespace, type Review } from "./admission.ts"
 import { deleteObject, type Propagation } from "./deletion.ts"
 import { GarbageCollector, TtlController } from "./garbage_collector.ts"
 import { JobController } from "./job_controller.ts"
@@ -36,11 +36,13 @@ import {
   timestamp,
   type Wire,
 } from "./resources.ts"
+import { decode } from "./schema.ts"
 import { matcher } from "./selectors.ts"
 import { bookmarkAt, type Due, Store, type StoreOptions, type Watcher } from "./store.ts"
 import { updatedObject } from "./update.ts"
 import { defaultJob, defaultPodSpec, validate } from "./validation.ts"
 
+export type { Denial, Operation, Policy, Review, Webhook } from "./admission.ts"
 export { type Attempt, SCRIPT } from "./kubelet.ts"
 export {
   type Answer,
@@ -57,18 +59,22 @@ export { FAST, REAL, type Timing } from "./store.ts"
 export interface ModelOptions extends StoreOptions {
   /** What a script's attempts are counted by: the Job's name, across restarts, or its uid. */
   attemptsPer?: "name" | "uid"
+  /** The feature gate: where it is off, spec.managedBy is dropped without a word. */
+  hasManagedBy?: boolean
 }
 
 export class Model {
   readonly store: Store
+  readonly admission: Admission
   /** Users with limited rights; everyone else may do everything. */
   readonly users = new Map<string, User>()
   private readonly jobController: JobController
   private readonly kubelet: Kubelet
 
-  constructor(options: ModelOptions) {
+  constructor(private readonly options: ModelOptions) {
     this.store = new Store(options)
-    new GarbageCollector(this.store)
+    this.admission = new Admission(this.store)
+    new GarbageCollector(this.store, this.admission)
     this.jobController = new JobController(this.store)
     this.kubelet = new Kubelet(this.store, options.attemptsPer)
     new TtlController(this.store)
@@ -173,14 +179,14 @@ export class Model {
   }
   private serve(r: Request): Answer {
     if (r.verb === "list") return { status: 200, body: this.list(r) }
-    if (r.verb === "create") return { status: 201, body: this.create(r) }
+    if (r.verb === "create") return this.create(r)
     if (r.verb === "deletecollection") return this.deleteAll(r)
     const found = this.store.find(r.resource, KINDS[r.resource]!.cluster ? "" : (r.namespace ?? ""), r.name ?? "")
     if (!found) throw notFound(r.resource, r.name ?? "")
     if (r.subresource === "log") return { status: 200, body: this.kubelet.log(found as Pod, r.query ?? {}) }
     if (r.verb === "get") return { status: 200, body: found }
     if (r.verb === "delete") return this.delete(r, found)
-    const next = updatedObject(r, found)
+    const next = updatedObject(r, found, this.admission)
     if (next === found || r.query?.dryRun) return { status: 200, body: next }
     return { status: 200, body: this.store.save(r.resource, next, found) }
   }
@@ -220,47 +226,63 @@ export class Model {
     throw new StatusError({ status: 410, body })
   }
 
-  private create(r: Request): Obj {
-    const object = this.newObject(r)
-    const { name, namespace = "" } = object.metadata
-    validate(r.resource, object)
-    if (r.resource === "jobs") admitQuota(this.store, object)
-    const existing = this.store.find(r.resource, namespace, name)
-    if (existing) {
-      const message = `${qualified(r.resource, r.resource)} "${name}" already exists`
-      const prefix = existing.metadata.deletionTimestamp ? "object is being deleted: " : ""
-      throw statusError(409, "AlreadyExists", prefix + message, detailsOf(r.resource, name))
-    }
-    return r.query?.dryRun ? object : this.store.write(r.resource, object)
+  /** As the API server does it: decode, mutate, complete, validate, admit, and only then look whether it exists. */
+  private create(r: Request): Answer {
+    const { resource } = r
+    const isDryRun = Boolean(r.query?.dryRun)
+    const { object: given, unknown } = decode(resource, r.body ?? {}) as { object: Obj; unknown: string[] }
+    const fields = unknown.map((path) => `unknown field "${path}"`)
+    const { fieldValidation = "Warn" } = r.query ?? {}
+    if (fields.length && fieldValidation === "Strict") throw strictDecodingError(resource, fields)
+    const review: Review = { operation: "CREATE", resource, object: this.inNamespace(r, given), isDryRun }
+    const mutated = this.admission.mutate(review)
+    const object = this.newObject(r, mutated)
+    validate(resource, object)
+    this.admission.validate({ ...review, object })
+    if (mutated.metadata.resourceVersion && !isDryRun)
+      throw statusError(500, undefined, "resourceVersion should not be set on objects to be created")
+    const existing = this.store.find(resource, object.metadata.namespace ?? "", object.metadata.name)
+    if (existing) throw alreadyExists(resource, existing, object)
+    const body = isDryRun ? object : this.store.write(resource, object)
+    return { status: 201, body, warnings: fieldValidation === "Warn" ? fields : [] }
+  }
+  /** The namespace of the path goes into the object, which must not name another one. */
+  private inNamespace(r: Request, given: Obj): Obj {
+    const { metadata = {} as Meta } = given
+    if (KINDS[r.resource]!.cluster) return { ...given, metadata }
+    const namespace = r.namespace ?? ""
+    if (metadata.namespace && metadata.namespace !== namespace)
+      throw badRequest("the namespace of the provided object does not match the namespace sent on the request")
+    admitNamespace(this.store, r.resource, namespace, metadata.name)
+    return { ...given, metadata: { ...metadata, namespace } }
   }
   /** The object that a create asks for, with what the server adds. */
-  private newObject(r: Request): Obj {
+  private newObject(r: Request, given: Obj): Obj {
     const kind = KINDS[r.resource]!
-    const given = (r.body ?? {}) as Obj
     const {
-      resourceVersion,
-      selfLink: _,
+      resourceVersion: _,
+      selfLink: _s,
       deletionTimestamp: _d,
       deletionGracePeriodSeconds: _g,
       ...meta
-    } = given.metadata ?? {}
-    const namespace = kind.cluster ? "" : (r.namespace ?? "")
-    if (meta.namespace && meta.namespace !== namespace)
-      throw badRequest("the namespace of the provided object does not match the namespace sent on the request")
+    } = given.metadata
     const name = meta.name || (meta.generateName ? `${meta.generateName.slice(0, 58)}${this.store.suffix()}` : "")
-    if (!kind.cluster) admitNamespace(this.store, r.resource, namespace, name)
-    if (resourceVersion) throw statusError(500, undefined, "resourceVersion should not be set on objects to be created")
     const generation = r.resource === "jobs" || r.resource === "pods" ? { generation: 1 } : {}
     const uid = this.store.newUid()
     const own = { ...meta, name, uid, ...generation, creationTimestamp: timestamp(this.store.now()) } as Meta
-    if (!kind.cluster) own.namespace = namespace
     const object = { ...given, kind: kind.kind, apiVersion: groupVersion(kind), metadata: own } as Obj
-    if (r.resource === "jobs") return defaultJob({ ...object, status: {} })
+    if (r.resource === "jobs") return defaultJob({ ...this.withoutDisabled(object), status: {} })
     if (r.resource === "namespaces")
       return { ...object, spec: { finalizers: ["kubernetes"] }, status: { phase: "Active" } }
     if (r.resource !== "pods") return object
     const status = { phase: "Pending", qosClass: "BestEffort" }
     return { ...object, spec: defaultPodSpec(object.spec as Wire<V1PodSpec>), status }
+  }
+
+  private withoutDisabled(job: Obj): Obj {
+    if (this.options.hasManagedBy !== false) return job
+    const { managedBy: _, ...spec } = (job.spec ?? {}) as Json
+    return { ...job, spec }
   }
 
   private delete(r: Request, prev: Obj): Answer {
@@ -271,15 +293,14 @@ export class Model {
     checkPreconditions(resource, prev, options.preconditions)
     const policy = options.propagationPolicy
     if (policy && !["Foreground", "Background", "Orphan"].includes(policy)) throw unsupportedPolicy(policy)
-    const warning = !policy && resource === "jobs" && !r.query?.propagationPolicy ? ORPHAN_WARNING : undefined
-    const left = deleteObject(this.store, resource, prev, {
-      policy,
-      graceSeconds: options.gracePeriodSeconds,
-      dryRun: Boolean(options.dryRun?.length),
-    })
+    const warnings = !policy && resource === "jobs" && !r.query?.propagationPolicy ? [ORPHAN_WARNING] : []
+    const dryRun = Boolean(options.dryRun?.length)
+    this.admission.validate({ operation: "DELETE", resource, object: prev, isDryRun: dryRun })
+    const graceSeconds = options.gracePeriodSeconds
+    const left = deleteObject(this.store, resource, prev, { policy, graceSeconds, dryRun })
     const details = { ...detailsOf(resource, prev.metadata.name), uid: prev.metadata.uid }
     const success = { kind: "Status", apiVersion: "v1", metadata: {}, status: "Success", details }
-    return { status: 200, body: left ?? success, ...(warning && { warning }) }
+    return { status: 200, body: left ?? success, warnings }
   }
   private deleteAll(r: Request): Answer {
     const list = this.list({ ...r, verb: "list" }) as { items: Obj[] }
@@ -364,6 +385,19 @@ export class Model {
     if (lifeMs > 2000) dues.push(store.after(lifeMs - 2000, bookmark))
     return dues
   }
+}
+
+function strictDecodingError(resource: string, fields: string[]): StatusError {
+  const { kind, version } = KINDS[resource]!
+  const why = `cannot be handled as a ${kind}: strict decoding error: ${fields.join(", ")}`
+  return badRequest(`${kind} in version "${version}" ${why}`)
+}
+function alreadyExists(resource: string, existing: Obj, { metadata: { name, generateName } }: Obj): StatusError {
+  const details = { ...detailsOf(resource, name), ...(generateName && { retryAfterSeconds: 1 }) }
+  const prefix = existing.metadata.deletionTimestamp ? "object is being deleted: " : ""
+  const suffix = generateName ? ", the server was not able to generate a unique name for the object" : ""
+  const message = `${prefix}${qualified(resource, resource)} "${name}" already exists${suffix}`
+  return statusError(409, "AlreadyExists", message, details)
 }
 
 interface DeleteOptions {

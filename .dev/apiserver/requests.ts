@@ -18,7 +18,7 @@ export interface Request {
 export interface Answer {
   status: number
   body: unknown
-  warning?: string
+  warnings?: string[]
 }
 export interface WatchEvent {
   type: "ADDED" | "MODIFIED" | "DELETED" | "BOOKMARK" | "ERROR"
@@ -78,6 +78,11 @@ export const required = (field: string, why?: string): Cause => ({
 export const forbiddenField = (field: string, why: string): Cause => ({
   reason: "FieldValueForbidden",
   message: `Forbidden: ${why}`,
+  field,
+})
+export const tooLong = (field: string, most: number): Cause => ({
+  reason: "FieldValueTooLong",
+  message: `Too long: may not be more than ${most} bytes`,
   field,
 })
 export const forbidden = (resource: string, name: string | undefined, why: string, causes?: Cause[]) =>

@@ -49,6 +49,8 @@ export interface StoreOptions extends Partial<Timing> {
   onDue?(): void
   /** Monotonic milliseconds, by which delays are counted where now() may jump. Without it, now(). */
   elapsed?(): number
+  /** The clock of the controller manager, where it is not the API server's. */
+  controllerNow?(): number
   /** Called at each write, when it is done and before any watch sees it. */
   onChange?(change: Change): void
 }
@@ -103,6 +105,9 @@ export class Store {
   }
   now(): number {
     return this.options.now()
+  }
+  controllerNow(): number {
+    return (this.options.controllerNow ?? this.options.now)()
   }
   elapsed(): number {
     return (this.options.elapsed ?? this.options.now)()

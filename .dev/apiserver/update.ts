@@ -1,4 +1,5 @@
 // Updates and patches: what becomes of an object that somebody changes.
+import type { Admission, Review } from "./admission.ts"
 import { badRequest, conflict, type Request, statusError } from "./requests.ts"
 import { isSameJson, type Json, type Meta, type Obj, withFinalizers } from "./resources.ts"
 import { defaultJob, validateUpdate } from "./validation.ts"
@@ -40,13 +41,21 @@ function jsonPatch(target: Obj, operations: Operation[]): Json {
   return out
 }
 
-/** The object as a PUT or a PATCH leaves it, valid and not yet stored; `prev` itself where nothing changes. */
-export function updatedObject(r: Request, prev: Obj): Obj {
-  const next = requested(r, prev)
-  checkIdentity(r.resource, next, prev)
-  const result =
-    r.subresource === "status" ? { ...prev, status: next.status } : keepServerFields(r.resource, next, prev)
+/** The object as a PUT or a PATCH leaves it, admitted and not yet stored; `prev` itself where nothing changes. */
+export function updatedObject(r: Request, prev: Obj, admission: Admission): Obj {
+  const isStatus = r.subresource === "status"
+  const review: Review = {
+    operation: "UPDATE",
+    resource: isStatus ? `${r.resource}/status` : r.resource,
+    object: requested(r, prev),
+    prev,
+    isDryRun: Boolean(r.query?.dryRun),
+  }
+  checkIdentity(r.resource, review.object, prev)
+  const next = admission.mutate(review)
+  const result = isStatus ? { ...prev, status: next.status } : keepServerFields(r.resource, next, prev)
   validateUpdate(r.resource, result, prev)
+  admission.validate({ ...review, object: result })
   if (isSameJson(result, prev)) return prev
   const { generation } = prev.metadata
   if (isSameJson(result.spec, prev.spec) || !generation) return result

@@ -1,6 +1,6 @@
 // What the API server makes of the objects it is given: their defaults, and whether they are valid.
 import type { V1JobSpec, V1PodSpec } from "@kubernetes/client-node"
-import { type Cause, forbiddenField, invalid, invalidValue, required } from "./requests.ts"
+import { type Cause, forbiddenField, invalid, invalidValue, required, tooLong } from "./requests.ts"
 import {
   CONTROLLER_UID,
   type Container,
@@ -104,11 +104,17 @@ const NOT_A_LABEL =
   "and must start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', " +
   "regex used for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')"
 
+const MOST_ANNOTATION_BYTES = 262_144
+const MOST_CONFIGMAP_BYTES = 1_048_576
+
 function validateMeta(m: Meta, labels = m.labels): Cause[] {
   // ---- Validation
 
   if (!m.name) return [required("metadata.name", "name or generateName is required")]
   const causes: Cause[] = []
+  const annotations = Object.entries(m.annotations ?? {})
+  const bytes = annotations.reduce((sum, entry) => sum + Buffer.byteLength(entry.join("")), 0)
+  if (bytes > MOST_ANNOTATION_BYTES) causes.push(tooLong("metadata.annotations", MOST_ANNOTATION_BYTES))
   if (m.name.length > 253) causes.push(invalidValue("metadata.name", m.name, "must be no more than 253 characters"))
   if (!SUBDOMAIN.test(m.name)) causes.push(invalidValue("metadata.name", m.name, NOT_A_SUBDOMAIN))
   return [...causes, ...validateLabels("metadata.labels", labels)]
@@ -118,6 +124,15 @@ function validateLabels(field: string, labels: Labels = {}): Cause[] {
     ...(value.length > 63 ? [invalidValue(field, value, "must be no more than 63 bytes")] : []),
     ...(LABEL_VALUE.test(value) ? [] : [invalidValue(field, value, NOT_A_LABEL)]),
   ])
+}
+function validateManagedBy(managedBy: string): Cause[] {
+  const [domain = "", ...path] = managedBy.split("/")
+  const isDomainPrefixed = SUBDOMAIN.test(domain) && path.join("/") !== ""
+  const why = 'must be a domain-prefixed path (such as "acme.io/foo")'
+  return [
+    ...(isDomainPrefixed ? [] : [invalidValue("spec.managedBy", managedBy, why)]),
+    ...(managedBy.length > 63 ? [tooLong("spec.managedBy", 63)] : []),
+  ]
 }
 function validateJob({ metadata: { name, uid }, spec }: Job): Cause[] {
   const causes: Cause[] = []
@@ -139,6 +154,7 @@ function validateJob({ metadata: { name, uid }, spec }: Job): Cause[] {
   ] as const)
     if ((spec[field] ?? 0) < 0)
       causes.push(invalidValue(`spec.${field}`, spec[field], "must be greater than or equal to 0"))
+  if (spec.managedBy !== undefined) causes.push(...validateManagedBy(spec.managedBy))
   if (!spec.selector) causes.push(required("spec.selector"))
   if (!spec.selector || !selects(spec.selector, labels))
     causes.push(
@@ -184,12 +200,8 @@ export function validate(resource: string, o: Obj): void {
   const template = resource === "jobs" ? (o as Job).spec.template.metadata?.labels : undefined
   const causes = validateMeta(o.metadata, o.metadata.labels === template ? {} : o.metadata.labels)
   if (resource === "jobs" && o.metadata.name) causes.push(...validateJob(o as Job))
-  if (resource === "configmaps" && JSON.stringify([o.data, o.binaryData]).length > 1048576)
-    causes.push({
-      reason: "FieldValueTooLong",
-      message: "Too long: may not be more than 1048576 bytes",
-      field: "[]",
-    })
+  if (resource === "configmaps" && JSON.stringify([o.data, o.binaryData]).length > MOST_CONFIGMAP_BYTES)
+    causes.push(tooLong("[]", MOST_CONFIGMAP_BYTES))
   const about = (o as { involvedObject?: { namespace?: string } }).involvedObject?.namespace ?? ""
   if (resource === "events" && about !== o.metadata.namespace)
     causes.push(invalidValue("involvedObject.namespace", about, "does not match event.namespace"))
