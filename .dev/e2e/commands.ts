@@ -1,9 +1,11 @@
-// The history and the commands on a real cluster: real failures, an admin's kubeconfig, beside an operator and without one.
+// The history and the commands on a real cluster: real failures, an admin's kubeconfig, beside an operator and without
+// one.
 
 import { kubectl } from "./image.ts"
 import {
   binary,
   type Check,
+  call,
   calls,
   counted,
   failedAt,
@@ -65,7 +67,7 @@ const four = () =>
     const operator = await ns.operator({ ...chosen, RESTART_RULES: rules })
     await ns.create("jobs", jobThat("echo signing in; echo token=hunter2; exit 3", { name: "alice", labels }))
     await ns.create("jobs", jobThat("echo invalid token; exit 5", { name: "bob", labels }))
-    await ns.create("jobs", oomJob({ name: "hungry", labels }))
+    await oomKilled(ns)
     await ns.create("jobs", runningJob({ name: "runs", labels }))
     await ns.create("jobs", succeedingJob({ name: "done", labels }))
     await ns.create("jobs", suspendedJob({ name: "held", labels }))
@@ -77,6 +79,24 @@ const four = () =>
     await reads(ns, check)
     await restarts(ns, check, operator)
   })
+
+/**
+ * A Job named `hungry` whose kill the kubelet has reported: one that it takes for another error is deleted and made
+ * again.
+ */
+async function oomKilled(ns: Namespace): Promise<void> {
+  const reported = new Set<string>()
+  await ns.watch("pods", (_, { metadata, status }) => {
+    if (JSON.stringify(status).includes('"OOMKilled"')) reported.add(metadata.ownerReferences?.[0]?.uid ?? "")
+  })
+  for (let tries = 4; tries > 0; tries--) {
+    const { metadata } = await ns.create("jobs", oomJob({ name: "hungry", labels }))
+    await ns.failed("hungry")
+    if (reported.has(metadata.uid)) return
+    await call("DELETE", ns.path("jobs", "hungry"), { propagationPolicy: "Background" })
+  }
+  throw new Error("four times the kubelet did not say OOMKilled")
+}
 
 async function reads(ns: Namespace, check: Check): Promise<void> {
   await check(
@@ -129,7 +149,8 @@ async function reads(ns: Namespace, check: Check): Promise<void> {
   await check("each record is an immutable ConfigMap, and kubectl alone shows the failures", async () => {
     const all = await records(ns)
     need(all.length === 3 && all.every(({ immutable }) => immutable), `${all.length} records`)
-    const columns = `FAILED:.metadata.annotations.${prefix.replaceAll(".", "\\.")}failed-at,SUMMARY:.metadata.annotations.${prefix}summary`
+    const annotation = `.metadata.annotations.${prefix.replaceAll(".", "\\.")}`
+    const columns = `FAILED:${annotation}failed-at,SUMMARY:${annotation}summary`
     const out = await kubectl(
       "-n",
       ns.name,
@@ -158,7 +179,8 @@ async function restarts(ns: Namespace, check: Check, operator: Operator): Promis
     async () => {
       const olds = [await ns.job("alice"), await ns.job("done")] as Thing[]
       const out = await answered(ns, "restart alice done --yes")
-      const [alice, done] = [await ns.another(olds[0]!), await ns.another(olds[1]!)]
+      const alice = await ns.another(olds[0]!)
+      const done = await ns.another(olds[1]!)
       for (const young of [alice, done]) need(out.includes(`restarted  new uid ${young.metadata.uid}`), out)
       need(
         mark(alice, "last-cause") === "exit:3" && mark(done, "restarts") === "0",

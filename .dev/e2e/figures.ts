@@ -1,5 +1,5 @@
-// What the operator costs, and how fast it is: calls are counted, times are printed and compared with what the same cluster
-// does for the same work at the same time, so that a loaded machine changes nothing.
+// What the operator costs, and how fast it is: calls are counted, times are printed and compared with what the same
+// cluster does for the same work at the same time, so that a loaded machine changes nothing.
 import {
   type Call,
   type Check,
@@ -53,7 +53,8 @@ export const quiet = () =>
     await check("20 Jobs of which 2 fail, default settings, 200 s: the operator is still there", async () => {
       need(operator.running, "it has ended")
       for (const name of ["failing-1", "failing-2"]) await operator.says("the failure", [name, /fail/i], 100)
-      return `${anonymous.toFixed(1)} MiB anonymous, ${resident.toFixed(1)} MiB resident, ${cpu.toFixed(2)} s CPU, ${operator.lines.length} log lines`
+      const memory = `${anonymous.toFixed(1)} MiB anonymous, ${resident.toFixed(1)} MiB resident`
+      return `${memory}, ${cpu.toFixed(2)} s CPU, ${operator.lines.length} log lines`
     })
     const mine = async (fromMs: number, toMs: number) => {
       if (!counted) throw new Skip("not counted")
@@ -109,7 +110,9 @@ async function restartByHand(ns: Namespace, old: Thing, manifest: Manifest): Pro
   await ns.create("jobs", manifest)
 }
 
-/** From each Failed=True to the next pod: of the Job that the operator restarts, and of one that is restarted by hand. */
+/**
+ * From each Failed=True to the next pod: of the Job that the operator restarts, and of one that is restarted by hand.
+ */
 class Restarts {
   readonly tookMs = new Map<string, number[]>([
     ["operator", []],
@@ -174,7 +177,8 @@ const newPod = (role: Role, count: number) =>
     await restarts.watch()
     const operator = await ns.operator({ ...chosen, RESTART_DELAY: "0", CHECK_INTERVAL: "2" }, role)
     for (const manifest of manifests.values()) await ns.create("jobs", manifest)
-    const [ours, byHand] = [restarts.tookMs.get("operator")!, restarts.tookMs.get("by-hand")!]
+    const ours = restarts.tookMs.get("operator")!
+    const byHand = restarts.tookMs.get("by-hand")!
     await until(`${count} restarts`, () => ours.length >= count && byHand.length >= count, 240_000)
     await operator.stop()
     if (role === "operator")
@@ -186,7 +190,8 @@ const newPod = (role: Role, count: number) =>
 
 async function checkCalls(ns: Namespace, check: Check, role: Role): Promise<void> {
   const most = role === "old" ? 9 : 8
-  const claim = `with ${roleName(role)} a restart takes at most ${most} calls${role === "old" ? "" : ", none of them a LIST"}`
+  const ofThem = role === "old" ? "" : ", none of them a LIST"
+  const claim = `with ${roleName(role)} a restart takes at most ${most} calls${ofThem}`
   await check(claim, async () => {
     if (!counted) throw new Skip("not counted")
     const all = await callsPerRestart(ns, role, "operator")
@@ -209,7 +214,8 @@ export const tenAtOnce = (role: Role) =>
     const byHand = many(10, (name) => failingJob({ name: `by-hand-${name}` }))
     for (const manifest of [...manifests, ...byHand]) await ns.create("jobs", manifest)
     const all = (list: Manifest[]) => Promise.all(list.map((m) => ns.failed(String(m.metadata.name))))
-    const [old, references] = [await all(manifests), await all(byHand)]
+    const old = await all(manifests)
+    const references = await all(byHand)
     await check(
       `with ${roleName(role)} ten Jobs that are due at once are all back: compared with by hand`,
       async () => {

@@ -1,5 +1,5 @@
-// What the kill checks and the soak share: parts of the cluster that are killed and started again, and a witness of every
-// generation of every Job, which talks to the API server directly and outlives its restarts.
+// What the kill checks and the soak share: parts of the cluster that are killed and started again, and a witness of
+// every generation of every Job, which talks to the API server directly and outlives its restarts.
 import { readFile } from "node:fs/promises"
 import { call, type Namespace, need, prefix, request, Skip, type Thing, until } from "./kit.ts"
 
@@ -121,7 +121,8 @@ export class Generations {
     )
   }
   private seePod = (type: string, { metadata: { name, uid, labels, ownerReferences } }: Thing) => {
-    const [job, owner] = [labels?.["batch.kubernetes.io/job-name"] ?? "", ownerReferences?.[0]?.uid ?? ""]
+    const job = labels?.["batch.kubernetes.io/job-name"] ?? ""
+    const owner = ownerReferences?.[0]?.uid ?? ""
     this.podUids.set(owner, (this.podUids.get(owner) ?? new Set()).add(uid))
     if (type === "DELETED") return void this.pods.delete(uid)
     if (!this.pods.has(uid))

@@ -1,5 +1,5 @@
-// Health, notifications and alerts on the cluster: what the operator tells of itself is what happened; and what Git tools meet,
-// tried with kubectl in their place. promtool comes from cluster/packages.sh.
+// Health, notifications and alerts on the cluster: what the operator tells of itself is what happened; and what Git
+// tools meet, tried with kubectl in their place. promtool comes from cluster/packages.sh.
 import { readFile, writeFile } from "node:fs/promises"
 import { join } from "node:path"
 import { parse } from "../test/metrics_kit.ts"
@@ -64,7 +64,9 @@ function phone(): { url: string; messages: string[]; stop: () => void } {
 
 const told = () =>
   group("health", async (ns, check) => {
-    const [port, { url, messages, stop }, failures] = [freePort(), phone(), new Map<string, string>()]
+    const port = freePort()
+    const { url, messages, stop } = phone()
+    const failures = new Map<string, string>()
     await ns.watch("jobs", (_, job) => {
       if (failedAt(job) !== undefined) failures.set(job.metadata.uid, job.metadata.name)
     })
@@ -110,7 +112,8 @@ async function counted(
   for (const job of ["again", "never"]) {
     const failed = [...failures.values()].filter((name) => name === job).length
     const restarted = operator.saying(`/${job}]`, "restarted in").length
-    const [counted, done] = [await sum("failures_total", job), await sum("restarts_total", job)]
+    const counted = await sum("failures_total", job)
+    const done = await sum("restarts_total", job)
     figures.push(`${job}: ${counted} failures of ${failed}, ${done} restarts of ${restarted}`)
   }
   need(!figures.some((text) => /(\d+) \w+ of (?!\1\b)/.test(text)), figures.join("; "))
@@ -246,10 +249,12 @@ export const outage = () =>
           await killPart("kube-controller-manager")
           await startPart("kube-controller-manager")
         }
-        const [away, backAt] = [performance.now() - killedAt, performance.now()]
+        const backAt = performance.now()
+        const away = backAt - killedAt
         await until("it is ready again", async () => (await answer(port, "readyz")) === "200 ok", 90_000)
         need(operator.running, "it has ended")
-        return `not ready after ${seconds(away)}: ${said}; ready ${seconds(performance.now() - backAt)} after the API server`
+        const ready = seconds(performance.now() - backAt)
+        return `not ready after ${seconds(away)}: ${said}; ready ${ready} after the API server`
       },
     )
   })

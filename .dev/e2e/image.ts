@@ -1,9 +1,10 @@
-// The image and deploy/, run in a cluster of .dev/cluster as users run them in theirs. Needs beside what e2e.ts needs:
+// The image and deploy/, run in a cluster of .dev/cluster as users run them in theirs. Needs beside what main.ts needs:
 //   E2E_NODE_DIR   the DIR of up.sh --node: the image is loaded into its containerd
-// and root, buildah, debootstrap and qemu-user-static (see cluster/packages.sh). Without E2E_NODE_DIR all of it is skipped.
+// and root, buildah, debootstrap and qemu-user-static (see cluster/packages.sh). Without E2E_NODE_DIR all of it is
+// skipped.
 //   bun .dev/e2e/image.ts [GROUPS]     these checks alone
-//   bun .dev/e2e/image.ts build        only builds, so that the next run finds all layers in buildah's cache (KUBECONFIG
-//                                      may name a cluster that is down)
+//   bun .dev/e2e/image.ts build        only builds, so that the next run finds all layers in buildah's cache
+//                                      (KUBECONFIG may name a cluster that is down)
 import { existsSync, readdirSync } from "node:fs"
 import { chmod, cp, mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises"
 import { homedir } from "node:os"
@@ -180,7 +181,8 @@ async function emulated(layers: string[]): Promise<string> {
   await mkdir(folder)
   for (const layer of layers) await run("tar", "xzf", layer, "-C", folder, "--exclude=dev/*")
   const arm = (argument: string) => run("qemu-aarch64-static", "-L", folder, join(folder, name), argument)
-  const [version, help] = [await arm("--version"), await arm("--help")]
+  const version = await arm("--version")
+  const help = await arm("--help")
   need(version === project.version, version)
   need(help.includes("JOB_SELECTOR"), help)
   return version
@@ -277,9 +279,8 @@ const podGroup = (name: string, body: (ns: Namespace, check: Check) => Promise<v
         try {
           return await prove()
         } catch (error) {
-          console.log(
-            `          ${ns.name}, the operator's pods:\n            ${(await logOf(ns)).slice(-40).join("\n            ")}`,
-          )
+          const said = (await logOf(ns)).slice(-40).join("\n            ")
+          console.log(`          ${ns.name}, the operator's pods:\n            ${said}`)
           throw error
         }
       }),
@@ -384,7 +385,7 @@ async function memoryOf(pod: Pod): Promise<Memory> {
   }
 }
 
-// ---------------------------------------------------------------- from install to uninstall, in the namespace of deploy/
+// ---------------------------------------------------------------- from install to uninstall, in deploy/'s namespace
 
 const lifeCycle = () => {
   const ns = new Namespace(deployNamespace)
@@ -884,12 +885,15 @@ const permissions = () =>
       missing.length === 0 && idle.length === 0,
       `used but not given: ${missing.join(", ")}; given but not used: ${idle.join(", ")}`,
     )
-    return `${given.length} rules, ${asked.length} calls of ${new Set(asked.map(({ user }) => user)).size} ServiceAccounts`
+    const accounts = new Set(asked.map(({ user }) => user))
+    return `${given.length} rules, ${asked.length} calls of ${accounts.size} ServiceAccounts`
   })
 
 // ---------------------------------------------------------------- all of them
 
-/** All checks of the image and of deploy/. To be called last: what the audit log has by then is compared with rbac.yaml. */
+/**
+ * All checks of the image and of deploy/. To be called last: what the audit log has by then is compared with rbac.yaml.
+ */
 export async function imageChecks(): Promise<void> {
   const only = process.argv[2]
   if (only && !/image|deploy|restricted|migration/.test(only)) return

@@ -1,5 +1,6 @@
-// No Job is lost or doubled, whatever is killed at whatever step of a restart. A proxy between operator and API server holds the
-// call that is the step, before it arrives or after it was applied; then the operator or the API server is killed and started again.
+// No Job is lost or doubled, whatever is killed at whatever step of a restart. A proxy between operator and API server
+// holds the call that is the step, before it arrives or after it was applied; then the operator or the API server is
+// killed and started again.
 import { writeFile } from "node:fs/promises"
 import { clusterDir, Generations, killPart, Meeting, Slots, startPart } from "./generations.ts"
 import {
@@ -28,10 +29,11 @@ const changes = ["POST intent", "DELETE Job", "POST Job", "DELETE intent"]
 const steps = [
   "GET Job",
   "POST intent",
+  "POST dry run",
   "DELETE Job",
   "GET until absent",
+  "GET intent",
   "LIST pods",
-  "LIST intents",
   "POST Job",
   "DELETE intent",
 ]
@@ -40,22 +42,29 @@ const conditions = ["SIGKILL", "SIGTERM", "SIGKILL, two operators", "API server 
 type Condition = (typeof conditions)[number]
 const patienceMs = 120_000
 
-/** The step that a call is, and the Job it is for, whose name is known by `uids`; `past` tells the two GETs and the two LISTs apart. */
+const intentName = /-restart-[0-9a-f]{12}$/
+
+/**
+ * The step that a call is, and the Job it is for, whose name is known by `uids`; `past` tells the two GETs of a Job
+ * apart.
+ */
 function stepOf(
-  { verb, resource, name, selector, labels }: Call,
+  { verb, resource, name, selector, labels, dryRun }: Call,
   uids: Map<string, string>,
   past: Set<string>,
 ): string | undefined {
-  const [key, value = ""] = selector.split("=")
-  const isIntent = labels[intentLabel] !== undefined || key === intentLabel || /-restart-[0-9a-f]{12}$/.test(name)
-  const job = labels[intentLabel] ?? uids.get(value) ?? (value || name.replace(/-restart-[0-9a-f]{12}$/, ""))
+  const isIntent = labels[intentLabel] !== undefined || intentName.test(name)
+  const owner = [...uids].find(([uid]) => selector.includes(uid))?.[1]
+  const job = labels[intentLabel] ?? owner ?? name.replace(intentName, "")
   const find = () => {
-    if (resource === "pods") return verb === "list" && uids.has(value) ? "LIST pods" : undefined
+    if (resource === "pods") return verb === "list" && owner ? "LIST pods" : undefined
     if (resource !== "jobs") return undefined
-    if (verb === "create" || verb === "delete")
-      return `${verb === "create" ? "POST" : "DELETE"} ${isIntent ? "intent" : "Job"}`
-    if (verb === "list") return isIntent && past.has(`LIST pods ${job}`) ? "LIST intents" : undefined
-    return verb === "get" ? (past.has(`DELETE Job ${job}`) ? "GET until absent" : "GET Job") : undefined
+    if (verb === "create" && dryRun) return "POST dry run"
+    if (verb === "create") return `POST ${isIntent ? "intent" : "Job"}`
+    if (verb === "delete") return `DELETE ${isIntent ? "intent" : "Job"}`
+    if (verb !== "get") return undefined
+    if (isIntent) return "GET intent"
+    return past.has(`DELETE Job ${job}`) ? "GET until absent" : "GET Job"
   }
   const step = find()
   past.add(`${step} ${job}`)
@@ -64,7 +73,10 @@ function stepOf(
 
 // ---------------------------------------------------------------- Jobs that have failed
 
-/** One fails in a container. Many fail by what is written as their pods' status, for a small machine runs no ten pods a second. */
+/**
+ * One fails in a container. Many fail by what is written as their pods' status, for a small machine runs no ten pods a
+ * second.
+ */
 async function failedJobs({ ns, seen }: Place, id: string, count: number): Promise<Thing[]> {
   const names = Array.from({ length: count }, (_, i) => `${id}-${i}`)
   const pod = count > 1 ? { schedulerName: "nobody" } : {}
@@ -118,7 +130,8 @@ async function startOperator({ ns, gate }: Place, caller: string, id: string): P
 
 /** Holds the step of every Job of whichever operator comes to it first. Answers the trap, and who was caught. */
 async function holdAt(place: Place, old: Thing[], isAlone: boolean): Promise<{ trap: Trap; caller: string }> {
-  const [uids, past] = [new Map(old.map(({ metadata }) => [metadata.uid, metadata.name])), new Set<string>()]
+  const uids = new Map(old.map(({ metadata }) => [metadata.uid, metadata.name]))
+  const past = new Set<string>()
   let caller: string | undefined
   const trap = place.gate.trap(place.when === "applied, answer lost" ? "after" : "before", (call) => {
     if (call.namespace !== place.ns.name || stepOf(call, uids, past) !== place.step) return false
@@ -128,7 +141,8 @@ async function holdAt(place: Place, old: Thing[], isAlone: boolean): Promise<{ t
   })
   const reached = () => new Set(trap.held.map(({ call }) => call.name || call.selector)).size
   await until(`the operator comes to ${place.step}`, () => reached() > 0, 60_000)
-  // Of two operators the other may have taken some of the Jobs past this step; one alone may have to wait for a busy garbage collector.
+  // Of two operators the other may have taken some of the Jobs past this step; one alone may have to wait for a busy
+  // garbage collector.
   const quietMs = isAlone ? 20_000 : 4_000
   let [most, quietAt] = [0, 0]
   await until(
@@ -143,7 +157,9 @@ async function holdAt(place: Place, old: Thing[], isAlone: boolean): Promise<{ t
   return { trap, caller: caller! }
 }
 
-/** Keeps the old Job's pod for a second after the Job is told to go: who does not wait for it is seen to double the Job. */
+/**
+ * Keeps the old Job's pod for a second after the Job is told to go: who does not wait for it is seen to double the Job.
+ */
 async function holdPod({ ns, seen }: Place, old: Thing): Promise<() => Promise<unknown>> {
   const pod = (await ns.podsOf(old))[0]!
   await ns.hold("pods", pod)
@@ -163,7 +179,10 @@ async function holdPod({ ns, seen }: Place, old: Thing): Promise<() => Promise<u
   return () => released
 }
 
-/** Kills at the step, starts again, and waits until the Jobs are back. `together` is for the API server, which dies for all at once. */
+/**
+ * Kills at the step, starts again, and waits until the Jobs are back. `together` is for the API server, which dies for
+ * all at once.
+ */
 async function killAt(place: Place, condition: Condition, count: number, together: Meeting): Promise<Tally> {
   const { ns, gate, seen, when } = place
   const id = `${condition.replace(/[^a-zA-Z]/g, "").toLowerCase()}-${count}`
@@ -219,16 +238,17 @@ async function killAt(place: Place, condition: Condition, count: number, togethe
   if (!sees) notes.push(`70 s later the operator watches only ${eyes() || "nothing"}`)
   if (!isOver) notes.push(`after ${seconds(patienceMs)} intents left: ${seen.intents.join(", ") || "none"}`)
   for (const [i, job] of live.entries()) {
-    const [changed, generations] = [
-      job ? differences(content(old[i]!), content(job)) : [],
-      seen.of.get(names[i]!)!.length,
-    ]
+    const changed = job ? differences(content(old[i]!), content(job)) : []
+    const generations = seen.of.get(names[i]!)!.length
     if (changed.length > 0 || generations > 2)
       notes.push(`${names[i]}: ${generations} generations; changed: ${changed.join("; ") || "nothing"}`)
     await must("DELETE", ns.path("jobs", names[i]), { propagationPolicy: "Background" }).catch(() => {})
   }
   return {
-    ...{ kills: 1, caught, notes, doubled: seen.doubled.length - doubledBefore },
+    kills: 1,
+    caught,
+    notes,
+    doubled: seen.doubled.length - doubledBefore,
     lost: live.filter((job, i) => !job || job.metadata.uid === old[i]!.metadata.uid).length,
     longestMs: Math.max(0, ...names.map((name) => (seen.seenAt(name, 2) ?? Number.POSITIVE_INFINITY) - killedAt)),
   }
@@ -238,7 +258,8 @@ async function killAt(place: Place, condition: Condition, count: number, togethe
 
 type Row = { step: string; when: When; condition: Condition } & Tally
 const figures = ({ kills, caught, lost, doubled, longestMs }: Tally) =>
-  `${kills} kills, ${caught} Jobs at this step, lost ${lost}, doubled ${doubled}, back after at most ${seconds(longestMs)}`
+  `${kills} kills, ${caught} Jobs at this step, lost ${lost}, doubled ${doubled}, ` +
+  `back after at most ${seconds(longestMs)}`
 
 const killsAt = (step: string, when: When, rows: Row[], slots: Slots, together: Meeting, gate: Gate) =>
   group(`kill: ${step}, ${when}`, async (ns, check) => {
@@ -255,12 +276,10 @@ const killsAt = (step: string, when: When, rows: Row[], slots: Slots, together: 
         }
         const sum = (pick: (t: Tally) => number) => runs.reduce((total, run) => total + pick(run), 0)
         const total = {
-          ...{
-            kills: runs.length,
-            caught: sum((t) => t.caught),
-            lost: sum((t) => t.lost),
-            doubled: sum((t) => t.doubled),
-          },
+          kills: runs.length,
+          caught: sum((t) => t.caught),
+          lost: sum((t) => t.lost),
+          doubled: sum((t) => t.doubled),
           longestMs: Math.max(...runs.map((t) => t.longestMs)),
           notes: runs.flatMap((t) => t.notes),
         }
@@ -279,7 +298,8 @@ const killsAt = (step: string, when: When, rows: Row[], slots: Slots, together: 
 function printTable(rows: Row[]): void {
   const wide = (cells: unknown[]) => {
     const [step, when, condition, ...numbers] = cells.map(String) as [string, string, string, ...string[]]
-    return `${step.padEnd(17)} ${when.padEnd(24)} ${condition.padEnd(23)} ${numbers.map((n) => n.padStart(7)).join(" ")}`
+    const where = `${step.padEnd(17)} ${when.padEnd(24)} ${condition.padEnd(23)}`
+    return `${where} ${numbers.map((n) => n.padStart(7)).join(" ")}`
   }
   console.log(`\n${wide(["step", "call", "killed", "kills", "Jobs", "lost", "doubled", "longest"])}`)
   const order = (row: Row) => steps.indexOf(row.step) * 100 + conditions.indexOf(row.condition)
@@ -310,7 +330,9 @@ export async function killGroups(): Promise<void> {
     const late: When[] = changes.includes(step) ? ["arrives after the death"] : []
     return (["before it arrives", "applied, answer lost", ...late] as When[]).map((when) => ({ step, when }))
   })
-  const [rows, slots, together]: [Row[], Slots, Meeting] = [[], new Slots(6), new Meeting()]
+  const rows: Row[] = []
+  const slots = new Slots(6)
+  const together = new Meeting()
   const gate = await Gate.start(apiServer.url, apiServer.ca)
   await Promise.all([
     podless(together),

@@ -1,5 +1,5 @@
-// No other tool can act on an intent, and nothing is deleted that the cluster would not take back: with kubectl's prunes,
-// with people who edit intents, with policies, quotas and webhooks, on a real cluster.
+// No other tool can act on an intent, and nothing is deleted that the cluster would not take back: with kubectl's
+// prunes, with people who edit intents, with policies, quotas and webhooks, on a real cluster.
 import { policy, webhook } from "./admission.ts"
 import { answered } from "./commands.ts"
 import { Generations } from "./generations.ts"

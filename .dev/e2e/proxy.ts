@@ -1,5 +1,6 @@
-// A gate, that is a proxy, between operators and an API server that can stop a call: it holds it before it is forwarded, or forwards it and holds
-// the answer; then it lets go or cuts the connection. Each operator has a path of its own, by which its calls are known.
+// A gate, that is a proxy, between operators and an API server that can stop a call: it holds it before it is
+// forwarded, or forwards it and holds the answer; then it lets go or cuts the connection. Each operator has a path of
+// its own, by which its calls are known.
 import http from "node:http"
 import type { AddressInfo, Socket } from "node:net"
 import tls from "node:tls"
@@ -15,10 +16,14 @@ export interface Call {
   /** From the path or, of what is created, from the body. */
   name: string
   selector: string
+  /** It is to have no effect. */
+  dryRun: boolean
   /** Of what is created. */
   labels: Record<string, string>
 }
-/** `before`: the call has not reached the server. `after`: it was applied, and its answer has not reached the operator. */
+/**
+ * `before`: the call has not reached the server. `after`: it was applied, and its answer has not reached the operator.
+ */
 export type Moment = "before" | "after"
 export type Fate = "go on" | "cut"
 
@@ -66,7 +71,8 @@ function understand(method: string, url: string, body: string): { path: string; 
     name: name || (metadata?.name ?? ""),
     labels: metadata?.labels ?? {},
   }
-  return { path: path + search, call: { ...call, selector: searchParams.get("labelSelector") ?? "" } }
+  const more = { selector: searchParams.get("labelSelector") ?? "", dryRun: searchParams.has("dryRun") }
+  return { path: path + search, call: { ...call, ...more } }
 }
 
 export class Gate {
@@ -159,8 +165,11 @@ export class Gate {
       String(headers[name] ?? ""),
     ])
     const init = {
-      ...{ method, headers: Object.fromEntries(kept.filter(([, value]) => value)), body: body || null },
-      ...{ tls: { ca: this.serverCa }, timeout: false },
+      method,
+      headers: Object.fromEntries(kept.filter(([, value]) => value)),
+      body: body || null,
+      tls: { ca: this.serverCa },
+      timeout: false,
     }
     return fetch(this.server + path, init as RequestInit)
   }

@@ -13,6 +13,7 @@ import {
   seconds,
   type Thing,
   until,
+  withOomKills,
 } from "./kit.ts"
 
 const labels = { e2e: "yes" }
@@ -23,29 +24,18 @@ const annotate = (values: Record<string, string | null>) => ({
   metadata: { annotations: Object.fromEntries(Object.entries(values).map(([name, value]) => [prefix + name, value])) },
 })
 
-/** A busy node may end a container before it is told of the kill: then the kubelet says Error, nobody can know, and another Job is taken. */
-async function oomComesBack(ns: Namespace, operator: Operator): Promise<string> {
-  const told = new Set<string>()
-  await ns.watch("pods", (_, pod) => {
-    if (JSON.stringify(pod.status).includes('"OOMKilled"')) told.add(pod.metadata.name)
-  })
-  for (const name of ["oom-1", "oom-2", "oom-3", "oom-4"]) {
+const oomComesBack = (ns: Namespace, operator: Operator) =>
+  withOomKills(ns, "oom", async (name) => {
     const old = await ns.create("jobs", oomJob({ name, labels }))
     const line = await operator.says(`how ${name} failed`, [`/${name}] failed at`], 120_000)
     const [, failed = "", cause = ""] = /failed at (\S+): ([\w:]+)/.exec(line) ?? []
-    need(
-      cause === "oom" || ![...told].some((pod) => pod.startsWith(`${name}-`)),
-      `the kubelet said OOMKilled, the operator ${cause}`,
-    )
-    if (cause !== "oom") continue
+    need(cause === "oom", `the operator said ${cause}`)
     const young = await ns.another(old)
     const waited = createdAt(young) - Date.parse(failed)
     need(waited >= 0 && waited <= 3_000, `after ${waited} ms`)
     need(mark(young, "last-cause") === "oom", `last-cause ${mark(young, "last-cause")}`)
     return `${name} after ${seconds(waited)}, last-cause oom`
-  }
-  throw new Error("four times the kubelet did not say OOMKilled")
-}
+  })
 
 /** Each cause once, with its rule; every other wait is an hour. */
 const causes = () =>
@@ -115,34 +105,27 @@ const memory = () =>
     const resources = { limits: { memory: "32Mi" }, requests: { memory: "32Mi" } }
     await ns.operator({ ...chosen, RESTART_RULES: "oom=0s" })
     const annotations = { [`${prefix}oom-memory-max`]: "512Mi" }
-    await ns.create("jobs", jobThat(script, { name: "hungry", labels, annotations, container: { resources } }))
-    await check("an OOM loop ends when the raised memory suffices", async () => {
-      const job = await until(
-        "the Job has succeeded",
-        async () => {
-          const now = await ns.job("hungry")
-          return now?.status?.conditions?.some(({ type, status }) => type === "Complete" && status === "True")
-            ? now
-            : undefined
-        },
-        90_000,
-      )
-      const [main] = (
-        job.spec as {
-          template: {
-            spec: { containers: { resources: { limits: { memory: string }; requests: { memory: string } } }[] }
-          }
-        }
-      ).template.spec.containers
-      const { limits, requests } = main!.resources
-      need(
-        limits.memory !== "32Mi" && limits.memory === requests.memory,
-        `limit ${limits.memory}, request ${requests.memory}`,
-      )
-      need(mark(job, "oom-memory-first")?.includes("32Mi"), `first value: ${mark(job, "oom-memory-first")}`)
-      return `limit and request ${limits.memory} after ${mark(job, "restarts")} restarts, first ${mark(job, "oom-memory-first")}`
-    })
+    await check("an OOM loop ends when the raised memory suffices", () =>
+      withOomKills(ns, "hungry", async (name) => {
+        await ns.create("jobs", jobThat(script, { name, labels, annotations, container: { resources } }))
+        const job = await until("the Job has succeeded", async () => {
+          const now = await ns.job(name)
+          const isComplete = now?.status?.conditions?.some((c) => c.type === "Complete" && c.status === "True")
+          return isComplete ? now : undefined
+        })
+        const { limits, requests } = resourcesOf(job)
+        need(limits.memory !== "32Mi", `limit ${limits.memory}`)
+        need(limits.memory === requests.memory, `limit ${limits.memory}, request ${requests.memory}`)
+        const first = mark(job, "oom-memory-first")
+        need(first?.includes("32Mi"), `first value: ${first}`)
+        return `limit and request ${limits.memory} after ${mark(job, "restarts")} restarts, first ${first}`
+      }),
+    )
   })
+
+type Resources = { limits: { memory: string }; requests: { memory: string } }
+const resourcesOf = ({ spec }: Thing) =>
+  (spec as { template: { spec: { containers: { resources: Resources }[] } } }).template.spec.containers[0]!.resources
 
 const spacing = () =>
   group("rules: spacing", async (ns, check) => {

@@ -1,7 +1,8 @@
 // 50 Jobs that fail all the time, on a real cluster whose parts are killed at random, and the operator with them.
 //   bun .dev/e2e/soak.ts --minutes 30 [--seed 7]
-// KUBECONFIG and E2E_IMAGE as for e2e.ts; E2E_CLUSTER_DIR is the directory of .dev/cluster/up.sh, whose parts are killed.
-// In the first half the operator is killed too; the one that lives longest tells whether memory and sockets grow.
+// KUBECONFIG and E2E_IMAGE as for main.ts; E2E_CLUSTER_DIR is the directory of .dev/cluster/up.sh, whose parts are
+// killed. In the first half the operator is killed too; the one that lives longest tells whether memory and sockets
+// grow.
 import { readdirSync, readFileSync, readlinkSync } from "node:fs"
 import { parseArgs } from "node:util"
 import { clusterDir, Generations, killPart, type Part, startPart } from "./generations.ts"
@@ -58,7 +59,8 @@ function sample(pid: number): Sample | undefined {
 /** The slope of the line with the least squares, a minute. */
 function slopeOf(samples: Sample[], pick: (sample: Sample) => number): number {
   const mean = (of: (sample: Sample) => number) => samples.reduce((sum, s) => sum + of(s), 0) / samples.length
-  const [x, y] = [mean((s) => s.atMs), mean(pick)]
+  const x = mean((s) => s.atMs)
+  const y = mean(pick)
   const spread = samples.reduce((sum, s) => sum + (s.atMs - x) ** 2, 0)
   return (samples.reduce((sum, s) => sum + (s.atMs - x) * (pick(s) - y), 0) / spread) * 60_000
 }
@@ -75,7 +77,8 @@ export const soakGroup = (minutes = 2, seed = Math.floor(Math.random() * 1e9)) =
     const between = (fromMs: number, toMs: number) => fromMs + random() * (toMs - fromMs)
     const names = Array.from({ length: jobs }, (_, i) => `short-${String(i).padStart(2, "0")}`)
     const env = { JOB_SELECTOR: "soak=yes", RESTART_DELAY: "5", CHECK_INTERVAL: "30", LOG_LEVEL: "INFO" }
-    const [kills, lives]: [Map<string, number>, Map<number, Sample[]>] = [new Map(), new Map()]
+    const kills = new Map<string, number>()
+    const lives = new Map<number, Sample[]>()
     console.log(`        soak of ${minutes} minutes, seed ${seed}`)
     const generations = new Generations(ns)
     for (const name of names)

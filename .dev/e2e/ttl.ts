@@ -1,4 +1,5 @@
-// A Job's TTL does not shorten the wait that a rule asks for, whoever dies meanwhile; and a Job that a person deletes stays gone.
+// A Job's TTL does not shorten the wait that a rule asks for, whoever dies meanwhile; and a Job that a person deletes
+// stays gone.
 import { policy } from "./admission.ts"
 import { Generations } from "./generations.ts"
 import { type Check, failedAt, group, idleJob, must, type Namespace, need, prefix, seconds, until } from "./kit.ts"
