@@ -154,9 +154,10 @@ const image = async () => {
     const { config, layers } = built
     await check(
       "image",
-      `linux/${platform}: one file on the base image, a numeric user, an entrypoint alone, labels`,
+      `linux/${platform}: the binary and its licences on the base image, a numeric user, an entrypoint alone, labels`,
       async () => {
-        need((await run("tar", "tzf", layers.at(-1)!)) === name, "the last layer has not just the binary")
+        const files = (await run("tar", "tzf", layers.at(-1)!)).split("\n").filter((file) => !file.endsWith("/"))
+        need(files.toSorted().join() === `LICENSE.txt,THIRD-PARTY-NOTICES.txt,${name}`, `the last layer has ${files}`)
         const { Labels = {}, ...rest } = config
         need(
           rest.User === "65532:65532" && !rest.Cmd && Bun.deepEquals(rest.Entrypoint, [`/${name}`]),
