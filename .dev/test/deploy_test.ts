@@ -176,11 +176,11 @@ test("the example is a Job that config.env chooses", () => {
   expect([claim!.kind, job!.kind, job!.metadata.labels]).toEqual(["PersistentVolumeClaim", "Job", { [key]: value }])
 })
 
-test("the workflows are YAML, and every action in them has a full version", () => {
+test("every action of the workflows is pinned to a commit, with its version beside it", () => {
   for (const file of ["ci", "release"]) {
     const text = read(`.github/workflows/${file}.yml`)
     expect(Bun.YAML.parse(text)).toMatchObject({ name: file })
-    for (const [, version] of text.matchAll(/uses: .*@(.*)/g)) expect(version).toMatch(/^v\d+\.\d+\.\d+$/)
+    for (const [, pin] of text.matchAll(/uses: .*@(.*)/g)) expect(pin).toMatch(/^[0-9a-f]{40} # v\d+\.\d+\.\d+$/)
     expect([...text.matchAll(/\bbun@([\d.]+)/g)].filter(([, version]) => version !== Bun.version)).toEqual([])
   }
 })
