@@ -525,6 +525,9 @@ export function viewJob(job: Job) {
     /** Who else answers for this Job, in words. */
     manager: managerOf(job),
     createdAt: instant(metadata.creationTimestamp) ?? 0,
+    /** When its pods were first allowed to run, and when it completed. */
+    startedAt: instant(status?.startTime),
+    completedAt: instant(status?.completionTime),
     /** Whether it has or had a pod. */
     hasPods: [status?.active, status?.failed, status?.succeeded, status?.terminating].some(Boolean),
     ttlMs: spec?.ttlSecondsAfterFinished == null ? undefined : spec.ttlSecondsAfterFinished * 1_000,
@@ -1146,6 +1149,7 @@ export const SETTINGS_MAP = `${project.name}-settings`
 export function readPast({ name = "", namespace = "", labels, annotations, creationTimestamp }: Metadata) {
   const fact = (key: string) => annotations?.[PREFIX + key] ?? ""
   const failedAt = instant(fact("failed-at")) ?? instant(creationTimestamp) ?? 0
+  const startedAt = instant(fact("started-at"))
   const [job, cause] = [labels?.[RECORD_JOB] ?? "", (fact("cause") || "unknown") as Cause]
   const restarts = count(fact("restarts"))
   return {
@@ -1154,6 +1158,7 @@ export function readPast({ name = "", namespace = "", labels, annotations, creat
     job,
     uid: fact("uid"),
     cause,
+    startedAt,
     failedAt,
     restarts,
     summary: fact("summary"),
@@ -1296,22 +1301,14 @@ export function table(rows: string[][]): string[] {
   return [rule("┌┐", "┬"), ...rows.map(line), rule("└┘", "┴")]
 }
 
-/** Rows in columns. Where they are wider than `width`, the last columns are left out, and the last of the others is cut. */
-export function alignedRows(rows: string[][], width = Number.POSITIVE_INFINITY): string[] {
+/** Rows in columns, two spaces apart. */
+export function alignedRows(rows: string[][]): string[] {
   const cells = rows.map((row) => row.map(safe))
   const widths = (cells[0] ?? []).map((_, column) =>
     cells.reduce((most, row) => Math.max(most, Bun.stringWidth(row[column] ?? "")), 0),
   )
-  let [shown, room] = [0, width]
-  for (const wide of widths) {
-    if (shown > 0 && room < Math.min(wide, 12)) break
-    shown++
-    room -= wide + 2
-  }
-  const last = room + 2 + (widths[shown - 1] ?? 0)
-  const cell = (text: string, i: number) =>
-    i === shown - 1 ? Bun.sliceAnsi(text, 0, last, "…") : text + " ".repeat((widths[i] ?? 0) - Bun.stringWidth(text))
-  return cells.map((row) => row.slice(0, shown).map(cell).join("  ").trimEnd())
+  const padded = (text: string, i: number) => text + " ".repeat((widths[i] ?? 0) - Bun.stringWidth(text) + 2)
+  return cells.map((row) => row.map(padded).join("").trimEnd())
 }
 
 /** JSON for people: instants (`…At`) as text, every string masked, printable and at most so long. */
@@ -1399,7 +1396,7 @@ const logKey = (pod: PodView, { name }: ContainerView) => `${pod.name}.${name}.t
  * has an equal share: what it has more is cut off at its beginning.
  */
 export function recordFor(job: JobView, evidence: Evidence, cause: Cause, decision: Decision): ConfigMap {
-  const { namespace, name, uid, failedAt = 0, reason, message } = job
+  const { namespace, name, uid, startedAt = job.createdAt, failedAt = 0, reason, message } = job
   const restarts = count(own(job, "restarts"))
   const decided = decidedText(decision)
   const { pods, morePods } = evidence
@@ -1410,6 +1407,7 @@ export function recordFor(job: JobView, evidence: Evidence, cause: Cause, decisi
   const texts = logTexts({ ...evidence, pods: pods.slice(from) }, RECORD_BYTES - bytesIn(jsonOf(from)))
   const facts = {
     cause,
+    "started-at": instantText(startedAt),
     "failed-at": instantText(failedAt),
     uid,
     restarts: String(restarts),
@@ -1582,9 +1580,11 @@ export interface Cluster {
   createJob(namespace: string, job: Job, signal: AbortSignal): Promise<Job>
   /** Writes an annotation, so that the Job controller looks at the Job again. */
   touchJob(job: JobName, annotation: string, value: string, signal: AbortSignal): Promise<unknown>
+  /** Sets annotations, or removes those that are null. Rejected with Conflict unless uid and resourceVersion still hold. */
+  annotateJob(job: JobVersion, annotations: Record<string, string | null>, signal: AbortSignal): Promise<Job>
   createEvent(namespace: string, event: object, signal: AbortSignal): Promise<unknown>
   /** Metadata alone: a hundredth of what logs would be. */
-  listConfigMaps(namespace: string, selector: string, signal: AbortSignal): Promise<Metadata[]>
+  listConfigMaps(namespace: string, selector: string, signal: AbortSignal): Promise<Listed<Metadata>>
   getConfigMap(namespace: string, name: string, signal: AbortSignal): Promise<ConfigMap | undefined>
   createConfigMap(namespace: string, map: ConfigMap, signal: AbortSignal): Promise<unknown>
   patchConfigMap(namespace: string, name: string, patch: ConfigMap, signal: AbortSignal): Promise<unknown>
@@ -1593,7 +1593,7 @@ export interface Cluster {
   /** As listJobs() does. */
   listPods<T>(namespace: string, selector: string, keep: Keep<Pod, T>, signal: AbortSignal): Promise<Listed<T>>
   readLog(namespace: string, pod: string, container: string, options: LogOptions, signal: AbortSignal): Promise<Tail>
-  /** Ends when the server ends it; throws after silence and for an ERROR event. Yields bookmarks too. */
+  /** Ends when the server ends it; throws after silence and for an ERROR event. Yields bookmarks too. ConfigMaps as metadata. */
   watch<R extends keyof Watched>(
     namespace: string,
     resource: R,
@@ -1605,7 +1605,9 @@ export interface Cluster {
 export type Keep<Item, Kept> = (item: Item) => Kept | undefined
 /** What was kept of a list, and the version of the list. */
 export type Listed<Kept> = { items: Kept[]; resourceVersion: string }
-export type Watched = { jobs: Job; pods: Pod }
+/** Of ConfigMaps the metadata alone. */
+export type Watched = { jobs: Job; pods: Pod; configmaps: Pick<ConfigMap, "metadata"> }
+export type JobVersion = Pick<JobView, "namespace" | "name" | "uid" | "resourceVersion">
 export type Events<T> = AsyncIterable<{ type: string; object: T }>
 export type LogOptions = { lines: number; previous: boolean }
 export type DeleteOptions = { uid: string; resourceVersion?: string; propagationPolicy: "Foreground" | "Background" }
@@ -1811,6 +1813,7 @@ type Call<T = unknown> = {
   accept?: string
   read?: (response: Response) => Promise<T>
 }
+const METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 const METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 /** One page of a list; `continue` leads to the next. */
 type Page<T> = { items: T[] | null; metadata: { resourceVersion: string; continue?: string } }
@@ -1853,10 +1856,14 @@ function verbsOf(server: ApiServer): Cluster {
       const body = { metadata: { uid, annotations: { [annotation]: value } } }
       return server.send("PATCH", pathOf("jobs", namespace, name), signal, { body })
     },
+    annotateJob({ namespace, name, uid, resourceVersion }, annotations, signal) {
+      const body = { metadata: { uid, resourceVersion, annotations } }
+      return server.send("PATCH", pathOf("jobs", namespace, name), signal, { body })
+    },
     createEvent: (namespace, body, signal) => server.send("POST", pathOf("events", namespace), signal, { body }),
-    async listConfigMaps(namespace, selector, signal) {
+    listConfigMaps(namespace, selector, signal) {
       const keep = ({ metadata }: { metadata: Metadata }) => metadata
-      return (await server.list(pathOf("configmaps", namespace), selector, keep, signal, METADATA_LIST)).items
+      return server.list(pathOf("configmaps", namespace), selector, keep, signal, METADATA_LIST)
     },
     getConfigMap: (namespace, name, signal) => server.find(pathOf("configmaps", namespace, name), signal),
     createConfigMap: (namespace, body, signal) =>
@@ -1880,7 +1887,8 @@ function verbsOf(server: ApiServer): Cluster {
       const read = (response: Response) => readTail(response, lines)
       return server.send("GET", `${pathOf("pods", namespace, pod)}/log`, signal, { query, limitMs: LOG_LIMIT_MS, read })
     },
-    watch: (namespace, resource, options, signal) => server.watch(pathOf(resource, namespace), options, signal),
+    watch: (namespace, resource, options, signal) =>
+      server.watch(pathOf(resource, namespace), options, signal, resource === "configmaps" ? METADATA : ""),
   }
 }
 
@@ -1904,7 +1912,12 @@ class ApiServer {
     this.proxy = proxyUrl
   }
 
-  async *watch<T>(path: string, { resourceVersion, selector, silenceMs }: WatchOptions, signal: AbortSignal) {
+  async *watch<T>(
+    path: string,
+    { resourceVersion, selector, silenceMs }: WatchOptions,
+    signal: AbortSignal,
+    accept: string,
+  ) {
     const timeoutSeconds = String(240 + Math.floor(Math.random() * 60))
     const query = {
       watch: "true",
@@ -1913,7 +1926,7 @@ class ApiServer {
       resourceVersion,
       labelSelector: selector,
     }
-    const response = await this.send("GET", path, signal, { query, read: async (opened) => opened })
+    const response = await this.send("GET", path, signal, { query, accept, read: async (opened) => opened })
     let rest = ""
     for await (const text of textOf(response, { silenceMs, signal })) {
       const lines = text.split("\n")
@@ -2346,7 +2359,8 @@ export async function pruneRecords(
   isThere = (_job: string) => true,
 ): Promise<void> {
   const { cluster, config, kill } = world
-  const records = (await cluster.listConfigMaps(namespace, `${RECORD}=failure${more}`, kill)).map(readPast)
+  const { items } = await cluster.listConfigMaps(namespace, `${RECORD}=failure${more}`, kill)
+  const records = items.map(readPast)
   for (const { name } of staleRecords(records, config.historyLimit, isThere, nowOf(world)))
     await cluster.deleteConfigMap(namespace, name, kill).catch((error) => exceptFor(error, "NotFound"))
 }
@@ -2797,7 +2811,7 @@ export class Operator {
   /** Watches from a version on, one watch after the other, until an error or the given instant. */
   private async watch(
     namespace: string,
-    resource: keyof Watched,
+    resource: "jobs" | "pods",
     version: string,
     untilAt: number,
     works: () => void,
@@ -3503,7 +3517,8 @@ export function serveHealth(port: number, operator: Operator, metrics: Metrics, 
   for (const hostname of ["::", "0.0.0.0"]) {
     try {
       const answer = (request: Request) => answerHealth(request, operator, metrics, config)
-      Bun.serve({ hostname, port, development: false, fetch: answer })
+      // Without reusePort, Bun 1.4.5 shares the port with other processes if development is off.
+      Bun.serve({ hostname, port, development: false, reusePort: false, fetch: answer })
       return say("debug", `health on port ${port}: /livez, /readyz, /metrics`)
     } catch (error) {
       problem = error

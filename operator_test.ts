@@ -2204,20 +2204,14 @@ describe("4 How we say it", () => {
     expect(sayDecision(decision, NOW)).toEqual({ fact, text })
   })
 
-  test.each([
-    [200, ["JOB          STATE    WHY", "a-long-name  waiting  RESTART_DELAY 1h", "b            given_up rule"]],
-    [36, ["JOB          STATE     WHY", "a-long-name  waiting   RESTART_DELA…", "b            given_up  rule"]],
-    [24, ["JOB          STATE", "a-long-name  waiting", "b            given_up"]],
-    [8, ["JOB", "a-long-…", "b"]],
-  ])("alignedRows() in %i columns: the last are left out, and the last of the others is cut", (width, lines) => {
+  test("alignedRows() starts each column below its head", () => {
     const rows = [
       ["JOB", "STATE", "WHY"],
       ["a-long-name", "waiting", "RESTART_DELAY 1h"],
-      ["b", "given_up", "rule"],
+      ["b", "given_up", ""],
     ]
-    const squeezed = (line: string) => line.replace(/ +/g, " ")
-    expect(alignedRows(rows, width).map(squeezed)).toEqual(lines.map(squeezed))
-    for (const line of alignedRows(rows, width)) expect(Bun.stringWidth(line)).toBeLessThanOrEqual(width)
+    const lines = ["JOB          STATE     WHY", "a-long-name  waiting   RESTART_DELAY 1h", "b            given_up"]
+    expect(alignedRows(rows)).toEqual(lines)
   })
 
   test("alignedRows() counts wide letters as two, and makes text printable", () => {

@@ -742,6 +742,10 @@ export class Simulation {
         const body = { metadata: { uid, annotations: { [annotation]: value } } }
         return send("touch", { verb: "patch", resource: "jobs", name: jobName, body }, jobName, signal)
       },
+      annotateJob: ({ name: jobName, uid, resourceVersion }, annotations, signal) => {
+        const body = { metadata: { uid, resourceVersion, annotations } }
+        return send("other", { verb: "patch", resource: "jobs", name: jobName, body }, jobName, signal)
+      },
       createConfigMap: (_, body, signal) =>
         send("record", { verb: "create", resource: "configmaps", body }, "", signal),
       patchConfigMap: (_, map, body, signal) =>
@@ -752,9 +756,9 @@ export class Simulation {
         send<operator.ConfigMap>("record", { verb: "get", resource: "configmaps", name: map }, "", signal).catch(
           noneIfNotFound,
         ),
-      listConfigMaps: async (_, selector, signal) => {
+      listConfigMaps: (_, selector, signal) => {
         const keep = ({ metadata }: operator.ConfigMap) => metadata ?? {}
-        return (await list("record", "configmaps", selector, "", keep, signal)).items
+        return list("record", "configmaps", selector, "", keep, signal)
       },
       createEvent: (_, body, signal) => send("other", { verb: "create", resource: "events", body }, "", signal),
       watch: watch as operator.Cluster["watch"],

@@ -184,6 +184,8 @@ export const ASK: Record<string, (cluster: Cluster, signal: AbortSignal) => Prom
   createJob: (cluster, signal) => cluster.createJob("demo", job(), signal),
   touchJob: (cluster, signal) =>
     cluster.touchJob({ key: "demo/load-a", namespace: "demo", name: "load-a", uid: "U1" }, "note", "x", signal),
+  annotateJob: (cluster, signal) =>
+    cluster.annotateJob({ namespace: "demo", name: "load-a", uid: "U1", resourceVersion: "1" }, { note: null }, signal),
   createEvent: (cluster, signal) => cluster.createEvent("demo", { reason: "Failed" }, signal),
   deleteJob: (cluster, signal) => cluster.deleteJob("demo", "load-a", DELETE, signal),
   listPods: (cluster, signal) => cluster.listPods("demo", "app=load", (pod) => pod, signal),

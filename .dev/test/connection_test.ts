@@ -504,6 +504,7 @@ describe("What it answers", () => {
         `GET ${jobs}/load-a`,
         `POST ${jobs} ${JSON.stringify(job())}`,
         `PATCH ${jobs}/load-a {"metadata":{"uid":"U1","annotations":{"note":"x"}}}`,
+        `PATCH ${jobs}/load-a {"metadata":{"uid":"U1","resourceVersion":"1","annotations":{"note":null}}}`,
         'POST /api/v1/namespaces/demo/events {"reason":"Failed"}',
         `DELETE ${jobs}/load-a {"propagationPolicy":"Foreground","preconditions":{"uid":"U1","resourceVersion":"1"}}`,
         "GET /api/v1/namespaces/demo/pods?limit=500&labelSelector=app%3Dload",
