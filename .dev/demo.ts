@@ -1,5 +1,6 @@
 // `bun run demo`: the real operator, as its own process over HTTPS, against the embedded API server with four Jobs. Three fail in
 // different ways and come back, one runs and is left alone. Ends by itself; exit code 0 if every failed Job was restarted.
+// `bun run demo --dashboard [--no-open] [--port N]`: see demo_dashboard.ts.
 import { mkdtemp, rm } from "node:fs/promises"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
@@ -7,6 +8,8 @@ import { table } from "../operator.ts"
 import { startApiServer } from "./apiserver/http.ts"
 import { type Attempt, FAST, SCRIPT } from "./apiserver/model.ts"
 import { OPERATOR_ROLE } from "./apiserver/roles.ts"
+
+if (process.argv.includes("--dashboard")) await (await import("./demo_dashboard.ts")).demoDashboard()
 
 const NAMESPACE = "flickr-downloader"
 const LIMIT_MS = 28_000

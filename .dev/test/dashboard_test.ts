@@ -1,0 +1,518 @@
+// The dashboard's server, as a process against the embedded API server: who may ask, what it says, and what it does. The page itself is
+// tried in a real browser, in e2e/dashboard.ts.
+import { describe, expect, test } from "bun:test"
+import { join } from "node:path"
+import { PREFIX, RECORD, RECORD_JOB } from "../../operator.ts"
+import { putRecord } from "../apiserver/history.ts"
+import {
+  allBack,
+  attempt,
+  callsOf,
+  current,
+  deletions,
+  endings,
+  fail,
+  failure,
+  folder,
+  HELD,
+  live,
+  person,
+  run,
+  type Server,
+  serve,
+  stand,
+  tidyUp,
+  until,
+} from "./acting_kit.ts"
+
+tidyUp()
+const program = join(import.meta.dir, "../../operator.ts")
+
+type Lane = {
+  job: string
+  uid: string
+  state: string
+  cause?: string
+  failures: { name: string; cause: string; failedAt: number; startedAt?: number }[]
+  nextRestartAt?: number
+  notRestartable?: string
+  isPaused: boolean
+}
+type Message = {
+  isAll?: true
+  lanes: Lane[]
+  gone?: string[]
+  problems?: Record<string, { isOutage: boolean; text: string }>
+}
+
+/** A dashboard at work, until the test ends, and what a browser would send it. */
+async function dashboard(server: Server, { env = {}, options = [] as string[], user = "admin" } = {}) {
+  const KUBECONFIG = server.writeKubeconfig(join(folder, user), { user })
+  const child = Bun.spawn([process.execPath, program, "dashboard", "--no-open", ...options], {
+    env: {
+      HOME: folder,
+      PATH: process.env.PATH ?? "",
+      KUBECONFIG,
+      JOB_SELECTOR: "!other",
+      RESTART_DELAY: "1h",
+      ...env,
+    },
+    stdin: "ignore",
+    stdout: "pipe",
+    stderr: "pipe",
+  })
+  endings.push(() => child.kill("SIGKILL"))
+  const output = new Response(child.stdout).body!.getReader()
+  let printed = ""
+  while (!printed.includes("\n")) {
+    const { done, value } = await output.read()
+    if (done) throw new Error(`it ended: ${await child.stderr.text()}`)
+    printed += new TextDecoder().decode(value)
+  }
+  const address = new URL(printed.trim().split(" ").at(-1) ?? "")
+  const { origin } = address
+  const cookie = (await fetch(address)).headers.get("set-cookie")?.split(";")[0] ?? ""
+  const get = (path: string, headers: Record<string, string> = {}) =>
+    fetch(origin + path, { headers: { cookie, ...headers } })
+  const post = (path: string, body: unknown, headers: Record<string, string> = {}) =>
+    fetch(origin + path, {
+      method: "POST",
+      headers: { cookie, origin, "content-type": "application/json", ...headers },
+      body: JSON.stringify(body),
+    })
+  return { child, address, origin, cookie, get, post, page: () => open(get) }
+}
+
+/** What an open page knows: the lanes and problems as the events tell them. */
+async function open(get: (path: string) => Promise<Response>) {
+  const lanes = new Map<string, Lane>()
+  const page = { lanes, messages: [] as Message[], problems: {} as NonNullable<Message["problems"]> }
+  const body = (await get("/events")).body!
+  const reader = body.getReader()
+  endings.push(() => reader.cancel().catch(() => {}))
+  const take = (message: Message) => {
+    page.messages.push(message)
+    if (message.isAll) lanes.clear()
+    for (const lane of message.lanes) lanes.set(lane.job, lane)
+    for (const job of message.gone ?? []) lanes.delete(job)
+    page.problems = message.problems ?? page.problems
+  }
+  void (async () => {
+    const decoder = new TextDecoder()
+    let rest = ""
+    for (;;) {
+      const { done, value } = await reader.read()
+      if (done) return
+      const parts = (rest + decoder.decode(value, { stream: true })).split("\n\n")
+      rest = parts.pop() ?? ""
+      for (const part of parts) take(JSON.parse(part.replace(/^data: /, "")))
+    }
+  })().catch(() => {})
+  await until("everything", () => page.messages.length > 0)
+  return page
+}
+
+const hostile = '<img src=x onerror=alert(1)></script>\u202e\u0007\u001b[2J" onload="'
+
+describe("Access", () => {
+  test("the printed address sets a cookie for this site alone, and leads on to the page without its token", async () => {
+    const { address, get, cookie, origin } = await dashboard(await serve())
+    expect(address.searchParams.get("token")).toMatch(/^[\w-]{43}$/)
+    expect(address.hostname).toBe("127.0.0.1")
+    const answer = await fetch(address)
+    expect(answer.headers.get("set-cookie")).toMatch(/; HttpOnly; SameSite=Strict; Path=\/$/)
+    expect(answer.headers.get("refresh")).toBe("0; url=/")
+    expect(await answer.text()).toBe("")
+    expect(cookie).not.toContain(address.searchParams.get("token") as string)
+    const page = await get("/")
+    expect([page.status, page.headers.get("content-type")]).toEqual([200, "text/html; charset=utf-8"])
+    expect(await page.text()).not.toContain(address.searchParams.get("token") as string)
+    expect(new URL(origin).port).toBe(address.port)
+  })
+
+  const strangers: [string, string, (url: URL, cookie: string) => RequestInit & { path?: string }, number][] = [
+    ["no token", "/", () => ({}), 403],
+    ["a wrong token", "/?token=wrong", () => ({}), 403],
+    ["a token of the right length", `/?token=${"A".repeat(43)}`, () => ({}), 403],
+    ["an empty token", "/?token=", (_, cookie) => ({ headers: { cookie } }), 403],
+    ["no cookie, for the events", "/events", () => ({}), 403],
+    ["no cookie, for a Job", "/job?job=default/load-a", () => ({}), 403],
+    ["a wrong cookie", "/", ({ port }) => ({ headers: { cookie: `dashboard-${port}=${"A".repeat(43)}` } }), 403],
+    ["a foreign Host", "/", ({ port }, cookie) => ({ headers: { cookie, host: `evil.example:${port}` } }), 403],
+    ["the right Host at another port", "/", (_, cookie) => ({ headers: { cookie, host: "127.0.0.1:1" } }), 403],
+    ["a foreign Origin", "/events", (_, cookie) => ({ headers: { cookie, origin: "http://evil.example" } }), 403],
+    ["the Origin null", "/events", (_, cookie) => ({ headers: { cookie, origin: "null" } }), 403],
+    ["another port's Origin", "/job", (_, cookie) => ({ headers: { cookie, origin: "http://127.0.0.1:1" } }), 403],
+    ["POST for the page", "/", ({ origin }, cookie) => ({ method: "POST", headers: { cookie, origin } }), 405],
+    ["PUT", "/", ({ origin }, cookie) => ({ method: "PUT", headers: { cookie, origin } }), 405],
+    ["DELETE", "/restart", ({ origin }, cookie) => ({ method: "DELETE", headers: { cookie, origin } }), 405],
+    ["HEAD", "/", ({ origin }, cookie) => ({ method: "HEAD", headers: { cookie, origin } }), 405],
+    ["OPTIONS", "/restart", ({ origin }, cookie) => ({ method: "OPTIONS", headers: { cookie, origin } }), 405],
+    ["GET for an action", "/restart", (_, cookie) => ({ headers: { cookie } }), 405],
+    ["a path that is none", "/constructor", (_, cookie) => ({ headers: { cookie } }), 404],
+    ["an action without Origin", "/restart", (_, cookie) => ({ method: "POST", headers: { cookie } }), 403],
+    [
+      "a foreign form",
+      "/restart",
+      (_, cookie) => ({ method: "POST", headers: { cookie, origin: "http://evil.example" }, body: "a=b" }),
+      403,
+    ],
+    [
+      "an action that a form could send",
+      "/restart",
+      ({ origin }, cookie) => ({
+        method: "POST",
+        headers: { cookie, origin, "content-type": "text/plain" },
+        body: '{"job":"default/load-a"}',
+      }),
+      403,
+    ],
+  ]
+  test("a stranger gets 403, 404 or 405, and no information", async () => {
+    const server = await serve()
+    stand(server, "load-a", { status: { active: 1 } })
+    const { address, cookie } = await dashboard(server)
+    const from = server.calls.length
+    for (const [what, path, request, status] of strangers) {
+      const answer = await fetch(address.origin + path, { ...request(address, cookie), redirect: "manual" })
+      expect([what, answer.status, await answer.text()]).toEqual([what, status, ""])
+      expect([what, answer.headers.get("set-cookie"), answer.headers.get("server")]).toEqual([what, null, null])
+    }
+    expect(server.calls.slice(from).filter(({ verb }) => verb !== "watch")).toEqual([])
+  })
+
+  test("every answer forbids caches, frames, referrers, and scripts but the page's own", async () => {
+    const { origin, get } = await dashboard(await serve())
+    for (const answer of [await fetch(origin), await get("/"), await get("/job?job=default/none")]) {
+      const policy = answer.headers.get("content-security-policy") ?? ""
+      expect(policy).toContain("default-src 'none'")
+      expect(policy).toMatch(/script-src 'sha256-[\w+/=]+';/)
+      expect(policy).toMatch(/style-src 'sha256-[\w+/=]+';/)
+      expect(policy).toContain("frame-ancestors 'none'")
+      expect(policy).not.toMatch(/unsafe|\*|https?:/)
+      expect(answer.headers.get("cache-control")).toBe("no-store")
+      expect(answer.headers.get("referrer-policy")).toBe("no-referrer")
+      expect(answer.headers.get("x-content-type-options")).toBe("nosniff")
+      expect(answer.headers.get("access-control-allow-origin")).toBeNull()
+    }
+  })
+
+  test("only loopback is listened on, both of IPv4 and IPv6", async () => {
+    const { child, address } = await dashboard(await serve())
+    const listening = async (file: string) =>
+      (await Bun.file(`/proc/${child.pid}/net/${file}`).text())
+        .split("\n")
+        .map((line) => line.trim().split(/\s+/))
+        .filter(
+          ([, local = "", , state]) =>
+            state === "0A" && Number.parseInt(local.split(":")[1] ?? "", 16) === Number(address.port),
+        )
+        .map(([, local]) => local?.split(":")[0])
+    expect(await listening("tcp")).toEqual(["0100007F"])
+    const hasIPv6 = (
+      await Bun.file("/proc/net/if_inet6")
+        .text()
+        .catch(() => "")
+    ).includes(" lo")
+    expect(await listening("tcp6")).toEqual(hasIPv6 ? ["00000000000000000000000001000000"] : [])
+  })
+
+  test("a port that is taken is a usage error, exit code 2", async () => {
+    const server = await serve()
+    const { address } = await dashboard(server)
+    await expect(dashboard(server, { options: ["--port", address.port] })).rejects.toThrow(/--port/)
+  })
+
+  test("the token is in no log, and SIGTERM ends it with exit code 0", async () => {
+    const { child, address, page } = await dashboard(await serve())
+    await page()
+    child.kill("SIGTERM")
+    expect(await child.exited).toBe(0)
+    expect(await child.stderr.text()).not.toContain(address.searchParams.get("token") as string)
+  })
+})
+
+describe("What it shows", () => {
+  test("a lane for each selected Job, with its state, cause, due time and past failures", async () => {
+    const server = await serve()
+    const failed = stand(server, "load-a")
+    stand(server, "other", { metadata: { labels: { other: "" } } })
+    stand(server, "paused", { metadata: { annotations: { [`${PREFIX}paused`]: "true" } } })
+    stand(server, "runs", { status: { startTime: "2026-01-01T00:00:00Z", active: 1 } })
+    const past = { startedAt: Date.now() - 7_200_000, failedAt: Date.now() - 5_000, cause: "exit:3" as const }
+    putRecord(server.model, "default", "load-a", past, failed.metadata.uid)
+    const { lanes } = await (await dashboard(server)).page()
+    expect([...lanes.keys()].toSorted()).toEqual(["default/load-a", "default/paused", "default/runs"])
+    expect(lanes.get("default/load-a")).toMatchObject({
+      state: "waiting",
+      cause: "exit:3",
+      isPaused: false,
+      failures: [{ cause: "exit:3", startedAt: Math.floor(past.startedAt / 1_000) * 1_000 }],
+    })
+    expect(lanes.get("default/paused")).toMatchObject({ state: "left_alone", isPaused: true })
+    expect(lanes.get("default/runs")).toMatchObject({ state: "running", failures: [], notRestartable: "it is running" })
+  })
+
+  test("a change of a Job and a new record reach an open page, and nothing is listed again while the watches hold", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a", { status: { active: 1 } })
+    const page = await (await dashboard(server)).page()
+    const from = server.calls.length
+    expect(page.lanes.get("default/load-a")?.state).toBe("running")
+    fail(server, "load-a")
+    putRecord(
+      server.model,
+      "default",
+      "load-a",
+      { startedAt: 0, failedAt: Date.now(), cause: "exit:9" },
+      job.metadata.uid,
+    )
+    await until("failed", () => page.lanes.get("default/load-a")?.cause === "exit:9")
+    expect(page.lanes.get("default/load-a")?.state).toBe("waiting")
+    person(server, "delete", "load-a", { propagationPolicy: "Background" })
+    await until("gone", () => !page.lanes.has("default/load-a"))
+    const lists = server.calls.slice(from).filter(({ verb, resource }) => verb === "list" && resource !== "pods")
+    expect(lists).toEqual([])
+  })
+
+  test("a failure that nobody recorded is looked at once, and told from the pods that are left", async () => {
+    const server = await serve()
+    run(server, "load-a", [attempt(5, "no space left\n")])
+    await until("failed", () => server.model.job("default", "load-a")?.status.failed)
+    const { get, page } = await dashboard(server)
+    const { lanes } = await page()
+    await until("looked at", () => lanes.get("default/load-a")?.cause === "exit:5")
+    expect(callsOf(server, "list", "pods").length).toBe(1)
+    const seen = (await (await get("/failure?job=default/load-a&record=")).json()) as { lines: string[] }
+    expect(seen.lines.join("\n")).toContain("| no space left")
+  })
+
+  test("a Job in the middle of its restart stays on the page", async () => {
+    const server = await serve()
+    stand(server, "held", HELD)
+    const operator = live(server, { RESTART_DELAY: "0" })
+    const page = await (await dashboard(server)).page()
+    await until("restarting", () => page.lanes.get("default/held")?.state === "restarting")
+    operator.kill()
+    await operator.done
+  })
+
+  test("a Job's panel tells the decision, every rule, and the settings; a record tells its log", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    const past = {
+      startedAt: 0,
+      failedAt: Date.now() - 5_000,
+      cause: "exit:3" as const,
+      log: ["token=hunter2", "the end"],
+    }
+    putRecord(server.model, "default", "load-a", past, job.metadata.uid)
+    const { get, page } = await dashboard(server, { env: { RESTART_RULES: "oom=1m,exit:3=2h" } })
+    const { lanes } = await page()
+    const panel = (await (await get("/job?job=default/load-a")).json()) as {
+      decision: string
+      rules: object
+      settings: string[]
+    }
+    expect(panel.decision).toMatch(/^to be restarted at .*rule exit:3=2h$/)
+    expect(panel.rules).toEqual([
+      { rule: "oom=1m", verdict: "does not match" },
+      { rule: "exit:3=2h", verdict: "matches" },
+    ])
+    expect(panel.settings).toContain("RESTART_RULES=oom=1m, exit:3=2h")
+    const { name } = lanes.get("default/load-a")!.failures[0]!
+    const evidence = await (await get(`/failure?job=default/load-a&record=${name}`)).json()
+    expect(evidence).toMatchObject({ lines: expect.arrayContaining(["    | token=***", "    | the end"]) })
+    expect((await get("/failure?job=default/load-a&record=none")).status).toBe(404)
+    expect((await get("/job?job=default/none")).status).toBe(404)
+  })
+
+  test("control and bidi characters of a forged record arrive as visible text", async () => {
+    const server = await serve()
+    stand(server, "load-a")
+    const data = {
+      "failure.json": JSON.stringify({
+        reason: hostile,
+        pods: [
+          { name: hostile, uid: "u", phase: hostile, containers: [{ name: hostile, message: hostile, ended: true }] },
+        ],
+        morePods: 0,
+      }),
+    }
+    const annotations = { [`${PREFIX}summary`]: hostile, [`${PREFIX}decided`]: hostile, [`${PREFIX}cause`]: hostile }
+    server.model.put({
+      kind: "ConfigMap",
+      metadata: { name: "forged", labels: { [RECORD]: "failure", [RECORD_JOB]: "load-a" }, annotations },
+      data,
+    })
+    const { get } = await dashboard(server)
+    const texts = [await (await get("/failure?job=default/load-a&record=forged")).text()]
+    const events = (await get("/events")).body!.getReader()
+    texts.push(new TextDecoder().decode((await events.read()).value))
+    await events.cancel()
+    for (const text of texts) {
+      expect(text).toContain("<img src=x onerror=alert(1)>")
+      expect(text).toContain("u{202e}")
+      for (const sign of ["\u202e", "\u0007", "\u001b", "\\u202e", "\\u0007", "\\u001b"])
+        expect(text).not.toContain(sign)
+    }
+  })
+
+  test("an API server that is away is said, with its words, and so is its return, with what has changed meanwhile", async () => {
+    const server = await serve()
+    stand(server, "load-a")
+    const page = await (await dashboard(server)).page()
+    await server.stop()
+    await until("an outage", () => Object.values(page.problems).some(({ isOutage }) => isOutage))
+    expect(page.lanes.has("default/load-a")).toBe(true)
+    stand(server, "load-b")
+    await server.start()
+    await until("back", () => Object.keys(page.problems).length === 0)
+    await until("what is new", () => page.lanes.has("default/load-b"))
+  })
+
+  test("an API server that hangs is an outage too", async () => {
+    const server = await serve()
+    const page = await (await dashboard(server)).page()
+    server.fault({ resource: "version" }, { hang: true }, { times: 1 })
+    await until("an outage", () => page.problems["API server"]?.isOutage, 40_000)
+    await until("back", () => Object.keys(page.problems).length === 0, 40_000)
+  })
+
+  test("records that may not be read are a problem, and no outage; the Jobs are shown", async () => {
+    const server = await serve()
+    stand(server, "load-a")
+    server.addUser("reader", [{ apiGroups: ["batch"], resources: ["jobs"], verbs: ["get", "list", "watch"] }])
+    server.addUser("nobody", [])
+    server.fault({ verb: "get", resource: "configmaps" }, { status: 404 }, { times: 1 })
+    const page = await (await dashboard(server, { user: "reader" })).page()
+    expect(page.problems["configmaps in default"]).toMatchObject({
+      isOutage: false,
+      text: expect.stringContaining("403"),
+    })
+    expect(page.lanes.has("default/load-a")).toBe(true)
+  })
+
+  test("where watching is forbidden, changes come by polling", async () => {
+    const server = await serve()
+    stand(server, "load-a", { status: { active: 1 } })
+    const verbs = ["get", "list"]
+    server.addUser("poller", [
+      { apiGroups: ["batch"], resources: ["jobs"], verbs },
+      { apiGroups: [""], resources: ["configmaps", "pods"], verbs },
+    ])
+    const page = await (await dashboard(server, { user: "poller" })).page()
+    fail(server, "load-a")
+    await until("polled", () => page.lanes.get("default/load-a")?.state === "waiting", 40_000)
+    expect(page.problems).toEqual({})
+  })
+
+  test("changed settings reach an open page", async () => {
+    const server = await serve()
+    stand(server, "load-a", { status: failure(0) })
+    const page = await (await dashboard(server)).page()
+    const before = page.lanes.get("default/load-a")!.nextRestartAt!
+    const data = { JOB_SELECTOR: "!other", RESTART_DELAY: "2h" }
+    server.model.put({
+      kind: "ConfigMap",
+      metadata: { name: "flickr-immich-k8s-sync-operator-settings", labels: { [RECORD]: "settings" } },
+      data,
+    })
+    await until("later", () => page.lanes.get("default/load-a")?.nextRestartAt === before + 3_600_000)
+  })
+
+  test("without settings of an operator or of the environment, every Job is shown, and the page says so", async () => {
+    const server = await serve()
+    stand(server, "load-a")
+    const page = await (await dashboard(server, { env: { JOB_SELECTOR: "" } })).page()
+    expect([...page.lanes.keys()]).toEqual(["default/load-a"])
+    expect(page.messages[0]).toMatchObject({
+      settings: expect.stringContaining("no operator has written its settings"),
+    })
+  })
+})
+
+describe("What it does", () => {
+  test("restart brings a Job that was given up back, by the protocol, and says its new uid", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a", { metadata: { annotations: { [`${PREFIX}max-restarts`]: "0" } } })
+    const { page, post } = await dashboard(server)
+    const { lanes } = await page()
+    expect(lanes.get("default/load-a")?.state).toBe("given_up")
+    const answer = await post("/restart", { job: "default/load-a", uid: job.metadata.uid })
+    await allBack(server, [job])
+    const { uid } = current(server, job)!.metadata
+    expect([answer.status, await answer.json()]).toEqual([200, { text: expect.stringContaining(`new uid ${uid}`) }])
+    await until("shown", () => lanes.get("default/load-a")?.uid === uid)
+    expect(deletions(server, "load-a").length).toBe(1)
+  })
+
+  test("pause and resume set and remove the annotation, for the very Job that was shown", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    const { page, post } = await dashboard(server)
+    const { lanes } = await page()
+    const act = (action: string) => post(`/${action}`, { job: "default/load-a", uid: job.metadata.uid })
+    const paused = () => current(server, job)?.metadata.annotations?.[`${PREFIX}paused`]
+    expect((await act("pause")).status).toBe(200)
+    expect(paused()).toBe("true")
+    await until("paused", () => lanes.get("default/load-a")?.isPaused)
+    expect((await act("resume")).status).toBe(200)
+    expect(paused()).toBeUndefined()
+    await until("resumed", () => lanes.get("default/load-a")?.isPaused === false)
+    const [patch] = callsOf(server, "patch")
+    expect(patch?.body).toMatchObject({ metadata: { uid: job.metadata.uid, resourceVersion: expect.any(String) } })
+  })
+
+  const rejected: [string, string, (server: Server) => { job: string; uid: string }, RegExp][] = [
+    ["a running Job", "restart", (server) => told(stand(server, "load-a", { status: { active: 1 } })), /it is running/],
+    ["a Job that was replaced", "restart", (server) => ({ ...told(stand(server, "load-a")), uid: "old" }), /replaced/],
+    ["a Job that was replaced", "pause", (server) => ({ ...told(stand(server, "load-a")), uid: "old" }), /replaced/],
+    ["a Job that is not there", "resume", () => ({ job: "default/none", uid: "" }), /there is no Job default\/none/],
+    ["a name that is none", "pause", () => ({ job: "../../etc", uid: "" }), /names no Job/],
+    [
+      "a Job of another namespace",
+      "pause",
+      () => ({ job: "kube-system/load-a", uid: "" }),
+      /kube-system is not shown here/,
+    ],
+  ]
+  const told = ({
+    metadata: { namespace, name, uid },
+  }: {
+    metadata: { namespace: string; name: string; uid: string }
+  }) => ({
+    job: `${namespace}/${name}`,
+    uid,
+  })
+  test.each(rejected)("%s: %s is rejected, and nothing is written", async (_, action, wanted, words) => {
+    const server = await serve()
+    const body = wanted(server)
+    const { post } = await dashboard(server)
+    const answer = await post(`/${action}`, body)
+    expect([answer.status, await answer.json()]).toEqual([409, { error: expect.stringMatching(words) }])
+    expect(server.calls.filter(({ verb }) => ["create", "patch", "delete"].includes(verb))).toEqual([])
+  })
+
+  test("a rejection of the API server is told in its words, and the Job stays", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    const { post } = await dashboard(server)
+    server.fault({ verb: "patch" }, { status: 403, message: "admins may not pause" }, { times: 1 })
+    server.fault({ verb: "create", resource: "jobs" }, { status: 403, message: "exceeded quota" }, { times: 9 })
+    const act = async (action: string) =>
+      (await (await post(`/${action}`, { job: "default/load-a", uid: job.metadata.uid })).json()) as { error: string }
+    expect((await act("pause")).error).toContain("admins may not pause")
+    expect((await act("restart")).error).toContain("exceeded quota")
+    expect(current(server, job)?.metadata.uid).toBe(job.metadata.uid)
+  })
+
+  test("under DRY_RUN nothing is restarted", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    const { post } = await dashboard(server, { env: { DRY_RUN: "true" } })
+    const answer = await post("/restart", { job: "default/load-a", uid: job.metadata.uid })
+    expect(await answer.json()).toEqual({ error: "DRY_RUN is set: nothing is restarted" })
+    expect(deletions(server, "load-a")).toEqual([])
+  })
+})
