@@ -1,80 +1,9 @@
 /**
- * Chapters 1 to 4 of operator.ts, in their order: the pure ones, where no test needs a server. Chapters 5 to 8 are tested in
- * .dev/*_test.ts against an embedded API server, and the whole in .dev/e2e/main.ts on a real cluster.
+ * The pure chapters of operator.ts, in their order, where no test needs a server. The others are tested in .dev/test against an
+ * embedded API server, and the whole in .dev/e2e on a real cluster.
  *
- * Faults that people reported in public about such tools each have an id, which stands in the names of their tests. Where each is
- * checked ("here": this file):
- *
- *   A01 copied selector and controller-uid labels  here; that nothing is deleted after a 422: .dev/test/acting_test.ts
- *   A02 new-style labels, null creationTimestamp   here
- *   A04 POST while the old Job is being deleted    .dev/test/acting_test.ts
- *   A06 old and new pods overlap                   here (isInTheWay); the Foreground delete: .dev/test/acting_test.ts
- *   A08 foreground deletion that never ends        .dev/test/acting_test.ts
- *   A10 Failed=True with a deletionTimestamp       here; one restart for three events: .dev/test/acting_test.ts
- *   A12 ttlSecondsAfterFinished takes the Job      here (due before the TTL); 404 on delete: .dev/test/acting_test.ts
- *   A13 a person deletes the Job during the delay  here (wasRemovedByTtl); that it is said: .dev/test/acting_test.ts
- *   A14 owned by a CronJob                         here; no call for it: .dev/test/loop_test.ts
- *   A15 another tool made the Job meanwhile        here (nextStep); the AlreadyExists: .dev/test/acting_test.ts
- *   A17 Indexed Jobs, policies, unknown fields     here
- *   B01 no pods left                               here; that pods are kept while they run: .dev/test/acting_test.ts, e2e
- *   B02 OOMKilled with code 0 and Succeeded        here
- *   B04 an init container is OOMKilled             here
- *   B06 evicted, no container statuses             here
- *   B08 ContainerStatusUnknown, zero timestamps    here
- *   B09 DeadlineExceeded                           here; one request a log: .dev/test/acting_test.ts
- *   B11 conditions that are no failure             here
- *   B12 image and config errors                    here; that it is said once: .dev/test/acting_test.ts
- *   B14 only the first container looked at         here
- *   B16 node removed, pod still running            here; the slow log: .dev/test/acting_test.ts
- *   C01 container name is required                 .dev/test/acting_test.ts, .dev/test/streams_test.ts
- *   C03 container is waiting to start              .dev/test/acting_test.ts, .dev/test/streams_test.ts
- *   C05 log of several gigabytes                   here (tailOf); the byte limit: .dev/test/streams_test.ts
- *   C06 200 whose body is an error sentence        here
- *   C08 empty or partial log                       here
- *   C10 tail too short                             here
- *   C11 log 400 and no times                       here; the 400: .dev/test/acting_test.ts
- *   C13 secrets in our own output                  here; .dev/test/acting_test.ts; at DEBUG: .dev/test/program_test.ts
- *   C14 previous=true without an earlier run       here (the view); the request: .dev/test/acting_test.ts
- *   D01 410 inside a 200 stream                    .dev/test/streams_test.ts, .dev/test/loop_test.ts
- *   D02 410 as status, expired continue token      .dev/test/streams_test.ts, .dev/test/loop_test.ts
- *   D04 stream is open but dead                    .dev/test/streams_test.ts, .dev/test/loop_test.ts
- *   D05 bookmarks are no Jobs                      here (viewJob); the version: .dev/test/streams_test.ts
- *   D07 429 on a watch                             .dev/test/streams_test.ts, .dev/test/loop_test.ts
- *   D09 a reconnect replays unchanged objects      .dev/test/acting_test.ts
- *   D11 API server restart, lower versions         .dev/test/streams_test.ts, .dev/test/loop_test.ts
- *   D12 error event on every watch                 .dev/test/streams_test.ts, .dev/test/loop_test.ts
- *   E01 401 around token renewal                   .dev/test/connection_test.ts
- *   E03 IPv6 API address                           .dev/test/connection_test.ts
- *   E05 proxy-url in a kubeconfig                  .dev/test/connection_test.ts
- *   E07 tls-server-name                            .dev/test/connection_test.ts
- *   E08 empty kubeconfig                           .dev/test/program_test.ts, .dev/test/connection_test.ts
- *   E10 exec token expires                         .dev/test/connection_test.ts
- *   E12 CA file with several certificates          .dev/test/connection_test.ts
- *   E13 broken entry that is not in use            .dev/test/connection_test.ts
- *   E14 client certificates, from exec too         .dev/test/connection_test.ts
- *   F01 CA from the kubeconfig                     .dev/test/connection_test.ts; compiled: .dev/test/program_test.ts
- *   F03 insecure-skip-tls-verify                   .dev/test/connection_test.ts, .dev/test/program_test.ts
- *   F04 idle limit of fetch                        the 6 minutes: .dev/bench/streams.ts; our own limit: D04
- *   F06 abort while connecting                     .dev/test/connection_test.ts, .dev/test/program_test.ts
- *   F07 aborted streams leak                       .dev/test/streams_test.ts; 10,000 cycles: .dev/bench/streams.ts
- *   F09 bodies nobody reads                        .dev/test/connection_test.ts; 50,000 answers: .dev/bench/streams.ts
- *   F10 SIGTERM as process 1                       .dev/test/acting_test.ts; compiled and as process 1: .dev/test/program_test.ts
- *   F11 old CPUs                                   cannot apply: the normal x64 binary is enough
- *   F13 base image without a C library             the image is run as a pod: e2e
- *   F15 first client certificate sticks            .dev/test/connection_test.ts
- *   F17 module missing in the compiled program     .dev/test/program_test.ts, e2e
- *   F18 body limit of 300 s in undici              cannot apply: Bun's fetch only; our own limits: .dev/test/connection_test.ts
- *   F19 client certificate to an unverified server .dev/test/connection_test.ts
- *   F20 BUN_BE_BUN                                 cannot be stopped from inside (see the report): the README names it
- *   G01 very long delays                           here (settings, due time); the sleep in pieces: .dev/test/acting_test.ts
- *   G02 numbers in environment variables           here
- *   G04 pods/log is forbidden                      here (allowed); 403: .dev/test/acting_test.ts, e2e
- *   G07 two operators at once                      here (nextStep); both at work: .dev/test/acting_test.ts
- *   G09 daylight saving                            here; due times are wall instants, not times of a local clock
- *   G10 namespace does not exist                   .dev/test/acting_test.ts
- *   G11 names that cannot be                       here
- *   G13 new Job without a pod                      here (it is no failure); .dev/test/loop_test.ts; on a real cluster: e2e
- *   G14 Jobs of a queue                            here; no call for it: .dev/test/loop_test.ts
+ * Faults that people reported in public about such tools each have an id, which is part of the names of their tests:
+ * .github/docs/reports.md lists them with the reports.
  */
 import { describe, expect, test } from "bun:test"
 import { readFileSync } from "node:fs"

@@ -1,6 +1,6 @@
 // Where chapter 5 of operator.ts connects to, whom it trusts, as whom it asks, and what it makes of answers: against real HTTPS servers
 // with throw-away CAs on 127.0.0.1. Clocks are turned by hand where a limit is long; the network is always the real one. An id in a name
-// is a report, listed in operator_test.ts. Streams: streams_test.ts; the program as a process: program_test.ts.
+// is a report, listed in .github/docs/reports.md. Streams: streams_test.ts; the program as a process: program_test.ts.
 
 import { heapStats } from "bun:jsc"
 import { describe, expect, jest, setSystemTime, test } from "bun:test"

@@ -1,5 +1,5 @@
 // Chapter 7 of operator.ts: class Operator follows a namespace in the embedded API server over real HTTPS, in any weather, and leaves no
-// trace but what it should. An id in a name is a report, listed in operator_test.ts.
+// trace but what it should. An id in a name is a report, listed in .github/docs/reports.md.
 import { describe, expect, test } from "bun:test"
 import { PREFIX, RECORD, RIGHTS, readSettings, SETTINGS_MAP } from "../../operator.ts"
 import type { Action, Call, Match } from "../apiserver/http.ts"

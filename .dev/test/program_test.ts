@@ -1,5 +1,5 @@
 // The program as a process: the compiled binary, alone in an empty folder, against real HTTPS servers with throw-away CAs on
-// 127.0.0.1. What it says is read from its stderr. An id in a name is a report, listed in operator_test.ts.
+// 127.0.0.1. What it says is read from its stderr. An id in a name is a report, listed in .github/docs/reports.md.
 import { afterAll, beforeAll, describe, expect, test } from "bun:test"
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
