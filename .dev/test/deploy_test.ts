@@ -88,13 +88,6 @@ test("rbac.yaml asks for exactly what the operator says that it does", () => {
   expect(asked.toSorted()).toEqual(Object.keys(RIGHTS).toSorted())
 })
 
-test("the functions that rbac.yaml names above its rules are in operator.ts", () => {
-  const named = [...read("deploy/rbac.yaml").matchAll(/`(\w+)`/g)].map(([, name]) => name!)
-  expect(named.length).toBeGreaterThan(7)
-  const code = read("operator.ts")
-  expect(named.filter((name) => !new RegExp(`(function|private async|private) ${name}\\(`).test(code))).toEqual([])
-})
-
 test("one version and one licence everywhere", () => {
   const label = (name: string) =>
     new RegExp(`org\\.opencontainers\\.image\\.${name}="(.*)"`).exec(read("Dockerfile"))?.[1]
