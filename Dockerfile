@@ -21,7 +21,7 @@ RUN case "$TARGETARCH" in amd64) target=bun-linux-x64 ;; arm64) target=bun-linux
 FROM --platform=$TARGETPLATFORM $BASE
 LABEL org.opencontainers.image.title="flickr-immich-k8s-sync-operator" \
       org.opencontainers.image.description="Kubernetes operator that restarts failed Jobs and never loses one" \
-      org.opencontainers.image.version="1.0.0" \
+      org.opencontainers.image.version="1.1.0" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.source="https://github.com/vroomfondel/flickr-immich-k8s-sync-operator"
 COPY --from=build /out/ /

@@ -74,6 +74,12 @@ test("the changelog begins with this version", () => {
   expect(/^## (\S+)/m.exec(read(".github/CHANGELOG.md"))?.[1]).toBe(project.version)
 })
 
+test("every image that a page names has this version", () => {
+  const images = pages.flatMap((page) => [...read(page).matchAll(/flickr-immich-k8s-sync-operator:(\d\S*)/g)])
+  expect(images.length).toBeGreaterThan(3)
+  expect(images.map(([, tag]) => tag).filter((tag) => tag !== project.version)).toEqual([])
+})
+
 test("every id in the name of a test is a report that reports.md lists", () => {
   const listed = new Set([...read(".github/docs/reports.md").matchAll(/^\| ([A-Z]\d\d) \|/gm)].map(([, id]) => id!))
   const tests = [...scan("*_test.ts"), ...scan(".dev/*/*_test.ts")].map(read).join("\n")
