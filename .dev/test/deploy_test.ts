@@ -2,7 +2,6 @@
 import { expect, test } from "bun:test"
 import { readFileSync } from "node:fs"
 import { join } from "node:path"
-import { helpText } from "../../cli.ts"
 import { RIGHTS, SETTINGS } from "../../operator.ts"
 import project from "../../package.json" with { type: "json" }
 
@@ -46,38 +45,6 @@ test("config.env has every setting; only JOB_SELECTOR differs from its default",
   expect(defaults.toSorted()).toEqual(own.toSorted())
   // kustomize takes all that is neither blank nor a comment as a setting.
   expect(lines.filter((line) => line !== "" && !/^(#|[A-Z_]+=)/.test(line))).toEqual([])
-})
-
-test("the README's table has every setting with its default", () => {
-  const lines = read("README.md").split("\n")
-  const start = lines.findIndex((line) => /^\|\s*variable\s*\|\s*default\s*\|\s*meaning\s*\|$/i.test(line)) + 2
-  expect(start, "a table with columns variable, default, meaning").toBeGreaterThan(1)
-  const table = lines.slice(
-    start,
-    lines.findIndex((line, i) => i >= start && !line.startsWith("|")),
-  )
-  const rows = table.map((line) => {
-    const [, names = "", value = ""] = line.split("|")
-    const [variable, ...older] = [...names.matchAll(/`([A-Z_]+)`/g)].map(([, name]) => name)
-    return [
-      variable,
-      older.join(),
-      value
-        .replaceAll("`", "")
-        .trim()
-        .replace(/^none$/, ""),
-    ]
-  })
-  expect(rows).toEqual(SETTINGS.map(({ variable, olderName, default: value }) => [variable, olderName ?? "", value]))
-})
-
-test("--help has every setting with its default", () => {
-  const help = helpText()
-  const rows = [...help.matchAll(/^ {2}([A-Z_]+) .*\(default (.*?)(?:; else [A-Z_]+)?\)$/gm)].map(([, name, value]) => [
-    name,
-    value,
-  ])
-  expect(rows).toEqual(SETTINGS.map(({ variable, default: value }) => [variable, value || "none"]))
 })
 
 test("rbac.yaml asks for exactly what the operator says that it does", () => {

@@ -309,7 +309,7 @@ describe("Following a namespace", () => {
     const jobs = [
       stand(server, "load-a"),
       run(server, "load-b", [attempt(3, "x\n")]),
-      stand(server, "ttl", { spec: { ttlSecondsAfterFinished: 1 } }),
+      stand(server, "ttl", { spec: { ttlSecondsAfterFinished: 3_600 } }),
     ]
     const held = stand(server, "held", HELD)
     const earlier = live(server, { JOB_NAMES: "held" })
@@ -322,8 +322,8 @@ describe("Following a namespace", () => {
     await until("said", () =>
       jobs.every(({ metadata }) => life.about(metadata.name, /would be restarted now/).length > 0),
     )
-    kubectlDelete(server, "ttl")
     life.clock.jump(7_200_000)
+    kubectlDelete(server, "ttl")
     await afterLaterFailure(server, life)
     const kinds = new Set(
       server.calls
