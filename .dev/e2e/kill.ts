@@ -11,11 +11,14 @@ import {
   failedAt,
   failingJob,
   group,
+  hasNode,
+  idleJob,
   must,
   type Namespace,
   need,
   type Operator,
   prefix,
+  type Role,
   Skip,
   seconds,
   type Thing,
@@ -73,26 +76,15 @@ function stepOf(
 
 // ---------------------------------------------------------------- Jobs that have failed
 
-/**
- * One fails in a container. Many fail by what is written as their pods' status, for a small machine runs no ten pods a
- * second.
- */
+/** One fails in a container. Many fail by hand: a small machine runs no ten pods a second, and one without a node none. */
 async function failedJobs({ ns, seen }: Place, id: string, count: number): Promise<Thing[]> {
   const names = Array.from({ length: count }, (_, i) => `${id}-${i}`)
-  const pod = count > 1 ? { schedulerName: "nobody" } : {}
-  for (const name of names)
-    await ns.create("jobs", failingJob({ name, labels: { e2e: id }, annotations: { note: "kept" }, pod }))
-  const terminated = {
-    exitCode: 3,
-    reason: "Error",
-    startedAt: "2026-01-01T00:00:00Z",
-    finishedAt: "2026-01-01T00:00:01Z",
-  }
-  const main = { name: "main", image: "none", imageID: "none", ready: false, restartCount: 0, state: { terminated } }
+  const byHand = count > 1 || !(await hasNode())
+  const make = byHand ? idleJob : failingJob
+  for (const name of names) await ns.create("jobs", make({ name, labels: { e2e: id }, annotations: { note: "kept" } }))
   const pods = () => names.flatMap((name) => seen.podsOf(name))
-  if (count > 1) await until("all Jobs have pods", () => pods().length === count, patienceMs)
-  for (const pod of count > 1 ? pods() : [])
-    await must("PATCH", `${ns.path("pods", pod)}/status`, { status: { phase: "Failed", containerStatuses: [main] } })
+  if (byHand) await until("all Jobs have pods", () => pods().length === count, patienceMs)
+  for (const pod of byHand ? pods() : []) await ns.failPod(pod)
   const jobs = () => names.flatMap((name) => seen.live.get(name) ?? []).filter((job) => failedAt(job) !== undefined)
   return until("all Jobs have failed", () => jobs().length === count && jobs(), patienceMs)
 }
@@ -110,9 +102,14 @@ interface Place {
 /** `caught`: the Jobs whose restart was at the step when it was killed. */
 type Tally = { kills: number; caught: number; lost: number; doubled: number; longestMs: number; notes: string[] }
 
-async function startOperator({ ns, gate }: Place, caller: string, id: string): Promise<Operator> {
-  const config = JSON.parse(await Bun.file(await ns.kubeconfig("operator")).text())
-  const file = `${await ns.kubeconfig("operator")}-${caller}`
+/** Pods are listed only where they cannot be watched, or were not in time. */
+const roleFor = (step: string): Role => (step === "LIST pods" ? "old" : "operator")
+
+async function startOperator({ ns, gate, step }: Place, caller: string, id: string): Promise<Operator> {
+  const role = roleFor(step)
+  const original = await ns.kubeconfig(role)
+  const config = JSON.parse(await Bun.file(original).text())
+  const file = `${original}-${caller}`
   config.clusters[0].cluster = {
     server: gate.urlFor(`${ns.name}-${caller}`),
     "certificate-authority-data": Buffer.from(gate.ca).toString("base64"),
@@ -125,7 +122,7 @@ async function startOperator({ ns, gate }: Place, caller: string, id: string): P
     MAX_RESTARTS: "1",
     CHECK_INTERVAL: "30",
   }
-  return ns.operator(env)
+  return ns.operator(env, role)
 }
 
 /** Holds the step of every Job of whichever operator comes to it first. Answers the trap, and who was caught. */
@@ -158,9 +155,9 @@ async function holdAt(place: Place, old: Thing[], isAlone: boolean): Promise<{ t
 }
 
 /**
- * Keeps the old Job's pod for a second after the Job is told to go: who does not wait for it is seen to double the Job.
+ * Keeps the old Job's pod for a while after the Job is told to go: who does not wait for it is seen to double the Job.
  */
-async function holdPod({ ns, seen }: Place, old: Thing): Promise<() => Promise<unknown>> {
+async function holdPod({ ns, seen }: Place, old: Thing, holdMs: number): Promise<() => Promise<unknown>> {
   const pod = (await ns.podsOf(old))[0]!
   await ns.hold("pods", pod)
   const isGoing = () => {
@@ -173,7 +170,7 @@ async function holdPod({ ns, seen }: Place, old: Thing): Promise<() => Promise<u
       () => false, // the API server is away
     )
   const released = until("the Job is going", isGoing, patienceMs)
-    .then(() => Bun.sleep(1_000))
+    .then(() => Bun.sleep(holdMs))
     .then(() => until("its pod may go", release, patienceMs))
     .catch(() => {})
   return () => released
@@ -190,7 +187,10 @@ async function killAt(place: Place, condition: Condition, count: number, togethe
   const names = old.map(({ metadata }) => metadata.name)
   const doubledBefore = seen.doubled.length
   if (condition === "API server killed") await together.arrive(async () => {})
-  const podReleased = count === 1 ? await holdPod(place, old[0]!) : undefined
+  // An intent is read again once its restart has waited for more than one look.
+  const holdMs = place.step === "GET intent" ? 2_500 : 1_000
+  const held = count === 1 || place.step === "GET intent" ? old : []
+  const released = await Promise.all(held.map((job) => holdPod(place, job, holdMs)))
   const holding = holdAt(place, old, condition !== "SIGKILL, two operators")
   holding.catch(() => {})
   const operators = [await startOperator(place, "a", id)]
@@ -230,9 +230,10 @@ async function killAt(place: Place, condition: Condition, count: number, togethe
   const eyes = () => gate.watchedBy(caller).toSorted().join()
   const sees =
     condition !== "API server killed" ||
+    roleFor(place.step) === "old" ||
     (await until("it watches", () => eyes() === "jobs,pods", 70_000).catch(() => false))
   for (const operator of operators) if (operator.running) await operator.stop("SIGKILL")
-  await podReleased?.()
+  for (const wait of released) await wait()
   const live = await Promise.all(names.map((name) => ns.job(name)))
   const notes = seen.doubled.slice(doubledBefore)
   if (!sees) notes.push(`70 s later the operator watches only ${eyes() || "nothing"}`)

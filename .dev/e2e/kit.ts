@@ -85,7 +85,17 @@ export async function group(name: string, body: (ns: Namespace, check: Check) =>
           `          ${name}, operator ${i + 1}:\n            ${operator.lines.slice(-40).join("\n            ")}`,
         )
     }
-    await ns?.remove()
+    // The kill checks end while others kill the API server.
+    if (ns)
+      await until(
+        "the namespace is removed",
+        () =>
+          ns?.remove().then(
+            () => true,
+            () => false,
+          ),
+        120_000,
+      )
   }
 }
 
@@ -181,6 +191,9 @@ export async function must(method: string, path: string, body?: unknown): Promis
   return answer
 }
 
+/** Whether pods run here: a control plane without a node has Jobs whose pods only exist. */
+export const hasNode = async () => ((await must("GET", "/api/v1/nodes")).items?.length ?? 0) > 0
+
 const apiOf = (resource: string) =>
   ({
     jobs: "/apis/batch/v1",
@@ -238,6 +251,9 @@ export class Namespace {
   /** Lets the pod of a Job of `idleJob` fail as the kubelet would report it; the Job fails with it. */
   async failByHand(job: Thing, exitCode = 3, reason = "Error"): Promise<void> {
     const pod = await until(`Job ${job.metadata.name} has a pod`, async () => (await this.podsOf(job))[0])
+    await this.failPod(pod.metadata.name, exitCode, reason)
+  }
+  async failPod(name: string, exitCode = 3, reason = "Error"): Promise<void> {
     const terminated = {
       exitCode,
       reason,
@@ -245,7 +261,7 @@ export class Namespace {
       finishedAt: "2026-01-01T00:00:01Z",
     }
     const main = { name: "main", image: "none", imageID: "none", ready: false, restartCount: 0, state: { terminated } }
-    await must("PATCH", `${this.path("pods", pod.metadata.name)}/status`, {
+    await must("PATCH", `${this.path("pods", name)}/status`, {
       status: { phase: "Failed", containerStatuses: [main] },
     })
   }

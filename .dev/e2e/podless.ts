@@ -6,8 +6,8 @@ import {
   content,
   counted,
   differences,
-  failingJob,
   group,
+  idleJob,
   type Namespace,
   need,
   type Operator,
@@ -23,7 +23,7 @@ export const podless = (together: Meeting) =>
   group("kill: no pod", async (ns, check) => {
     together.join()
     try {
-      await ns.create("jobs", failingJob({ name: "podless", labels: { e2e: "yes" } }))
+      await ns.failByHand(await ns.create("jobs", idleJob({ name: "podless", labels: { e2e: "yes" } })))
       const old = await ns.failed("podless", patienceMs)
       await ns.create("resourcequotas", { metadata: { name: "podless" }, spec: { hard: { pods: "0" } } })
       await until("the quota holds", async () => (await ns.find("resourcequotas", "podless"))?.status?.used)
@@ -48,7 +48,8 @@ async function prove(ns: Namespace, check: Check, operator: Operator, young: Thi
   })
   await check("once the quota has room, it gets its pod; nothing was changed that its user wrote", async () => {
     await ns.patch("resourcequotas", "podless", { spec: { hard: { pods: "5" } } })
-    const job = await ns.failed("podless", patienceMs)
+    const job = (await ns.job("podless"))!
+    await until("it has a pod", async () => (await ns.podsOf(job)).length > 0, patienceMs)
     need(job.metadata.uid === young.metadata.uid, "another Job")
     const changed = differences(content(young), content(job))
     need(changed.length === 0, `changed: ${changed.join("; ")}`)

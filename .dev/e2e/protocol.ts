@@ -12,11 +12,11 @@ import {
   differences,
   failingJob,
   group,
+  hasNode,
   hold,
   idleJob,
   type Json,
   type Manifest,
-  must,
   type Namespace,
   need,
   type Operator,
@@ -162,11 +162,11 @@ const tamperings: { name: string; patch: Json }[] = [
   },
 ]
 
-/** `hasNode`: its pods run; without a node a pod that exists is one too many. */
-const tampered = (hasNode: boolean) =>
-  group(`protocol: tampered ${hasNode ? "on a node" : "without a node"}`, async (ns, check) => {
+/** `isReal`: its pods run; without a node a pod that exists is one too many. */
+const tampered = (isReal: boolean) =>
+  group(`protocol: tampered ${isReal ? "on a node" : "without a node"}`, async (ns, check) => {
     const seen = new Generations(ns)
-    const make = hasNode ? failingJob : idleJob
+    const make = isReal ? failingJob : idleJob
     for (const { name } of tamperings) await ns.create("jobs", make({ name, labels: e2e }))
     await ns.create("jobs", suspendedJob({ name: "control", pod: { schedulerName: "nobody" } }))
     const olds = await Promise.all(tamperings.map(({ name }) => heldFailure(ns, name)))
@@ -190,7 +190,7 @@ const tampered = (hasNode: boolean) =>
       for (const old of olds) {
         const young = await isBack(ns, old)
         await until(`${young.metadata.name} has a pod`, () => seen.podsEver(young.metadata.uid) > 0)
-        if (!hasNode) await ns.failByHand(young)
+        if (!isReal) await ns.failByHand(young)
         await ns.failed(young.metadata.name)
       }
       await ns.noIntent()
@@ -457,11 +457,10 @@ const noUpdates = () =>
 
 /** A control plane without a node runs only those that need none. */
 export async function protocolGroups(): Promise<void> {
-  const { items } = await must("GET", "/api/v1/nodes")
-  const hasNode = items!.length > 0
+  const isReal = await hasNode()
   await Promise.all([
-    tampered(hasNode),
-    ...(hasNode ? [...pruners.map(pruned), ...versionGroups()] : []),
+    tampered(isReal),
+    ...(isReal ? [...pruners.map(pruned), ...versionGroups()] : []),
     ...rejections.map((run) => run()),
     tooMuchMemory(),
     ...[0, 1, 2].map(quota),
