@@ -15,14 +15,15 @@ import {
   backoffMs,
   type Cluster,
   ConfigError,
-  carryOut,
   connect,
   count,
+  createRecord,
   type Decision,
   decide,
   decideOnWish,
   durationText,
   type Env,
+  emitTo,
   eventFor,
   evidenceLines,
   type Failure,
@@ -34,6 +35,7 @@ import {
   instant,
   instantText,
   isChanged,
+  isIntent,
   isSelected,
   JOB_NAME,
   type Job,
@@ -41,11 +43,10 @@ import {
   type JobView,
   jsonText,
   judgedRules,
-  keepRecord,
   type Listed,
-  listIntents,
+  labelValueFor,
   messageOf,
-  newest,
+  newestFirst,
   nowOf,
   type Outcome,
   overridesOf,
@@ -56,12 +57,13 @@ import {
   quote,
   RECORD,
   RECORD_JOB,
+  type RestartCache,
   readIntent,
   readPast,
   readRecord,
   readSettings,
+  reconcileRestart,
   recordFor,
-  restartJob,
   type Say,
   SERVICE_ACCOUNT,
   SETTINGS,
@@ -75,6 +77,7 @@ import {
   variablesOf,
   viewJob,
   type World,
+  wishFor,
   written,
 } from "./operator.ts"
 import project from "./package.json" with { type: "json" }
@@ -135,9 +138,9 @@ interface JobStatus {
 }
 
 /** What an intent has decided already. */
-function decisionOf({ name, plan: { notBefore = 0 } }: Intent, now: number): Decision {
-  if (now >= notBefore) return { do: "restart", dueAt: notBefore, because: `intent ${name}` }
-  return { do: "wait", dueAt: notBefore, because: `its TTL removed it, intent ${name} stands for it` }
+function decisionOf({ name, dueAt }: Intent, now: number): Decision {
+  if (dueAt !== undefined && now < dueAt) return { do: "wait", dueAt, because: `recorded in intent ${name}` }
+  return { do: "restart", dueAt: dueAt ?? 0, because: `intent ${name}` }
 }
 
 function statusOf(
@@ -158,11 +161,10 @@ type Found = { job: Job; view: JobView; intent: Intent | undefined }
 
 /** The selected Jobs among these Jobs and intents. */
 function selectJobs(items: Job[], isWanted: (view: JobView) => boolean): Found[] {
-  const isIntent = ({ metadata }: Job) => metadata?.labels?.[INTENT] !== undefined
   const standing = items.filter(isIntent).flatMap((item) => readIntent(item) ?? [])
   const intents = new Map(
     [...Map.groupBy(standing, ({ namespace, jobName }) => `${namespace}/${jobName}`)].map(
-      ([key, all]) => [key, newest(all)] as const,
+      ([key, all]) => [key, newestFirst(all)[0]] as const,
     ),
   )
   const jobs = new Map<string, Job>()
@@ -171,9 +173,9 @@ function selectJobs(items: Job[], isWanted: (view: JobView) => boolean): Found[]
   return [...jobs].map(([key, job]) => ({ job, view: viewJob(job), intent: intents.get(key) }))
 }
 
-const originalOf = ({ namespace, original }: Intent): Job => ({
-  ...original,
-  metadata: { ...original.metadata, namespace },
+const originalOf = ({ namespace, replacement }: Intent): Job => ({
+  ...replacement,
+  metadata: { ...replacement.metadata, namespace },
 })
 
 /** The status of every selected Job of a namespace, or of one Job. */
@@ -182,7 +184,7 @@ async function loadStatuses(world: World, namespace: string, name?: string): Pro
   const list = async (selector: string) => (await cluster.listJobs(namespace, selector, (job) => job, kill)).items
   const one = async (job: string) => [
     ...[(await cluster.getJob(namespace, job, kill)) ?? []].flat(),
-    ...(await list(`${INTENT}=${job}`)),
+    ...(await list(`${INTENT}=${labelValueFor(job)}`)),
   ]
   const [items, records] = await Promise.all([
     name === undefined ? list("") : one(name),
@@ -253,7 +255,10 @@ const shortName = ({ namespaces }: CommandContext, key: string) =>
 async function status(context: CommandContext): Promise<number> {
   const { world, namespaces, settings } = context
   const statuses = await Promise.all(namespaces.map((namespace) => loadStatuses(world, namespace)))
-  const jobs = statuses.flat().map(factsOf)
+  const jobs = await withRejections(
+    world,
+    statuses.flat().map((status) => ({ ...factsOf(status), uid: status.view.uid })),
+  )
   const now = nowOf(world)
   const span = (ms: number) => durationText(Math.max(0, Math.round(ms / 1_000)) * 1_000)
   const rows = jobs.map(({ job, state, nextRestartAt, cause = "", failuresInRow, lastFailureAt, why }) => [
@@ -267,8 +272,27 @@ async function status(context: CommandContext): Promise<number> {
   ])
   const head = ["JOB", "STATE", "NEXT RESTART", "CAUSE", "IN A ROW", "LAST FAILURE", "WHY"]
   await context.print({ settings, now: instantText(now), jobs }, [head, ...rows])
-  world.say("info", `settings ${settings}`)
+  reportToStderr("info", `settings ${settings}`)
   return 0
+}
+
+/** What the cluster answered to restarts that are overdue, as the operator's Events quote it. */
+async function withRejections<T extends { job: string; uid: string; nextRestartAt: number | undefined; why: string }>(
+  world: World,
+  jobs: T[],
+): Promise<T[]> {
+  const isOverdue = ({ nextRestartAt }: T) => nextRestartAt !== undefined && nextRestartAt <= nowOf(world)
+  const namespaces = new Set(jobs.filter(isOverdue).map(({ job }) => job.slice(0, job.indexOf("/"))))
+  const events = await Promise.all(
+    [...namespaces].map((namespace) =>
+      world.cluster.listEvents(namespace, "CannotRestart", world.kill).catch(() => []),
+    ),
+  )
+  const texts = new Map(events.flat().map(({ uid, text }) => [uid, text]))
+  return jobs.map((job) => {
+    const text = isOverdue(job) ? texts.get(job.uid) : undefined
+    return text === undefined ? job : { ...job, state: "rejected", why: text }
+  })
 }
 
 async function history(context: CommandContext): Promise<number> {
@@ -359,8 +383,8 @@ async function explain(context: CommandContext): Promise<number> {
 async function restart(context: CommandContext): Promise<number> {
   const { world, confirm } = context
   const plans = await Promise.all(jobsOf(context).map((job) => planRestart(world, job)))
-  const refusals = plans.flatMap((plan) => ("refusal" in plan ? [plan.refusal] : []))
-  if (refusals.length > 0) throw new CommandError(3, ...refusals)
+  const rejections = plans.flatMap((plan) => ("rejection" in plan ? [plan.rejection] : []))
+  if (rejections.length > 0) throw new CommandError(3, ...rejections)
   const ready = plans.filter((plan) => "run" in plan)
   if (confirm && !(await confirm(`restart ${ready.map(({ what }) => what).join(", ")}?`)))
     throw new CommandError(3, "nothing was done")
@@ -368,35 +392,58 @@ async function restart(context: CommandContext): Promise<number> {
   const rows = facts.map(({ job, result, details }) => [job, result, details])
   await context.print(facts, [["JOB", "RESULT", "DETAILS"], ...rows])
   const has = (...results: string[]) => facts.some(({ result }) => results.includes(result))
-  return has("fault", "interrupted", "namespace gone", "cancelled") ? 1 : has("refused", "changed") ? 3 : 0
+  return has("fault", "interrupted", "namespace gone", "cancelled") ? 1 : has("rejected", "changed") ? 3 : 0
 }
 
 type RestartPlan = { job: JobName; what: string; run: () => Promise<Outcome> }
 
-/** What a manual restart amounts to: a restart, the end of one that was left unfinished, or why not. */
-async function planRestart(world: World, job: JobName): Promise<RestartPlan | { refusal: string }> {
+/** What a manual restart comes to: a restart, the end of one that was left unfinished, or why not. */
+async function planRestart(world: World, job: JobName): Promise<RestartPlan | { rejection: string }> {
   const { namespace, name, key } = job
   if (world.config.dryRun) throw new CommandError(2, "DRY_RUN is set: nothing is restarted")
-  let last: Job | undefined
-  const lastSeen = (read?: Job) => {
-    last = read ?? last
-    return last
-  }
   const live = await world.cluster.getJob(namespace, name, world.kill)
-  const unfinished = newest(await listIntents(world, namespace, name))
+  const cache = await localCache(world, job)
+  const [unfinished] = newestFirst(cache.intentsOf(key))
   if (unfinished && (!live || live.metadata?.deletionTimestamp)) {
-    const run = () => carryOut(world, namespace, name, lastSeen, true)
-    return { job, what: `${key} (going on with ${unfinished.name})`, run }
+    const run = () => reconcileRestart(world, cache, { job, atOnce: true })
+    return { job, what: `${key} (continuing ${unfinished.name})`, run }
   }
-  if (!live) return { refusal: `there is no Job ${key}` }
+  if (!live) return { rejection: `there is no Job ${key}` }
   const view = viewJob(live)
   const decision = decideOnWish(view)
-  if (decision.do !== "restart") return { refusal: `${key} is not restarted: ${decision.because}` }
+  if (decision.do !== "restart") return { rejection: `${key} is not restarted: ${decision.because}` }
   const run = async () => {
     const failure = view.phase === "failed" ? await keepEvidence(world, view) : UNKNOWN
-    return restartJob(world, view, { ...failure, changed: true }, lastSeen, decideOnWish)
+    const known = { ...failure, changed: true }
+    const wish = (latest: Job) => wishFor(latest, known, world.config, nowOf(world), decideOnWish)
+    return reconcileRestart(world, cache, { job: view, wishFor: wish, atOnce: true })
   }
   return { job, what: `${key} (${view.phase})`, run }
+}
+
+/** What a restart knows without watches: what it has read itself. */
+async function localCache({ cluster, emit, kill }: World, { namespace, name }: JobName): Promise<RestartCache> {
+  const selector = `${INTENT}=${labelValueFor(name)}`
+  let intents = (await cluster.listJobs(namespace, selector, readIntent, kill)).items
+  let latest: Job | undefined
+  const without = (intent: Intent) => intents.filter((one) => one.name !== intent.name)
+  return {
+    intentsOf: () => intents,
+    latest: () => latest,
+    podsOf: () => undefined,
+    deletedByPerson: () => false,
+    onJobRead: (job) => {
+      latest = job
+    },
+    onIntentRead: (intent) => {
+      intents = [...without(intent), intent]
+    },
+    onIntentGone: (intent) => {
+      intents = without(intent)
+    },
+    whenGone: () => undefined,
+    emit,
+  }
 }
 
 async function runRestart(world: World, { job, run }: RestartPlan) {
@@ -414,7 +461,14 @@ function detailsOf(outcome: Outcome | { result: "fault"; error: unknown }): stri
 
 /** Writes the Event that the operator would write; best effort. */
 async function reportRestart(world: World, job: JobName): Promise<void> {
-  const event = eventFor(job, "info", "Restarted", "restarted, for a person asked for it", nowOf(world), world.random())
+  const event = eventFor(
+    job,
+    "info",
+    "Restarted",
+    "restarted, for a person asked for it",
+    nowOf(world),
+    world.clock.random(),
+  )
   await world.cluster.createEvent(job.namespace, event, world.kill).catch(() => {})
 }
 
@@ -424,8 +478,8 @@ async function keepEvidence(world: World, view: JobView): Promise<Failure> {
   const { failure, evidence, isRecorded } = await findFailure(world, view, past, true)
   if (!evidence || isRecorded || world.config.historyLimit === 0) return failure
   const record = recordFor(view, evidence, failure.cause, decideOnWish(view))
-  await keepRecord(world, record).catch((error) =>
-    world.say("warning", `[${view.key}] its failure is not recorded: ${messageOf(error)}`),
+  await createRecord(world, record).catch((error) =>
+    reportToStderr("warning", `[${view.key}] its failure is not recorded: ${messageOf(error)}`),
   )
   return failure
 }
@@ -497,7 +551,7 @@ class Picture {
 
   /** Lists once, then watches from there; after an outage, or where watching is forbidden, lists again. */
   private async follow(namespace: string, resource: Resource, ready: () => void): Promise<void> {
-    const { clock, random, stop } = this.world
+    const { clock, stop } = this.world
     for (let attempt = 0; !stop.aborted; attempt++) {
       try {
         const { items, resourceVersion } = await this.list(namespace, resource)
@@ -509,7 +563,7 @@ class Picture {
       } catch (error) {
         this.report(`${resource} in ${namespace}`, error)
         ready()
-        await clock.sleep(Math.min(5_000, backoffMs(attempt, random(), error)), stop)
+        await clock.sleep(Math.min(5_000, backoffMs(attempt, clock.random(), error)), stop)
       }
     }
   }
@@ -703,7 +757,7 @@ class Picture {
     if (live && live.metadata?.uid !== uid) throw new CommandError(3, `${key} was replaced in the meantime: look again`)
     if (action === "restart") {
       const plan = await planRestart(this.world, job)
-      if ("refusal" in plan) throw new CommandError(3, plan.refusal)
+      if ("rejection" in plan) throw new CommandError(3, plan.rejection)
       const { result, details } = await runRestart(this.world, plan)
       if (!/^re(started|placed)$/.test(result)) throw new CommandError(3, [result, details].filter(Boolean).join(": "))
       return `${key} is ${result}, ${details}`
@@ -753,7 +807,7 @@ async function dashboard(context: CommandContext): Promise<number> {
   // Not with context.print(), which masks secrets.
   const opening = `${address}${site.token}`
   await print(options.output === "json" ? `${JSON.stringify({ address: opening })}\n` : `Dashboard: ${opening}\n`)
-  world.say("info", "open this address in a browser; Ctrl-C ends the dashboard")
+  reportToStderr("info", "open this address in a browser; Ctrl-C ends the dashboard")
   if (options["no-open"] === undefined) openBrowser(`${address}${site.tokenForBrowser}`, env)
   await new Promise((done) => world.stop.addEventListener("abort", done))
   await Promise.all(site.actions)
@@ -810,7 +864,7 @@ class Site {
     const url = new URL(request.url)
     const token = url.pathname === "/" ? url.searchParams.get("token") : null
     const headers = new Headers(securityHeaders())
-    const status = this.refusal(request, url.pathname, token)
+    const status = this.rejection(request, url.pathname, token)
     if (status) return new Response("", { status, headers })
     if (token !== null) {
       headers.set("Set-Cookie", `${this.cookie()}=${this.session}; HttpOnly; SameSite=Strict; Path=/`)
@@ -829,7 +883,7 @@ class Site {
   private cookie = () => `dashboard-${this.port}`
 
   /** The status for a request that is not from the admin's own page (DNS rebinding, other sites' forms), or is none of ours. */
-  private refusal({ method, headers }: Request, path: string, token: string | null): number | undefined {
+  private rejection({ method, headers }: Request, path: string, token: string | null): number | undefined {
     const host = headers.get("host") ?? ""
     const isOurs = ["127.0.0.1", "[::1]", "localhost"].some((name) => host === `${name}:${this.port}`)
     const origin = headers.get("origin") ?? (method === "GET" ? `http://${host}` : "")
@@ -1072,7 +1126,7 @@ export async function runCommandLine(args: string[], env: Env, signals: Pick<Wor
     const line = readCommandLine(args)
     const { help, version } = line.values
     if (help === undefined && version === undefined)
-      return await runCommand(line, env, { clock: systemClock, random: Math.random, say, ...signals })
+      return await runCommand(line, env, { clock: systemClock, emit: emitTo(say), ...signals })
     await print(help !== undefined ? helpText() : `${project.version}\n`)
     return 0
   } catch (error) {

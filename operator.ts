@@ -25,6 +25,7 @@ import {
 } from "@kubernetes/client-node"
 import { configureSync, getLogger, type LogRecord } from "@logtape/logtape"
 import { Counter, Gauge, Histogram, Registry } from "prom-client"
+import TinyQueue from "tinyqueue"
 import project from "./package.json" with { type: "json" }
 
 /** The prefix of every label and annotation that the operator writes or reads. */
@@ -507,7 +508,14 @@ export function viewJob(job: Job) {
           : "running"
   return {
     key: `${namespace}/${name}`,
-    ...{ namespace, name, uid, resourceVersion, labels: labels ?? {}, annotations: annotations ?? {}, phase },
+    namespace,
+    name,
+    uid,
+    resourceVersion,
+    labels: labels ?? {},
+    /** Ours alone: last-applied-configuration can be as large as the Job. */
+    annotations: Object.fromEntries(Object.entries(annotations ?? {}).filter(([key]) => key.startsWith(PREFIX))),
+    phase,
     deleting: metadata.deletionTimestamp != null,
     /** When the Failed condition became true. */
     failedAt:
@@ -547,7 +555,7 @@ export function instant(text: string | null | undefined): number | undefined {
 export type PodView = ReturnType<typeof viewPod>
 
 /** Reads a pod as the API server sends it; never throws. */
-export function viewPod({ metadata = {}, status = {} }: Pod) {
+export function viewPod({ metadata = {}, spec, status = {} }: Pod) {
   const owner = metadata.ownerReferences?.find(({ kind }) => kind === "Job")
   const disruption = status.conditions?.find((c) => c.type === "DisruptionTarget" && c.status === "True")
   const view = (init: boolean) => (container: ContainerStatus) => viewContainer(container, init)
@@ -561,6 +569,10 @@ export function viewPod({ metadata = {}, status = {} }: Pod) {
     index: metadata.annotations?.["batch.kubernetes.io/job-completion-index"],
     evicted: status.reason === "Evicted" || status.reason === "NodeLost" || disruption !== undefined,
     deleting: metadata.deletionTimestamp != null,
+    /** Without a controller that answers for it: its Job was deleted with --cascade=orphan. */
+    orphaned: !metadata.ownerReferences?.some(({ controller }) => controller),
+    finalizers: metadata.finalizers ?? [],
+    node: spec?.nodeName,
     /** No longer in the cluster. */
     gone: false,
     containers: [
@@ -643,11 +655,17 @@ export type Decision =
   | { do: "give up"; because: string }
   | { do: "wait" | "restart"; dueAt: number; because: string }
 
-/** Annotations that the new Job carries, so that counts survive everything. */
-const MARKS = "restarts restarts-of-cause restarted-from last-cause last-failure restart-now-done created touched"
-  .split(" ")
-  .map((mark) => PREFIX + mark)
-const TTL_MARGIN_MS = 5_000
+/** Annotations by which a restarted Job carries its counts from one restart to the next. `touched` is of version 1.0.0. */
+const BOOKKEEPING = [
+  "restarts",
+  "restarts-of-cause",
+  "restarted-from",
+  "last-cause",
+  "last-failure",
+  "restart-now-done",
+  "created",
+  "touched",
+].map((name) => PREFIX + name)
 
 /** What failed: its cause, the last lines of its logs, the containers that were killed for memory, and whether its owner changed the Job. */
 export type Failure = { cause: Cause; lines: string[]; killed: string[]; changed?: boolean }
@@ -683,13 +701,8 @@ export function decide(job: JobView, failure: Failure, config: Config, now: numb
   const because = rule
     ? `rule ${rule.text}${again > 0 ? `, failure ${again + 1} in a row` : ""}`
     : `RESTART_DELAY ${durationText(delayMs)}`
-  const wantedAt = job.failedAt + (rule ? growing(rule.wait as { fromMs: number; toMs: number }, again) : delayMs)
-  const dueAt = beforeTtl(job, wantedAt)
-  return {
-    do: now >= dueAt ? "restart" : "wait",
-    dueAt,
-    because: dueAt < wantedAt ? `${because}, but its TTL comes before` : because,
-  }
+  const dueAt = job.failedAt + (rule ? growing(rule.wait as { fromMs: number; toMs: number }, again) : delayMs)
+  return { do: now >= dueAt ? "restart" : "wait", dueAt, because }
 }
 
 /** What a person's wish to restart a Job now comes to, whatever rules and limits say: only what has ended is restarted. */
@@ -714,36 +727,10 @@ export function judgedRules(job: JobView, failure: Failure, config: Config): { r
   }))
 }
 
-/** When a failed Job is to be restarted, and with which others it keeps its distance. */
-export type Schedule = { uid: string; dueAt: number; group: string }
-
 /** The group of a Job; a restart that a person asks for waits for no other. */
 export function groupOf(job: JobView): string {
   const group = own(job, "group")
   return isWantedNow(job) ? `now ${job.uid}` : group === undefined ? `namespace ${job.namespace}` : `group ${group}`
-}
-
-/**
- * Which restarts may begin, the longest overdue first and in no group two closer than the spacing, when the next may, and the
- * last of each group from now on.
- */
-export function admit(schedules: Map<string, Schedule>, lastAt: Map<string, number>, spacingMs: number, now: number) {
-  // A last restart in the future is a clock that was moved back: taken for one of now, and kept so, or it would block until then.
-  const past = [...lastAt].map(([group, at]) => [group, Math.min(at, now)] as const)
-  const last = new Map(past.filter(([, at]) => at + spacingMs > now))
-  const begin: string[] = []
-  let nextAt = Number.POSITIVE_INFINITY
-  for (const [key, { dueAt, group }] of [...schedules].sort(
-    ([a, { dueAt: x }], [b, { dueAt: y }]) => x - y || (a < b ? -1 : 1),
-  )) {
-    const freeAt = Math.max(dueAt, (last.get(group) ?? Number.NEGATIVE_INFINITY) + spacingMs)
-    if (freeAt > now) nextAt = Math.min(nextAt, freeAt)
-    else {
-      begin.push(key)
-      last.set(group, now)
-    }
-  }
-  return { begin, nextAt, lastAt: last }
 }
 
 /** Whether the settings choose this Job. */
@@ -819,20 +806,13 @@ function restartsUnder(job: JobView, rule: RuleCause | undefined, failure: Failu
 /** A count from an annotation; text that is none is 0. */
 export const count = (text: string | undefined) => (/^\d{1,9}$/.test(text ?? "") ? Number(text) : 0)
 
-/** A TTL would remove the failed Job before it is due: it is restarted just before. */
-function beforeTtl({ ttlMs, failedAt = 0 }: JobView, dueAt: number): number {
-  return ttlMs === undefined ? dueAt : Math.min(dueAt, failedAt + Math.max(0, ttlMs - TTL_MARGIN_MS))
-}
-
-/** The longest that a Job may have to wait, and what says so; `never` is no wait. */
-export function longestWait(job: JobView, config: Config): { ms: number; from: string } {
+/** The longest that a Job may have to wait for its restart. */
+export function longestWaitMs(job: JobView, config: Config): number {
   const { delayMs, rules } = overridesOf(job, config)
   const any = rules.findIndex(({ cause }) => cause.kind === "any")
-  const waits = rules.slice(0, any < 0 ? rules.length : any + 1).flatMap(({ text, wait }) => {
-    return wait === "never" ? [] : [{ ms: wait.toMs, from: `the longest wait of rule ${text}` }]
-  })
-  if (any < 0) waits.unshift({ ms: delayMs, from: "the restart delay" })
-  return waits.reduce((a, b) => (b.ms > a.ms ? b : a), { ms: -1, from: "" })
+  const reached = rules.slice(0, any < 0 ? rules.length : any + 1)
+  const waits = reached.flatMap(({ wait }) => (wait === "never" ? [] : [wait.toMs]))
+  return Math.max(...waits, any < 0 ? delayMs : 0)
 }
 
 /** Whether a failed Job that is gone was removed by its own TTL, not by a person; a second for clocks. */
@@ -840,56 +820,80 @@ export function wasRemovedByTtl({ ttlMs, failedAt }: JobView, goneAt: number): b
   return ttlMs !== undefined && failedAt !== undefined && goneAt >= failedAt + ttlMs - 1_000
 }
 
-/** The annotations for the Job that comes after this one; one that has succeeded, and is restarted on a wish, ends the row. */
-export function marksFor(job: JobView, failure: Failure, config: Config): Record<string, string> {
+/** The bookkeeping annotations of the Job that replaces this one. A Job that succeeded, and is restarted by a person, starts anew. */
+export function bookkeepingFor(job: JobView, failure: Failure, config: Config): Record<string, string> {
   const rule = overridesOf(job, config).rules.find(({ cause }) => covers(cause, failure))
-  const again = restartsUnder(job, rule?.cause, failure)
-  const { uid, failedAt = 0, phase } = job
-  const [counts, last] =
-    phase === "succeeded"
-      ? [[0, 0], []]
-      : [
-          [restartsInRow(job, failure) + 1, again + 1],
-          [failure.cause, instantText(failedAt)],
-        ]
-  const values = [...counts, uid, last[0], last[1], own(job, "restart-now")]
-  return Object.fromEntries(MARKS.flatMap((mark, i) => (values[i] === undefined ? [] : [[mark, String(values[i])]])))
+  const hasSucceeded = job.phase === "succeeded"
+  const values = {
+    restarts: hasSucceeded ? 0 : restartsInRow(job, failure) + 1,
+    "restarts-of-cause": hasSucceeded ? 0 : restartsUnder(job, rule?.cause, failure) + 1,
+    "restarted-from": job.uid,
+    "last-cause": hasSucceeded ? undefined : failure.cause,
+    "last-failure": hasSucceeded ? undefined : instantText(job.failedAt ?? 0),
+    "restart-now-done": own(job, "restart-now"),
+  }
+  const known = Object.entries(values).filter(([, value]) => value !== undefined)
+  return Object.fromEntries(known.map(([name, value]) => [PREFIX + name, String(value)]))
 }
 
-const SERVER_METADATA =
-  "uid resourceVersion generation creationTimestamp deletionTimestamp deletionGracePeriodSeconds selfLink managedFields".split(
-    " ",
-  )
-const SERVER_FINALIZERS = ["foregroundDeletion", "orphan"]
-const SERVER_LABELS = [
-  "controller-uid",
-  "job-name",
-  "batch.kubernetes.io/controller-uid",
-  "batch.kubernetes.io/job-name",
+/** What a restart of a Job that failed like this wants: decided anew on the Job as it is now. */
+export function wishFor(job: Job, failure: Failure, config: Config, now: number, judge = decide): Wish {
+  const view = viewJob(job)
+  const known = { ...failure, changed: failure.changed || isChanged(job) }
+  const decision = judge({ ...view, deleting: false }, known, config, now)
+  return { decision, additions: { annotations: bookkeepingFor(view, known, config), memory: moreMemory(job, known) } }
+}
+
+/** Metadata that the API server fills in (pkg/registry/batch/job/strategy.go, apimachinery's ObjectMeta). */
+const SERVER_METADATA = [
+  "uid",
+  "resourceVersion",
+  "generation",
+  "creationTimestamp",
+  "deletionTimestamp",
+  "deletionGracePeriodSeconds",
+  "selfLink",
+  "managedFields",
+  // Without it, `kubectl create -f -` takes the replacement in whatever namespace it is restored to.
+  "namespace",
 ]
+const SERVER_FINALIZERS = ["foregroundDeletion", "orphan"]
+const UID_LABELS = ["controller-uid", "batch.kubernetes.io/controller-uid"]
+const SERVER_LABELS = [...UID_LABELS, "job-name", "batch.kubernetes.io/job-name"]
+/** What Kueue writes into the pod template when it admits a Job; a copy of them makes the next admission fail. */
+const KUEUE_TEMPLATE_KEYS = ["workload", "podset", "local-queue-name", "cluster-queue-name"].map(
+  (name) => `kueue.x-k8s.io/${name}`,
+)
 
 /**
- * The Job to create anew: the live one without exactly what the server made (pkg/registry/batch/job/strategy.go). All else
- * stays, unknown fields too: a list of fields to keep would lose those that a newer Kubernetes adds.
+ * The Job as its owner wrote it: the live one without exactly what servers and queues added. Everything else stays, unknown
+ * fields too: a list of fields to keep would lose those that a newer Kubernetes adds.
  */
 export function replacementFor(live: Job): Job {
   const { status: _, metadata: m = {}, ...job } = structuredClone({ ...live, apiVersion: "batch/v1", kind: "Job" })
+  const isGenerated = UID_LABELS.some((label) => m.uid !== undefined && m.labels?.[label] === m.uid)
   const metadata = {
     ...without(m, SERVER_METADATA),
-    labels: without(m.labels, SERVER_LABELS),
+    labels: isGenerated ? without(m.labels, SERVER_LABELS) : { ...m.labels },
     annotations: without(m.annotations, ["batch.kubernetes.io/job-tracking"]),
     finalizers: (m.finalizers ?? []).filter((name) => !SERVER_FINALIZERS.includes(name)),
   }
   const spec = job.spec as NonNullable<Job["spec"]>
-  if (spec.template?.metadata?.creationTimestamp === null) delete spec.template.metadata.creationTimestamp
-  if (!spec.manualSelector) {
-    delete (spec as Partial<typeof spec>).selector
-    if (spec.template?.metadata) spec.template.metadata.labels = without(spec.template.metadata.labels, SERVER_LABELS)
-  }
+  cleanTemplate(spec)
   // A Job without labels was given its template's, generated ones included (pkg/apis/batch/v1/defaults.go): it gets them again.
-  const defaulted = Object.keys(m.labels ?? {}).length > Object.keys(metadata.labels).length
-  if (defaulted && Bun.deepEquals(metadata.labels, spec.template?.metadata?.labels ?? {})) metadata.labels = {}
+  if (isGenerated && Bun.deepEquals(metadata.labels, spec.template?.metadata?.labels ?? {})) metadata.labels = {}
   return withoutEmpty({ ...job, metadata, spec })
+}
+
+/** Takes the generated selector and labels out of a spec, and what Kueue added to its pod template. */
+function cleanTemplate(spec: NonNullable<Job["spec"]>): void {
+  const metadata = spec.template?.metadata
+  if (metadata?.creationTimestamp === null) delete metadata.creationTimestamp
+  if (metadata) {
+    metadata.labels = without(metadata.labels, [...KUEUE_TEMPLATE_KEYS, ...(spec.manualSelector ? [] : SERVER_LABELS)])
+    metadata.annotations = without(metadata.annotations, KUEUE_TEMPLATE_KEYS)
+  }
+  if (!spec.manualSelector) delete (spec as Partial<typeof spec>).selector
 }
 
 function without<T extends object>(map: T | undefined, keys: string[]): T {
@@ -906,29 +910,58 @@ function withoutEmpty(job: Job): Job {
   return job
 }
 
-/** Whether two versions of a Job differ in something that a person wrote. */
-export function isEdited(a: Job, b: Job): boolean {
-  return !Bun.deepEquals(userPart(a), userPart(b))
+/** What a new Job gets beside what its owner wrote: our annotations, and new memory limits by container. */
+export type Additions = { annotations: Record<string, string>; memory: Record<string, string> }
+
+/** The complete Job to create in place of `live`: what its owner wrote, and our additions. */
+export function buildReplacement(live: Job, { annotations, memory }: Additions): Job {
+  const job = withMemory(replacementFor(live), memory)
+  job.metadata = { ...job.metadata, annotations: { ...job.metadata?.annotations, ...annotations } }
+  const created = contentOf(job)
+  job.metadata.annotations = { ...job.metadata.annotations, [`${PREFIX}created`]: created }
+  return job
 }
 
-/** Without the finalizers: from a Job that is going, their controllers take them off, and that is no edit. */
+/**
+ * The path of a whole number in a Job that JavaScript cannot hold exactly: it would come back changed. Kubernetes allows 64 bits
+ * (activeDeadlineSeconds, for one), JSON.parse keeps 53.
+ */
+export function inexactNumber(value: unknown, path = ""): string | undefined {
+  if (typeof value === "number") return Number.isSafeInteger(Math.trunc(value)) ? undefined : `${path}=${value}`
+  if (typeof value !== "object" || value === null) return undefined
+  for (const [key, part] of Object.entries(value)) {
+    const found = inexactNumber(part, path ? `${path}.${key}` : key)
+    if (found) return found
+  }
+  return undefined
+}
+
+/** Without the finalizers: their controllers take them off a Job that is being deleted, and that is no edit. */
 function userPart(job: Job): Job {
   const { metadata: { finalizers: _, ...metadata } = {}, ...rest } = replacementFor(job)
-  return withoutEmpty({ ...rest, metadata: { ...metadata, annotations: without(metadata?.annotations, MARKS) } })
+  return withoutEmpty({ ...rest, metadata: { ...metadata, annotations: without(metadata?.annotations, BOOKKEEPING) } })
 }
 
-/** A fingerprint of what an owner changes in a Job: its spec, its labels, and the annotations that speak to us. */
+/** A fingerprint of everything that the owner wrote into a Job; it tells whether a Job that is being deleted was edited. */
+export function fingerprintOf(job: Job): string {
+  return hashOf(canonicalJson(userPart(job)))
+}
+
+/** JSON with sorted keys, and memory in bytes: the server writes quantities in a form of its own (1024Mi comes back as 1Gi). */
+function canonicalJson(value: unknown): string {
+  const canonical = (key: string, part: unknown) => {
+    if (key === "memory" && typeof part === "string") return Math.round(bytesOf(part)) || part
+    if (typeof part !== "object" || part === null || Array.isArray(part)) return part
+    return Object.fromEntries(Object.entries(part).sort(([a], [b]) => (a < b ? -1 : 1)))
+  }
+  return JSON.stringify(value, canonical)
+}
+
+/** A fingerprint of what starts a Job's counts anew when its owner changes it: its spec, its labels, and our annotations. */
 export function contentOf(job: Job): string {
   const { metadata, spec } = userPart(job)
   const annotations = Object.entries(metadata?.annotations ?? {}).filter(([key]) => key.startsWith(PREFIX))
-  // The server writes quantities in a form of its own: 1024Mi comes back as 1Gi.
-  const sorted = (key: string, value: unknown) =>
-    value && typeof value === "object" && !Array.isArray(value)
-      ? Object.fromEntries(Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1)))
-      : key === "memory" && typeof value === "string"
-        ? Math.round(bytesOf(value)) || value
-        : value
-  const text = JSON.stringify({ spec, labels: metadata?.labels, annotations: Object.fromEntries(annotations) }, sorted)
+  const text = canonicalJson({ spec, labels: metadata?.labels, annotations: Object.fromEntries(annotations) })
   return createHash("sha256").update(text).digest("hex").slice(0, 16)
 }
 
@@ -938,119 +971,216 @@ export function isChanged(job: Job): boolean {
   return created !== undefined && created !== contentOf(job)
 }
 
-/** The label of an intent, with the Job's name, and the annotation with what no queue, collector, finalizer or selector may see. */
+/** The label of an intent, with the Job's name; also the value of its `managedBy`, for which no controller makes pods. */
 export const INTENT = `${PREFIX}intent`
+/** The annotation of an intent with the complete replacement and nothing else: JSON, above 200 KiB gzip in base64. */
+export const REPLACEMENT = `${PREFIX}replacement`
+/** The annotation of an intent that says what it replaces, as JSON: see Replaces. */
+export const REPLACES = `${PREFIX}replaces`
 
-/** Labels by which others would act on an intent: Kueue's queues, and what Argo CD prunes by. */
-const MANAGERS_LABEL = /^kueue\.x-k8s\.io\/|^app\.kubernetes\.io\/instance$/
-
-interface Hidden {
-  name: string
+/** The Job that an intent replaces. `dueAt`: when to create it, only if it has to wait. */
+interface Replaces {
   uid: string
   resourceVersion: string
-  /** Where the TTL took the Job early: the instant before which it is not created again. */
-  notBefore?: string
-  metadata: Pick<NonNullable<Job["metadata"]>, "labels" | "ownerReferences" | "finalizers">
-  spec: Pick<NonNullable<Job["spec"]>, "suspend" | "manualSelector" | "selector">
-  templateLabels?: Record<string, string>
-  /** New memory limits by container. */
-  memory: Record<string, string> | undefined
+  dueAt?: string
+  /** fingerprintOf() the Job as it was. */
+  fingerprint: string
+  memory?: Record<string, string>
 }
 
-/** What the new Job gets beside what the user wrote: our annotations, and memory. `notBefore`: see Hidden. */
-export interface Plan {
-  marks: Record<string, string>
-  memory?: Record<string, string>
-  notBefore?: number
+/** The record of a restart that is under way, as read back from the cluster. */
+export interface Intent {
+  namespace: string
+  name: string
+  uid: string
+  deleting: boolean
+  jobName: string
+  jobUid: string
+  jobVersion: string
+  /** When to create the Job; undefined: at once. */
+  dueAt: number | undefined
+  /** Exactly what is proved and created. */
+  replacement: Job
+  fingerprint: string
+  additions: Additions
+}
+
+const ANNOTATION_BYTES = 200 << 10
+
+/** What an intent is to stand for. */
+export type IntentPlan = { live: Job; additions: Additions; dueAt: number | undefined }
+/** An intent before it is written. */
+export type Draft = { replacement: Job; replaces: Replaces }
+
+/** The draft of an intent for a restart of `live`. */
+export function draftOf({ live, additions, dueAt }: IntentPlan): Draft {
+  const { uid = "", resourceVersion = "" } = live.metadata ?? {}
+  const replaces: Replaces = { uid, resourceVersion, fingerprint: fingerprintOf(live) }
+  if (dueAt !== undefined) replaces.dueAt = instantText(dueAt)
+  if (Object.keys(additions.memory).length > 0) replaces.memory = additions.memory
+  return { replacement: buildReplacement(live, additions), replaces }
+}
+
+/** The draft from which an intent that was read can be written again. */
+export function draftFrom({ jobUid: uid, jobVersion: resourceVersion, dueAt, ...intent }: Intent): Draft {
+  const { replacement, fingerprint, additions } = intent
+  const replaces: Replaces = { uid, resourceVersion, fingerprint, memory: additions.memory }
+  if (dueAt !== undefined) replaces.dueAt = instantText(dueAt)
+  return { replacement, replaces }
 }
 
 /**
- * The intent for a restart of `live`: its replacement as a suspended Job, which gets no pods, passes the real admission, and
- * can be cleaned up or restored with kubectl alone.
+ * An intent: data in the form of a Job that nobody runs (suspended, parallelism 0, managed by us), prunes (none of the user's labels
+ * or annotations) or adopts (no owner). The pod template is the user's, so that policies judge it. `wide` is for policies that
+ * reject a Job without labels, annotations or fields that they require.
  */
-export function intentFor(live: Job, { marks, memory, notBefore }: Plan): Job {
-  const { metadata: m = {}, spec: s, ...job } = replacementFor(live)
-  const { labels, ownerReferences, finalizers, ...metadata } = m
-  const { suspend, manualSelector, selector, template, ...spec } = s as NonNullable<Job["spec"]>
-  const { name = "", uid = "", resourceVersion = "" } = live.metadata ?? {}
-  const hidden: Hidden = {
-    ...{ name, uid, resourceVersion, ...(notBefore === undefined ? {} : { notBefore: instantText(notBefore) }) },
-    metadata: { labels, ownerReferences, finalizers } as Hidden["metadata"],
-    spec: { suspend, manualSelector, selector } as Hidden["spec"],
-    templateLabels: template.metadata?.labels as Record<string, string>,
-    memory,
-  }
-  const managers = Object.keys(labels ?? {}).filter((key) => MANAGERS_LABEL.test(key))
-  const templateLabels = without(template.metadata?.labels, SERVER_LABELS)
+export function intentFor({ replacement, replaces }: Draft, wide = false): Job {
+  const name = replacement.metadata?.name ?? ""
+  const { metadata, spec } = wide ? wideShape(replacement) : { metadata: {} as Metadata, spec: {} }
+  const template = structuredClone(replacement.spec?.template) as Template
+  if (template.metadata) template.metadata.labels = without(template.metadata.labels, SERVER_LABELS)
   return {
-    ...job,
+    apiVersion: "batch/v1",
+    kind: "Job",
     metadata: {
-      ...metadata,
-      name: intentName(name, uid, resourceVersion),
-      labels: { ...without(labels, managers), [INTENT]: name },
-      annotations: { ...metadata.annotations, ...marks, [INTENT]: JSON.stringify(hidden) },
+      name: intentName(name, replaces),
+      labels: { ...metadata.labels, [INTENT]: labelValueFor(name) },
+      annotations: {
+        ...metadata.annotations,
+        [REPLACEMENT]: packed(JSON.stringify(replacement)),
+        [REPLACES]: JSON.stringify(replaces),
+      },
     },
-    spec: { ...spec, suspend: true, template: labelled(template, templateLabels) },
+    spec: { ...spec, suspend: true, parallelism: 0, managedBy: INTENT, template },
   }
 }
 
-/** At most 51 characters: an Indexed Job's name needs room for the index in its pods' host names (pkg/apis/batch/validation). */
-function intentName(name: string, uid: string, resourceVersion: string): string {
-  return `${shortened(name)}-restart-${hashOf(`${name}/${uid}/${resourceVersion}`)}`
+type Template = NonNullable<Job["spec"]>["template"]
+
+/** Keys by which known tools find, prune or adopt what they applied. */
+const PRUNING_KEY =
+  /^kubectl\.kubernetes\.io\/|^applyset\.kubernetes\.io\/|^(kapp|kbld)\.k14s\.io\/|\.cattle\.io\/|\.fluxcd\.io\/|^argocd\.argoproj\.io\/|^app\.kubernetes\.io\/(instance|managed-by)$|^meta\.helm\.sh\/|^kueue\.x-k8s\.io\/(?!queue-name$)|^downscaler\//
+
+/** The user's metadata and spec as far as an intent may carry them: nothing that others prune by, and no selector. */
+function wideShape({ metadata, spec }: Job): { metadata: Metadata; spec: object } {
+  const bare = (map: Record<string, string> | undefined) =>
+    Object.fromEntries(Object.entries(map ?? {}).filter(([key]) => !PRUNING_KEY.test(key)))
+  return {
+    metadata: { labels: bare(metadata?.labels), annotations: bare(metadata?.annotations) },
+    spec: without(spec, ["selector", "manualSelector"]),
+  }
+}
+
+const packed = (text: string) =>
+  Buffer.byteLength(text) <= ANNOTATION_BYTES ? text : Buffer.from(Bun.gzipSync(Buffer.from(text))).toString("base64")
+const unpacked = (text: string) =>
+  text.startsWith("{") ? text : new TextDecoder().decode(Bun.gunzipSync(Buffer.from(text, "base64")))
+
+/**
+ * At most 51 characters: an Indexed Job's name needs room for the index in its pods' host names (pkg/apis/batch/validation).
+ * An intent that waits has another name than one that does not, so that both may stand.
+ */
+function intentName(name: string, { uid, resourceVersion, dueAt }: Replaces): string {
+  return `${shortened(name)}-restart-${hashOf([name, uid, resourceVersion, dueAt ?? []].flat().join("/"))}`
 }
 const shortened = (name: string) => name.slice(0, 30).replace(/[^a-z0-9]+$/, "")
 const hashOf = (text: string) => createHash("sha256").update(text).digest("hex").slice(0, 12)
 
-/** The record of a restart that is under way, as read back from the cluster. */
-export type Intent = NonNullable<ReturnType<typeof readIntent>>
+/** The label value for a Job's name, which may be longer than a label value's 63 characters. */
+export const labelValueFor = (name: string) => (name.length <= 63 ? name : hashOf(name))
+
+/** Whether a Job is an intent, also one that has lost its label. */
+export const isIntent = ({ metadata }: Job) =>
+  metadata?.labels?.[INTENT] !== undefined || metadata?.annotations?.[REPLACEMENT] !== undefined
 
 /** Reads an intent back; undefined for a Job that is none, or that somebody made unreadable. */
-export function readIntent(job: Job) {
-  const { namespace = "", name = "", uid = "", labels, annotations, deletionTimestamp } = job.metadata ?? {}
-  if (labels?.[INTENT] === undefined) return undefined
+export function readIntent(job: Job): Intent | undefined {
+  if (!isIntent(job)) return undefined
+  const { namespace = "", name = "", uid = "", annotations, deletionTimestamp } = job.metadata ?? {}
+  const identity = { namespace, name, uid, deleting: deletionTimestamp != null }
   return attempt(() => {
-    const hidden = JSON.parse(annotations?.[INTENT] ?? "") as Hidden
-    const { name: jobName, uid: jobUid, resourceVersion: jobVersion } = hidden
-    if (![jobName, jobUid, jobVersion].every((part) => typeof part === "string" && part !== "")) return undefined
-    const marks = Object.fromEntries(Object.entries(annotations ?? {}).filter(([key]) => MARKS.includes(key)))
-    const plan: Plan = { marks, memory: hidden.memory ?? {}, notBefore: instant(hidden.notBefore) ?? 0 }
-    // `original`: the Job as it was, to see edits of it.
-    const original = restored(job, hidden)
-    const replacement = withMemory(original, plan.memory ?? {})
-    return {
-      namespace,
-      name,
-      uid,
-      deleting: deletionTimestamp != null,
-      jobName,
-      jobUid,
-      jobVersion,
-      plan,
-      original,
-      replacement,
-    }
+    if (annotations?.[REPLACEMENT] === undefined) return readIntentOfV1(job, identity)
+    const replacement = JSON.parse(unpacked(annotations[REPLACEMENT])) as Job
+    const replaces = JSON.parse(annotations[REPLACES] ?? "") as Replaces
+    const jobName = replacement.metadata?.name ?? ""
+    const { uid: jobUid, resourceVersion: jobVersion, dueAt, fingerprint, memory = {} } = replaces
+    if (intentName(jobName, replaces) !== name || !jobUid || !jobVersion) return undefined
+    const additions = { annotations: bookkeepingOf(replacement), memory }
+    return { ...identity, jobName, jobUid, jobVersion, dueAt: instant(dueAt), replacement, fingerprint, additions }
   })
 }
 
-function restored(intent: Job, hidden: Hidden): Job {
-  const { metadata: m = {}, spec: s, ...job } = replacementFor(intent)
+const bookkeepingOf = ({ metadata }: Job) =>
+  Object.fromEntries(Object.entries(metadata?.annotations ?? {}).filter(([key]) => BOOKKEEPING.includes(key)))
+
+/** What version 1.0.0 kept in the annotation INTENT: everything that its intent could not show. */
+interface HiddenOfV1 {
+  name: string
+  uid: string
+  resourceVersion: string
+  notBefore?: string
+  metadata: Pick<NonNullable<Job["metadata"]>, "labels" | "ownerReferences" | "finalizers">
+  spec: Pick<NonNullable<Job["spec"]>, "suspend" | "manualSelector" | "selector">
+  templateLabels?: Record<string, string>
+  memory?: Record<string, string>
+}
+
+/** An intent of version 1.0.0: a suspended copy of the Job, completed by what it hid in its annotation. */
+function readIntentOfV1(
+  job: Job,
+  identity: Pick<Intent, "namespace" | "name" | "uid" | "deleting">,
+): Intent | undefined {
+  const hidden = JSON.parse(job.metadata?.annotations?.[INTENT] ?? "") as HiddenOfV1
+  const { name: jobName, uid: jobUid, resourceVersion: jobVersion, memory = {} } = hidden
+  if (![jobName, jobUid, jobVersion].every((part) => typeof part === "string" && part !== "")) return undefined
+  const { metadata: m = {}, spec: s, ...rest } = replacementFor(job)
   const { suspend: _, template, ...spec } = s as NonNullable<Job["spec"]>
+  const labels = hidden.templateLabels ?? template.metadata?.labels ?? {}
   const metadata = {
     ...m,
-    name: hidden.name,
+    name: jobName,
     labels: {},
     ...hidden.metadata,
     annotations: without(m.annotations, [INTENT]),
   }
-  const labels = hidden.templateLabels ?? template.metadata?.labels ?? {}
-  return withoutEmpty({ ...job, metadata, spec: { ...spec, ...hidden.spec, template: labelled(template, labels) } })
+  const original = withoutEmpty({
+    ...rest,
+    metadata,
+    spec: { ...spec, ...hidden.spec, template: { ...template, metadata: { ...template.metadata, labels } } },
+  })
+  const additions = { annotations: bookkeepingOf(job), memory }
+  const replacement = buildReplacement(original, additions)
+  const fingerprint = fingerprintOf(original)
+  return {
+    ...identity,
+    jobName,
+    jobUid,
+    jobVersion,
+    dueAt: instant(hidden.notBefore),
+    replacement,
+    fingerprint,
+    additions,
+  }
 }
 
-const labelled = (template: Template, labels: Record<string, string>) => ({
-  ...template,
-  metadata: { ...template.metadata, labels },
-})
-type Template = NonNullable<Job["spec"]>["template"]
+/** What a server made of an intent, where that is not what was sent; undefined if it may stand. */
+export function flawOf(sent: Job, made: Job): string | undefined {
+  const { labels, annotations, ownerReferences = [], finalizers = [], deletionTimestamp } = made.metadata ?? {}
+  const lost = [REPLACEMENT, REPLACES].filter((key) => annotations?.[key] !== sent.metadata?.annotations?.[key])
+  const { suspend, parallelism, managedBy = INTENT } = made.spec ?? {}
+  const flaws = [
+    labels?.[INTENT] !== sent.metadata?.labels?.[INTENT] && `its label ${INTENT} was removed or changed`,
+    lost.length > 0 && `its annotation ${lost.join(" and ")} was removed or changed`,
+    ownerReferences.length > 0 &&
+      `it got the owner ${ownerReferences.map(({ kind, name }) => `${kind} ${name}`).join(", ")}`,
+    finalizers.length > 0 && `it got the finalizer ${finalizers.join(", ")}`,
+    deletionTimestamp && "it is being deleted",
+    // A server without the feature JobManagedBy drops managedBy; then parallelism 0 alone keeps pods away.
+    (suspend !== true || parallelism !== 0 || managedBy !== INTENT) &&
+      "it could run: suspend, parallelism or managedBy was changed",
+  ]
+  return flaws.filter(Boolean).join("; ") || undefined
+}
 
 /**
  * After an out-of-memory kill: twice the memory for the containers that were killed, up to the Job's annotation
@@ -1081,7 +1211,8 @@ function withMemory(original: Job, memory: Record<string, string>): Job {
   const job = structuredClone(original)
   const first = (job.metadata?.annotations?.[`${PREFIX}oom-memory-first`] ?? "").split(",").filter(Boolean)
   for (const { name, resources } of containersOf(job)) {
-    const [limits, requests, limit] = [resources?.limits, resources?.requests, memory[name]]
+    const { limits, requests } = resources ?? {}
+    const limit = memory[name]
     if (!limits || limit === undefined) continue
     if (!first.some((entry) => entry.startsWith(`${name}=`))) first.push(`${name}=${limits.memory}`)
     if (requests?.memory === limits.memory) Object.assign(requests ?? {}, { memory: limit })
@@ -1095,37 +1226,215 @@ function withMemory(original: Job, memory: Record<string, string>): Job {
   return job
 }
 
-/** The intent that counts where several stand for one Job: the one of the newest version, whatever uid. */
-export function newest(intents: Intent[]): Intent | undefined {
-  const standing = intents.filter(({ deleting }) => !deleting)
-  return standing.sort((a, b) => compareVersions(a.jobVersion, b.jobVersion)).at(-1)
+/** resourceVersions are whole numbers that grow (KEP-5504). */
+export const compareVersions = (a: string, b: string) => a.length - b.length || (a < b ? -1 : a > b ? 1 : 0)
+
+/** The standing intents, the one that counts first: of the newest version, at once before later. */
+export function newestFirst(intents: Intent[]): Intent[] {
+  const due = ({ dueAt }: Intent) => dueAt ?? 0
+  return intents
+    .filter(({ deleting }) => !deleting)
+    .sort((a, b) => compareVersions(b.jobVersion, a.jobVersion) || due(a) - due(b))
 }
 
-/** resourceVersions are whole numbers that grow (KEP-5504). */
-const compareVersions = (a: string, b: string) => a.length - b.length || (a < b ? -1 : a > b ? 1 : 0)
+/**
+ * How a restart ended, or where it stands. `replaced`: someone else created the new Job. `changed`: the Job is not what it was, nothing
+ * was done. `waiting`: nothing more to do before `dueAt`. `rejected`: nothing was deleted, for the cluster rejects the
+ * replacement or its intent.
+ */
+export type Outcome =
+  | { result: "restarted" | "replaced"; uid: string }
+  | { result: "rejected"; error: Error }
+  | { result: "waiting"; dueAt: number }
+  | { result: "changed" | "cancelled" | "namespace gone" | "interrupted" }
 
-export type Step = "delete" | "await absence" | "rewrite" | "await due time" | "create" | "finish" | "discard"
+/** What keeps the name of a deleted Job from being free, or its program from having ended. */
+export type Blocker = { pod?: string; phase?: string; node?: string | undefined; finalizers: string[] }
+
+/** What this life wants of a Job that no intent stands for: what was decided, and what the new Job gets. */
+export type Wish = { decision: Decision; additions: Additions }
+
+/** Everything known about one Job's restart, read in one go. */
+export interface Observation {
+  /** Those that stand, newestFirst(). All of them were known before the Job was read. */
+  intents: Intent[]
+  /** Intents were known, but none of them stands any more. */
+  intentWasRemoved: boolean
+  live: Job | undefined
+  /** The newest version of the Job that anyone has seen. */
+  latest: Job | undefined
+  /** Somebody other than the TTL controller and us deleted the Job; only what this life has watched. */
+  deletedByPerson: boolean
+  wish: Wish | undefined
+  /** What keeps the old Job from going; read where the Job is terminating or absent. */
+  blockers: Blocker[]
+  /** For how long the terminating Job has had no blocker but the finalizer of a Foreground delete. */
+  unblockedForMs: number
+  /** The version of an edited terminating Job whose replacement the cluster rejects. */
+  rejectedEdit: string | undefined
+  /** The cluster rejected this restart before: ask before anything is written. */
+  wasRejected: boolean
+  /** A person asked for the restart now: due times do not count. */
+  atOnce: boolean
+}
+
+export type Step =
+  | { do: "write intent"; plan: IntentPlan; prove: boolean }
+  | { do: "prove and delete"; intent: Intent; ttl: boolean }
+  | { do: "delete in background"; intent: Intent }
+  | { do: "wait"; for: string; blockers: Blocker[] }
+  | { do: "create"; intent: Intent }
+  /** `withdraw`: the Job still stands, and another operator may be deleting it. Without an outcome the restart goes on. */
+  | { do: "clean up"; intents: Intent[]; outcome: Outcome | undefined; withdraw: boolean }
+  | { do: "done"; outcome: Outcome }
+
+const done = (outcome: Outcome): Step => ({ do: "done", outcome })
+const BACKGROUND_AFTER_MS = 60_000
+/** A Job whose TTL ends this soon after its due time is protected too: the operator may be away at that moment. */
+const TTL_MARGIN_MS = 60_000
+
+/** Whether a failed Job's TTL may remove it before, or just after, it is due. */
+export const isThreatenedByTtl = ({ ttlMs, failedAt }: JobView, dueAt: number) =>
+  ttlMs !== undefined && failedAt !== undefined && failedAt + ttlMs <= dueAt + TTL_MARGIN_MS
 
 /**
- * How a restart goes on, from the intent and the live Job alone: the same rules for this life, the next one, and two
- * operators at once. Once the intent stands and the Job is absent, it is created: whether our delete, an earlier life's or
- * a person's removed it cannot be told apart, and never losing a Job beats never resurrecting one.
+ * Whether a Job that is gone was deleted by a person, from its last state as a watch told it. The TTL controller and we delete Foreground,
+ * so that state carries a deletionTimestamp; a plain `kubectl delete` leaves none. Both times are the API server's; ten seconds
+ * are for control planes with two clocks.
  */
-export function nextStep(intent: Intent, live: Job | undefined, now: number): Step {
-  if (!live) return now < (intent.plan.notBefore ?? 0) ? "await due time" : "create"
-  const { uid, resourceVersion, deletionTimestamp } = live.metadata ?? {}
-  if (uid !== intent.jobUid) return "finish"
-  if (deletionTimestamp) return isEdited(live, intent.original) ? "rewrite" : "await absence"
+export function wasDeletedByPerson(last: Job, dueAt: number | undefined): boolean {
+  const deletedAt = instant(last.metadata?.deletionTimestamp)
+  const { failedAt = 0, ttlMs = Number.POSITIVE_INFINITY } = viewJob(last)
+  return deletedAt === undefined || deletedAt < Math.min(failedAt + ttlMs, dueAt ?? Number.POSITIVE_INFINITY) - 10_000
+}
+
+/**
+ * The whole rule of a restart: the same for this life, the next one, and two operators at once. Once an intent stands and the Job
+ * is absent, the Job is created: whether our delete, an earlier life's, its TTL or a person's removed it cannot always be told apart,
+ * and never losing a Job beats never resurrecting one.
+ */
+export function nextStep(seen: Observation, now: number): Step {
+  const { intents, live, latest } = seen
+  const [intent, ...older] = intents
+  if (!intent) return stepWithoutIntent(seen, now)
+  const back = [live, latest].find((job) => job && wasRecreated(job, intent))
+  if (back) return { do: "clean up", intents, outcome: outcomeOf(intents, back), withdraw: false }
+  if (older.length > 0) return { do: "clean up", intents: older, outcome: undefined, withdraw: false }
+  if (!live) return stepWhileAbsent(seen, intent, now)
+  return isTerminating(live) ? stepWhileTerminating(seen, intent, live) : stepBeforeDelete(seen, intent, live, now)
+}
+
+const isTerminating = ({ metadata }: Job) => metadata?.deletionTimestamp != null
+const uidOf = ({ metadata }: Job) => metadata?.uid
+const versionOf = ({ metadata }: Job) => metadata?.resourceVersion ?? ""
+const isNewer = (job: Job, { jobVersion }: Intent) => compareVersions(versionOf(job), jobVersion) > 0
+
+/** A Job of another uid took the place of the one that the intent replaces; it may even be gone again. */
+const wasRecreated = (job: Job, intent: Intent) => uidOf(job) !== intent.jobUid && isNewer(job, intent)
+
+function outcomeOf(intents: Intent[], back: Job): Outcome {
+  const from = back.metadata?.annotations?.[`${PREFIX}restarted-from`]
+  const isOurs = intents.some(({ jobUid }) => jobUid === from)
+  return { result: isOurs ? "restarted" : "replaced", uid: uidOf(back) ?? "" }
+}
+
+function stepWithoutIntent(seen: Observation, now: number): Step {
+  const { live, latest, wish, intentWasRemoved, deletedByPerson, wasRejected } = seen
+  const isGone = !live || isTerminating(live)
+  if (intentWasRemoved) return done({ result: isGone ? "cancelled" : "changed" })
+  const source = live ?? latest
+  if (!source || !wish || deletedByPerson || !("dueAt" in wish.decision)) return done({ result: "changed" })
+  const { dueAt } = wish.decision
+  const isDue = seen.atOnce || (live !== undefined && now >= dueAt)
+  if (live && isTerminating(live)) return done({ result: "changed" })
+  if (live && !isDue && !isThreatenedByTtl(viewJob(live), dueAt)) return done({ result: "waiting", dueAt })
+  return writeStep({ live: source, additions: wish.additions, dueAt: isDue ? undefined : dueAt }, wasRejected)
+}
+
+function writeStep(plan: IntentPlan, prove: boolean): Step {
+  const inexact = inexactNumber({ metadata: plan.live.metadata?.ownerReferences, spec: plan.live.spec })
+  if (!inexact) return { do: "write intent", plan, prove }
+  return done({
+    result: "rejected",
+    error: new Error(`${inexact} is above 2^53 and would be changed; write a smaller number`),
+  })
+}
+
+/** The Job stands as it was when the intent was written, or was edited since. */
+function stepBeforeDelete(seen: Observation, intent: Intent, live: Job, now: number): Step {
+  const { wish, intents } = seen
   // A delete with an older version as its precondition can never succeed: this intent is void, and safe to remove.
-  return resourceVersion === intent.jobVersion ? "delete" : "discard"
+  if (versionOf(live) !== intent.jobVersion)
+    return { do: "clean up", intents, outcome: { result: "changed" }, withdraw: false }
+  if (wish && !("dueAt" in wish.decision))
+    return { do: "clean up", intents, outcome: { result: "changed" }, withdraw: true }
+  const earlier = earlierIntent(seen, intent, live, now)
+  if (earlier) return earlier
+  if (intent.dueAt !== undefined && now < intent.dueAt) return done({ result: "waiting", dueAt: intent.dueAt })
+  return { do: "prove and delete", intent, ttl: viewJob(live).ttlMs !== undefined }
+}
+
+/** An intent that waits longer than this life wants, written when the cause was still unknown, or before a person asked. */
+function earlierIntent(
+  { wish, atOnce }: Observation,
+  { dueAt, additions }: Intent,
+  job: Job,
+  now: number,
+): Step | undefined {
+  if (dueAt === undefined) return undefined
+  if (atOnce) return writeStep({ live: job, additions: wish?.additions ?? additions, dueAt: undefined }, false)
+  if (!wish || !("dueAt" in wish.decision) || inSeconds(wish.decision.dueAt) >= inSeconds(dueAt)) return undefined
+  // It keeps its due time, so that a person can still cancel it by deleting the Job.
+  return writeStep({ live: job, additions: wish.additions, dueAt: Math.max(wish.decision.dueAt, now) }, false)
+}
+
+const inSeconds = (ms: number) => Math.floor(ms / 1_000)
+
+function stepWhileTerminating(seen: Observation, intent: Intent, live: Job): Step {
+  const edit = editOf(seen, intent, live)
+  if (edit) return edit
+  if (seen.unblockedForMs >= BACKGROUND_AFTER_MS) return { do: "delete in background", intent }
+  return { do: "wait", for: "the old Job to go", blockers: seen.blockers }
+}
+
+function stepWhileAbsent(seen: Observation, intent: Intent, now: number): Step {
+  const { intents, latest, deletedByPerson, blockers, atOnce } = seen
+  if (deletedByPerson && intent.dueAt !== undefined && !atOnce)
+    return { do: "clean up", intents, outcome: { result: "cancelled" }, withdraw: false }
+  const edit = latest && editOf(seen, intent, latest)
+  if (edit) return edit
+  const earlier = !atOnce && latest && uidOf(latest) === intent.jobUid && earlierIntent(seen, intent, latest, now)
+  if (earlier) return earlier
+  if (!atOnce && now < (intent.dueAt ?? 0)) return done({ result: "waiting", dueAt: intent.dueAt as number })
+  if (blockers.length > 0) return { do: "wait", for: "the pods of the old Job to go", blockers }
+  return { do: "create", intent }
+}
+
+/** A person's edit of the Job while it is being deleted becomes an intent of its own, after its own proof. */
+function editOf({ rejectedEdit }: Observation, intent: Intent, job: Job): Step | undefined {
+  if (!isNewer(job, intent) || versionOf(job) === rejectedEdit || fingerprintOf(job) === intent.fingerprint)
+    return undefined
+  // From a Job that is being deleted, their controllers take the finalizers off.
+  const finalizers = intent.replacement.metadata?.finalizers ?? []
+  const live = { ...job, metadata: { ...job.metadata, finalizers } }
+  return writeStep({ live, additions: intent.additions, dueAt: intent.dueAt }, true)
 }
 
 /** Whether a pod of the old Job keeps the new one waiting. An orphaned one that has ended does no harm, unless it would be adopted. */
-export function isInTheWay(pod: Pod, { jobUid, replacement }: Intent): boolean {
-  const owners = pod.metadata?.ownerReferences ?? []
-  if (owners.some(({ uid }) => uid === jobUid)) return true
-  if (owners.some(({ controller }) => controller)) return false
-  return replacement.spec?.manualSelector === true || !["Succeeded", "Failed"].includes(pod.status?.phase ?? "")
+export function blocksReplacement(pod: PodView, { jobUid, replacement }: Intent): boolean {
+  if (pod.gone) return false
+  if (!pod.orphaned) return pod.jobUid === jobUid
+  return replacement.spec?.manualSelector === true || !["Succeeded", "Failed"].includes(pod.phase)
+}
+
+/** What holds a restart up, in words. */
+export function blockersText(blockers: Blocker[]): string {
+  const texts = blockers.map(({ pod, phase, node, finalizers }) => {
+    const facts = [phase, node && `node ${node}`, finalizers.length > 0 && `finalizers ${finalizers.join(", ")}`]
+    const text = facts.filter(Boolean).join(", ")
+    return pod === undefined ? text : `pod ${pod} (${text})`
+  })
+  return texts.join("; ")
 }
 
 /** A past failure, as the metadata of its record tells it; `restarts` in a row before it. */
@@ -1160,13 +1469,21 @@ export function readPast({ name = "", namespace = "", labels, annotations, creat
   }
 }
 
+/** What decides whether a record is kept. */
+export type RecordKey = Pick<PastFailure, "name" | "job" | "failedAt" | "restarts">
+
+const recordKey = (metadata: Metadata): RecordKey => {
+  const { name, job, failedAt, restarts } = readPast(metadata)
+  return { name, job, failedAt, restarts }
+}
+
 /** The records to remove: those before the last so many of each Job; all of a Job that is not `there`, after 30 days. */
 export function staleRecords(
-  records: PastFailure[],
+  records: RecordKey[],
   limit: number,
   isThere: (job: string) => boolean,
   now: number,
-): PastFailure[] {
+): RecordKey[] {
   return [...Map.groupBy(records, ({ job }) => job)].flatMap(([job, all]) => {
     const newestFirst = all.sort(
       (a, b) => b.failedAt - a.failedAt || b.restarts - a.restarts || (a.name < b.name ? -1 : 1),
@@ -1327,10 +1644,10 @@ export function sayDecision(decision: Decision, now: number): { fact: string; te
   return { fact, text: `${fact} (in ${durationText(Math.max(0, decision.dueAt - now))}): ${decision.because}` }
 }
 
-/** A Job's state in one word, for metrics. `refused`: it was due, but could not be created again. */
-export function stateOf(view: JobView, decision: Decision | undefined, refusals: number): string {
+/** A Job's state in one word, for metrics. `rejected`: it was due, but the cluster would not take it back. */
+export function stateOf(view: JobView, decision: Decision | undefined, rejections: number): string {
   if (decision?.do === "give up") return "given_up"
-  if (decision && "dueAt" in decision) return refusals > 0 ? "refused" : "waiting"
+  if (decision && "dueAt" in decision) return rejections > 0 ? "rejected" : "waiting"
   return decision && !decision.healthy ? "left_alone" : view.deleting ? "deleting" : view.phase
 }
 
@@ -1503,7 +1820,6 @@ export const RIGHTS: Record<string, string> = {
   "list /pods": "causes of failures cannot be seen, nor whether old pods are gone",
   "watch /pods": "cause and log of a Job with restartPolicy OnFailure are lost when its pods go before the next look",
   "get /pods/log": "log lines of failed containers cannot be kept",
-  "patch batch/jobs": "a new Job that the controller has overlooked is not touched to wake it",
   "create /events": "kubectl describe does not tell what was done; the log does",
   "create /configmaps": "failures are not recorded, and the commands do not know the settings",
   "list /configmaps": "records of failures are not kept to HISTORY_LIMIT",
@@ -1534,6 +1850,209 @@ export function allowed({ incomplete, resourceRules }: Rules): Set<string> {
   return new Set([...Object.keys(RIGHTS), NAMESPACE_RIGHT].filter((right) => incomplete || allows(right)))
 }
 
+// ──────────────────────────────────────────────── 7 Facts ─────────────────────────────────────────────
+
+/**
+ * What happened. Four sinks switch on `kind`: the log, Events, metrics and notifications; nobody reads another's text. Durations
+ * are in ms, `…At` are epoch ms.
+ */
+export type Fact =
+  | { kind: "FailureSeen"; job: JobName; failedAt: number; cause: Cause; reason: string; evidence: Evidence }
+  | { kind: "LeftAlone"; job: JobName; because: string; healthy: boolean; phase: string }
+  | { kind: "RestartScheduled"; job: JobName; dueAt: number; inMs: number; because: string; cause: Cause }
+  | { kind: "GaveUp"; job: JobName; because: string; cause: Cause }
+  | { kind: "RestartStarted"; job: JobName; cause: Cause; isDryRun: boolean }
+  | { kind: "IntentWritten"; job: JobName; intent: string; dueAt: number | undefined }
+  | { kind: "IntentAdopted"; job: JobName; intent: string }
+  | { kind: "IntentUnreadable"; job: JobName }
+  | { kind: "RestartFinished"; job: JobName; outcome: FinalOutcome; tookMs: number; lateMs: number }
+  | { kind: "RestartRejected"; job: JobName; why: string; retryMs: number }
+  | { kind: "HeldUp"; job: JobName; waitsFor: string; blockers: string; forMs: number; isAlarm: boolean }
+  | { kind: "EditTaken"; job: JobName }
+  | { kind: "EditRejected"; job: JobName; why: string }
+  | { kind: "DeletedByOthers"; job: JobName; isRestart: boolean }
+  | { kind: "RemovedByTtl"; job: JobName; because: string }
+  | { kind: "WrongAnnotation"; job: JobName; problem: string }
+  | { kind: "Queued"; job: JobName; queue: string }
+  | { kind: "NoPod"; job: JobName; forMs: number }
+  | { kind: "CannotStart"; job: JobName; pod: string; reason: string }
+  | { kind: "EvidenceUnavailable"; job: JobName; why: string }
+  | { kind: "NotUnderstood"; job: JobName; why: string }
+  | { kind: "JobMissing"; job: JobName }
+  | { kind: "NamespaceEmpty"; namespace: string; isMissing: boolean }
+  | { kind: "PermissionsReviewed"; namespace: string; missing: string[]; isEssential: boolean }
+  | { kind: "WriteFailed"; namespace: string; what: string; why: string }
+  | { kind: "EventFailed"; job: JobName; why: string }
+  | { kind: "Retrying"; what: string; job: JobName | undefined; why: string; retryMs: number; isAlarm: boolean }
+  | { kind: "Recovered"; what: string; afterMs: number }
+  | { kind: "ClockSkew"; skewMs: number }
+  | { kind: "Stopping"; restarts: number }
+
+/** The outcomes with which a restart ends. */
+export type FinalOutcome = Exclude<Outcome, { result: "rejected" | "waiting" }>
+/** Takes facts, and passes them on. Never throws. */
+export type Emit = (fact: Fact) => void
+
+/** One line of the log, and the fields that collectors get with it. */
+type LogLine = { level: Level; text: string; lines?: string[]; fields?: Record<string, unknown> }
+type Renderer = { [K in Fact["kind"]]: (fact: Extract<Fact, { kind: K }>) => LogLine }
+
+const line = (level: Level, text: string): LogLine => ({ level, text })
+
+/** How the log tells each fact. The Job's name is put in front. */
+const LOG_LINES: Renderer = {
+  FailureSeen: ({ failedAt, cause, reason, evidence }) => ({
+    level: "warning",
+    text: `failed at ${instantText(failedAt)}: ${[cause, reason].filter(Boolean).join(", ")}`,
+    lines: evidenceLines(evidence),
+    fields: { cause },
+  }),
+  LeftAlone: ({ because, healthy, phase }) => ({
+    level: healthy ? "debug" : "info",
+    text: `left alone: ${because}`,
+    fields: { phase },
+  }),
+  RestartScheduled: ({ dueAt, inMs, because }) =>
+    line("info", `will be restarted at ${instantText(dueAt)} (in ${durationText(Math.max(0, inMs))}): ${because}`),
+  GaveUp: ({ because, cause }) => line("error", `${gaveUpText(because)} (cause ${cause})`),
+  RestartStarted: ({ cause, isDryRun }) =>
+    line("info", `${isDryRun ? "would be restarted now (DRY_RUN)" : "restarting"}, cause ${cause}`),
+  IntentWritten: ({ job, intent, dueAt }) => line("info", intentText(job, intent, dueAt)),
+  IntentAdopted: ({ intent }) => line("info", `continuing an unfinished restart from its intent ${intent}`),
+  IntentUnreadable: () =>
+    line(
+      "error",
+      `is labelled as an intent, but its annotations cannot be read; if no restart is under way, delete it`,
+    ),
+  RestartFinished: ({ outcome, tookMs, lateMs }) => ({
+    ...finishedLine(outcome, tookMs),
+    fields: { result: outcome.result, ...(outcome.result === "restarted" && { lateMs }) },
+  }),
+  RestartRejected: ({ why, retryMs }) => ({
+    level: "error",
+    text: `${rejectedText(why)}; next try in ${durationText(retryMs)}`,
+    fields: { result: "rejected" },
+  }),
+  HeldUp: (fact) => line(fact.isAlarm ? "error" : "warning", heldUpText(fact)),
+  EditTaken: () => line("info", "was edited while being deleted; the new Job gets the edit"),
+  EditRejected: ({ why }) =>
+    line(
+      "warning",
+      `was edited while being deleted, but the cluster rejects the edit; the new Job will lack it: ${why}`,
+    ),
+  DeletedByOthers: ({ isRestart }) =>
+    line("info", isRestart ? "is being restarted by someone else" : "was deleted by someone; it is not restarted"),
+  RemovedByTtl: ({ because }) => line("warning", `was removed by its TTL and is not restarted: ${because}`),
+  WrongAnnotation: ({ problem }) => line("warning", problem),
+  Queued: ({ queue }) => line("warning", queuedText(queue)),
+  NoPod: ({ forMs }) => line("warning", noPodText(forMs)),
+  CannotStart: ({ pod, reason }) =>
+    line(
+      "warning",
+      `pod ${pod} cannot start: ${reason}; a Job that never starts fails only with activeDeadlineSeconds`,
+    ),
+  EvidenceUnavailable: ({ why }) => line("warning", `its pods cannot be inspected: ${why}`),
+  NotUnderstood: ({ why }) => line("error", `cannot be understood: ${why}`),
+  JobMissing: () => line("warning", "there is no such Job yet; it is watched as soon as it appears"),
+  NamespaceEmpty: ({ namespace, isMissing }) =>
+    line(
+      "warning",
+      `namespace ${namespace} ${isMissing ? "does not exist" : "has no Jobs yet"}; if that is wrong, see NAMESPACE`,
+    ),
+  PermissionsReviewed: ({ namespace, missing, isEssential }) =>
+    missing.length === 0
+      ? line("debug", `${namespace}: the Role allows everything that is needed`)
+      : {
+          level: isEssential ? "error" : "warning",
+          text: `${namespace}: the Role lacks ${missing.length} rules, or the namespace does not exist yet; see deploy/rbac.yaml:`,
+          lines: missing,
+        },
+  WriteFailed: ({ namespace, what, why }) => line("warning", `${namespace}: ${what}: ${why}`),
+  EventFailed: ({ why }) => line("debug", `an Event could not be written: ${why}`),
+  Retrying: ({ what, why, retryMs, isAlarm }) =>
+    line(isAlarm ? "error" : "warning", `${what}, next try in ${durationText(retryMs)}: ${why}`),
+  Recovered: ({ what, afterMs }) => line("info", `${what}: over after ${durationText(afterMs)}`),
+  ClockSkew: ({ skewMs }) =>
+    line(
+      "warning",
+      `the API server's clock is ${durationText(skewMs)} ahead of this one; due times follow the server's`,
+    ),
+  Stopping: ({ restarts }) => line("info", `finishing ${restarts} restarts`),
+}
+
+const gaveUpText = (because: string) =>
+  `given up: ${because}; to go on, set a new ${PREFIX}restart-now on it, or delete it and apply it again`
+const rejectedText = (why: string) => `not deleted, because the cluster would not take it back: ${why}`
+const queuedText = (queue: string) =>
+  `waits in queue ${queue}; its suspend field stays as it is for the queue's controller`
+const noPodText = (forMs: number) =>
+  `was restarted, but has had no pod for ${durationText(forMs)}; kubectl describe job shows whether quota or policy prevents it`
+const heldUpText = ({ waitsFor, blockers, forMs }: Extract<Fact, { kind: "HeldUp" }>) =>
+  `has waited ${durationText(forMs)} for ${waitsFor}: ${blockers}; remove what holds it, and the restart continues`
+
+function intentText({ namespace }: JobName, intent: string, dueAt: number | undefined): string {
+  const when = dueAt === undefined ? "" : ` and will happen at ${instantText(dueAt)}, even if its TTL removes it first`
+  return `its restart is recorded in intent ${intent}${when}; to cancel it: kubectl -n ${namespace} delete job ${intent}`
+}
+
+function finishedLine(outcome: FinalOutcome, tookMs: number): LogLine {
+  switch (outcome.result) {
+    case "restarted":
+      return line("info", `restarted in ${durationText(tookMs)}, new uid ${outcome.uid}`)
+    case "replaced":
+      return line("info", `was created again by someone else, uid ${outcome.uid}; that completes its restart`)
+    case "cancelled":
+      return line("info", "its intent was removed, so its restart is cancelled")
+    case "changed":
+      return line("info", "has changed meanwhile; not restarted")
+    case "namespace gone":
+      return line("warning", "its namespace is being deleted; it cannot be created again")
+    case "interrupted":
+      return line("info", "its restart is left for the next start")
+  }
+}
+
+/** A fact as a line of the log. */
+export function logLineOf(fact: Fact): LogLine {
+  const { level, text, lines, fields } = (LOG_LINES[fact.kind] as (fact: Fact) => LogLine)(fact)
+  const job = "job" in fact ? fact.job : undefined
+  return {
+    level,
+    text: job ? `[${job.key}] ${text}` : text,
+    ...(lines && { lines }),
+    fields: { ...(job && { job: job.key, reason: fact.kind }), ...fields },
+  }
+}
+
+/** The facts that `kubectl describe job` shows: reason, severity and text of the Event; undefined for the others. */
+export function eventTextOf(fact: Fact): { level: Level; reason: string; text: string } | undefined {
+  switch (fact.kind) {
+    case "RestartScheduled": {
+      const text = `failed, cause ${fact.cause}; will be restarted at ${instantText(fact.dueAt)}: ${fact.because}`
+      return { level: "warning", reason: "FailureSeen", text }
+    }
+    case "RestartFinished":
+      if (fact.outcome.result !== "restarted") return undefined
+      return { level: "info", reason: "Restarted", text: finishedLine(fact.outcome, fact.tookMs).text }
+    case "RestartRejected":
+      return { level: "error", reason: "CannotRestart", text: rejectedText(fact.why) }
+    case "GaveUp":
+      return { level: "error", reason: "GivenUp", text: `${gaveUpText(fact.because)} (cause ${fact.cause})` }
+    case "IntentWritten":
+      return { level: "info", reason: "RestartRecorded", text: intentText(fact.job, fact.intent, fact.dueAt) }
+    case "HeldUp":
+      return fact.isAlarm ? { level: "error", reason: "HeldUp", text: heldUpText(fact) } : undefined
+    case "WrongAnnotation":
+      return { level: "warning", reason: "WrongAnnotation", text: fact.problem }
+    case "Queued":
+      return { level: "warning", reason: "Queued", text: queuedText(fact.queue) }
+    case "NoPod":
+      return { level: "warning", reason: "NoPod", text: noPodText(fact.forMs) }
+    default:
+      return undefined
+  }
+}
+
 // ──────────────────────────────────────────── 5 The cluster ───────────────────────────────────────────
 
 /** An answer of the API server that is no success, a v1 Status. Branch on `status` and `reason`, never on the message. */
@@ -1542,11 +2061,12 @@ export class ApiError extends Error {
   constructor(
     readonly status: number,
     readonly reason: string,
-    message: string,
+    /** The server's own words. */
+    readonly text: string,
     readonly causes: string[] = [],
     readonly retryAfterMs = 0,
   ) {
-    super(`${status} ${reason}: ${message}`)
+    super(`${status} ${reason}: ${text}`)
   }
 }
 
@@ -1571,12 +2091,13 @@ export interface Cluster {
   /** Lists all pages, read from the store, not from a cache. Holds what `keep` returns for each Job, never the Jobs of two pages. */
   listJobs<T>(namespace: string, selector: string, keep: Keep<Job, T>, signal: AbortSignal): Promise<Listed<T>>
   getJob(namespace: string, name: string, signal: AbortSignal): Promise<Job | undefined>
-  createJob(namespace: string, job: Job, signal: AbortSignal): Promise<Job>
-  /** Writes an annotation, so that the Job controller looks at the Job again. */
-  touchJob(job: JobName, annotation: string, value: string, signal: AbortSignal): Promise<unknown>
+  /** `dryRun`: everything but the write. `strict`: unknown fields are an error. */
+  createJob(namespace: string, job: Job, options: CreateOptions, signal: AbortSignal): Promise<Job>
   /** Sets annotations, or removes those that are null. Rejected with Conflict unless uid and resourceVersion still hold. */
   annotateJob(job: JobVersion, annotations: Record<string, string | null>, signal: AbortSignal): Promise<Job>
   createEvent(namespace: string, event: object, signal: AbortSignal): Promise<unknown>
+  /** The Events with a reason, oldest first as the server lists them; by an admin's rights, not by the operator's Role. */
+  listEvents(namespace: string, reason: string, signal: AbortSignal): Promise<JobEvent[]>
   /** Metadata alone: a hundredth of what logs would be. */
   listConfigMaps(namespace: string, selector: string, signal: AbortSignal): Promise<Listed<Metadata>>
   getConfigMap(namespace: string, name: string, signal: AbortSignal): Promise<ConfigMap | undefined>
@@ -1603,7 +2124,11 @@ export type Listed<Kept> = { items: Kept[]; resourceVersion: string }
 export type Watched = { jobs: Job; pods: Pod; configmaps: Pick<ConfigMap, "metadata"> }
 export type JobVersion = Pick<JobView, "namespace" | "name" | "uid" | "resourceVersion">
 export type Events<T> = AsyncIterable<{ type: string; object: T }>
+type RawEvent = { involvedObject?: { uid?: string }; message?: string; lastTimestamp?: string | null }
+/** An Event on the Job of a uid. */
+export type JobEvent = { uid: string; text: string; at: number }
 export type LogOptions = { lines: number; previous: boolean }
+export type CreateOptions = { dryRun?: boolean; strict?: boolean }
 export type DeleteOptions = { uid: string; resourceVersion?: string; propagationPolicy: "Foreground" | "Background" }
 export type WatchOptions = { resourceVersion: string; selector?: string; silenceMs: number }
 
@@ -1843,12 +2368,21 @@ function verbsOf(server: ApiServer): Cluster {
       const look = server.send("GET", `/api/v1/namespaces/${encodeURIComponent(namespace)}`, signal)
       return look.then(() => true).catch((error) => (isReason(error, "NotFound") ? false : undefined))
     },
-    listJobs: (namespace, selector, keep, signal) => server.list(pathOf("jobs", namespace), selector, keep, signal),
+    listJobs: (namespace, selector, keep, signal) =>
+      server.list(pathOf("jobs", namespace), { labelSelector: selector || undefined }, keep, signal),
     getJob: (namespace, name, signal) => server.find(pathOf("jobs", namespace, name), signal),
-    createJob: (namespace, body, signal) => server.send("POST", pathOf("jobs", namespace), signal, { body }),
-    touchJob({ namespace, name, uid }, annotation, value, signal) {
-      const body = { metadata: { uid, annotations: { [annotation]: value } } }
-      return server.send("PATCH", pathOf("jobs", namespace, name), signal, { body })
+    createJob(namespace, body, { dryRun = false, strict = false }, signal) {
+      const query = { dryRun: dryRun ? "All" : undefined, fieldValidation: strict ? "Strict" : undefined }
+      return server.send("POST", pathOf("jobs", namespace), signal, { body, query })
+    },
+    async listEvents(namespace, reason, signal) {
+      const keep = ({ involvedObject, message, lastTimestamp }: RawEvent): JobEvent => ({
+        uid: involvedObject?.uid ?? "",
+        text: message ?? "",
+        at: instant(lastTimestamp) ?? 0,
+      })
+      const selection = { fieldSelector: `involvedObject.kind=Job,reason=${reason}` }
+      return (await server.list(pathOf("events", namespace), selection, keep, signal)).items
     },
     annotateJob({ namespace, name, uid, resourceVersion }, annotations, signal) {
       const body = { metadata: { uid, resourceVersion, annotations } }
@@ -1857,7 +2391,7 @@ function verbsOf(server: ApiServer): Cluster {
     createEvent: (namespace, body, signal) => server.send("POST", pathOf("events", namespace), signal, { body }),
     listConfigMaps(namespace, selector, signal) {
       const keep = ({ metadata }: { metadata: Metadata }) => metadata
-      return server.list(pathOf("configmaps", namespace), selector, keep, signal, METADATA_LIST)
+      return server.list(pathOf("configmaps", namespace), { labelSelector: selector }, keep, signal, METADATA_LIST)
     },
     getConfigMap: (namespace, name, signal) => server.find(pathOf("configmaps", namespace, name), signal),
     createConfigMap: (namespace, body, signal) =>
@@ -1870,7 +2404,8 @@ function verbsOf(server: ApiServer): Cluster {
         body: { propagationPolicy, preconditions },
       })
     },
-    listPods: (namespace, selector, keep, signal) => server.list(pathOf("pods", namespace), selector, keep, signal),
+    listPods: (namespace, selector, keep, signal) =>
+      server.list(pathOf("pods", namespace), { labelSelector: selector || undefined }, keep, signal),
     readLog(namespace, pod, container, { lines, previous }, signal) {
       const query = {
         container,
@@ -1937,14 +2472,14 @@ class ApiServer {
    */
   async list<T, K>(
     path: string,
-    labelSelector: string,
+    selection: Query,
     keep: Keep<T, K>,
     signal: AbortSignal,
     accept = "",
   ): Promise<Listed<K>> {
     const items: K[] = []
     const readPage = async (token?: string) => {
-      const query = { limit: PAGE_ITEMS, labelSelector: labelSelector || undefined, continue: token }
+      const query = { limit: PAGE_ITEMS, ...selection, continue: token }
       const page = await this.send<Page<T>>("GET", path, signal, { query, accept })
       for (const item of page.items ?? []) {
         const kept = keep(item)
@@ -2063,7 +2598,7 @@ const isReason = (error: unknown, reason: string) =>
   error instanceof ApiError && (error.reason === reason || error.causes.includes(reason))
 
 /** Whether the server will say the same again: no conflict, no weariness, no fault of its own. */
-const isRefusal = (error: unknown): error is ApiError =>
+const isRejection = (error: unknown): error is ApiError =>
   error instanceof ApiError && [400, 403, 404, 405, 413, 415, 422].includes(error.status)
 
 /** Runs `work` with a signal that fires when the limit has passed or the caller stops; it never outlives that. */
@@ -2212,20 +2747,25 @@ function eventFrom<T>(line: string): { type: string; object: T } {
 
 /** Time, as far as it can be replaced. `sleep` ends early, without an error, when a signal fires. */
 export interface Clock {
+  /** Wall-clock time in epoch ms. */
   now(): number
+  /** Monotonic time in ms, for durations. */
+  monotonic(): number
   sleep(ms: number, ...signals: AbortSignal[]): Promise<void>
+  /** From 0 to 1. */
+  random(): number
 }
 
 /** What acting needs from outside. `stop`: begin nothing new. `kill`: give up what is under way; intents stay. */
 export interface World {
   cluster: Cluster
   clock: Clock
-  /** From 0 to 1. */
-  random(): number
-  say: Say
+  emit: Emit
   config: Config
   stop: AbortSignal
   kill: AbortSignal
+  /** RULES, unless a test replaces one by a wrong one to show that the simulation notices. */
+  rules?: typeof RULES
 }
 
 const SKEW_LIMIT_MS = 5_000
@@ -2239,32 +2779,41 @@ export function nowOf({ clock, cluster }: World): number {
   return clock.now() + (Math.abs(skewMs) > SKEW_LIMIT_MS ? skewMs : 0)
 }
 
+const LONGEST_RETRY_AFTER_MS = 300_000
+
 /** Exponential from 0.25 s to 30 s, half of it by chance so that many do not come back at once; never less than the server asks. */
 export function backoffMs(attempt: number, random: number, error: unknown): number {
   const most = Math.min(30_000, 250 * 2 ** Math.min(attempt, 10))
-  return Math.max(error instanceof ApiError ? error.retryAfterMs : 0, most / 2) + (random * most) / 2
+  return (
+    Math.max(error instanceof ApiError ? Math.min(error.retryAfterMs, LONGEST_RETRY_AFTER_MS) : 0, most / 2) +
+    (random * most) / 2
+  )
 }
 
 /**
- * Errors on the way of something that is tried until it works: each is said once, and the next try waits longer. A restart that
- * is refused, or long in trouble, is an ERROR: a person has to know.
+ * Backoff for something that is retried until it works. Each error is reported once, with the time of the next try. A restart that is rejected,
+ * or long in trouble, is an alarm: a person has to know.
  */
-function troubles({ clock, random, say }: World, what: string, signal: AbortSignal, job?: string) {
-  let [attempt, said, sinceAt] = [0, "", 0]
+function retryBackoff({ clock, emit }: World, what: string, job?: JobName) {
+  let attempt = 0
+  let reported = ""
+  let since = 0
   return {
-    async wait(error: unknown): Promise<void> {
+    async wait(error: unknown, signal: AbortSignal): Promise<void> {
       if (signal.aborted) return
-      if (said === "") sinceAt = clock.now()
-      const isLong = job !== undefined && clock.now() - sinceAt > LONG_MS
-      const [level, text] = [isRefusal(error) || isLong ? "error" : "warning", messageOf(error)] as const
-      if (`${level} ${text}` !== said)
-        say(level, `${what}, trying again: ${text}`, job ? { job, reason: "HeldUp" } : {})
-      said = `${level} ${text}`
-      await clock.sleep(backoffMs(attempt++, random(), error), signal)
+      if (reported === "") since = clock.monotonic()
+      const isLong = job !== undefined && clock.monotonic() - since > LONG_MS
+      const isAlarm = isRejection(error) || isLong
+      const why = messageOf(error)
+      const retryMs = backoffMs(attempt++, clock.random(), error)
+      if (`${isAlarm} ${why}` !== reported) emit({ kind: "Retrying", what, job, why, retryMs, isAlarm })
+      reported = `${isAlarm} ${why}`
+      await clock.sleep(retryMs, signal)
     },
     over(): void {
-      if (said) say("info", `${what}: over after ${durationText(clock.now() - sinceAt)}`)
-      ;[attempt, said] = [0, ""]
+      if (reported) emit({ kind: "Recovered", what, afterMs: clock.monotonic() - since })
+      attempt = 0
+      reported = ""
     },
   }
 }
@@ -2292,7 +2841,7 @@ export async function gatherEvidence(
       await Promise.all(evidence.pods.map((pod) => readLogs(world, job.namespace, pod, evidence.logs, signal)))
     })
   } catch (error) {
-    world.say("warning", `[${job.key}] its pods cannot be looked at: ${messageOf(error)}`)
+    world.emit({ kind: "EvidenceUnavailable", job, why: messageOf(error) })
   }
   return evidence
 }
@@ -2326,37 +2875,40 @@ async function readLogs(
 const REFUSALS = 7
 
 /** Tries until it works or the program ends, in silence: it is nothing that a restart waits for. Throws a refusal that stays. */
-export async function persist({ clock, random, stop }: World, work: () => Promise<unknown>): Promise<void> {
+export async function persist({ clock, stop }: World, work: () => Promise<unknown>): Promise<void> {
   for (let attempt = 1; ; attempt++) {
     try {
       return void (await work())
     } catch (error) {
-      if (isRefusal(error) && attempt >= REFUSALS) throw error
+      if (isRejection(error) && attempt >= REFUSALS) throw error
       if (stop.aborted) return
-      await clock.sleep(backoffMs(attempt, random(), error), stop)
+      await clock.sleep(backoffMs(attempt, clock.random(), error), stop)
     }
   }
 }
 
-/** Writes the record of a failure, if no other operator and no earlier life has, and removes what is too much of its Job's. */
-export async function keepRecord(world: World, record: ConfigMap): Promise<void> {
-  const { namespace = "", labels } = record.metadata ?? {}
-  await world.cluster.createConfigMap(namespace, record, world.kill).catch((error) => exceptFor(error, "AlreadyExists"))
-  await pruneRecords(world, namespace, `,${RECORD_JOB}=${labels?.[RECORD_JOB]}`)
+/** Writes the record of a failure, unless another operator or an earlier life has done so. */
+export async function createRecord({ cluster, kill }: World, record: ConfigMap): Promise<void> {
+  const { namespace = "" } = record.metadata ?? {}
+  await cluster.createConfigMap(namespace, record, kill).catch((error) => exceptFor(error, "AlreadyExists"))
 }
 
-/** Removes records that are too many or too old, in a namespace or as `more` selects. */
+export async function removeRecords({ cluster, kill }: World, namespace: string, records: RecordKey[]): Promise<void> {
+  for (const { name } of records)
+    await cluster.deleteConfigMap(namespace, name, kill).catch((error) => exceptFor(error, "NotFound"))
+}
+
+/** Removes the records of a namespace that are too many or too old; returns the others. */
 export async function pruneRecords(
   world: World,
   namespace: string,
-  more = "",
-  isThere = (_job: string) => true,
-): Promise<void> {
+  exists: (job: string) => boolean,
+): Promise<RecordKey[]> {
   const { cluster, config, kill } = world
-  const { items } = await cluster.listConfigMaps(namespace, `${RECORD}=failure${more}`, kill)
-  const records = items.map(readPast)
-  for (const { name } of staleRecords(records, config.historyLimit, isThere, nowOf(world)))
-    await cluster.deleteConfigMap(namespace, name, kill).catch((error) => exceptFor(error, "NotFound"))
+  const records = (await cluster.listConfigMaps(namespace, `${RECORD}=failure`, kill)).items.map(recordKey)
+  const stale = new Set(staleRecords(records, config.historyLimit, exists, nowOf(world)))
+  await removeRecords(world, namespace, [...stale])
+  return records.filter((record) => !stale.has(record))
 }
 
 /** Writes the settings for the commands, unless they stand there already. */
@@ -2371,438 +2923,918 @@ export async function writeSettings(world: World, namespace: string): Promise<vo
   else await cluster.createConfigMap(namespace, { apiVersion: "v1", kind: "ConfigMap", ...map }, kill)
 }
 
-/**
- * How a restart ended. `replaced`: someone else has made the new Job. `changed`: the Job is not what it was, nothing was done.
- * `early`: by the server's clock, as the answer just come tells it, it is not due yet. `refused`: nothing was deleted.
- */
-export type Outcome =
-  | { result: "restarted" | "replaced"; uid: string }
-  | { result: "refused"; error: ApiError }
-  | { result: "changed" | "early" | "cancelled" | "namespace gone" | "interrupted" }
-/** The newest version of a Job that anyone has seen, the watch or a read that is handed in: it knows of edits between two looks. */
-export type LastSeen = (read?: Job) => Job | undefined
+/** The pure rules of a restart. */
+export const RULES = {
+  nextStep,
+  draftOf,
+  intentFor,
+  readIntent,
+  flawOf,
+  verdictOf,
+  blocksReplacement,
+  wasDeletedByPerson,
+  wishFor,
+}
+const rulesOf = ({ rules = RULES }: World) => rules
 
-/** Restarts a Job if it is still due, or still as a person wishes. Until the intent stands, nothing has happened. */
-export async function restartJob(
-  world: World,
-  job: JobView,
-  failure: Failure,
-  lastSeen: LastSeen,
-  judge: typeof decide = decide,
-): Promise<Outcome> {
-  const live = await world.cluster.getJob(job.namespace, job.name, world.kill)
-  lastSeen(live)
-  const view = live && viewJob(live)
-  if (!live || !view || view.uid !== job.uid) return { result: "changed" }
-  const now = { ...failure, changed: failure.changed || isChanged(live) }
-  const decision = judge(view, now, world.config, nowOf(world))
-  if (decision.do !== "restart") return { result: decision.do === "wait" ? "early" : "changed" }
-  const intent = await writeIntent(world, live, {
-    marks: marksFor(view, now, world.config),
-    memory: moreMemory(live, now),
-  })
-  if (intent instanceof ApiError) return { result: "refused", error: intent }
-  // Only an intent that was just seen to stand allows the delete. The rounds below see what came of it.
-  if (intent) await sendDelete(world, intent).catch(() => {})
-  const outcome = await carryOut(world, job.namespace, job.name, lastSeen)
-  // The intent that stood there was another operator's, which has ended its restart, or given it up while the Job stands.
-  return !intent && outcome.result === "cancelled" ? { result: "changed" } : outcome
+/** What a restart shares with whoever runs it: what the watches have told, and what the restart itself reads and writes. */
+export interface RestartCache {
+  /** The intents that are known for a Job. */
+  intentsOf(key: string): Intent[]
+  /** The newest version of a Job that anyone has seen, also after it is gone. */
+  latest(key: string): Job | undefined
+  /** The pods of a Job; undefined where a watch has not shown them, and they must be listed. */
+  podsOf(uid: string): PodView[] | undefined
+  deletedByPerson(uid: string, dueAt: number | undefined): boolean
+  onJobRead(job: Job): void
+  onIntentRead(intent: Intent): void
+  onIntentGone(intent: Intent): void
+  /** Fires when the Job or one of its pods is seen to go; undefined where nothing is watched. */
+  whenGone(key: string): AbortSignal | undefined
+  emit: Emit
 }
 
-/** A Job that its TTL took before it was due: kept as an intent, and created when due. */
-export async function keepExpired(
-  world: World,
-  gone: Job,
-  failure: Failure,
-  notBefore: number,
-  lastSeen: LastSeen,
-): Promise<Outcome> {
-  const { namespace, name, ...view } = viewJob(gone)
-  const marks = marksFor({ namespace, name, ...view }, failure, world.config)
-  const intent = await writeIntent(world, gone, { marks, memory: moreMemory(gone, failure), notBefore })
-  if (isReason(intent, "NamespaceTerminating")) return { result: "namespace gone" }
-  // It stands nowhere but in our memory: where a Job that stands could be left alone, this one is tried until it works.
-  if (intent instanceof ApiError) throw intent
-  return carryOut(world, namespace, name, lastSeen)
+/** The Job to restart. `wishFor` decides on it as it is now; without it only a standing intent is carried out. */
+export interface Restart {
+  job: JobName
+  wishFor?: (job: Job) => Wish
+  wasRejected?: boolean
+  atOnce?: boolean
 }
 
-/** Writes an intent; undefined where one stands already, from an earlier life or another operator; the error where it is refused. */
-async function writeIntent({ cluster, kill }: World, live: Job, plan: Plan): Promise<Intent | ApiError | undefined> {
-  try {
-    const made = readIntent(await cluster.createJob(live.metadata?.namespace ?? "", intentFor(live, plan), kill))
-    return (
-      made ??
-      new ApiError(
-        422,
-        "Invalid",
-        `the intent came back without ${INTENT}: a webhook has removed its label or annotation`,
-      )
-    )
-  } catch (error) {
-    if (isReason(error, "AlreadyExists")) return undefined
-    if (isRefusal(error)) return error
-    throw error
-  }
+/** What one run of reconcileRestart() remembers from step to step. */
+interface Progress {
+  /** What is known without another look, where the last step has just read or written it. */
+  seen: Observation | undefined
+  /** The intent that was written last, whose answer is as good as a read. */
+  fresh: string | undefined
+  gone: AbortSignal | undefined
+  isPastDelete: boolean
+  waitingSince: number | undefined
+  unblockedSince: number | undefined
+  reportAtMs: number
+  rejectedEdit: string | undefined
 }
 
-function sendDelete({ cluster, kill }: World, { namespace, jobName, jobUid, jobVersion }: Intent): Promise<void> {
-  return cluster.deleteJob(
-    namespace,
-    jobName,
-    { uid: jobUid, resourceVersion: jobVersion, propagationPolicy: "Foreground" },
-    kill,
-  )
-}
-
-/** `left`: intents that are to be removed, when the outcome is known already and no lost answer can change it any more. */
-type Round = Outcome | { outcome: Outcome; left: Intent[] } | { waitFor: string; untilAt?: number; known?: Intent }
+const FIRST_LOOK_MS = 120
+const FIRST_LOOK_WATCHED_MS = 1_000
+const LONGEST_LOOK_MS = 30_000
+const LIST_PODS_AFTER_MS = 10_000
+const [REPORT_AFTER_MS, ALARM_AFTER_MS, ALARM_AGAIN_MS] = [60_000, 300_000, 3_600_000]
 
 /**
- * Carries a restart out to its end from wherever it stands, however long it takes: errors only slow it down. `atOnce`: also where
- * it is not due yet.
+ * Takes a restart as far as it can go: observe, nextStep, perform, until a step is done. Errors only slow it down. Ends with
+ * `waiting` where there is nothing to do before a due time; then it is to be called again at that time, and when the Job changes.
  */
-export async function carryOut(
-  world: World,
-  namespace: string,
-  name: string,
-  lastSeen: LastSeen,
-  atOnce = false,
-): Promise<Outcome> {
-  const { clock, kill, stop, say } = world
-  const trouble = troubles(world, `[${namespace}/${name}] its restart is held up`, kill, `${namespace}/${name}`)
-  // By what was slept: the clock may jump.
-  let [waitedMs, warnAtMs, known] = [0, 60_000, undefined as Intent | undefined]
-  let awaited = ""
-  const now = () => (atOnce ? Number.POSITIVE_INFINITY : nowOf(world))
-  let next = (): Promise<Round> => takeStep(world, { namespace, name }, now(), known, lastSeen)
+export async function reconcileRestart(world: World, cache: RestartCache, restart: Restart): Promise<Outcome> {
+  const { kill, stop } = world
+  const progress = { isPastDelete: false, reportAtMs: REPORT_AFTER_MS } as Progress
+  const trouble = retryBackoff(world, "its restart is held up", restart.job)
   while (!kill.aborted) {
-    const round = await next().catch((error: unknown) => ({ error }))
-    if ("result" in round) return round
-    if ("error" in round) {
-      await trouble.wait(round.error)
-      continue
+    try {
+      const seen = progress.seen ?? (await observe(world, cache, restart, progress))
+      progress.seen = undefined
+      const step = rulesOf(world).nextStep(seen, nowOf(world))
+      if (step.do === "done") return step.outcome
+      if (stop.aborted && !progress.isPastDelete) break
+      const outcome = await perform(world, cache, restart, progress, seen, step)
+      trouble.over()
+      if (outcome) return outcome
+    } catch (error) {
+      if (stop.aborted && !progress.isPastDelete) break
+      await trouble.wait(error, progress.isPastDelete ? kill : stop)
     }
-    trouble.over()
-    if ("left" in round) {
-      next = () => removeIntents(world, round.left).then(() => round.outcome)
-      continue
-    }
-    known = round.known
-    if (round.waitFor !== awaited) say("trace", `[${namespace}/${name}] waiting for ${round.waitFor}`)
-    awaited = round.waitFor
-    if (round.untilAt !== undefined && stop.aborted) break
-    if (round.untilAt === undefined && waitedMs >= warnAtMs) {
-      say("warning", `[${namespace}/${name}] still waiting for ${round.waitFor} after ${durationText(waitedMs)}`)
-      warnAtMs = waitedMs + Math.min(3_600_000, waitedMs * 2)
-    }
-    const pauseMs = round.untilAt === undefined ? Math.min(30_000, Math.max(20, waitedMs / 5)) : 0
-    await clock.sleep(pauseMs, kill)
-    waitedMs += pauseMs
-    while (nowOf(world) < (round.untilAt ?? 0) && !stop.aborted && !cameBack(known, lastSeen()))
-      await clock.sleep(Math.min(30_000, (round.untilAt ?? 0) - nowOf(world)), stop)
   }
   return { result: "interrupted" }
 }
 
-/** One round: look, decide, act once. Intents are read from the store right before anything that relies on them. */
-async function takeStep(
+/** Reads what nextStep() decides on. Intents that something relies on are read after the Job; all were known before it. */
+async function observe(
   world: World,
-  { namespace, name }: Pick<JobName, "namespace" | "name">,
-  now: number,
-  known: Intent | undefined,
-  lastSeen: LastSeen,
-): Promise<Round> {
-  // The intent first: a Job that was read before an intent was written looks like one that has moved on since.
-  const before = known ?? newest(await listIntents(world, namespace, name))
-  const live = await world.cluster.getJob(namespace, name, world.kill)
-  lastSeen(live)
-  if (!before) return withoutIntent(live)
-  const step = nextStep(before, live, now)
-  if (step === "await absence")
-    return { waitFor: `the old Job to go, finalizers ${live?.metadata?.finalizers?.join(", ")}`, known: before }
-  if (step === "await due time" && !cameBack(before, lastSeen()))
-    return { waitFor: "its due time", untilAt: before.plan.notBefore ?? 0, known: before }
-  if (step === "create") {
-    const keep = (pod: Pod) => (isInTheWay(pod, before) ? (pod.metadata?.name ?? "") : undefined)
-    const inTheWay = await podsOrNone(world, namespace, podSelector(before), keep)
-    if (inTheWay.length > 0) return { waitFor: `pods of the old Job to go: ${inTheWay.join(", ")}`, known: before }
+  cache: RestartCache,
+  { job, wishFor, wasRejected = false, atOnce = false }: Restart,
+  progress: Progress,
+): Promise<Observation> {
+  const { cluster, clock, kill } = world
+  const known = cache.intentsOf(job.key)
+  progress.gone = cache.whenGone(job.key)
+  const live = await cluster.getJob(job.namespace, job.name, kill)
+  if (live) cache.onJobRead(live)
+  const isGoing = !live || isTerminating(live)
+  const isReliedOn = !live || (!isGoing && known.some(({ jobUid }) => jobUid === uidOf(live)))
+  const intents = newestFirst(isReliedOn ? await readIntents(world, cache, known, progress.fresh) : known)
+  progress.fresh = undefined
+  progress.isPastDelete = isGoing && intents.length > 0
+  const latest = cache.latest(job.key)
+  const source = live ?? latest
+  const intent = intents[0]
+  const blockers = intent && isGoing ? await blockersOf(world, cache, intent, live, progress) : []
+  return {
+    intents,
+    intentWasRemoved: known.length > 0 && intents.length === 0,
+    live,
+    latest,
+    deletedByPerson: cache.deletedByPerson(intent?.jobUid ?? job.uid, intent?.dueAt),
+    wish: source && uidOf(source) === job.uid ? wishFor?.(source) : undefined,
+    blockers,
+    unblockedForMs: unblockedForMs(clock, progress, live, blockers),
+    rejectedEdit: progress.rejectedEdit,
+    wasRejected,
+    atOnce,
   }
-  const intents = await listIntents(world, namespace, name)
-  const intent = newest(intents)
-  if (!intent) return withoutIntent(live)
-  if (intent.name !== before.name) return { waitFor: "a newer intent", known: intent }
-  return act(world, step, intent, intents, live, lastSeen())
 }
 
-/** Who removes the intent cancels the restart; a Job that still stands has lost no more than this try. */
-function withoutIntent(live: Job | undefined): Outcome {
-  return { result: live && !live.metadata?.deletionTimestamp ? "changed" : "cancelled" }
+/** The intents that still stand. What stands, but was made unreadable, counts as it was written. */
+async function readIntents(world: World, cache: RestartCache, known: Intent[], fresh: string | undefined) {
+  const { cluster, kill } = world
+  const read = async (intent: Intent): Promise<Intent[]> => {
+    if (intent.name === fresh) return [intent]
+    const found = await cluster.getJob(intent.namespace, intent.name, kill)
+    if (found && uidOf(found) === intent.uid && !isTerminating(found))
+      return [rulesOf(world).readIntent(found) ?? intent]
+    cache.onIntentGone(intent)
+    return []
+  }
+  return (await Promise.all(known.map(read))).flat()
+}
+
+/** What keeps the old Job, or its pods, from being gone. Pods that a watch has not shown are listed, but not at every look. */
+async function blockersOf(
+  world: World,
+  cache: RestartCache,
+  intent: Intent,
+  live: Job | undefined,
+  progress: Progress,
+): Promise<Blocker[]> {
+  const waitedMs = world.clock.monotonic() - (progress.waitingSince ?? world.clock.monotonic())
+  // A watch can be deaf, or have missed the end of a pod while it was reopened: after a while pods are listed in any case.
+  const isTrusted = !intent.replacement.spec?.manualSelector && waitedMs < LIST_PODS_AFTER_MS
+  const watched = isTrusted ? cache.podsOf(intent.jobUid) : undefined
+  const isListed = !watched && (!live || waitedMs >= LIST_PODS_AFTER_MS)
+  const pods = watched ?? (isListed ? await listPodsOf(world, intent) : [])
+  const held = pods
+    .filter((pod) => rulesOf(world).blocksReplacement(pod, intent))
+    .map(({ name, phase, node, finalizers }) => ({ pod: name, phase, node, finalizers }))
+  return live ? [{ finalizers: live.metadata?.finalizers ?? [] }, ...held] : held
 }
 
 /** Pods that the Role does not let us see cannot be waited for: the Foreground delete has. A 403 that passes is an error like others. */
-async function podsOrNone<T>(
-  { cluster, kill }: World,
-  namespace: string,
-  selector: string,
-  keep: Keep<Pod, T>,
-): Promise<T[]> {
+async function listPodsOf({ cluster, kill }: World, intent: Intent): Promise<PodView[]> {
   try {
-    return (await cluster.listPods(namespace, selector, keep, kill)).items
+    return (await cluster.listPods(intent.namespace, podSelector(intent), viewPod, kill)).items
   } catch (error) {
     exceptFor(error, "Forbidden")
-    if (allowed(await cluster.rules(namespace, kill)).has("list /pods")) throw error
+    if (allowed(await cluster.rules(intent.namespace, kill)).has("list /pods")) throw error
     return []
   }
 }
 
-const isSeenAfter = (seen: Job, { jobVersion }: Intent) =>
-  compareVersions(viewJob(seen).resourceVersion, jobVersion) > 0
-
-/** Our create whose answer was lost, or somebody else's Job: it has come back, and may even be gone again. */
-function cameBack(intent: Intent | undefined, seen: Job | undefined): boolean {
-  return intent !== undefined && seen !== undefined && isSeenAfter(seen, intent) && viewJob(seen).uid !== intent.jobUid
+/** For how long nothing but the garbage collector's own finalizer has held the terminating Job. */
+function unblockedForMs(clock: Clock, progress: Progress, live: Job | undefined, [own, ...pods]: Blocker[]): number {
+  const isUnblocked =
+    live !== undefined && own !== undefined && pods.length === 0 && own.finalizers.join() === "foregroundDeletion"
+  progress.unblockedSince = isUnblocked ? (progress.unblockedSince ?? clock.monotonic()) : undefined
+  return progress.unblockedSince === undefined ? 0 : clock.monotonic() - progress.unblockedSince
 }
 
-async function act(
+/** Performs one step; returns an outcome where the restart ends with it. */
+async function perform(
   world: World,
-  step: Step,
-  intent: Intent,
-  intents: Intent[],
-  live: Job | undefined,
-  seen: Job | undefined,
-): Promise<Round> {
-  if (step === "finish") return finish(intents, live)
-  if (!live && cameBack(intent, seen)) return finish(intents, seen)
-  if (step === "create")
-    return seen && isSeenAfter(seen, intent) && isEdited(seen, intent.original)
-      ? rewrite(world, intent, seen)
-      : create(world, intent, intents)
-  if (step === "rewrite") return rewrite(world, intent, live as Job)
-  if (step === "discard") return { left: intents, outcome: { result: "changed" } }
-  // A conflict says that the Job has moved: the next round sees how. Absent is what we want.
-  await sendDelete(world, intent).catch((error) => exceptFor(error, "Conflict", "NotFound"))
-  return { waitFor: "its deletion", known: intent }
+  cache: RestartCache,
+  { job }: Restart,
+  progress: Progress,
+  seen: Observation,
+  step: Exclude<Step, { do: "done" }>,
+): Promise<Outcome | undefined> {
+  switch (step.do) {
+    case "write intent":
+      return performWrite(world, cache, job, progress, seen, step)
+    case "prove and delete":
+      return proveAndDelete(world, cache, job, progress, seen, step)
+    case "delete in background":
+      await deleteInBackground(world, step.intent)
+      return pause(world, progress)
+    case "wait":
+      reportBlockers(world, cache, job, progress, step)
+      return pause(world, progress)
+    case "create":
+      return createReplacement(world, cache, job, progress, seen, step.intent)
+    case "clean up":
+      if (step.withdraw && !(await withdraw(world, cache, job, step.intents))) return undefined
+      await removeIntents(world, cache, step.intents)
+      return step.outcome
+  }
 }
 
-/** A person's edit of the terminating Job becomes an intent of its own. The newest wins; the older go when the Job is back. */
-async function rewrite(world: World, intent: Intent, edited: Job): Promise<Round> {
-  const { finalizers = [] } = intent.original.metadata ?? {}
-  const written = await writeIntent(world, { ...edited, metadata: { ...edited.metadata, finalizers } }, intent.plan)
-  if (written instanceof ApiError) throw written
-  world.say("info", `[${intent.namespace}/${intent.jobName}] was edited while being deleted; the new Job gets the edit`)
-  return { waitFor: "its deletion" }
+/** Until the Job or one of its pods is seen to go, or it is time for another look. */
+async function pause({ clock, kill }: World, progress: Progress): Promise<undefined> {
+  progress.waitingSince ??= clock.monotonic()
+  const firstMs = progress.gone ? FIRST_LOOK_WATCHED_MS : FIRST_LOOK_MS
+  const lookMs = Math.min(LONGEST_LOOK_MS, Math.max(firstMs, (clock.monotonic() - progress.waitingSince) / 5))
+  await clock.sleep(lookMs, kill, ...(progress.gone ? [progress.gone] : []))
 }
 
-async function create(world: World, intent: Intent, intents: Intent[]): Promise<Round> {
-  try {
-    const { metadata, ...job } = intent.replacement
-    const annotations = { ...metadata?.annotations, [`${PREFIX}created`]: contentOf(intent.replacement) }
-    const created = await world.cluster.createJob(
-      intent.namespace,
-      { ...job, metadata: { ...metadata, annotations } },
-      world.kill,
+function reportBlockers(
+  { clock }: World,
+  cache: RestartCache,
+  job: JobName,
+  progress: Progress,
+  step: Extract<Step, { do: "wait" }>,
+): void {
+  const forMs = clock.monotonic() - (progress.waitingSince ?? clock.monotonic())
+  if (forMs < progress.reportAtMs) return
+  const isAlarm = forMs >= ALARM_AFTER_MS
+  progress.reportAtMs = isAlarm ? forMs + ALARM_AGAIN_MS : ALARM_AFTER_MS
+  cache.emit({ kind: "HeldUp", job, waitsFor: step.for, blockers: blockersText(step.blockers), forMs, isAlarm })
+}
+
+async function performWrite(
+  world: World,
+  cache: RestartCache,
+  job: JobName,
+  progress: Progress,
+  seen: Observation,
+  { plan, prove }: Extract<Step, { do: "write intent" }>,
+): Promise<Outcome | undefined> {
+  const draft = rulesOf(world).draftOf(plan)
+  const isEdit = seen.intents.length > 0 && prove
+  const written = await writeIntent(world, cache, job, draft, prove)
+  if (written === undefined) return undefined
+  if (!(written instanceof Error)) {
+    progress.fresh = written.name
+    progress.seen = { ...seen, intents: newestFirst([written, ...seen.intents]) }
+    cache.emit(
+      isEdit ? { kind: "EditTaken", job } : { kind: "IntentWritten", job, intent: written.name, dueAt: written.dueAt },
     )
-    return finish(intents, created)
+    return undefined
+  }
+  if (isReason(written, "NamespaceTerminating")) return { result: "namespace gone" }
+  if (isEdit) {
+    progress.rejectedEdit = versionOf(plan.live)
+    return void cache.emit({ kind: "EditRejected", job, why: written.message })
+  }
+  // The Job exists only in memory now: this is retried until it works.
+  if (!seen.live) throw written
+  return { result: "rejected", error: written }
+}
+
+/** Writes an intent; undefined where the Job has to be observed again; the error where the cluster rejects it. */
+async function writeIntent(
+  world: World,
+  cache: RestartCache,
+  job: JobName,
+  draft: Draft,
+  proveFirst: boolean,
+): Promise<Intent | Error | undefined> {
+  if (proveFirst) {
+    const verdict = await prove(world, job, draft.replacement)
+    if (verdict !== "absent" && !verdict.admitted) return verdict.error
+  }
+  let rejection: Error | undefined
+  for (const wide of [false, true]) {
+    try {
+      return await createIntent(world, cache, rulesOf(world).intentFor(draft, wide), job)
+    } catch (error) {
+      const sent = rulesOf(world).intentFor(draft)
+      if (isNameTaken(error, sent.metadata?.name ?? "")) return takeUpIntent(world, cache, job, sent)
+      if (!isReason(error, "AlreadyExists") && !isRejection(error)) throw error
+      rejection = error as Error
+    }
+  }
+  return rejection
+}
+
+/** What was made must be what was sent: a webhook may have changed what protects the Job. Then it is removed again. */
+async function createIntent(
+  world: World,
+  cache: RestartCache,
+  sent: Job,
+  { namespace }: JobName,
+): Promise<Intent | Error> {
+  const { cluster, kill } = world
+  const made = await cluster.createJob(namespace, sent, {}, kill)
+  const { flawOf, readIntent } = rulesOf(world)
+  const flaw = flawOf(sent, made)
+  const intent = flaw === undefined ? readIntent(made) : undefined
+  if (intent) {
+    cache.onIntentRead(intent)
+    return intent
+  }
+  const { name = "", uid = "" } = made.metadata ?? {}
+  await cluster
+    .deleteJob(namespace, name, { uid, propagationPolicy: "Background" }, kill)
+    .catch((error) => exceptFor(error, "NotFound", "Conflict"))
+  return new Error(`a webhook changed the intent ${name}: ${flaw ?? "it cannot be read back"}`)
+}
+
+/** Another operator, or an earlier life, wrote this intent. One that is being deleted protects nothing. */
+async function takeUpIntent({ cluster, kill }: World, cache: RestartCache, { namespace }: JobName, sent: Job) {
+  const name = sent.metadata?.name ?? ""
+  const found = await cluster.getJob(namespace, name, kill)
+  if (!found) return undefined
+  const intent = readIntent(found)
+  if (intent && !intent.deleting) return void cache.onIntentRead(intent)
+  const finalizers = found.metadata?.finalizers?.join(", ")
+  const why = intent ? `is still being deleted, held by finalizers ${finalizers}` : "cannot be read"
+  return new Error(`the intent ${name} of an earlier try ${why}; remove it`)
+}
+
+/** Asks the cluster whether it would admit this very Job, under its own name. */
+async function prove(world: World, { namespace, name }: JobName, replacement: Job) {
+  try {
+    await world.cluster.createJob(namespace, replacement, { dryRun: true, strict: true }, world.kill)
+    return "absent" as const
   } catch (error) {
-    if (isReason(error, "AlreadyExists")) return { waitFor: "its name to be free", known: intent }
-    // In a namespace that is gone so is the intent: the next round sees it. Of a server that comes up 404 is not the last word.
-    if (isReason(error, "NamespaceTerminating")) return { result: "namespace gone" }
+    return rulesOf(world).verdictOf(error, name)
+  }
+}
+
+/**
+ * What the answer to a dry run of a Job that exists says. The server checks a name last: AlreadyExists in its own words means that
+ * everything else was passed. A webhook can answer 409 too, in other words. Throws what a later try may answer differently.
+ */
+export function verdictOf(error: unknown, name: string): { admitted: true } | { admitted: false; error: ApiError } {
+  if (!(error instanceof ApiError)) throw error
+  if (isNameTaken(error, name)) return { admitted: true }
+  if (isReason(error, "AlreadyExists") || isRejection(error)) return { admitted: false, error }
+  throw error
+}
+
+/** Whether the server itself says, in its own sentence, that a Job's name is taken. */
+function isNameTaken(error: unknown, name: string): boolean {
+  if (!(error instanceof ApiError) || error.status !== 409 || error.reason !== "AlreadyExists") return false
+  const own = `jobs.batch ${JSON.stringify(name)} already exists`
+  return error.text.replace(/^object is being deleted: /, "").startsWith(own)
+}
+
+async function proveAndDelete(
+  world: World,
+  cache: RestartCache,
+  job: JobName,
+  progress: Progress,
+  seen: Observation,
+  { intent, ttl }: Extract<Step, { do: "prove and delete" }>,
+): Promise<Outcome | undefined> {
+  const reject = async (error: Error): Promise<Outcome | undefined> => {
+    // A TTL may remove the Job while it is rejected: then the intent is all that is left of it.
+    if (!ttl && !(await withdraw(world, cache, job, seen.intents))) return undefined
+    return { result: "rejected", error }
+  }
+  const verdict = await prove(world, job, intent.replacement)
+  // Absent, or the server could not read it: neither is a yes.
+  if (verdict === "absent") return undefined
+  if (!verdict.admitted) return reject(verdict.error)
+  progress.gone = cache.whenGone(job.key)
+  const { jobUid: uid, jobVersion: resourceVersion } = intent
+  try {
+    const options = { uid, resourceVersion, propagationPolicy: "Foreground" } as const
+    await world.cluster.deleteJob(job.namespace, job.name, options, world.kill)
+  } catch (error) {
+    if (isReason(error, "Conflict") || isReason(error, "NotFound")) return undefined
+    if (isRejection(error)) return reject(error)
     throw error
   }
+  progress.isPastDelete = true
+  return pause(world, progress)
 }
 
-function finish(left: Intent[], back: Job | undefined): Round {
-  const { uid = "", annotations } = back?.metadata ?? {}
-  const isOurs = left.some(({ jobUid }) => annotations?.[`${PREFIX}restarted-from`] === jobUid)
-  return { left, outcome: { result: isOurs ? "restarted" : "replaced", uid } }
+/** A Foreground delete needs updates of the Job, which a policy may deny. */
+async function deleteInBackground({ cluster, kill }: World, { namespace, jobName, jobUid }: Intent): Promise<void> {
+  await cluster
+    .deleteJob(namespace, jobName, { uid: jobUid, propagationPolicy: "Background" }, kill)
+    .catch((error) => exceptFor(error, "Conflict", "NotFound"))
 }
 
-/** The intents of one Job, from the store. */
-export async function listIntents({ cluster, kill }: World, namespace: string, name: string): Promise<Intent[]> {
-  return (await cluster.listJobs(namespace, `${INTENT}=${name}`, readIntent, kill)).items
+/**
+ * Removes intents of a Job that stands. False where the Job is gone, or going, after all: another operator may have had a yes for
+ * the same intent a moment ago. Then it is written again.
+ */
+async function withdraw(world: World, cache: RestartCache, job: JobName, intents: Intent[]): Promise<boolean> {
+  await removeIntents(world, cache, intents)
+  const live = await world.cluster.getJob(job.namespace, job.name, world.kill)
+  if (live && !isTerminating(live)) return true
+  const [intent] = intents
+  if (intent) await writeIntent(world, cache, job, draftFrom(intent), false)
+  return false
 }
 
-async function removeIntents({ cluster, kill }: World, intents: Intent[]): Promise<void> {
-  for (const { namespace, name, uid } of intents) {
-    await cluster
-      .deleteJob(namespace, name, { uid, propagationPolicy: "Background" }, kill)
-      .catch((error) => exceptFor(error, "NotFound", "Conflict"))
+async function createReplacement(
+  { cluster, kill }: World,
+  cache: RestartCache,
+  { namespace, name }: JobName,
+  progress: Progress,
+  seen: Observation,
+  { replacement }: Intent,
+): Promise<Outcome | undefined> {
+  try {
+    const created = await cluster.createJob(namespace, replacement, { strict: true }, kill)
+    cache.onJobRead(created)
+    progress.seen = { ...seen, live: created, latest: created }
+    return undefined
+  } catch (error) {
+    // In a namespace that is gone so is the intent: the next look sees it. Of a server that comes up 404 is not the last word.
+    if (isReason(error, "NamespaceTerminating")) return { result: "namespace gone" }
+    if (!isReason(error, "AlreadyExists")) throw error
+    // Somebody else created it, or our own answer was lost. A webhook can say so too, and then the Job is not there.
+    if (!(await cluster.getJob(namespace, name, kill))) throw error
+    return undefined
   }
 }
 
-// ───────────────────────────────────────────── 7 The loop ─────────────────────────────────────────────
+async function removeIntents({ cluster, kill }: World, cache: RestartCache, intents: Intent[]): Promise<void> {
+  for (const intent of intents) {
+    const { namespace, name, uid } = intent
+    const options = { uid, propagationPolicy: "Background" } as const
+    await cluster.deleteJob(namespace, name, options, kill).catch(async (error) => {
+      exceptFor(error, "NotFound", "Conflict")
+      // A Conflict means another uid, and so that this intent is gone, only if it is not there any more.
+      const found = isReason(error, "Conflict") ? await cluster.getJob(namespace, name, kill) : undefined
+      if (found && uidOf(found) === uid) throw error
+    })
+    cache.onIntentGone(intent)
+  }
+}
+
+// ───────────────────────────────────────────── 7 Controller ──────────────────────────────────────────
 
 const RELIST_MS = 30 * 60_000
 const REVIEW_MS = 10 * 60_000
 const PRUNE_MS = 86_400_000
 /** Each may hold a record of 256 KiB. */
 const MOST_WRITES = 40
-/** With the pauses between them about half a minute. */
+/** With the backoff between them about half a minute. */
 const DENIALS = 7
 const LONGEST_SLEEP_MS = 30_000
 /** With the longest sleep added, below a minute. */
 const PODLESS_MS = 25_000
-const isPodless = ({ phase, hasPods, deleting }: JobView) => phase === "running" && !hasPods && !deleting
 /** Four times the longest sleep. */
 const STUCK_MS = 120_000
 /** All pods of Jobs. */
 const POD_SELECTOR = "batch.kubernetes.io/job-name"
-/** A fresh intent of another operator is its own to carry out; one that stays is taken up. */
-const ORPHANED_MS = 60_000
+/** A fresh intent of another operator is its own to carry out; one that stays is adopted. */
+const ADOPT_AFTER_MS = 60_000
+const MOST_TOMBSTONES = 200
+const MOST_STRAYS = 200
 
-interface Tracked {
+/**
+ * The lifecycle of a watched Job in this operator. `restarting`: a reconcileRestart() is under way. `settled`: its restart has ended, so what a late
+ * watch still tells of this uid is no news.
+ */
+export type JobState =
+  | { is: "idle"; because: string }
+  | { is: "collecting evidence" }
+  | { is: "scheduled"; dueAt: number; because: string }
+  | { is: "restarting"; dueAt: number }
+  | { is: "settled" }
+
+/** The legal transitions; a settled Job stays so until another uid takes its name. */
+const TRANSITIONS: Record<JobState["is"], JobState["is"][]> = {
+  idle: ["idle", "collecting evidence", "scheduled", "restarting"],
+  "collecting evidence": ["collecting evidence", "idle", "scheduled", "restarting"],
+  scheduled: ["scheduled", "idle", "collecting evidence", "restarting"],
+  restarting: ["scheduled", "idle", "settled"],
+  settled: ["settled"],
+}
+
+/** What the cache keeps of one Job. */
+export interface JobEntry {
   view: JobView
-  /** As last seen; needed where the Job is gone before it can be read again. */
-  job: Job
-  /** As it stood: from a Job that is going, their controllers take them off. */
+  /** The whole object, as last seen; only of a Job that has failed, or is going. */
+  job: Job | undefined
+  /** As it stood: from a Job that is being deleted, their controllers take them off. */
   finalizers: string[]
-  /** The number of the sighting that told it. */
-  seenAs: number
-  /** The last one, which holds. */
+  /** The number of the sighting that told it; a list does not overwrite what was read after it was asked for. */
+  sighting: number
+  state: JobState
   decision: Decision | undefined
   evidence: Evidence | undefined
   /** Known once the evidence of a failure is complete. */
   failure: Failure | undefined
-  /** Moments at which its pods were looked at already. */
+  /** Moments at which its pods were looked at. */
   looked: Set<string>
   looking: Promise<void>
-  said: string
-  refusals: number
-  /** After a refusal: not before this instant. */
+  /** The last decision that was reported. */
+  reported: string
+  rejections: number
+  /** After a rejection: not before this time. */
   retryAt: number
-  /** Its restart has ended, or it is seen to be gone while one is under way: what a late watch still tells of it is no news. */
-  isOver: boolean
   goneAt: number | undefined
 }
 
-/** The operator: watches or polls each namespace, keeps the schedules, and restarts what is due. */
-export class Operator {
-  /** Restarts to come, keyed by Job. */
-  readonly schedules = new Map<string, Schedule>()
-  private readonly jobs = new Map<string, Tracked>()
-  /** Last outcome of each pod of a watched Job, by uid; empty where pods may not be watched. */
-  private readonly pods = new Map<string, PodView & { seenAt: number }>()
-  private readonly intents = new Map<string, { intent: Intent; seenAt: number }>()
-  /** Restarts under way, keyed by Job: never two of the same Job. */
-  private readonly restarting = new Map<string, { done: Promise<void>; dueAt: number }>()
-  /** Watches begun, keyed by namespace and resource. */
-  readonly watches = new Map<string, number>()
-  /** By the monotonic clock, for the wall clock may jump: when the loop turned, and when each namespace's Jobs were last heard of. */
-  private turnedAt: number | undefined
-  private readonly heardAt = new Map<string, number>()
-  /** When a restart began last in each group. */
-  private groups = new Map<string, number>()
-  private readonly rights = new Map<string, { allowed: Set<string>; reviewedAt: number }>()
-  /** How often in a row a right was denied that the review had promised. */
-  private readonly denials = new Map<string, number>()
-  /** The last Jobs that were seen to go, by uid: an intent of one, whose answer was lost, may turn up after it, without its last edit. */
-  private readonly gone = new Map<string, Job>()
-  private readonly saidOnce = new Set<string>()
-  /** What is written beside all else, and when each namespace's records were pruned. */
-  private readonly writing = new Set<Promise<void>>()
-  private readonly prunedAt = new Map<string, number>()
-  /** Counts what was seen of Jobs. */
-  private sightings = 0
-  private alarm = new AbortController()
+/** Moves a Job to another state. Throws where that transition is not legal. */
+export function moveTo(entry: Pick<JobEntry, "state" | "view">, state: JobState): void {
+  if (!TRANSITIONS[entry.state.is].includes(state.is))
+    throw new Error(`[${entry.view.key}] cannot go from ${entry.state.is} to ${state.is}`)
+  entry.state = state
+}
 
-  constructor(private readonly world: World) {}
+/** The last state of a Job that is gone. `watched`: told by a watch, not concluded from a list. */
+type Tombstone = { job: Job; watched: boolean }
+
+/**
+ * What the watches have told, indexed so that every lookup is O(1).
+ *
+ * Invariants: an entry holds the newest version that was seen of its Job. Pods are kept by the uid of their Job; those of Jobs without
+ * an entry are few, and the oldest go first. A removed intent does not come back by a late watch.
+ */
+export class Cache {
+  readonly jobs = new Map<string, JobEntry>()
+  private readonly pods = new Map<string, Map<string, PodView>>()
+  /** Uids of Jobs that have pods here, but no entry, the oldest first. */
+  private readonly strays = new Set<string>()
+  private readonly intents = new Map<string, Map<string, Intent & { adoptAt: number }>>()
+  private readonly removedIntents = new Set<string>()
+  private readonly tombstones = new Map<string, Tombstone>()
+  private sightings = 0
+
+  /** Counts what is seen of Jobs. */
+  sighting(): number {
+    return this.sightings
+  }
+
+  nextSighting(): number {
+    return ++this.sightings
+  }
+
+  intentsOf(key: string): (Intent & { adoptAt: number })[] {
+    return [...(this.intents.get(key)?.values() ?? [])]
+  }
+
+  /** The keys of Jobs that have intents in a namespace. */
+  keysWithIntents(namespace: string): string[] {
+    return [...this.intents.keys()].filter((key) => key.startsWith(`${namespace}/`))
+  }
+
+  /** `adoptAt`: in monotonic time, from when this operator takes the intent up; the first sighting decides. */
+  addIntent(intent: Intent, adoptAt: number): void {
+    if (this.removedIntents.has(intent.uid)) return
+    const key = `${intent.namespace}/${intent.jobName}`
+    const known = this.intents.get(key) ?? new Map()
+    known.set(intent.name, { ...intent, adoptAt: known.get(intent.name)?.adoptAt ?? adoptAt })
+    this.intents.set(key, known)
+  }
+
+  removeIntent({ namespace, jobName, name, uid }: Pick<Intent, "namespace" | "jobName" | "name" | "uid">): void {
+    remember(this.removedIntents, uid, MOST_TOMBSTONES)
+    const key = `${namespace}/${jobName}`
+    const known = this.intents.get(key)
+    if (known?.get(name)?.uid === uid) known.delete(name)
+    if (known?.size === 0) this.intents.delete(key)
+  }
+
+  podsOf(uid: string): PodView[] {
+    return [...(this.pods.get(uid)?.values() ?? [])]
+  }
+
+  pod({ jobUid, uid }: PodView): PodView | undefined {
+    return this.pods.get(jobUid)?.get(uid)
+  }
+
+  addPod(pod: PodView, hasEntry: boolean): void {
+    const known = this.pods.get(pod.jobUid)
+    if (known) return void known.set(pod.uid, pod)
+    this.pods.set(pod.jobUid, new Map([[pod.uid, pod]]))
+    if (hasEntry) return
+    const oldest = remember(this.strays, pod.jobUid, MOST_STRAYS)
+    if (oldest) this.pods.delete(oldest)
+  }
+
+  addJob(entry: JobEntry): void {
+    this.jobs.set(entry.view.key, entry)
+    this.strays.delete(entry.view.uid)
+  }
+
+  forgetJob({ view }: JobEntry): void {
+    if (this.jobs.get(view.key)?.view.uid === view.uid) this.jobs.delete(view.key)
+    this.pods.delete(view.uid)
+  }
+
+  bury(key: string, tombstone: Tombstone): void {
+    this.tombstones.delete(key)
+    this.tombstones.set(key, tombstone)
+    for (const oldest of this.tombstones.keys()) {
+      if (this.tombstones.size <= MOST_TOMBSTONES) return
+      this.tombstones.delete(oldest)
+    }
+  }
+
+  tombstone(key: string): Tombstone | undefined {
+    return this.tombstones.get(key)
+  }
+
+  /** The newest version of a Job that anyone has seen, as far as it is kept whole. */
+  latest(key: string): Job | undefined {
+    const known = [this.jobs.get(key)?.job, this.tombstones.get(key)?.job].filter((job) => job !== undefined)
+    return known.sort((a, b) => compareVersions(versionOf(b), versionOf(a)))[0]
+  }
+
+  /** etcd was restored from a backup: nothing that was seen is true any more. */
+  clear(namespace: string): void {
+    for (const entry of this.jobs.values()) if (entry.view.namespace === namespace) this.forgetJob(entry)
+    for (const key of this.keysWithIntents(namespace)) this.intents.delete(key)
+    for (const key of this.tombstones.keys()) if (key.startsWith(`${namespace}/`)) this.tombstones.delete(key)
+    this.removedIntents.clear()
+  }
+}
+
+/** Adds to a bounded set; returns what had to go for it. */
+function remember(set: Set<string>, item: string, most: number): string | undefined {
+  set.add(item)
+  if (set.size <= most) return undefined
+  const [oldest] = set
+  set.delete(oldest as string)
+  return oldest
+}
+
+/**
+ * What the Role allows in each namespace. Invariant: a 403 that stays overrides the review, a new review overrides the 403; one
+ * that passes is an API server that has just started and does not know its Roles yet.
+ */
+export class Permissions {
+  private readonly reviews = new Map<string, { allowed: Set<string>; at: number }>()
+  private readonly denials = new Map<string, number>()
+
+  may(namespace: string, right: string): boolean {
+    return this.reviews.get(namespace)?.allowed.has(right) ?? false
+  }
+
+  /** `at` is monotonic. A Role that lacks the watch is reviewed again after some minutes, for Roles get mended. */
+  needsReview(namespace: string, at: number): boolean {
+    const reviewedAt = this.reviews.get(namespace)?.at ?? Number.NEGATIVE_INFINITY
+    return !this.may(namespace, "watch batch/jobs") && at - reviewedAt >= REVIEW_MS
+  }
+
+  /** Takes a review; returns what is missing, with what each lack costs. */
+  review(namespace: string, rules: Rules, at: number): { missing: string[]; isEssential: boolean } {
+    const rights = allowed(rules)
+    this.reviews.set(namespace, { allowed: rights, at })
+    const missing = Object.entries(RIGHTS).filter(([right]) => !rights.has(right))
+    return {
+      missing: missing.map(([right, cost]) => `${right.replace(" /", " ")}: ${cost.replace(/^! /, "")}`),
+      isEssential: missing.some(([, cost]) => cost.startsWith("!")),
+    }
+  }
+
+  /** What was watched is polled from now on; what was polled is reviewed again. */
+  noteDenied(namespace: string, right: string, error: unknown): void {
+    if (!(error instanceof ApiError) || error.status !== 403) return
+    const denials = (this.denials.get(`${namespace} ${right}`) ?? 0) + 1
+    this.denials.set(`${namespace} ${right}`, denials)
+    const mayPass = this.may(namespace, right) && denials < DENIALS
+    if (!mayPass && !this.reviews.get(namespace)?.allowed.delete(right)) this.reviews.delete(namespace)
+  }
+
+  noteWorking(): void {
+    this.denials.clear()
+  }
+}
+
+/** When a key is to be reconciled, and with which others its restart keeps its distance. */
+export type Schedule = { at: number; since: number }
+type QueueItem = { key: string; at: number }
+
+/**
+ * Keys with due times. Invariant: of a key, the earliest time that was asked for since it was last taken counts, and it stands in `schedules`; items
+ * of the heap that say otherwise are void. Restarts of one group are `spacingMs` apart.
+ */
+export class Workqueue {
+  readonly schedules = new Map<string, Schedule>()
+  private heap = new TinyQueue<QueueItem>([], (a, b) => a.at - b.at || (a.key < b.key ? -1 : 1))
+  private readonly lastRestarts = new Map<string, number>()
+  private wake = new AbortController()
+
+  constructor(private readonly spacingMs: number) {}
+
+  /** Fires when something is due earlier than it was. */
+  get woken(): AbortSignal {
+    return this.wake.signal
+  }
+
+  /** `since`: from when it is overdue, which decides between keys that are due together. */
+  add(key: string, at: number, since = at): void {
+    const known = this.schedules.get(key)
+    if (known && known.at <= at) return
+    this.schedules.set(key, { at, since: Math.min(since, known?.since ?? since) })
+    this.heap.push({ key, at })
+    if (this.heap.peek()?.key === key) this.wake.abort()
+  }
+
+  remove(key: string): void {
+    this.schedules.delete(key)
+  }
+
+  /** The keys that are due, the longest overdue first; they leave the queue. */
+  takeDue(now: number): string[] {
+    this.wake = new AbortController()
+    const due: { key: string; since: number }[] = []
+    while ((this.nextAt() ?? Number.POSITIVE_INFINITY) <= now) {
+      const { key } = this.heap.pop() as QueueItem
+      due.push({ key, since: this.schedules.get(key)?.since ?? 0 })
+      this.schedules.delete(key)
+    }
+    return due.sort((a, b) => a.since - b.since || (a.key < b.key ? -1 : 1)).map(({ key }) => key)
+  }
+
+  /** When the next key is due. */
+  nextAt(): number | undefined {
+    for (let item = this.heap.peek(); item; item = this.heap.peek()) {
+      if (this.schedules.get(item.key)?.at === item.at) return item.at
+      this.heap.pop()
+    }
+    return undefined
+  }
+
+  /** When a restart of a group may start, at the earliest. If the clock was set back, the last restart counts as one of now. */
+  freeAt(group: string, now: number): number {
+    const last = this.lastRestarts.get(group)
+    if (this.spacingMs === 0 || last === undefined) return now
+    if (last > now) this.lastRestarts.set(group, now)
+    return Math.min(last, now) + this.spacingMs
+  }
+
+  /** A restart of a group started; also told by the Jobs of an earlier life. */
+  noteRestart(group: string, at: number): void {
+    if (this.spacingMs > 0) this.lastRestarts.set(group, Math.max(at, this.lastRestarts.get(group) ?? 0))
+  }
+}
+
+/** Whether the loop runs, and how fresh the cache is. Invariant: all times are monotonic, for the wall clock may jump. */
+export class Liveness {
+  /** Watches started, keyed by namespace and resource. */
+  readonly watches = new Map<string, number>()
+  private lastTickAt: number | undefined
+  private readonly lastEventAt = new Map<string, number>()
+  private readonly syncedPods = new Set<string>()
+
+  constructor(
+    private readonly clock: Pick<Clock, "monotonic">,
+    private readonly staleAfterMs: number,
+  ) {}
+
+  tick(): void {
+    this.lastTickAt = this.clock.monotonic()
+  }
+
+  /** Whether the loop runs, or has not started. */
+  isRunning(): boolean {
+    return this.lastTickAt === undefined || this.clock.monotonic() - this.lastTickAt < STUCK_MS
+  }
+
+  noteEvent(namespace: string): void {
+    this.lastEventAt.set(namespace, this.clock.monotonic())
+  }
+
+  /** For how long nothing was heard of a namespace's Jobs, if that is too long. */
+  staleForMs(namespace: string): number | undefined {
+    const staleMs = this.clock.monotonic() - (this.lastEventAt.get(namespace) ?? Number.NEGATIVE_INFINITY)
+    return staleMs > this.staleAfterMs ? staleMs : undefined
+  }
+
+  noteWatch(namespace: string, resource: string): void {
+    const key = `${namespace}/${resource}`
+    this.watches.set(key, (this.watches.get(key) ?? 0) + 1)
+  }
+
+  /** Whether a watch of pods has been without a gap since its list. */
+  arePodsSynced(namespace: string): boolean {
+    return this.syncedPods.has(namespace)
+  }
+
+  notePods(namespace: string, isSynced: boolean): void {
+    if (isSynced) this.syncedPods.add(namespace)
+    else this.syncedPods.delete(namespace)
+  }
+}
+
+const isPodless = ({ phase, hasPods, deleting }: JobView) => phase === "running" && !hasPods && !deleting
+const isRestarted = (view: JobView) => own(view, "restarted-from") !== undefined
+
+/** What a list keeps of a Job: the whole object only where more than its view will be needed. */
+type Kept = { view: JobView; job: Job | undefined; finalizers: string[]; intent: Job | undefined }
+
+/** Reduces a Job to what the cache keeps of it. */
+export function keepJob(job: Job): Kept {
+  const view = viewJob(job)
+  const intent = isIntent(job) ? job : undefined
+  const isWhole = view.failedAt !== undefined || view.phase === "failing" || view.deleting
+  return { view, job: isWhole && !intent ? job : undefined, finalizers: job.metadata?.finalizers ?? [], intent }
+}
+
+/**
+ * The operator: watches fill the cache, every change enqueues its Job, and reconcile() decides on it. It wires four objects, and
+ * holds what concerns more than one of them: the restarts under way, by Job, never two of the same.
+ */
+export class Operator {
+  readonly cache = new Cache()
+  readonly workqueue: Workqueue
+  readonly permissions = new Permissions()
+  readonly liveness: Liveness
+  private readonly restarts = new Map<string, { done: Promise<void>; dueAt: number; gone: AbortController }>()
+  private readonly reportedOnce = new Set<string>()
+  /** Writes that nothing waits for. */
+  private readonly writing = new Set<Promise<void>>()
+  private readonly records = new Map<string, RecordKey[]>()
+  private readonly prunedAt = new Map<string, number>()
+  private readonly listedVersion = new Map<string, string>()
+
+  constructor(private readonly world: World) {
+    const { clock, config } = world
+    this.workqueue = new Workqueue(config.restartSpacingMs)
+    this.liveness = new Liveness(clock, 2 * config.checkIntervalMs + CALL_LIMIT_MS)
+  }
 
   /** Runs until `stop` fires, and until restarts under way have ended or `kill` fires. */
   async run(): Promise<void> {
-    const { config, say } = this.world
-    const namespaces = config.namespaces.map((namespace) => this.follow(namespace))
-    await Promise.all([this.turn(), ...namespaces])
-    if (this.restarting.size > 0) say("info", `finishing ${this.restarting.size} restarts`)
-    await Promise.all([...this.restarting.values()].map(({ done }) => done))
+    const { config } = this.world
+    await Promise.all([this.runLoop(), ...config.namespaces.map((namespace) => this.listAndWatch(namespace))])
+    if (this.restarts.size > 0) this.emit({ kind: "Stopping", restarts: this.restarts.size })
+    await Promise.all([...this.restarts.values()].map(({ done }) => done))
     await Promise.all(this.writing)
-  }
-
-  /** Whether the loop turns, or has not begun. `at` is one of performance.now(). */
-  isTurning(at = performance.now()): boolean {
-    return at - (this.turnedAt ?? at) < STUCK_MS
-  }
-
-  /** For how long nothing was heard of a namespace's Jobs, where it is too long: longer than a watch may be silent, and a list take. */
-  silentMs(namespace: string, at = performance.now()): number | undefined {
-    const silentMs = at - (this.heardAt.get(namespace) ?? Number.NEGATIVE_INFINITY)
-    return silentMs > 2 * this.world.config.checkIntervalMs + CALL_LIMIT_MS ? silentMs : undefined
   }
 
   /** The state of each selected Job, and when its restart is due or was, while it is not over. */
   states(): { key: string; state: string; dueAt: number | undefined }[] {
     const now = nowOf(this.world)
-    const others = [...this.jobs.values()].filter(({ view, isOver }) => !this.restarting.has(view.key) && !isOver)
+    const restarting = [...this.restarts].map(([key, { dueAt }]) => ({ key, state: "restarting", dueAt }))
+    const others = [...this.cache.jobs.values()].filter(
+      ({ view, state }) =>
+        !this.restarts.has(view.key) && state.is !== "settled" && isSelected(view, this.world.config),
+    )
     return [
-      // One that its TTL took is under way long before it is due.
-      ...[...this.restarting].map(([key, { dueAt }]) => ({
-        key,
-        state: dueAt > now ? "waiting" : "restarting",
-        dueAt,
-      })),
-      ...others
-        .filter(({ view }) => isSelected(view, this.world.config))
-        .map(({ view, decision, refusals }) => {
-          const dueAt = decision && "dueAt" in decision ? decision.dueAt : undefined
-          return { key: view.key, state: stateOf(view, decision, refusals), dueAt }
-        }),
-    ]
+      ...restarting,
+      ...others.map(({ view, decision, rejections, state }) => {
+        const dueAt = state.is === "scheduled" ? state.dueAt : undefined
+        return { key: view.key, state: stateOf(view, decision, rejections), dueAt }
+      }),
+    ].map((one) => (one.state === "restarting" && (one.dueAt ?? 0) > now ? { ...one, state: "waiting" } : one))
   }
 
-  private async follow(namespace: string): Promise<void> {
+  // Watch.
+
+  private async listAndWatch(namespace: string): Promise<void> {
     const { stop } = this.world
-    const trouble = troubles(this.world, `Jobs in ${namespace} cannot be followed`, stop)
+    const trouble = retryBackoff(this.world, `Jobs in ${namespace} cannot be watched`)
     let pods: Promise<void> | undefined
-    for (let first = true; !stop.aborted; first = false) {
+    for (let isFirst = true; !stop.aborted; ) {
       try {
         await this.review(namespace)
-        pods ??= this.followPods(namespace)
-        await this.lookAtJobs(namespace, first, trouble.over)
+        const version = await this.listJobs(namespace, isFirst)
+        isFirst = false
+        pods ??= this.listAndWatchPods(namespace)
+        await this.watchOrSleep(namespace, version, trouble.over)
       } catch (error) {
-        this.noteDenied(namespace, "watch batch/jobs", error)
-        await trouble.wait(error)
+        this.permissions.noteDenied(namespace, "watch batch/jobs", error)
+        await trouble.wait(error, stop)
       }
     }
     await pods
   }
 
-  /** Lists once, then watches until it is time to list again; or sleeps, where watching is not allowed. */
-  private async lookAtJobs(namespace: string, first: boolean, works: () => void): Promise<void> {
-    const { clock, cluster, config, stop } = this.world
-    const since = this.sightings
-    const { items, resourceVersion } = await cluster.listJobs(namespace, "", (job) => job, stop)
-    this.heardAt.set(namespace, performance.now())
+  private async listJobs(namespace: string, isFirst: boolean): Promise<string> {
+    const { cluster, stop } = this.world
+    const since = this.cache.sighting()
+    const { items, resourceVersion } = await cluster.listJobs(namespace, "", keepJob, stop)
+    this.liveness.noteEvent(namespace)
     // The Role has come since the review.
-    if (!this.may(namespace, "list batch/jobs")) await this.review(namespace, true)
-    this.snapshot(namespace, items, since)
-    if (first) await this.warnOfMissing(namespace, items)
+    if (!this.permissions.may(namespace, "list batch/jobs")) await this.review(namespace, true)
+    this.replaceCache(namespace, items, resourceVersion, since)
+    if (isFirst) await this.reportMissing(namespace, items)
     this.tidyUp(namespace, items)
-    if (this.may(namespace, "watch batch/jobs"))
-      return this.watch(namespace, "jobs", resourceVersion, clock.now() + RELIST_MS, works)
+    return resourceVersion
+  }
+
+  /** Watches until it is time to list again; or sleeps, where watching is not allowed. */
+  private async watchOrSleep(namespace: string, version: string, works: () => void): Promise<void> {
+    const { clock, config, stop } = this.world
+    if (this.permissions.may(namespace, "watch batch/jobs"))
+      return this.watch(namespace, "jobs", version, clock.monotonic() + RELIST_MS, works)
     works()
     await clock.sleep(config.checkIntervalMs, stop)
   }
 
   /** Keeps each pod's last outcome, for pods are often gone when their Job has failed. */
-  private async followPods(namespace: string): Promise<void> {
+  private async listAndWatchPods(namespace: string): Promise<void> {
     const { clock, cluster, stop } = this.world
-    const trouble = troubles(this.world, `pods in ${namespace} cannot be watched`, stop)
+    const trouble = retryBackoff(this.world, `pods in ${namespace} cannot be watched`)
     while (!stop.aborted) {
       try {
-        if (!this.may(namespace, "watch /pods")) {
+        if (!this.permissions.may(namespace, "watch /pods")) {
           await clock.sleep(LONGEST_SLEEP_MS, stop)
           continue
         }
         const { items, resourceVersion } = await cluster.listPods(namespace, POD_SELECTOR, viewOfJobPod, stop)
-        for (const pod of items) this.seePod("ADDED", namespace, pod)
+        for (const pod of items) this.onPodEvent("ADDED", namespace, pod)
+        this.liveness.notePods(namespace, true)
         await this.watch(namespace, "pods", resourceVersion, Number.POSITIVE_INFINITY, trouble.over)
       } catch (error) {
-        this.noteDenied(namespace, "watch /pods", error)
-        await trouble.wait(error)
+        this.liveness.notePods(namespace, false)
+        this.permissions.noteDenied(namespace, "watch /pods", error)
+        await trouble.wait(error, stop)
       }
     }
   }
 
-  /** Watches from a version on, one watch after the other, until an error or the given instant. */
+  /** Watches from a version on, one watch after the other, until an error or the given monotonic time. */
   private async watch(
     namespace: string,
     resource: "jobs" | "pods",
@@ -2815,533 +3847,615 @@ export class Operator {
       silenceMs: 2 * config.checkIntervalMs,
       ...(resource === "pods" ? { selector: POD_SELECTOR } : {}),
     }
-    for (let resourceVersion = version; clock.now() < untilAt && !stop.aborted; ) {
-      const beganAt = clock.now()
-      this.watches.set(`${namespace}/${resource}`, (this.watches.get(`${namespace}/${resource}`) ?? 0) + 1)
-      for await (const { type, object } of cluster.watch(namespace, resource, { ...options, resourceVersion }, stop)) {
-        if (resource === "jobs") this.heardAt.set(namespace, performance.now())
-        resourceVersion = object.metadata?.resourceVersion ?? resourceVersion
-        if (clock.now() - beganAt > 10_000) {
-          this.denials.clear()
-          works()
-        }
-        if (type !== "ADDED" && type !== "MODIFIED" && type !== "DELETED") continue
-        if (resource === "jobs") this.see(type, object as Job)
-        else this.seePod(type, namespace, viewPod(object as Pod))
-      }
-      if (clock.now() - beganAt < 1_000 && !stop.aborted) throw new Error("the watch ended at once")
-      this.denials.clear()
+    const noteWorking = () => {
+      this.permissions.noteWorking()
       works()
+    }
+    for (let resourceVersion = version; clock.monotonic() < untilAt && !stop.aborted; ) {
+      const startedAt = clock.monotonic()
+      this.liveness.noteWatch(namespace, resource)
+      for await (const { type, object } of cluster.watch(namespace, resource, { ...options, resourceVersion }, stop)) {
+        if (resource === "jobs") this.liveness.noteEvent(namespace)
+        resourceVersion = object.metadata?.resourceVersion ?? resourceVersion
+        if (clock.monotonic() - startedAt > 10_000) noteWorking()
+        if (type !== "ADDED" && type !== "MODIFIED" && type !== "DELETED") continue
+        if (resource === "jobs") this.onJobEvent(type, object as Job)
+        else this.onPodEvent(type, namespace, viewPod(object as Pod))
+      }
+      if (clock.monotonic() - startedAt < 1_000 && !stop.aborted) throw new Error("the watch ended at once")
+      noteWorking()
     }
   }
 
-  /** Asks what the Role allows; where Jobs are polled again after some minutes, for Roles get mended. */
-  private async review(namespace: string, again = false): Promise<void> {
-    const { clock, cluster, say, stop } = this.world
-    const { reviewedAt = Number.NEGATIVE_INFINITY } = this.rights.get(namespace) ?? {}
-    if (!again && (this.may(namespace, "watch batch/jobs") || clock.now() - reviewedAt < REVIEW_MS)) return
-    const rights = { allowed: allowed(await cluster.rules(namespace, stop)), reviewedAt: clock.now() }
-    this.rights.set(namespace, rights)
-    const missing = Object.entries(RIGHTS).filter(([right]) => !rights.allowed.has(right))
-    const lines = missing.map(([right, without]) => `${right.replace(" /", " ")}: ${without.replace(/^! /, "")}`)
-    if (!this.once(`rights ${namespace} ${lines.join()}`)) return
-    if (missing.length === 0) say("debug", `${namespace}: the Role allows all that is needed`)
-    else
-      say(
-        missing.some(([, without]) => without.startsWith("!")) ? "error" : "warning",
-        `${namespace}: the Role lacks ${missing.length} rules, or the namespace is not there yet; see deploy/rbac.yaml:`,
-        { lines },
+  /** Asks what the Role allows. */
+  private async review(namespace: string, isForced = false): Promise<void> {
+    const { clock, cluster, stop } = this.world
+    if (!isForced && !this.permissions.needsReview(namespace, clock.monotonic())) return
+    const rules = await cluster.rules(namespace, stop)
+    const { missing, isEssential } = this.permissions.review(namespace, rules, clock.monotonic())
+    if (this.firstTime(`rights ${namespace} ${missing.join()}`))
+      this.emit({ kind: "PermissionsReviewed", namespace, missing, isEssential })
+  }
+
+  // Cache.
+
+  /** A list is one moment: what it has was seen, what it lacks is gone, except where a restart has read more since it was asked for. */
+  private replaceCache(namespace: string, items: Kept[], version: string, since: number): void {
+    if (compareVersions(version, this.listedVersion.get(namespace) ?? "") < 0) this.cache.clear(namespace)
+    this.listedVersion.set(namespace, version)
+    const listed = new Set(items.map(({ view }) => view.key))
+    for (const entry of [...this.cache.jobs.values()]) {
+      const isMissing = entry.view.namespace === namespace && !listed.has(entry.view.key)
+      if (isMissing && entry.sighting <= since) this.onJobDeleted(entry.view, entry.job, false)
+    }
+    for (const key of this.cache.keysWithIntents(namespace))
+      for (const intent of this.cache.intentsOf(key))
+        if (!listed.has(`${namespace}/${intent.name}`)) this.cache.removeIntent(intent)
+    // Intents first: a Job is judged by whether one stands for it.
+    for (const { intent } of items) if (intent) this.guard(viewJob(intent), () => this.onIntentEvent("LISTED", intent))
+    for (const kept of items)
+      if (!kept.intent && (this.cache.jobs.get(kept.view.key)?.sighting ?? 0) <= since)
+        this.guard(kept.view, () => this.onJobSeen(kept, true))
+  }
+
+  private onJobEvent(type: "ADDED" | "MODIFIED" | "DELETED", job: Job): void {
+    const kept = keepJob(job)
+    this.guard(kept.view, () => {
+      if (kept.intent) this.onIntentEvent(type, job)
+      else if (type === "DELETED") this.onJobDeleted(kept.view, job, true)
+      else this.onJobSeen(kept, false)
+    })
+  }
+
+  /** An object that breaks our understanding must not hide the others. */
+  private guard(view: JobView, work: () => void): void {
+    try {
+      work()
+    } catch (error) {
+      if (this.firstTime(`not understood ${view.key} ${error}`))
+        this.emit({ kind: "NotUnderstood", job: view, why: messageOf(error) })
+    }
+  }
+
+  private onIntentEvent(type: string, job: Job): void {
+    const { clock } = this.world
+    const intent = readIntent(job)
+    const view = viewJob(job)
+    if (!intent) {
+      if (type !== "DELETED" && this.firstTime(`intent ${view.key}`)) this.emit({ kind: "IntentUnreadable", job: view })
+      return
+    }
+    const key = `${intent.namespace}/${intent.jobName}`
+    if (type === "DELETED" || intent.deleting) this.cache.removeIntent(intent)
+    // What a list shows was there before us.
+    else this.cache.addIntent(intent, type === "LISTED" ? clock.monotonic() : clock.monotonic() + ADOPT_AFTER_MS)
+    this.enqueue(key)
+  }
+
+  private onJobSeen(kept: Kept, isListed: boolean): void {
+    const { view } = kept
+    const known = this.cache.jobs.get(view.key)
+    // A Job that is being restarted, whoever started that, is followed too: its last edits count for who finishes it.
+    if (!known && !isSelected(view, this.world.config) && this.cache.intentsOf(view.key).length === 0) return
+    // A late watch tells what a restart has read past already. A list is believed: etcd may have been restored.
+    if (known && !isListed && compareVersions(view.resourceVersion, known.view.resourceVersion) < 0) return
+    const sighting = this.cache.nextSighting()
+    if (known?.view.uid === view.uid) {
+      Object.assign(known, { view, job: kept.job, sighting }, view.deleting ? {} : { finalizers: kept.finalizers })
+    } else {
+      if (known) this.forget(known)
+      this.cache.addJob(newEntry(kept, sighting))
+      if (isRestarted(view))
+        this.workqueue.noteRestart(groupOf(view), Math.min(view.createdAt + 999, nowOf(this.world)))
+      for (const pod of this.cache.podsOf(view.uid)) this.reportCannotStart(view, pod)
+    }
+    this.reportWarnings(view)
+    this.enqueue(view.key)
+  }
+
+  private onJobDeleted(view: JobView, job: Job | undefined, isWatched: boolean): void {
+    const entry = this.cache.jobs.get(view.key)
+    const isRelevant = entry !== undefined || this.cache.intentsOf(view.key).length > 0
+    if (job && isRelevant) this.cache.bury(view.key, { job, watched: isWatched })
+    if (entry?.view.uid !== view.uid) return this.enqueue(view.key)
+    entry.view = { ...view, deleting: true }
+    entry.job = job && { ...job, metadata: { ...job.metadata, finalizers: entry.finalizers } }
+    entry.goneAt ??= nowOf(this.world)
+    if (entry.job) this.cache.bury(view.key, { job: entry.job, watched: isWatched })
+    this.restarts.get(view.key)?.gone.abort()
+    this.enqueue(view.key)
+  }
+
+  private onPodEvent(type: string, namespace: string, pod: PodView): void {
+    if (!pod.jobUid) return
+    const known = this.cache.pod(pod)
+    const isGone = type === "DELETED"
+    if (isGone && !known) return
+    // What a pod shows after it was told to stop is the stopping: only what was not known yet counts.
+    const isFrozen = known?.deleting && known.containers.some(({ ended }) => ended)
+    const entry = this.cache.jobs.get(`${namespace}/${pod.jobName}`)
+    const isOfEntry = entry?.view.uid === pod.jobUid
+    this.cache.addPod({ ...(isFrozen ? known : pod), gone: isGone }, isOfEntry)
+    // While the Job itself is still there, its own end is what a restart waits for.
+    if (isGone && entry?.goneAt !== undefined) this.restarts.get(entry.view.key)?.gone.abort()
+    if (!entry || !isOfEntry) return
+    this.reportCannotStart(entry.view, pod)
+    // With a grace period of 0 the pod is gone a moment after this, before its Job is seen to fail.
+    const states = pod.containers.map(({ state }) => state).join()
+    if (pod.deleting && !isGone && !entry.view.deleting && pod.phase !== "Succeeded")
+      this.collectEvidence(entry, `${pod.uid} ${states}`)
+  }
+
+  // Enqueue and reconcile.
+
+  private enqueue(key: string, at = nowOf(this.world), since = at): void {
+    this.workqueue.add(key, at, since)
+  }
+
+  /** Wakes at each due time, and at least every 30 s, for a wall clock may jump. */
+  private async runLoop(): Promise<void> {
+    const { clock, stop } = this.world
+    while (!stop.aborted) {
+      this.liveness.tick()
+      this.reportSkew()
+      for (const key of this.workqueue.takeDue(nowOf(this.world))) this.reconcile(key)
+      const nextMs = (this.workqueue.nextAt() ?? Number.POSITIVE_INFINITY) - nowOf(this.world)
+      await clock.sleep(Math.min(LONGEST_SLEEP_MS, nextMs), stop, this.workqueue.woken)
+    }
+  }
+
+  /** Looks at one Job as it is now, and decides. A restart under way enqueues its Job again when it ends. */
+  private reconcile(key: string): void {
+    if (this.restarts.has(key)) return
+    const entry = this.cache.jobs.get(key)
+    const [intent] = newestFirst(this.cache.intentsOf(key))
+    if (!entry || entry.state.is === "settled") this.reconcileIntent(key, entry, intent)
+    else if (entry.goneAt !== undefined) this.reconcileGone(entry, intent)
+    else this.reconcileJob(entry, intent)
+  }
+
+  /** A restart that an earlier life or another operator left unfinished, whatever the selection is now. */
+  private reconcileIntent(key: string, entry: JobEntry | undefined, intent: Intent | undefined): void {
+    if (entry?.goneAt !== undefined && !intent) this.forget(entry)
+    if (!intent || this.world.config.dryRun) return
+    const leftMs = this.adoptInMs(intent)
+    if (leftMs > 0) return this.enqueue(key, nowOf(this.world) + leftMs)
+    const { namespace, jobName: name, jobUid: uid } = intent
+    this.adopt({ key, namespace, name, uid }, intent)
+  }
+
+  private adoptInMs({ namespace, jobName, name }: Intent): number {
+    const known = this.cache.intentsOf(`${namespace}/${jobName}`).find((one) => one.name === name)
+    return (known?.adoptAt ?? 0) - this.world.clock.monotonic()
+  }
+
+  private adopt(job: JobName, intent: Intent): void {
+    if (this.firstTime(`adopted ${intent.uid}`)) this.emit({ kind: "IntentAdopted", job, intent: intent.name })
+    this.startRestart({ job }, intent.dueAt ?? nowOf(this.world))
+  }
+
+  /** The Job is gone without a restart of ours: its TTL took it, a person, or another operator. */
+  private reconcileGone(entry: JobEntry, intent: Intent | undefined): void {
+    const { view, job, failure } = entry
+    const { config } = this.world
+    if (intent && !config.dryRun) return this.reconcileGoneWithIntent(entry, intent)
+    if (!job || view.phase !== "failed" || view.manager) return this.forget(entry)
+    if (!failure) return this.collectEvidence(entry, "failed")
+    if (!this.wasRemovedByTtl(entry)) {
+      this.emit({ kind: "DeletedByOthers", job: view, isRestart: intent !== undefined })
+      return this.forget(entry)
+    }
+    const wish = wishFor(job, failure, config, nowOf(this.world))
+    if ("dueAt" in wish.decision && !config.dryRun) return this.startRestart(this.restartOf(entry), wish.decision.dueAt)
+    const because = "dueAt" in wish.decision ? "DRY_RUN" : wish.decision.because
+    this.emit({ kind: "RemovedByTtl", job: view, because })
+    this.forget(entry)
+  }
+
+  private reconcileGoneWithIntent(entry: JobEntry, intent: Intent): void {
+    // Another operator's restart, or a wait that this one has recorded.
+    const leftMs = intent.dueAt === undefined ? this.adoptInMs(intent) : 0
+    if (leftMs > 0) return this.enqueue(entry.view.key, nowOf(this.world) + leftMs)
+    this.startRestart(this.restartOf(entry), intent.dueAt ?? nowOf(this.world))
+  }
+
+  private wasRemovedByTtl({ view, job, goneAt = 0 }: JobEntry): boolean {
+    const isWatched = this.cache.tombstone(view.key)?.watched ?? false
+    if (view.ttlMs === undefined || !job) return false
+    return isWatched ? !wasDeletedByPerson(job, undefined) : wasRemovedByTtl(view, goneAt)
+  }
+
+  private reconcileJob(entry: JobEntry, intent: Intent | undefined): void {
+    const { config } = this.world
+    const { view, job, failure } = entry
+    const now = nowOf(this.world)
+    this.checkPodless(entry, now)
+    const known = { ...(failure ?? UNKNOWN), changed: job !== undefined && isChanged(job) }
+    const decision = decide(view, known, config, now)
+    if (decision.do !== "leave" && !failure) {
+      this.protectFromTtl(entry, intent)
+      return this.collectEvidence(entry, "failed")
+    }
+    if (view.phase === "failing" && !view.deleting && !view.manager) this.collectEvidence(entry, "failing")
+    entry.decision = decision
+    this.reportDecision(entry, decision, known.cause, now)
+    if ("dueAt" in decision) return this.schedule(entry, intent, decision)
+    moveTo(entry, { is: "idle", because: decision.because })
+    if (!intent || config.dryRun) return
+    // An earlier life or another operator wrote it, whatever the selection was then; or the cause was still unknown.
+    if (decision.do === "leave") return this.reconcileIntent(view.key, undefined, intent)
+    if (intent.jobUid === view.uid && entry.retryAt <= now)
+      this.startRestart(this.restartOf(entry), intent.dueAt ?? now)
+  }
+
+  /** A TTL shorter than collecting evidence may take: without evidence after a moment, an intent with the longest wait goes first. */
+  private protectFromTtl(entry: JobEntry, intent: Intent | undefined): void {
+    const { view } = entry
+    const { config } = this.world
+    const { ttlMs = EVIDENCE_LIMIT_MS, failedAt = 0 } = view
+    if (intent || config.dryRun || ttlMs >= EVIDENCE_LIMIT_MS) return
+    const protectAt = failedAt + Math.min(1_500, ttlMs / 2)
+    if (nowOf(this.world) < protectAt) return this.enqueue(view.key, protectAt)
+    const dueAt = failedAt + longestWaitMs(view, config)
+    const decision: Decision = { do: "wait", dueAt, because: "its cause is not known yet" }
+    const wish = (job: Job): Wish => ({ ...wishFor(job, UNKNOWN, config, nowOf(this.world)), decision })
+    this.startRestart({ job: view, wishFor: wish }, dueAt)
+  }
+
+  private schedule(entry: JobEntry, intent: Intent | undefined, decision: Extract<Decision, { dueAt: number }>): void {
+    const { view, retryAt } = entry
+    const { config } = this.world
+    const now = nowOf(this.world)
+    const waitsUntil = intent?.jobUid === view.uid ? intent.dueAt : undefined
+    const dueAt = Math.max(Math.min(decision.dueAt, waitsUntil ?? decision.dueAt), retryAt)
+    const startsAt = Math.max(dueAt, dueAt <= now ? this.workqueue.freeAt(groupOf(view), now) : 0)
+    const isWaiting = waitsUntil !== undefined
+    const isVoid = isWaiting && (intent?.jobVersion !== view.resourceVersion || decision.dueAt < waitsUntil - 1_000)
+    const isThreatened = !isWaiting && retryAt <= now && isThreatenedByTtl(view, decision.dueAt)
+    // A restart that an earlier life began does not wait for a due time any more.
+    const isUnfinished = intent?.jobUid === view.uid && !isWaiting && retryAt <= now && this.adoptInMs(intent) <= 0
+    if (!config.dryRun && (isVoid || isThreatened || isUnfinished || startsAt <= now))
+      return this.startScheduled(entry, decision.dueAt)
+    if (startsAt <= now) return this.reportDryRun(entry)
+    moveTo(entry, { is: "scheduled", dueAt: decision.dueAt, because: decision.because })
+    this.enqueue(view.key, startsAt, dueAt)
+  }
+
+  private reportDryRun({ view, failure }: JobEntry): void {
+    if (failure && this.firstTime(`dry run ${view.uid} ${view.resourceVersion}`))
+      this.emit({ kind: "RestartStarted", job: view, cause: failure.cause, isDryRun: true })
+  }
+
+  private startScheduled(entry: JobEntry, dueAt: number): void {
+    const { view, failure, retryAt } = entry
+    const now = nowOf(this.world)
+    if (dueAt <= now) this.workqueue.noteRestart(groupOf(view), now)
+    if (dueAt <= now && failure && this.firstTime(`restarting ${view.uid} ${retryAt}`))
+      this.emit({ kind: "RestartStarted", job: view, cause: failure.cause, isDryRun: false })
+    // What a person asks for is due since now.
+    this.startRestart(this.restartOf(entry), isWantedNow(view) ? now : dueAt)
+  }
+
+  private restartOf({ view, failure = UNKNOWN, rejections }: JobEntry): Restart {
+    const { config } = this.world
+    const wish = (job: Job) => rulesOf(this.world).wishFor(job, failure, config, nowOf(this.world))
+    return { job: view, wishFor: wish, wasRejected: rejections > 0 }
+  }
+
+  // Restart.
+
+  /** Runs one restart beside all others. */
+  private startRestart(restart: Restart, dueAt: number): void {
+    const { clock } = this.world
+    const { key } = restart.job
+    const startedAt = clock.monotonic()
+    const entry = this.cache.jobs.get(key)
+    if (entry && entry.state.is !== "settled") moveTo(entry, { is: "restarting", dueAt })
+    const failure = entry?.failure
+    this.workqueue.remove(key)
+    const done = reconcileRestart(this.world, this.restartCache(restart.job), restart).then((outcome) => {
+      this.restarts.delete(key)
+      this.finishRestart(restart.job, failure, outcome, clock.monotonic() - startedAt, nowOf(this.world) - dueAt)
+    })
+    this.restarts.set(key, { done, dueAt, gone: new AbortController() })
+  }
+
+  /** What a restart reads is news for the cache too. */
+  private restartCache({ key, namespace }: JobName): RestartCache {
+    const { cache, liveness } = this
+    return {
+      intentsOf: (job) => cache.intentsOf(job),
+      latest: (job) => cache.latest(job),
+      podsOf: (uid) => {
+        const pods = liveness.arePodsSynced(namespace) ? cache.podsOf(uid) : []
+        return pods.length > 0 ? pods : undefined
+      },
+      deletedByPerson: (uid, dueAt) => {
+        const tombstone = cache.tombstone(key)
+        return (
+          tombstone?.watched === true &&
+          uidOf(tombstone.job) === uid &&
+          rulesOf(this.world).wasDeletedByPerson(tombstone.job, dueAt)
+        )
+      },
+      onJobRead: (job) => this.onJobRead(job),
+      onIntentRead: (intent) => cache.addIntent(intent, this.world.clock.monotonic()),
+      onIntentGone: (intent) => cache.removeIntent(intent),
+      whenGone: () => this.whenGone(key, namespace),
+      emit: (fact) => this.emit(fact),
+    }
+  }
+
+  private whenGone(key: string, namespace: string): AbortSignal | undefined {
+    const restart = this.restarts.get(key)
+    if (!restart || !this.permissions.may(namespace, "watch batch/jobs")) return undefined
+    if (restart.gone.signal.aborted) restart.gone = new AbortController()
+    return restart.gone.signal
+  }
+
+  private onJobRead(job: Job): void {
+    const known = this.cache.latest(`${job.metadata?.namespace}/${job.metadata?.name}`)
+    // An answer that comes late tells of a Job that is gone by now.
+    if (known && compareVersions(versionOf(job), versionOf(known)) <= 0) return
+    this.onJobEvent("MODIFIED", job)
+  }
+
+  private finishRestart(
+    job: JobName,
+    failure: Failure | undefined,
+    outcome: Outcome,
+    tookMs: number,
+    lateMs: number,
+  ): void {
+    const entry = this.cache.jobs.get(job.key)
+    const own = entry?.view.uid === job.uid && entry.state.is !== "settled" ? entry : undefined
+    switch (outcome.result) {
+      case "waiting":
+        if (own) moveTo(own, { is: "scheduled", dueAt: outcome.dueAt, because: "its intent waits" })
+        // What became known while the restart ran is looked at once more.
+        this.enqueue(job.key, own?.failure === failure ? outcome.dueAt : nowOf(this.world))
+        return
+      case "rejected":
+        this.finishRejected(job, own, outcome.error)
+        return
+      case "changed":
+        if (own) own.retryAt = nowOf(this.world) + this.world.config.checkIntervalMs
+        if (own) moveTo(own, { is: "idle", because: "it has changed" })
+        this.emit({ kind: "RestartFinished", job, outcome, tookMs, lateMs })
+        break
+      default:
+        this.emit({
+          kind: "RestartFinished",
+          job: "uid" in outcome ? { ...job, uid: outcome.uid } : job,
+          outcome,
+          tookMs,
+          lateMs,
+        })
+        if (own) moveTo(own, { is: "settled" })
+        if (outcome.result === "namespace gone")
+          for (const intent of this.cache.intentsOf(job.key)) this.cache.removeIntent(intent)
+    }
+    if (own?.goneAt !== undefined && own.state.is === "settled") this.forget(own)
+    this.enqueue(job.key)
+  }
+
+  private finishRejected(job: JobName, entry: JobEntry | undefined, error: Error): void {
+    // The half that is left to chance lets two restarts that need the same free place of a quota pass one after the other.
+    const longestMs = Math.min(300_000, 30_000 * 2 ** Math.min(entry?.rejections ?? 0, 4))
+    const retryMs = longestMs / 2 + (this.world.clock.random() * longestMs) / 2
+    const retryAt = nowOf(this.world) + retryMs
+    this.emit({ kind: "RestartRejected", job, why: error.message, retryMs })
+    if (entry) {
+      entry.rejections++
+      entry.retryAt = retryAt
+      moveTo(entry, {
+        is: "scheduled",
+        dueAt: entry.state.is === "restarting" ? entry.state.dueAt : retryAt,
+        because: error.message,
+      })
+    }
+    this.enqueue(job.key, retryAt)
+  }
+
+  private forget(entry: JobEntry): void {
+    this.cache.forgetJob(entry)
+  }
+
+  // Evidence and records.
+
+  /** Looks at a Job's pods once for each moment, one look after the other; after the one at its failure the cause is known. */
+  private collectEvidence(entry: JobEntry, moment: string): void {
+    if (moment === "failed" && entry.state.is !== "restarting" && entry.state.is !== "settled")
+      moveTo(entry, { is: "collecting evidence" })
+    if (entry.looked.has(moment)) return
+    entry.looked.add(moment)
+    // A TTL of 0 has the Job forgotten, with its pods, before its turn to be looked at.
+    const before = this.cache.podsOf(entry.view.uid)
+    entry.looking = entry.looking.then(async () => {
+      const kept = this.cache.podsOf(entry.view.uid)
+      entry.evidence = await gatherEvidence(this.world, entry.view, kept.length > 0 ? kept : before, entry.evidence)
+      if (moment === "failed" && !this.world.kill.aborted) this.onFailure(entry, entry.evidence)
+    })
+  }
+
+  private onFailure(entry: JobEntry, evidence: Evidence): void {
+    const { view } = entry
+    const failure = failureOf(view, evidence)
+    entry.failure = failure
+    const reason = [view.reason, view.message].filter(Boolean).join(", ")
+    this.emit({ kind: "FailureSeen", job: view, failedAt: view.failedAt ?? 0, cause: failure.cause, reason, evidence })
+    this.record(entry, evidence, failure)
+    this.enqueue(view.key)
+  }
+
+  private record({ view, job }: JobEntry, evidence: Evidence, failure: Failure): void {
+    const { config } = this.world
+    if (config.historyLimit === 0) return
+    const changed = job !== undefined && isChanged(job)
+    const decision = decide({ ...view, deleting: false }, { ...failure, changed }, config, nowOf(this.world))
+    const record = recordFor(view, evidence, failure.cause, decision)
+    this.writeInBackground(view.namespace, "create /configmaps", "a failure is not recorded", async () => {
+      await createRecord(this.world, record)
+      const past = [...(this.records.get(view.key) ?? []), recordKey(record.metadata ?? {})]
+      this.records.set(view.key, past.slice(-config.historyLimit))
+      await removeRecords(
+        this.world,
+        view.namespace,
+        staleRecords(past, config.historyLimit, () => true, nowOf(this.world)),
       )
+    })
   }
 
-  private may(namespace: string, right: string): boolean {
-    return this.rights.get(namespace)?.allowed.has(right) ?? false
-  }
-
-  /**
-   * A 403 that stays is the truth, whatever the review said: what was watched is polled from now on; what was polled is reviewed
-   * again. One that passes is an API server that has just started and does not know its Roles yet.
-   */
-  private noteDenied(namespace: string, right: string, error: unknown): void {
-    if (!(error instanceof ApiError) || error.status !== 403) return
-    const denials = (this.denials.get(`${namespace} ${right}`) ?? 0) + 1
-    this.denials.set(`${namespace} ${right}`, denials)
-    const mayStay = this.may(namespace, right) && denials < DENIALS
-    if (!mayStay && !this.rights.get(namespace)?.allowed.delete(right)) this.rights.delete(namespace)
-  }
-
-  /** A list as one moment: what it has was seen, what it lacks is gone; but not where a restart has read more since it was asked for. */
-  private snapshot(namespace: string, items: Job[], since: number): void {
-    const there = new Set(items.map((item) => viewJob(item).key))
-    for (const [key, { view, job, seenAs }] of this.jobs)
-      if (view.namespace === namespace && !there.has(key) && seenAs <= since) this.see("DELETED", job)
-    for (const [key, { intent }] of this.intents)
-      if (intent.namespace === namespace && !there.has(key)) this.intents.delete(key)
-    const isIntent = ({ metadata }: Job) => metadata?.labels?.[INTENT] !== undefined
-    for (const item of items.toSorted((a, b) => Number(isIntent(b)) - Number(isIntent(a))))
-      if ((this.jobs.get(viewJob(item).key)?.seenAs ?? 0) <= since) this.see("LISTED", item)
-  }
-
-  /** What nothing waits for is written beside all else, in bounded memory. A refusal that stays is said once. */
-  private beside(namespace: string, right: string, what: string, work: () => Promise<unknown>): void {
-    const { config, say } = this.world
-    if (config.dryRun || !this.may(namespace, right)) return
-    const complain = (why: string) =>
-      this.once(`${namespace} ${what} ${why}`) && say("warning", `${namespace}: ${what}: ${why}`)
-    if (this.writing.size >= MOST_WRITES) return void complain(`${MOST_WRITES} others wait already`)
+  /** Best-effort writes with a bounded queue. A permanent rejection is reported once. */
+  private writeInBackground(namespace: string, right: string, what: string, work: () => Promise<unknown>): void {
+    if (this.world.config.dryRun || !this.permissions.may(namespace, right)) return
+    const report = (why: string) => {
+      if (this.firstTime(`${namespace} ${what} ${why}`)) this.emit({ kind: "WriteFailed", namespace, what, why })
+    }
+    if (this.writing.size >= MOST_WRITES) return report(`${MOST_WRITES} others wait already`)
     const done = persist(this.world, work)
-      .catch((error) => void complain(messageOf(error)))
+      .catch((error) => report(messageOf(error)))
       .then(() => void this.writing.delete(done))
     this.writing.add(done)
   }
 
-  private record(view: JobView, job: Job, evidence: Evidence, failure: Failure): void {
-    const { config } = this.world
-    if (config.historyLimit === 0) return
-    const decision = decide(view, { ...failure, changed: isChanged(job) }, config, nowOf(this.world))
-    const record = recordFor(view, evidence, failure.cause, decision)
-    this.beside(view.namespace, "create /configmaps", "a failure is not recorded", () => keepRecord(this.world, record))
-  }
-
-  /** Once: the settings. Once a day: records of Jobs that are gone for long, and those that a life before us has left over. */
-  private tidyUp(namespace: string, items: Job[]): void {
+  /** Once: the settings. Once a day: records of Jobs that are gone for long, and those that an earlier life has left over. */
+  private tidyUp(namespace: string, items: Kept[]): void {
     const { clock, config } = this.world
-    if (this.once(`settings ${namespace}`))
-      this.beside(namespace, "get /configmaps", "settings are not written for the commands", () =>
+    if (this.firstTime(`settings ${namespace}`))
+      this.writeInBackground(namespace, "get /configmaps", "settings are not written for the commands", () =>
         writeSettings(this.world, namespace),
       )
-    const isDue = clock.now() - (this.prunedAt.get(namespace) ?? Number.NEGATIVE_INFINITY) >= PRUNE_MS
-    if (!isDue || config.historyLimit === 0) return
-    this.prunedAt.set(namespace, clock.now())
-    const there = new Set(items.map(({ metadata }) => metadata?.name))
-    const prune = () => pruneRecords(this.world, namespace, "", (job) => there.has(job))
-    this.beside(namespace, "delete /configmaps", "old records of failures are not removed", prune)
+    const prunedAt = this.prunedAt.get(namespace) ?? Number.NEGATIVE_INFINITY
+    if (clock.monotonic() - prunedAt < PRUNE_MS || config.historyLimit === 0) return
+    this.prunedAt.set(namespace, clock.monotonic())
+    const existing = new Set(items.map(({ view }) => view.name))
+    this.writeInBackground(namespace, "delete /configmaps", "old records of failures are not removed", async () => {
+      const kept = await pruneRecords(this.world, namespace, (job) => existing.has(job))
+      for (const [job, past] of Map.groupBy(kept, (one) => one.job)) this.records.set(`${namespace}/${job}`, past)
+    })
   }
 
-  /** A wrong name looks like peace: said once. */
-  private async warnOfMissing(namespace: string, items: Job[]): Promise<void> {
-    const { cluster, config, say, stop } = this.world
-    const there = new Set(items.map((item) => viewJob(item).key))
-    const missing = (config.jobNames ?? []).filter((key) => key.startsWith(`${namespace}/`) && !there.has(key))
-    for (const key of missing)
-      say("warning", `[${key}] there is no such Job yet; it is looked after as soon as it appears`)
-    if (items.length > 0) return
-    const exists = this.may(namespace, NAMESPACE_RIGHT) ? await cluster.namespaceExists(namespace, stop) : undefined
-    say(
-      "warning",
-      exists === false
-        ? `namespace ${namespace} does not exist; see NAMESPACE`
-        : `namespace ${namespace} has no Jobs yet; if that is wrong, see NAMESPACE`,
-    )
+  // Reports.
+
+  /** Passes a fact to all sinks, and writes it as an Event where it belongs to a Job's story. */
+  private emit(fact: Fact): void {
+    const { cluster, clock, config, emit, kill } = this.world
+    emit(fact)
+    const event = eventTextOf(fact)
+    if (!event || !("job" in fact) || !fact.job) return
+    const { job } = fact
+    if (config.dryRun || !this.permissions.may(job.namespace, "create /events")) return
+    // Events live for an hour; a rejection that stays is worth one every half an hour.
+    const halfHour = Math.floor(nowOf(this.world) / 1_800_000)
+    if (fact.kind === "RestartRejected" && !this.firstTime(`rejected ${job.uid} ${halfHour} ${fact.why}`)) return
+    const body = eventFor(job, event.level, event.reason, event.text, nowOf(this.world), clock.random())
+    cluster.createEvent(job.namespace, body, kill).catch((error) => {
+      const why = messageOf(error)
+      if (this.firstTime(`event ${why}`)) emit({ kind: "EventFailed", job, why })
+    })
   }
 
-  /** One Job or intent as the API server shows it. One that breaks our understanding must not hide the others. */
-  private see(type: "ADDED" | "MODIFIED" | "DELETED" | "LISTED", job: Job): void {
-    const view = viewJob(job)
-    try {
-      if (view.labels[INTENT] !== undefined) this.seeIntent(type, job, view.key)
-      else if (type === "DELETED") this.seeGone(job, view)
-      else this.seeJob(type, job, view)
-    } catch (error) {
-      if (this.once(`see ${view.key} ${error}`))
-        this.world.say("error", `[${view.key}] cannot be understood: ${messageOf(error)}`)
-    }
-  }
-
-  private seeIntent(type: string, job: Job, key: string): void {
-    const intent = readIntent(job)
-    if (!intent && this.once(`intent ${key}`))
-      this.world.say("error", `[${key}] is labelled as an intent, but its annotation ${INTENT} cannot be read`)
-    // One that a list shows was there before us.
-    const seenAt =
-      this.intents.get(key)?.seenAt ?? (type === "LISTED" ? Number.NEGATIVE_INFINITY : this.world.clock.now())
-    if (type === "DELETED" || !intent) this.intents.delete(key)
-    else this.intents.set(key, { intent, seenAt })
-    this.alarm.abort()
-  }
-
-  private seeJob(type: string, job: Job, view: JobView): void {
-    const known = this.jobs.get(view.key)
-    // One that is being restarted, whoever began it, is followed too: its last edits count for who finishes it.
-    if (!known && !isSelected(view, this.world.config) && !this.isIntended(view)) return
-    const isOlder = known && compareVersions(view.resourceVersion, known.view.resourceVersion) < 0
-    // A late watch tells what a restart has read past already. A list is believed: etcd may have been restored.
-    if (isOlder && type !== "LISTED") return
-    const finalizers = job.metadata?.finalizers ?? []
-    if (known?.view.uid === view.uid) {
-      this.warnOf(Object.assign(known, { view, job, seenAs: ++this.sightings }, view.deleting ? {} : { finalizers }))
-      return this.consider(known)
-    }
-    if (known) this.forget(known)
-    const tracked: Tracked = {
-      view,
-      job,
-      finalizers,
-      seenAs: ++this.sightings,
-      decision: undefined,
-      evidence: undefined,
-      failure: undefined,
-      looked: new Set(),
-      looking: Promise.resolve(),
-      said: "",
-      refusals: 0,
-      retryAt: 0,
-      isOver: false,
-      goneAt: undefined,
-    }
-    this.jobs.set(view.key, tracked)
-    this.warnOf(tracked)
-    for (const pod of this.podsOf(view)) this.warnOfStart(view, pod)
-    this.consider(tracked)
+  private reportDecision(entry: JobEntry, decision: Decision, cause: Cause, now: number): void {
+    const { view } = entry
+    const { because } = decision
+    const fact = "dueAt" in decision ? `due ${instantText(decision.dueAt)}` : `${decision.do} ${because}`
+    if (entry.reported === fact) return
+    entry.reported = fact
+    const phase = view.deleting ? "deleting" : view.phase
+    if (decision.do === "leave") this.emit({ kind: "LeftAlone", job: view, because, healthy: decision.healthy, phase })
+    if (decision.do === "give up") this.emit({ kind: "GaveUp", job: view, because, cause })
+    if ("dueAt" in decision && this.firstTime(`failure ${view.uid} ${fact}`))
+      this.emit({
+        kind: "RestartScheduled",
+        job: view,
+        dueAt: decision.dueAt,
+        inMs: decision.dueAt - now,
+        because,
+        cause,
+      })
   }
 
   /** What an owner should know before the Job fails. */
-  private warnOf({ view }: Tracked): void {
+  private reportWarnings(view: JobView): void {
     const { problems } = overridesOf(view, this.world.config)
-    const { ms: waitMs, from } = longestWait(view, this.world.config)
-    const { key, ttlMs, phase, labels } = view
-    const queue = labels["kueue.x-k8s.io/queue-name"]
     for (const problem of problems)
-      if (this.once(`${key} ${problem}`)) this.tell("warning", view, "WrongAnnotation", problem)
-    if (queue && this.once(`queue ${key} ${queue}`))
-      this.tell(
-        "warning",
-        view,
-        "Queued",
-        `waits in queue ${queue}; its suspend field stays as it is for the queue's controller`,
-      )
-    if (ttlMs === undefined || ttlMs > waitMs || phase === "succeeded" || !this.once(`ttl ${key} ${ttlMs} ${waitMs}`))
-      return
-    const numbers = `ttlSecondsAfterFinished (${durationText(ttlMs)}) is not above ${from} (${durationText(waitMs)})`
-    this.tell(
-      "warning",
-      view,
-      "TtlTooShort",
-      `its ${numbers}: it is restarted just before the TTL removes it; raise the one or lower the other`,
-    )
+      if (this.firstTime(`${view.key} ${problem}`)) this.emit({ kind: "WrongAnnotation", job: view, problem })
+    const queue = view.labels["kueue.x-k8s.io/queue-name"]
+    if (queue && this.firstTime(`queue ${view.key} ${queue}`)) this.emit({ kind: "Queued", job: view, queue })
   }
 
-  /** Says a fact of a Job in the log and, where the Role allows, as an Event on it. */
-  private tell(level: Level, job: JobName, reason: string, text: string, details?: Details): void {
-    this.world.say(level, `[${job.key}] ${text}`, { job: job.key, reason, ...details })
-    this.event(level, job, reason, text)
-  }
-
-  private event(level: Level, job: JobName, reason: string, text: string): void {
-    const { cluster, config, kill, random, say } = this.world
-    if (config.dryRun || !this.may(job.namespace, "create /events")) return
-    const event = eventFor(job, level, reason, text, nowOf(this.world), random())
-    cluster.createEvent(job.namespace, event, kill).catch((error) => {
-      if (this.once(`event ${messageOf(error)}`))
-        say("debug", `[${job.key}] an Event could not be written: ${messageOf(error)}`)
-    })
-  }
-
-  private seeGone(job: Job, view: JobView): void {
-    const known = this.jobs.get(view.key)
-    if (known?.view.uid !== view.uid) return
-    Object.assign(known, { view: { ...view, deleting: true }, job })
-    known.goneAt ??= nowOf(this.world)
-    if (this.restarting.has(view.key)) return
-    const pods = this.podsOf(view)
-    this.forget(known)
-    this.gone.set(view.uid, job)
-    for (const uid of this.gone.keys()) if (this.gone.size > 100) this.gone.delete(uid)
-    if (known.isOver || view.phase !== "failed" || view.manager) return
-    const evidence = known.evidence ?? { pods, logs: new Map(), morePods: 0 }
-    const failure = { ...(known.failure ?? failureOf(view, evidence)), changed: isChanged(job) }
-    if (!known.looked.has("failed")) this.record(view, job, evidence, failure)
-    const what = this.isIntended(view)
-      ? "is being restarted by someone else"
-      : "was deleted by someone; it is not restarted"
-    if (!wasRemovedByTtl(view, known.goneAt)) this.world.say("info", `[${view.key}] ${what}`)
-    else if (!this.world.config.dryRun)
-      this.keep({ ...job, metadata: { ...job.metadata, finalizers: known.finalizers } }, view, failure)
-  }
-
-  /** Its own TTL took the Job: the restart goes on when it is due, from what was last seen. */
-  private keep(job: Job, view: JobView, failure: Failure): void {
-    const decision = decide({ ...view, deleting: false, ttlMs: undefined }, failure, this.world.config, 0)
-    if (!("dueAt" in decision))
-      return this.world.say("warning", `[${view.key}] its TTL removed it; it is not restarted: ${decision.because}`)
-    this.world.say("info", `[${view.key}] its TTL removed it; it is created again at ${instantText(decision.dueAt)}`)
-    this.begin(view, decision.dueAt, () =>
-      keepExpired(this.world, job, failure, decision.dueAt, this.lastSeen(view.key)),
-    )
-  }
-
-  private forget({ view }: Tracked): void {
-    for (const { uid } of this.podsOf(view)) this.pods.delete(uid)
-    this.jobs.delete(view.key)
-    this.schedules.delete(view.key)
-  }
-
-  private podsOf = ({ uid }: JobView) => [...this.pods.values()].filter(({ jobUid }) => jobUid === uid)
-
-  private seePod(type: string, namespace: string, pod: PodView): void {
-    const known = this.pods.get(pod.uid)
-    // What a pod shows after it was told to stop is the stopping: only what was not known yet counts.
-    const frozen = known?.deleting && known.containers.some(({ ended }) => ended)
-    if (!pod.jobUid || (type === "DELETED" && !known)) return
-    const gone = type === "DELETED"
-    this.pods.set(pod.uid, { ...(frozen ? known : pod), gone, seenAt: known?.seenAt ?? this.world.clock.now() })
-    const tracked = this.jobs.get(`${namespace}/${pod.jobName}`)
-    if (tracked?.view.uid !== pod.jobUid) return
-    this.warnOfStart(tracked.view, pod)
-    // With a grace period of 0 the pod is gone a moment after this, before its Job is seen to fail.
-    const states = pod.containers.map(({ state }) => state).join()
-    if (pod.deleting && !gone && !tracked.view.deleting && pod.phase !== "Succeeded")
-      this.look(tracked, `${pod.uid} ${states}`)
-  }
-
-  private warnOfStart({ key, uid }: JobView, { containers, name }: PodView): void {
+  private reportCannotStart(view: JobView, { containers, name }: PodView): void {
     const stuck = containers.find(
       ({ state, reason, ended }) => state === "waiting" && !ended && /^(Err|Invalid|Create|RunC)|BackOff/.test(reason),
     )
-    if (!stuck || !this.once(`start ${uid}`)) return
-    this.world.say(
-      "warning",
-      `[${key}] pod ${name} cannot start: ${stuck.reason}: ${stuck.message}; a Job that never starts does not fail, unless it has activeDeadlineSeconds`,
-    )
+    if (stuck && this.firstTime(`start ${view.uid}`))
+      this.emit({ kind: "CannotStart", job: view, pod: name, reason: `${stuck.reason}: ${stuck.message}` })
   }
 
-  /** Looks at a Job's pods once for each moment, one look after the other; after the one at its failure the cause is known. */
-  private look(tracked: Tracked, moment: string): void {
-    if (tracked.looked.has(moment)) return
-    tracked.looked.add(moment)
-    // A TTL of 0 has the Job forgotten, with its pods, before its turn to be looked at.
-    const before = this.podsOf(tracked.view)
-    tracked.looking = tracked.looking.then(async () => {
-      const { view } = tracked
-      const kept = this.podsOf(view)
-      const evidence = await gatherEvidence(this.world, view, kept.length > 0 ? kept : before, tracked.evidence)
-      tracked.evidence = evidence
-      if (moment !== "failed" || this.world.kill.aborted) return
-      const failure = failureOf(view, evidence)
-      tracked.failure = failure
-      const { cause } = failure
-      const facts = [cause, view.reason, view.message].filter(Boolean).join(", ")
-      const details = { job: view.key, reason: "FailureSeen", cause, lines: evidenceLines(evidence) }
-      this.world.say("warning", `[${view.key}] failed at ${instantText(view.failedAt ?? 0)}: ${facts}`, details)
-      if (this.jobs.get(view.key) === tracked) this.consider(tracked)
-      this.record(view, tracked.job, evidence, failure)
-    })
-  }
-
-  /** Decides on a Job as it is now, and says it if that is new. */
-  private consider(tracked: Tracked): void {
-    const { config } = this.world
-    const { view, job, failure } = tracked
-    const [now, known] = [nowOf(this.world), failure ?? UNKNOWN]
-    const decision = decide(view, { ...known, changed: view.failedAt !== undefined && isChanged(job) }, config, now)
-    if (tracked.isOver || this.restarting.has(view.key)) return
-    if (decision.do !== "leave" && !failure) return this.look(tracked, "failed")
-    if (view.phase === "failing" && !view.deleting && !view.manager) this.look(tracked, "failing")
-    tracked.decision = decision
-    if ("dueAt" in decision) {
-      this.schedules.set(view.key, {
-        uid: view.uid,
-        dueAt: Math.max(decision.dueAt, tracked.retryAt),
-        group: groupOf(view),
-      })
-    } else this.schedules.delete(view.key)
-    const text = sayDecision(decision, now)
-    if (tracked.said !== text.fact) this.sayDecision(view, decision, text, known.cause)
-    tracked.said = text.fact
-    this.alarm.abort()
-  }
-
-  private sayDecision(
-    view: JobView,
-    decision: Decision,
-    { fact, text }: { fact: string; text: string },
-    cause: Cause,
-  ): void {
-    const { say } = this.world
-    const phase = view.deleting ? "deleting" : view.phase
-    if (decision.do === "leave")
-      say(decision.healthy ? "debug" : "info", `[${view.key}] ${text}`, { job: view.key, phase })
-    if (decision.do === "give up") this.tell("error", view, "GivenUp", `${text} (cause ${cause})`)
-    if (decision.do === "wait") say("info", `[${view.key}] ${text}`)
-    if ("dueAt" in decision && this.once(`failure ${view.uid} ${fact}`))
-      this.event("warning", view, "FailureSeen", `failed, cause ${cause}; ${text}`)
-  }
-
-  /** Turns at each due instant, and at least every 30 s, for a wall clock may jump. */
-  private async turn(): Promise<void> {
-    const { clock, config, stop } = this.world
-    while (!stop.aborted) {
-      this.alarm = new AbortController()
-      this.turnedAt = performance.now()
-      const now = nowOf(this.world)
-      this.warnOfSkew()
-      const { begin, nextAt, lastAt } = admit(this.schedules, this.lastRestarts(now), config.restartSpacingMs, now)
-      this.groups = lastAt
-      for (const key of begin) this.restart(key)
-      this.takeUpIntents()
-      this.wakePodless(now)
-      for (const [uid, pod] of this.pods)
-        if (clock.now() - pod.seenAt > ORPHANED_MS && !this.isTracked(pod)) this.pods.delete(uid)
-      await clock.sleep(Math.min(LONGEST_SLEEP_MS, nextAt - now), stop, this.alarm.signal)
+  /** A configured name that does not exist is reported once: a typo would otherwise go unnoticed. */
+  private async reportMissing(namespace: string, items: Kept[]): Promise<void> {
+    const { cluster, config, stop } = this.world
+    const existing = new Set(items.map(({ view }) => view.key))
+    for (const key of config.jobNames ?? []) {
+      if (!key.startsWith(`${namespace}/`) || existing.has(key)) continue
+      this.emit({ kind: "JobMissing", job: { key, namespace, name: key.slice(namespace.length + 1), uid: "" } })
     }
+    if (items.length > 0) return
+    const isReadable = this.permissions.may(namespace, NAMESPACE_RIGHT)
+    const exists = isReadable ? await cluster.namespaceExists(namespace, stop) : undefined
+    this.emit({ kind: "NamespaceEmpty", namespace, isMissing: exists === false })
   }
 
-  /** The last restart of each group, also those of an earlier life: told by the Jobs that came of them, to the second. */
-  private lastRestarts(now: number): Map<string, number> {
-    const last = new Map(this.groups)
-    for (const { view } of this.jobs.values()) {
-      const group = groupOf(view)
-      const isRestart = view.annotations[`${PREFIX}restarted-from`] !== undefined
-      // One further in the future than clocks differ is from before the clock was moved back.
-      if (isRestart && view.createdAt > (last.get(group) ?? 0) && view.createdAt <= now + SKEW_LIMIT_MS)
-        last.set(group, view.createdAt + 999)
-    }
-    return last
+  /** A restarted Job without a pod: by quota or policy, or overlooked by the controller (kubernetes/kubernetes#142142). */
+  private checkPodless({ view }: JobEntry, now: number): void {
+    if (!isPodless(view) || !isRestarted(view) || this.reportedOnce.has(`podless ${view.uid}`)) return
+    const checkAt = view.createdAt + PODLESS_MS
+    if (now < checkAt) return this.enqueue(view.key, checkAt)
+    if (this.firstTime(`podless ${view.uid}`)) this.reportPodless(view, now).catch(() => {})
   }
 
-  /** A Job that exists anew but gets no pod: by quota or policy, or overlooked by the controller (kubernetes/kubernetes#142142). */
-  private wakePodless(now: number): void {
-    for (const { view } of this.jobs.values()) {
-      const isNew = isPodless(view) && own(view, "restarted-from") !== undefined
-      if (!isNew || now - view.createdAt < PODLESS_MS || !this.once(`podless ${view.uid}`)) continue
-      const { say } = this.world
-      this.wakeOne(view, now).catch((error) => say("debug", `[${view.key}] cannot be touched: ${messageOf(error)}`))
-    }
+  /** Where Jobs are polled, what is known of it is old. */
+  private async reportPodless({ namespace, name, uid, createdAt }: JobView, now: number): Promise<void> {
+    const live = await this.world.cluster.getJob(namespace, name, this.world.kill)
+    if (!live) return
+    this.onJobRead(live)
+    const view = viewJob(live)
+    if (view.uid === uid && isPodless(view)) this.emit({ kind: "NoPod", job: view, forMs: now - createdAt })
   }
 
-  private async wakeOne({ key, namespace, name, uid, createdAt }: JobView, now: number): Promise<void> {
-    const { cluster, config, kill } = this.world
-    // Where it is polled, what we know of it is old.
-    const live = await cluster.getJob(namespace, name, kill)
-    this.lastSeen(key)(live)
-    const view = live && viewJob(live)
-    if (view?.uid !== uid || !isPodless(view)) return
-    const text = `restarted, but there is no pod of it after ${durationText(now - createdAt)}; kubectl describe job tells of quota and policy`
-    this.tell("warning", view, "NoPod", text)
-    if (!config.dryRun && this.may(namespace, "patch batch/jobs"))
-      await cluster.touchJob(view, `${PREFIX}touched`, instantText(now), kill)
-  }
-
-  private isIntended = ({ namespace, name }: JobName) =>
-    [...this.intents.values()].some(({ intent }) => intent.namespace === namespace && intent.jobName === name)
-
-  private isTracked = ({ jobUid }: PodView) => [...this.jobs.values()].some(({ view }) => view.uid === jobUid)
-
-  private warnOfSkew(): void {
+  private reportSkew(): void {
     const skewMs = this.world.cluster.skewMs()
-    if (Math.abs(skewMs) <= SKEW_LIMIT_MS || !this.once(`skew ${Math.round(skewMs / 60_000)}`)) return
-    this.world.say(
-      "warning",
-      `the API server's clock is ${durationText(skewMs)} ahead of this one; due times follow the server's`,
-    )
+    if (Math.abs(skewMs) > SKEW_LIMIT_MS && this.firstTime(`skew ${Math.round(skewMs / 60_000)}`))
+      this.emit({ kind: "ClockSkew", skewMs })
   }
 
-  /** Restarts that an earlier life or another operator left unfinished; whatever the selection is now. */
-  private takeUpIntents(): void {
-    const { clock, config, say } = this.world
-    for (const { intent, seenAt } of this.intents.values()) {
-      const { namespace, jobName: name, jobUid: uid, deleting } = intent
-      const key = `${namespace}/${name}`
-      if (config.dryRun || deleting || this.restarting.has(key) || clock.now() - seenAt < ORPHANED_MS) continue
-      say("info", `[${key}] going on with a restart that was left unfinished, intent ${intent.name}`)
-      const lastSeen = this.lastSeen(key, this.gone.get(uid))
-      const dueAt = intent.plan.notBefore || nowOf(this.world)
-      this.begin({ key, namespace, name, uid }, dueAt, () => carryOut(this.world, namespace, name, lastSeen))
-    }
-  }
-
-  private restart(key: string): void {
-    const { config, say } = this.world
-    const { view, failure, retryAt, decision } = this.jobs.get(key) ?? {}
-    this.schedules.delete(key)
-    if (!view || !failure || this.restarting.has(key)) return
-    // What a person asks for is due since now.
-    const dueAt = decision && "dueAt" in decision && !isWantedNow(view) ? decision.dueAt : nowOf(this.world)
-    const text = `[${key}] ${config.dryRun ? "would be restarted now (DRY_RUN)" : "restarting"}, cause ${failure.cause}`
-    if (this.once(`${text} ${view.uid} ${retryAt}`)) say("info", text)
-    const lastSeen = this.lastSeen(key)
-    if (!config.dryRun) this.begin(view, dueAt, () => restartJob(this.world, view, failure, lastSeen))
-  }
-
-  /** What a restart reads is news for the loop too, and what either has seen is not forgotten while the restart lasts. */
-  private lastSeen(key: string, gone?: Job): LastSeen {
-    let newest = gone
-    const isNewer = (a: Job, b?: Job) =>
-      !b || compareVersions(viewJob(a).resourceVersion, viewJob(b).resourceVersion) > 0
-    return (read) => {
-      // An answer that comes late tells of a Job that is gone by now.
-      const known = this.jobs.get(key)?.job ?? this.gone.get(read?.metadata?.uid ?? "")
-      for (const job of [known, read]) if (job && isNewer(job, newest)) newest = job
-      if (read && isNewer(read, known)) this.see("MODIFIED", read)
-      return newest
-    }
-  }
-
-  /** Runs one restart beside all others. Before its intent stands it may fail, and is begun again. */
-  private begin(job: JobName, dueAt: number, work: () => Promise<Outcome>): void {
-    const { clock, stop } = this.world
-    const beganAt = clock.now()
-    const trouble = troubles(this.world, `[${job.key}] its restart cannot begin`, stop, job.key)
-    const run = async () => {
-      while (!stop.aborted) {
-        const outcome = await work().catch((error: unknown) => ({ error }))
-        // A refusal is an outcome too, and has an error.
-        if ("result" in outcome) return outcome
-        await trouble.wait(outcome.error)
-      }
-      return { result: "interrupted" } as Outcome
-    }
-    const done = run().then((outcome) => {
-      this.restarting.delete(job.key)
-      this.conclude(job, outcome, clock.now() - beganAt, nowOf(this.world) - dueAt)
-    })
-    this.restarting.set(job.key, { done, dueAt })
-  }
-
-  private conclude(job: JobName, outcome: Outcome, tookMs: number, lateMs: number): void {
-    const { clock, config, say } = this.world
-    const { key, uid } = job
-    const tracked = this.jobs.get(key)
-    // The end of its intents comes later by the watch, or at the next look: what is left then is taken up again.
-    const leaveUntil =
-      outcome.result === "namespace gone" ? Number.POSITIVE_INFINITY : clock.now() + config.checkIntervalMs
-    for (const known of this.intents.values()) if (known.intent.jobUid === uid) known.seenAt = leaveUntil
-    const facts = { job: key, result: outcome.result }
-    if (outcome.result === "restarted") {
-      const text = `restarted in ${durationText(tookMs)}, new uid ${outcome.uid}`
-      this.tell("info", { ...job, uid: outcome.uid }, "Restarted", text, { ...facts, lateMs })
-    }
-    if (outcome.result === "replaced")
-      say("info", `[${key}] someone else has created it anew, uid ${outcome.uid}; that is its restart`, facts)
-    if (outcome.result === "cancelled")
-      say("info", `[${key}] someone removed the intent; its restart is cancelled`, facts)
-    if (outcome.result === "changed") say("info", `[${key}] has changed meanwhile; not restarted`, facts)
-    if (outcome.result === "namespace gone")
-      say("warning", `[${key}] its namespace is going; it cannot be created again`, facts)
-    if (outcome.result === "interrupted") say("info", `[${key}] its restart is left for the next start`, facts)
-    if (outcome.result === "changed" && tracked?.view.uid === uid)
-      tracked.retryAt = nowOf(this.world) + config.checkIntervalMs
-    if (outcome.result === "refused" && tracked) {
-      const waitMs = Math.min(300_000, 30_000 * 2 ** Math.min(tracked.refusals++, 4))
-      tracked.retryAt = nowOf(this.world) + waitMs
-      const text = `not deleted, for it could not be created again: ${outcome.error.message}`
-      say("error", `[${key}] ${text}; next try in ${durationText(waitMs)}`, { ...facts, reason: "CannotRestart" })
-      if (this.once(`refused ${uid} ${text}`)) this.event("error", job, "CannotRestart", text)
-    }
-    if (!tracked) return
-    // What came meanwhile was not acted on.
-    tracked.isOver = tracked.view.uid === uid && !["refused", "changed", "early"].includes(outcome.result)
-    if (tracked.isOver) this.schedules.delete(key)
-    if (tracked.goneAt !== undefined) this.seeGone(tracked.job, viewJob(tracked.job))
-    else this.consider(tracked)
-  }
-
-  /** Whether a fact is new; the memory is bounded. */
-  private once(fact: string): boolean {
-    if (this.saidOnce.size > 10_000) this.saidOnce.clear()
-    return this.saidOnce.size !== this.saidOnce.add(fact).size
+  /** Whether a fact is new; the memory is bounded, and forgets the oldest. */
+  private firstTime(fact: string): boolean {
+    if (this.reportedOnce.has(fact)) return false
+    remember(this.reportedOnce, fact, MOST_REPORTED)
+    return true
   }
 }
+
+const MOST_REPORTED = 50_000
+
+const newEntry = ({ view, job, finalizers }: Kept, sighting: number): JobEntry => ({
+  view,
+  job,
+  finalizers,
+  sighting,
+  state: { is: "idle", because: "just seen" },
+  decision: undefined,
+  evidence: undefined,
+  failure: undefined,
+  looked: new Set(),
+  looking: Promise.resolve(),
+  reported: "",
+  rejections: 0,
+  retryAt: 0,
+  goneAt: undefined,
+})
 
 // ────────────────────────────────────────────── 8 Health ──────────────────────────────────────────────
 
@@ -3438,12 +4552,12 @@ export class Metrics {
       if (dueAt !== undefined) this.due.set(jobLabels(key), dueAt / 1_000)
       if (this.thereAt.has(key)) this.thereAt.set(key, at)
     }
-    for (const [key, begun] of operator.watches) {
+    for (const [key, begun] of operator.liveness.watches) {
       const [namespace = "", resource = ""] = key.split("/")
       this.watches.inc({ namespace, resource }, begun - 1)
     }
     for (const namespace of namespaces)
-      this.ready.set({ namespace }, operator.silentMs(namespace, at) === undefined ? 1 : 0)
+      this.ready.set({ namespace }, operator.liveness.staleForMs(namespace) === undefined ? 1 : 0)
     this.setProcess()
     await this.forgetGone(at)
     return this.registry.metrics()
@@ -3485,7 +4599,7 @@ export async function answerHealth(
     return answer(405, "GET or HEAD only", { Allow: "GET, HEAD" })
   const { pathname } = new URL(request.url)
   if (pathname === "/livez")
-    return operator.isTurning()
+    return operator.liveness.isRunning()
       ? answer(200, "ok")
       : answer(503, `the loop has not turned for ${durationText(STUCK_MS)}`)
   if (pathname === "/metrics")
@@ -3494,7 +4608,7 @@ export async function answerHealth(
     })
   if (pathname !== "/readyz") return answer(404, "/livez, /readyz, /metrics")
   const blind = namespaces.flatMap((namespace) => {
-    const silentMs = operator.silentMs(namespace)
+    const silentMs = operator.liveness.staleForMs(namespace)
     const why =
       silentMs === Number.POSITIVE_INFINITY
         ? "not listed yet"
@@ -3505,7 +4619,13 @@ export async function answerHealth(
 }
 
 /** Serves health on all addresses, IPv6 and IPv4. A port that cannot be had is said, and stops nothing. */
-export function serveHealth(port: number, operator: Operator, metrics: Metrics, { config, say }: World): void {
+export function serveHealth(
+  port: number,
+  operator: Operator,
+  metrics: Metrics,
+  { config }: Pick<World, "config">,
+  say: Say,
+): void {
   let problem: unknown
   // Where the kernel has no IPv6, the second serves alone.
   for (const hostname of ["::", "0.0.0.0"]) {
@@ -3524,7 +4644,7 @@ export function serveHealth(port: number, operator: Operator, metrics: Metrics, 
 const [NOTIFY_LIMIT_MS, NOTIFY_PAUSE_MS] = [10_000, 5_000]
 
 /** Tells a person of each alarm of a Job, once, and when the Job is back. Nothing waits for it; one message after the other. */
-export function notifier(url: string, { clock, say, kill }: Pick<World, "clock" | "say" | "kill">): Say {
+export function notifier(url: string, { clock, kill }: Pick<World, "clock" | "kill">, say: Say): Say {
   const alarms = new Map<string, string>()
   let last = Promise.resolve()
   const send = async (message: string) => {
@@ -3575,6 +4695,8 @@ const GRACE_MS = 20_000
 /** The system's clock. Bun fires a timer of more than 2^31-1 ms at once: long sleeps are cut in pieces. */
 export const systemClock: Clock = {
   now: Date.now,
+  monotonic: () => performance.now(),
+  random: Math.random,
   async sleep(ms, ...signals) {
     const until = performance.now() + ms
     for (let left = ms; left > 0 && !signals.some(({ aborted }) => aborted); left = until - performance.now()) {
@@ -3610,11 +4732,12 @@ function configureLog({ logLevel, logFormat }: Pick<Config, "logLevel" | "logFor
   return (level, text, details) => logger[level]("{text}", { ...details, text })
 }
 
-/** One voice for several listeners. */
-export const toAll =
-  (listeners: Say[]): Say =>
-  (...fact) => {
-    for (const listen of listeners) listen(...fact)
+/** Passes a fact on as a line of the log, and to whoever reads such lines. */
+export const emitTo =
+  (...listeners: Say[]): Emit =>
+  (fact) => {
+    const { level, text, lines, fields } = logLineOf(fact)
+    for (const listen of listeners) listen(level, text, { ...(lines && { lines }), ...fields })
   }
 
 /** `stop` fires at the first signal, `kill` after the grace period or at the second. Process 1 has no handlers of its own. */
@@ -3631,14 +4754,14 @@ function stopSignals(say: Say): { stop: AbortSignal; kill: AbortSignal } {
 }
 
 /** Waits for the API server, for boards come up slowly after a power cut. Returns its version. */
-async function waitForServer({ cluster, clock, random, say, stop }: World): Promise<string> {
+async function waitForServer({ cluster, clock, stop }: World, say: Say): Promise<string> {
   for (let attempt = 1; !stop.aborted; attempt++) {
     try {
       return await cluster.version(stop)
     } catch (error) {
       if (error instanceof ApiError && error.status === 403) return "of unknown version"
       if (!stop.aborted) say("warning", `waiting for ${cluster.address}, attempt ${attempt}: ${messageOf(error)}`)
-      await clock.sleep(backoffMs(attempt, random(), error), stop)
+      await clock.sleep(backoffMs(attempt, clock.random(), error), stop)
     }
   }
   return "of unknown version"
@@ -3680,14 +4803,14 @@ export async function main(args: string[], env: Env): Promise<number> {
     const cluster = connect(source, env, metrics.countCall)
     const listeners = [say, metrics.hear]
     if (config.notifyUrl && !config.dryRun)
-      listeners.push(notifier(config.notifyUrl, { clock: systemClock, say, kill: signals.kill }))
-    const world: World = { cluster, clock: systemClock, random: Math.random, say: toAll(listeners), config, ...signals }
+      listeners.push(notifier(config.notifyUrl, { clock: systemClock, kill: signals.kill }, say))
+    const world: World = { cluster, clock: systemClock, emit: emitTo(...listeners), config, ...signals }
     const operator = new Operator(world)
     const isHealthWanted =
       source.inCluster || rows.some(({ variable, from }) => variable === "HEALTH_PORT" && from !== "default")
-    if (config.healthPort > 0 && isHealthWanted) serveHealth(config.healthPort, operator, metrics, world)
+    if (config.healthPort > 0 && isHealthWanted) serveHealth(config.healthPort, operator, metrics, world, say)
     announceWay(say, world.cluster, source, env)
-    const server = `Kubernetes ${await waitForServer(world)} at ${cluster.address}`
+    const server = `Kubernetes ${await waitForServer(world, say)} at ${cluster.address}`
     const facts = [
       ["name", project.name],
       ["version", project.version],

@@ -10,41 +10,62 @@ import { readFileSync } from "node:fs"
 import fc from "fast-check"
 import { helpText } from "./cli.ts"
 import {
-  admit,
+  type Additions,
+  ApiError,
   alignedRows,
   allowed,
+  blockersText,
+  blocksReplacement,
+  bookkeepingFor,
+  buildReplacement,
+  Cache,
   type Cause,
   type Config,
   causeOf,
   contentOf,
+  type Decision,
   decide,
   decideOnWish,
+  draftFrom,
+  draftOf,
   duration,
   durationText,
   eventFor,
+  eventTextOf,
   evidenceLines,
+  type Fact,
   failureOf,
+  fingerprintOf,
+  flawOf,
   groupOf,
   INTENT,
   type Intent,
+  inexactNumber,
   instant,
   instantText,
   intentFor,
   isChanged,
-  isEdited,
-  isInTheWay,
+  isIntent,
   isSelected,
+  isThreatenedByTtl,
   type Job,
+  type JobState,
   jsonRecord,
-  longestWait,
-  marksFor,
+  keepJob,
+  Liveness,
+  labelValueFor,
+  logLineOf,
+  longestWaitMs,
   maskSecrets,
   matches,
   messageOf,
   moreMemory,
-  newest,
+  moveTo,
+  newestFirst,
   nextStep,
+  type Observation,
   overridesOf,
+  Permissions,
   type Pod,
   PREFIX,
   parseRules,
@@ -52,6 +73,8 @@ import {
   podSelector,
   printable,
   quantity,
+  REPLACEMENT,
+  REPLACES,
   RIGHTS,
   readIntent,
   readPast,
@@ -59,9 +82,9 @@ import {
   readSettings,
   recordFor,
   replacementFor,
-  type Schedule,
   SETTINGS,
   SettingsError,
+  type Step,
   sayDecision,
   skewFrom,
   staleRecords,
@@ -70,14 +93,21 @@ import {
   textRecord,
   table as toTable,
   variablesOf,
+  verdictOf,
   viewJob,
   viewPod,
   type Failure as WhatFailed,
+  type Wish,
+  Workqueue,
+  wasDeletedByPerson,
   wasRemovedByTtl,
 } from "./operator.ts"
 
 const NOW = Date.parse("2026-03-01T12:00:00Z")
 const [SECOND, MINUTE, HOUR, DAY] = [1_000, 60_000, 3_600_000, 86_400_000]
+const deleted = { deletionTimestamp: instantText(NOW) }
+const NONE: Additions = { annotations: {}, memory: {} }
+const COULD_RUN = "it could run: suspend, parallelism or managedBy was changed"
 /** How the end of exited() is told. */
 const RAN = ", ran 1m, ended 2026-03-01T11:01:00Z"
 
@@ -770,7 +800,6 @@ describe("2 What we see", () => {
 })
 
 describe("3 What to do", () => {
-  const deleted = { deletionTimestamp: instantText(NOW) }
   const left: Record<string, [Job, string]> = {
     runs: [runningJob(), "it is running"],
     succeeded: [jobWith([isTrue("Complete")]), "it has succeeded"],
@@ -829,7 +858,7 @@ describe("3 What to do", () => {
     let job = failedJob()
     const waits = Array.from({ length: 8 }, () => {
       const decision = decide(viewJob(job), failedBy("oom"), config, NOW)
-      job = failedJob({ metadata: { annotations: marksFor(viewJob(job), failedBy("oom"), config) } })
+      job = failedJob({ metadata: { annotations: bookkeepingFor(viewJob(job), failedBy("oom"), config) } })
       return !("dueAt" in decision) ? decision : [(decision.dueAt - NOW) / SECOND, decision.because.replace(/.*, /, "")]
     })
     expect(waits).toEqual(
@@ -839,7 +868,7 @@ describe("3 What to do", () => {
     expect(decide(viewJob(job), failedBy("oom"), settings({ RESTART_DELAY: "5m" }), NOW)).toMatchObject({
       dueAt: NOW + 5 * MINUTE,
     })
-    expect(marksFor(viewJob(job), failedBy("exit:1"), settings())).toMatchObject({
+    expect(bookkeepingFor(viewJob(job), failedBy("exit:1"), settings())).toMatchObject({
       [`${PREFIX}restarts`]: "9",
       [`${PREFIX}restarts-of-cause`]: "1",
     })
@@ -865,7 +894,7 @@ describe("3 What to do", () => {
       const kills = /^\d{1,9}$/.test(text) ? Number(text) : 0
       expect(waitMs).toBe(kills === 0 ? 0 : Math.min(seconds * SECOND, 10 * SECOND * 2 ** (kills - 1)))
       for (const count of [0, 1])
-        expect(Object.values(marksFor(view, failedBy("oom"), settings()))[count]).toBe(String(kills + 1))
+        expect(Object.values(bookkeepingFor(view, failedBy("oom"), settings()))[count]).toBe(String(kills + 1))
     })
   })
 
@@ -881,17 +910,13 @@ describe("3 What to do", () => {
     })
   })
 
-  test("decide() is not later than the TTL, which would take the Job (A12)", () => {
-    const due = (ttl: number, RESTART_DELAY: string) =>
-      decide(
-        viewJob(failedJob({ spec: { ttlSecondsAfterFinished: ttl } })),
-        failedBy("exit:1"),
-        settings({ RESTART_DELAY }),
-        NOW,
-      )
-    expect(due(0, "1h")).toMatchObject({ do: "restart", dueAt: NOW })
-    expect(due(600, "1h")).toMatchObject({ do: "wait", dueAt: NOW + 595 * SECOND })
-    expect(due(600, "1m")).toMatchObject({ do: "wait", dueAt: NOW + MINUTE })
+  test("decide() waits as long with a TTL as without (A12)", () => {
+    always([fc.nat(3 * 3_600), fc.nat(3 * 3_600), fc.nat(3 * 3_600)], (ttl, wait, passed) => {
+      const config = settings({ RESTART_RULES: `exit:1=${wait}` })
+      const at = (spec: object) =>
+        decide(viewJob(failedJob({ spec })), failedBy("exit:1"), config, NOW + passed * SECOND)
+      expect(at({ ttlSecondsAfterFinished: ttl })).toEqual(at({}))
+    })
   })
 
   test("wasRemovedByTtl() tells a person's delete from the TTL's (A13)", () => {
@@ -906,6 +931,48 @@ describe("3 What to do", () => {
       false,
     )
   })
+
+  const deletions: Record<
+    string,
+    [spec: object, deletedAfter: number | undefined, dueAfter: number | undefined, boolean]
+  > = {
+    "without a deletionTimestamp, as by kubectl delete": [{ ttlSecondsAfterFinished: 600 }, undefined, 3_600, true],
+    "11 s before its TTL": [{ ttlSecondsAfterFinished: 600 }, 589, 3_600, true],
+    "10 s before its TTL": [{ ttlSecondsAfterFinished: 600 }, 590, 3_600, false],
+    "9 s before its TTL": [{ ttlSecondsAfterFinished: 600 }, 591, 3_600, false],
+    "after its TTL": [{ ttlSecondsAfterFinished: 600 }, 700, 3_600, false],
+    "at once, with a TTL of 0": [{ ttlSecondsAfterFinished: 0 }, 0, 3_600, false],
+    "11 s before it is due, which is before its TTL": [{ ttlSecondsAfterFinished: 600 }, 289, 300, true],
+    "9 s before it is due, which is before its TTL: by us": [{ ttlSecondsAfterFinished: 600 }, 291, 300, false],
+    "after its TTL, without an intent": [{ ttlSecondsAfterFinished: 600 }, 600, undefined, false],
+    "long before it is due, without a TTL": [{}, 5, 3_600, true],
+    "when it is due, without a TTL: by us": [{}, 3_600, 3_600, false],
+    "whenever, without a TTL or an intent": [{}, 99_999, undefined, true],
+  }
+  test.each(Object.entries(deletions))(
+    "wasDeletedByPerson() of a Job deleted %s (A13)",
+    (_, [spec, deletedAfter, dueAfter, expected]) => {
+      const at = (seconds: number) => NOW + seconds * SECOND
+      const metadata = deletedAfter === undefined ? {} : { deletionTimestamp: instantText(at(deletedAfter)) }
+      const dueAt = dueAfter === undefined ? undefined : at(dueAfter)
+      expect(wasDeletedByPerson(failedJob({ spec, metadata: { ...metadata } }), dueAt)).toBe(expected)
+    },
+  )
+
+  const threats: Record<string, [spec: object, dueAfter: number, boolean]> = {
+    "no TTL": [{}, 3_600, false],
+    "a TTL before it is due": [{ ttlSecondsAfterFinished: 600 }, 3_600, true],
+    "a TTL of 0": [{ ttlSecondsAfterFinished: 0 }, 0, true],
+    "a TTL within a minute after it is due": [{ ttlSecondsAfterFinished: 3_660 }, 3_600, true],
+    "a TTL more than a minute after it is due": [{ ttlSecondsAfterFinished: 3_661 }, 3_600, false],
+  }
+  test.each(Object.entries(threats))("isThreatenedByTtl() with %s", (_, [spec, dueAfter, expected]) =>
+    expect(isThreatenedByTtl(viewJob(failedJob({ spec })), NOW + dueAfter * SECOND)).toBe(expected),
+  )
+  test("isThreatenedByTtl() is for a Job that has failed", () =>
+    expect(isThreatenedByTtl(viewJob({ ...runningJob(), spec: { ...spec(), ttlSecondsAfterFinished: 0 } }), NOW)).toBe(
+      false,
+    ))
 
   test("failureOf() has the lines and the killed containers of the last failed attempt, init ones too", () => {
     const older = pod({ name: "p0", containers: [oomKilled("other")] })
@@ -1081,18 +1148,6 @@ describe("3 What to do", () => {
     })
   })
 
-  test("decide() restarts just before the TTL would take the Job, says so, and not if its rule is never", () => {
-    always([fc.nat(3 * 3_600), fc.nat(3 * 3_600)], (ttl, wait) => {
-      const job = viewJob(failedJob({ spec: { ttlSecondsAfterFinished: ttl } }))
-      const early = Math.max(0, ttl - 5) < wait
-      expect(decide(job, failedBy("oom"), settings({ RESTART_RULES: `oom=${wait}` }), NOW)).toMatchObject({
-        dueAt: NOW + Math.min(wait, Math.max(0, ttl - 5)) * SECOND,
-        because: `rule oom=${wait}${early ? ", but its TTL comes before" : ""}`,
-      })
-      expect(decide(job, failedBy("oom"), settings({ RESTART_RULES: "oom=never" }), NOW + DAY).do).toBe("give up")
-    })
-  })
-
   const never = { "restart-rules": "any=never" }
   const [now, done, atLimit] = [
     { "restart-now": "1" },
@@ -1178,98 +1233,6 @@ describe("3 What to do", () => {
     expect(of({ group: "flickr", ...now, ...done })).toBe(of({ group: "flickr" }))
   })
 
-  test("admit() begins all that is due where there is no spacing, the longest overdue first", () => {
-    const schedules = scheduled({ c: 3, a: -5, b: 0, d: 3 })
-    expect(admit(schedules, new Map(), 0, NOW)).toMatchObject({ begin: ["a", "b"], nextAt: NOW + 3 })
-    expect(admit(schedules, new Map(), 0, NOW + 3)).toMatchObject({
-      begin: ["a", "b", "c", "d"],
-      nextAt: Number.POSITIVE_INFINITY,
-    })
-    expect(admit(new Map(), new Map(), 0, NOW)).toMatchObject({ begin: [], nextAt: Number.POSITIVE_INFINITY })
-  })
-
-  test("admit() begins one of a group in a spacing, beside other groups", () => {
-    const schedules = scheduled({ a: -3, b: -2, c: -1 })
-    expect(admit(schedules, new Map(), MINUTE, NOW)).toEqual({
-      begin: ["a"],
-      nextAt: NOW + MINUTE,
-      lastAt: new Map([["g", NOW]]),
-    })
-    expect(admit(schedules, new Map([["g", NOW - MINUTE + 1]]), MINUTE, NOW)).toMatchObject({
-      begin: [],
-      nextAt: NOW + 1,
-    })
-    expect(admit(schedules, new Map([["g", NOW - MINUTE]]), MINUTE, NOW)).toMatchObject({ begin: ["a"] })
-    schedules.set("d", { uid: "d", dueAt: NOW - 9, group: "h" })
-    expect(admit(schedules, new Map([["g", NOW - 1]]), MINUTE, NOW)).toMatchObject({
-      begin: ["d"],
-      nextAt: NOW - 1 + MINUTE,
-    })
-  })
-
-  test("admit() says the same for the same, in whatever order the Jobs were seen, and changes nothing that it was given", () => {
-    const entries = fc.array(
-      fc.tuple(fc.stringMatching(/^[a-c]{1,2}$/), fc.integer({ min: -9, max: 3 }), fc.constantFrom("g", "h")),
-      {
-        maxLength: 9,
-      },
-    )
-    const some = entries.chain((all) => {
-      const unique = [...new Map(all.map(([key, due, group]) => [key, { uid: key, dueAt: NOW + due, group }]))]
-      return fc.tuple(fc.constant(unique), fc.shuffledSubarray(unique, { minLength: unique.length }))
-    })
-    always([some, fc.integer({ min: -9, max: 9 })], ([entries, shuffled], last) => {
-      const [schedules, lastAt] = [new Map(entries), new Map([["g", NOW + last]])]
-      const answer = admit(schedules, lastAt, 5, NOW)
-      expect([schedules, lastAt]).toEqual([new Map(entries), new Map([["g", NOW + last]])])
-      expect(admit(new Map(shuffled), lastAt, 5, NOW)).toEqual(answer)
-    })
-  })
-
-  test("admit() keeps the spacing in every group for any failures, the longest overdue first, and nobody starves", () => {
-    always([anyArrivals(), fc.integer({ min: 1, max: 90 })], (arrivals, spacing) => {
-      const spacingMs = spacing * SECOND
-      const begun = spaced(arrivals, spacingMs)
-      expect(begun.map(({ key }) => key).toSorted()).toEqual(arrivals.map((_, i) => String(i)).toSorted())
-      for (const group of ["g", "h"]) {
-        const mine = begun.filter((one) => one.group === group)
-        for (const [i, one] of mine.entries()) {
-          if (i > 0) expect(one.at - mine[i - 1]!.at).toBeGreaterThanOrEqual(spacingMs)
-          expect(one.at).toBeGreaterThanOrEqual(one.dueAt - NOW)
-          const ahead = mine.slice(i + 1).filter(({ from, dueAt }) => from <= one.at && dueAt < one.dueAt)
-          expect(ahead).toEqual([])
-          // Nobody waits longer than for all the others.
-          expect(one.at).toBeLessThanOrEqual(Math.max(one.from, one.dueAt - NOW) + mine.length * spacingMs)
-        }
-      }
-    })
-  })
-
-  test("admit() never blocks longer than the spacing where the clock is moved by an hour, nor begins two closer when it is moved back", () => {
-    const moves = fc.array(fc.tuple(fc.nat(400), fc.constantFrom(-HOUR, HOUR)), { minLength: 1, maxLength: 3 })
-    always([anyArrivals(), fc.integer({ min: 1, max: 90 }), moves], (arrivals, spacing, moved) => {
-      const spacingMs = spacing * SECOND
-      const begun = spaced(
-        arrivals,
-        spacingMs,
-        moved.map(([at, byMs]) => [at * SECOND, byMs]),
-      )
-      expect(begun).toHaveLength(arrivals.length)
-      const isBackOnly = moved.every(([, byMs]) => byMs < 0)
-      for (const group of ["g", "h"]) {
-        const mine = begun.filter((one) => one.group === group)
-        for (const [i, one] of mine.entries()) {
-          if (i > 0 && isBackOnly) expect(one.at - mine[i - 1]!.at).toBeGreaterThanOrEqual(spacingMs)
-          expect(one.heldMs).toBeLessThanOrEqual(mine.length * spacingMs)
-        }
-      }
-    })
-    const far = new Map([["g", NOW + HOUR]])
-    const first = admit(scheduled({ a: 0 }), far, MINUTE, NOW)
-    expect(first).toMatchObject({ begin: [], nextAt: NOW + MINUTE })
-    expect(admit(scheduled({ a: 0 }), first.lastAt, MINUTE, NOW + MINUTE).begin).toEqual(["a"])
-  })
-
   test("isSelected() wants both JOB_NAMES and JOB_SELECTOR where both are set", () => {
     const selected = (env: Env) =>
       isSelected(viewJob(failedJob({ metadata: { labels: { app: "load" } } })), settings(env))
@@ -1353,25 +1316,38 @@ describe("3 What to do", () => {
     expect(overridesOf(viewJob(annotated(all)), settings()).problems).toHaveLength(5)
   })
 
-  const longest: Record<string, [env: Env, ms: number, from: string]> = {
-    "no rule": [{}, HOUR, "the restart delay"],
-    "a longer rule": [{ RESTART_RULES: "exit:3=6h, oom=never" }, 6 * HOUR, "the longest wait of rule exit:3=6h"],
-    "a rule that grows": [
-      { RESTART_RULES: "exit:3=1s..2h, oom=90m" },
-      2 * HOUR,
-      "the longest wait of rule exit:3=1s..2h",
-    ],
-    "a shorter rule": [{ RESTART_RULES: "oom=1m" }, HOUR, "the restart delay"],
-    "a rule for all": [{ RESTART_RULES: "oom=1m, any=10s, exit:3=6h" }, MINUTE, "the longest wait of rule oom=1m"],
-    "never for all": [{ RESTART_RULES: "any=never" }, -1, ""],
+  const longest: Record<string, [env: Env, ms: number]> = {
+    "no rule": [{}, HOUR],
+    "a longer rule": [{ RESTART_RULES: "exit:3=6h, oom=never" }, 6 * HOUR],
+    "a rule that grows": [{ RESTART_RULES: "exit:3=1s..2h, oom=90m" }, 2 * HOUR],
+    "a shorter rule": [{ RESTART_RULES: "oom=1m" }, HOUR],
+    "a rule for all, and one that is not reached": [{ RESTART_RULES: "oom=1m, any=10s, exit:3=6h" }, MINUTE],
+    "never for all": [{ RESTART_RULES: "any=never" }, 0],
   }
-  test.each(Object.entries(longest))("longestWait() with %s, for a TTL to be compared with", (_, [env, ms, from]) => {
-    expect(longestWait(viewJob(failedJob()), settings(env))).toEqual({ ms, from })
+  test.each(Object.entries(longest))("longestWaitMs() with %s", (_, [env, ms]) => {
+    expect(longestWaitMs(viewJob(failedJob()), settings(env))).toBe(ms)
   })
 
-  test("marksFor() counts, and says where the Job came from and why", () => {
+  test("longestWaitMs() is never shorter than what decide() comes to", () => {
+    const causes = fc.constantFrom<Cause>("oom", "evicted", "deadline", "exit:3", "exit:7", "unknown")
+    const rules = fc.array(
+      fc.tuple(fc.constantFrom("oom", "evicted", "exit:1-9", "unknown", "any"), fc.nat(9_000), fc.nat(9_000)),
+      { maxLength: 4 },
+    )
+    always([rules, causes, fc.nat(40)], (some, cause, count) => {
+      const text = some.map(([what, a, b]) => `${what}=${Math.min(a, b)}..${Math.max(a, b)}`).join()
+      const config = settings({ RESTART_RULES: text })
+      const marks = { restarts: String(count), "restarts-of-cause": String(count), "last-cause": cause }
+      const view = viewJob(annotated(marks))
+      expect(waitOf(decide(view, failedBy(cause), config, NOW)) * SECOND).toBeLessThanOrEqual(
+        longestWaitMs(view, config),
+      )
+    })
+  })
+
+  test("bookkeepingFor() counts, and tells where the Job came from and why it was restarted", () => {
     const config = settings({ RESTART_RULES: "exit:1-9=1s" })
-    expect(marksFor(viewJob(failedJob()), failedBy("exit:3"), config)).toEqual(
+    expect(bookkeepingFor(viewJob(failedJob()), failedBy("exit:3"), config)).toEqual(
       prefixed({
         restarts: "1",
         "restarts-of-cause": "1",
@@ -1387,17 +1363,67 @@ describe("3 What to do", () => {
       "restart-now": "b",
       "restart-now-done": "b",
     }
-    expect(marksFor(viewJob(annotated(before)), failedBy("exit:3"), config)).toMatchObject(
+    expect(bookkeepingFor(viewJob(annotated(before)), failedBy("exit:3"), config)).toMatchObject(
       prefixed({ restarts: "8", "restarts-of-cause": "3" }),
     )
-    expect(marksFor(viewJob(annotated(before)), failedBy("oom"), config)).toMatchObject(
+    expect(bookkeepingFor(viewJob(annotated(before)), failedBy("oom"), config)).toMatchObject(
       prefixed({ restarts: "8", "restarts-of-cause": "1" }),
     )
-    expect(marksFor(viewJob(annotated({ ...before, "restart-now": "c" })), failedBy("exit:3"), config)).toMatchObject(
-      prefixed({ restarts: "1", "restarts-of-cause": "1", "restart-now-done": "c" }),
+    expect(
+      bookkeepingFor(viewJob(annotated({ ...before, "restart-now": "c" })), failedBy("exit:3"), config),
+    ).toMatchObject(prefixed({ restarts: "1", "restarts-of-cause": "1", "restart-now-done": "c" }))
+  })
+
+  test("bookkeepingFor() a Job that has succeeded begins its row anew and tells of no failure", () => {
+    const job = {
+      ...annotated({ restarts: "3", "restart-now": "x" }),
+      status: { conditions: [isTrue("Complete") as never] },
+    }
+    expect(bookkeepingFor(viewJob(job), failedBy("unknown"), settings())).toEqual(
+      prefixed({ restarts: "0", "restarts-of-cause": "0", "restarted-from": "U1", "restart-now-done": "x" }),
     )
   })
 
+  const wishes: Record<string, [Job, string]> = {
+    "a failed Job": [failedJob(), "restart"],
+    "a failed Job that is paused and given up": [annotated({ paused: "true", "max-restarts": "0" }), "restart"],
+    "a finished Job": [jobWith([isTrue("Complete")]), "restart"],
+    "a Job that runs": [runningJob(), "it is running"],
+    "a Job that is failing": [jobWith([isTrue("FailureTarget")]), "it is failing"],
+    "a suspended Job": [{ ...runningJob(), spec: { ...spec(), suspend: true } }, "it is suspended; resume it instead"],
+    "a Job that is being deleted": [
+      failedJob({ metadata: { deletionTimestamp: "2026-03-01T12:00:00Z" } }),
+      "it is being deleted",
+    ],
+    "a CronJob's": [failedJob({ metadata: { ownerReferences: [cronJob()] } }), "it is owned by CronJob tick"],
+  }
+  test.each(Object.entries(wishes))("decideOnWish() of %s", (_, [job, what]) => {
+    const decision = decideOnWish(viewJob(job))
+    expect(decision.do === "leave" ? decision.because : decision.do).toBe(what)
+  })
+
+  test("staleRecords() keeps the last so many of each Job, and nothing of a Job that is gone for a month", () => {
+    const past = (job: string, age: number) => ({
+      ...readPast({ name: `${job}${age / DAY}`, labels: prefixed({ job }) }),
+      failedAt: NOW - age,
+    })
+    const all = [
+      past("a", 0),
+      past("a", 40 * DAY),
+      past("a", 50 * DAY),
+      past("b", 31 * DAY),
+      past("b", 33 * DAY),
+      past("c", 29 * DAY),
+    ]
+    const stale = (limit: number, there: string[]) =>
+      staleRecords(all, limit, (job) => there.includes(job), NOW).map(({ name }) => name)
+    expect(stale(2, ["a", "b", "c"])).toEqual(["a50"])
+    expect(stale(1, ["a", "b", "c"])).toEqual(["a40", "a50", "b33"])
+    expect(stale(9, [])).toEqual(["b31", "b33"])
+  })
+})
+
+describe("5 Replacement and intent", () => {
   test("replacementFor() drops the generated selector and labels, and keeps the user's label (A01)", () => {
     const template = (labels: object) => ({ template: { metadata: { labels } } })
     const labels = { app: "load", "controller-uid": "U1", "job-name": "load-a" }
@@ -1453,6 +1479,94 @@ describe("3 What to do", () => {
     expect(replacementFor(stored({ ...failedJob(), spec } as never, "U1")).spec).toMatchObject(spec)
   })
 
+  const generated = {
+    "controller-uid": "U1",
+    "batch.kubernetes.io/controller-uid": "U1",
+    "job-name": "load-a",
+    "batch.kubernetes.io/job-name": "load-a",
+  }
+  const labelled: Record<string, [labels: Record<string, string>, kept: Record<string, string> | undefined]> = {
+    "a job-name of the user's": [
+      { "job-name": "pipeline-7", app: "x" },
+      { "job-name": "pipeline-7", app: "x" },
+    ],
+    "a controller-uid of the user's": [
+      { "controller-uid": "mine", "batch.kubernetes.io/job-name": "x" },
+      { "controller-uid": "mine", "batch.kubernetes.io/job-name": "x" },
+    ],
+    "the generated ones and one of the user's": [{ ...generated, app: "x" }, { app: "x" }],
+    "the generated ones of an old server": [{ "controller-uid": "U1", "job-name": "load-a", app: "x" }, { app: "x" }],
+    "the generated ones alone": [generated, undefined],
+    "a controller-uid of another Job": [
+      { "controller-uid": "U9", app: "x" },
+      { "controller-uid": "U9", app: "x" },
+    ],
+  }
+  test.each(Object.entries(labelled))(
+    "replacementFor() of a Job with %s in metadata.labels (D1)",
+    (_, [labels, kept]) => {
+      const live = stored(failedJob({ metadata: { labels } }), "U1")
+      expect(replacementFor(live).metadata?.labels).toEqual(kept)
+    },
+  )
+
+  test("replacementFor() leaves out labels that the server copied from the template", () => {
+    const template = { ...spec().template, metadata: { labels: { app: "x" } } }
+    const live = stored(failedJob({ spec: { template } }), "U1")
+    expect(live.metadata?.labels).toMatchObject({ app: "x", "controller-uid": "U1" })
+    expect(replacementFor(live).metadata?.labels).toBeUndefined()
+  })
+
+  test("replacementFor() takes away what Kueue wrote into the template on admission, and no other key of Kueue (A1)", () => {
+    const admitted = {
+      "kueue.x-k8s.io/workload": "job-load-a-55225",
+      "kueue.x-k8s.io/podset": "main",
+      "kueue.x-k8s.io/local-queue-name": "q1",
+      "kueue.x-k8s.io/cluster-queue-name": "c1",
+    }
+    const own = { "kueue.x-k8s.io/podset-required-topology": "rack", note: "1" }
+    const metadata = { labels: { ...admitted, app: "x" }, annotations: { ...admitted, ...own } }
+    const template = { ...spec().template, metadata }
+    const labels = { "kueue.x-k8s.io/queue-name": "q1" }
+    const replacement = replacementFor(stored(failedJob({ spec: { template }, metadata: { labels } }), "U1"))
+    expect(replacement.spec?.template.metadata).toEqual({ labels: { app: "x" }, annotations: own })
+    expect(replacement.metadata?.labels).toEqual(labels)
+  })
+
+  test("replacementFor() names no namespace and no resourceVersion: it can be restored anywhere by hand (A7, E5)", () => {
+    const { metadata } = replacementFor(stored(failedJob(), "U1"))
+    expect(metadata).toEqual({ name: "load-a" })
+  })
+
+  const numbers: Record<string, [unknown, string | undefined]> = {
+    "9223372036854775807": [JSON.parse('{"spec":{"a":9223372036854775807}}'), "spec.a=9223372036854776000"],
+    "2^53": [{ spec: { a: 2 ** 53 } }, "spec.a=9007199254740992"],
+    "-2^53": [{ spec: [{ a: -(2 ** 53) }] }, "spec.0.a=-9007199254740992"],
+    "2^53 - 1": [{ spec: { a: 2 ** 53 - 1 } }, undefined],
+    "a fraction": [{ spec: { a: 0.5 } }, undefined],
+    "a large number in a text": [{ spec: { a: "9223372036854775807" } }, undefined],
+    null: [{ spec: { a: null } }, undefined],
+  }
+  test.each(Object.entries(numbers))("inexactNumber() with %s (D4)", (_, [value, path]) =>
+    expect(inexactNumber(value)).toBe(path),
+  )
+
+  test("buildReplacement() adds our annotations and memory to what replacementFor() keeps, and nothing else", () => {
+    always([anyUsersJob(), fc.boolean()], (user, defaulted) => {
+      const live = stored(user, "U1", defaulted)
+      const additions = { annotations: prefixed({ restarts: "1" }), memory: {} }
+      const { metadata, ...rest } = buildReplacement(live, additions)
+      const { metadata: kept, ...others } = replacementFor(live)
+      expect(rest).toEqual(others)
+      const created = metadata?.annotations?.[`${PREFIX}created`] ?? ""
+      expect(created).toMatch(/^[0-9a-f]{16}$/)
+      expect(metadata).toEqual({
+        ...kept,
+        annotations: { ...kept?.annotations, ...prefixed({ restarts: "1", created }) },
+      })
+    })
+  })
+
   test("replacementFor() gives back what the user wrote, whatever it is, and changes nothing the second time", () => {
     always([anyUsersJob(), fc.boolean()], (user, defaulted) => {
       const live = stored(user, "U1", defaulted)
@@ -1462,187 +1576,661 @@ describe("3 What to do", () => {
       expect(replacementFor(replacement)).toStrictEqual(replacement)
       // The server makes of it what it had made of the user's.
       expect(stored(replacement, "U2", defaulted)).toEqual(stored(user, "U2", defaulted))
-      expect(isEdited(live, stored(replacement, "U2", defaulted))).toBe(false)
+      expect(fingerprintOf(stored(replacement, "U2", defaulted))).toBe(fingerprintOf(live))
     })
   })
 
-  test("isEdited() sees what a person writes, and not what the server, a delete or we write", () => {
-    const live = stored(failedJob({ metadata: { labels: { app: "load" }, annotations: { note: "1" } } }), "U1")
-    const change = ({ metadata, spec, status }: { metadata?: object; spec?: object; status?: object }) =>
-      ({
-        ...live,
-        metadata: { ...live.metadata, ...metadata },
-        spec: { ...live.spec, ...spec },
-        status: { ...live.status, ...status },
-      }) as Job
-    const deleting = {
-      ...deleted,
-      deletionGracePeriodSeconds: 0,
-      finalizers: ["foregroundDeletion"],
-      resourceVersion: "9",
-      generation: 2,
-    }
-    for (const same of [{}, { metadata: deleting }, { metadata: { managedFields: [] } }, { status: { failed: 9 } }])
-      expect(isEdited(live, change(same))).toBe(false)
-    expect(
-      isEdited(
-        live,
-        change({ metadata: { annotations: { note: "1", ...marksFor(viewJob(live), failedBy("oom"), settings()) } } }),
-      ),
-    ).toBe(false)
-    const edits = [
-      { metadata: { annotations: { note: "2" } } },
-      { metadata: { labels: {} } },
-      { spec: { parallelism: 2 } },
+  const live = stored(failedJob({ metadata: { labels: { app: "load" }, annotations: { note: "1" } } }), "U1")
+  const edits: Record<string, [Edit, isSame: boolean]> = {
+    "a delete": [
+      { ...deleted, deletionGracePeriodSeconds: 0, finalizers: ["foregroundDeletion"], resourceVersion: "9" },
+      true,
+    ],
+    "managed fields": [{ managedFields: [] }, true],
+    "a finalizer that its controller takes off": [{ finalizers: [] }, true],
+    "our bookkeeping": [{ annotations: bookkeepingFor(viewJob(live), failedBy("oom"), settings()) }, true],
+    "an annotation": [{ annotations: { note: "2" } }, false],
+    "an annotation for us": [{ annotations: prefixed({ "restart-delay": "5m" }) }, false],
+    "a label": [{ labels: { app: "other" } }, false],
+    "an owner": [{ ownerReferences: [owner("U5")] }, false],
+    "a field of the spec": [{ spec: { parallelism: 2 } }, false],
+    "its being suspended": [{ spec: { suspend: true } }, false],
+  }
+  test.each(Object.entries(edits))("fingerprintOf() a Job after %s", (_, [edit, isSame]) =>
+    expect(fingerprintOf(edited(live, edit)) === fingerprintOf(live)).toBe(isSame),
+  )
+
+  test("fingerprintOf() does not depend on the status, the order of fields, or how memory is written", () => {
+    const job = stored(hungryJob({ worker: { limits: { memory: "1024Mi" } } }, "2Gi"), "U1")
+    const others = [
+      { ...job, status: { failed: 9 } },
+      reversed(job),
+      JSON.parse(JSON.stringify(job).replaceAll('"1024Mi"', '"1Gi"')) as Job,
     ]
-    for (const edit of [...edits, { spec: { suspend: true } }]) expect(isEdited(live, change(edit))).toBe(true)
+    expect(new Set([job, ...others].map(fingerprintOf)).size).toBe(1)
   })
 
-  test("readIntent() restores exactly replacementFor() plus the marks from an intent that the server has stored", () => {
-    always([anyUsersJob(), fc.boolean(), fc.option(fc.nat(10 ** 9))], (user, defaulted, wait) => {
-      const live = stored(user, "U1", defaulted)
-      const marks = marksFor(viewJob(live), failedBy("oom"), settings())
-      const notBefore = wait === null ? undefined : NOW + wait * SECOND
-      const intent = readIntent(
-        stored(intentFor(live, { marks, ...(notBefore === undefined ? {} : { notBefore }) }), "U7", defaulted),
-      ) as Intent
-      const replacement = replacementFor(live)
-      expect(intent.replacement).toEqual({
-        ...replacement,
-        metadata: { ...replacement.metadata, annotations: { ...replacement.metadata?.annotations, ...marks } },
+  /** Any Job of a user, as it stands failed in the cluster, and what its replacement gets. */
+  const anyPlan = () =>
+    fc
+      .tuple(anyUsersJob(), fc.boolean(), fc.option(fc.nat(10 ** 9), { nil: undefined }))
+      .map(([user, defaulted, wait]) => {
+        const live = stored(user, "U1", defaulted)
+        const annotations = bookkeepingFor(viewJob(live), failedBy("oom"), settings())
+        const dueAt = wait === undefined ? undefined : NOW + wait * SECOND
+        return { plan: { live, additions: { annotations, memory: {} }, dueAt }, defaulted }
       })
-      expect(intent).toMatchObject({
-        jobName: "load-a",
-        jobUid: "U1",
-        jobVersion: "7",
-        uid: "U7",
-        namespace: "batch-a",
-        deleting: false,
+
+  test.each([false, true])(
+    "readIntent() gives back exactly what draftOf() drafted, after the server has stored it (wide: %s)",
+    (wide) => {
+      always([anyPlan()], ({ plan, defaulted }) => {
+        const draft = draftOf(plan)
+        expect(draft.replacement).toEqual(buildReplacement(plan.live, plan.additions))
+        const intent = readIntent(stored(intentFor(draft, wide), "U7", defaulted)) as Intent
+        const { name, additions, ...known } = intent
+        expect(known).toEqual({
+          namespace: "batch-a",
+          uid: "U7",
+          deleting: false,
+          jobName: "load-a",
+          jobUid: "U1",
+          jobVersion: "7",
+          dueAt: plan.dueAt,
+          replacement: draft.replacement,
+          fingerprint: fingerprintOf(plan.live),
+        })
+        expect(additions).toMatchObject(plan.additions)
+        // From what was read, the same intent can be written again.
+        const again = readIntent(stored(intentFor(draftFrom(intent), wide), "U7", defaulted))
+        expect([again, name]).toEqual([intent, intentFor(draft).metadata?.name ?? ""])
       })
-      expect(intent.plan.notBefore).toBe(notBefore ?? 0)
-      expect(isEdited(live, intent.replacement)).toBe(false)
+    },
+  )
+
+  test("intentFor() carries nothing of the user's metadata, and can neither run nor be adopted (C1, E2)", () => {
+    always([anyPlan()], ({ plan }) => {
+      const { metadata, spec, ...rest } = intentFor(draftOf(plan))
+      const template = plan.live.spec?.template.spec as never
+      expect(rest).toEqual({ apiVersion: "batch/v1", kind: "Job" })
+      expect(Object.keys(metadata ?? {}).sort()).toEqual(["annotations", "labels", "name"])
+      expect(metadata?.labels).toEqual({ [INTENT]: "load-a" })
+      expect(Object.keys(metadata?.annotations ?? {}).sort()).toEqual([REPLACEMENT, REPLACES])
+      expect(spec).toEqual({
+        suspend: true,
+        parallelism: 0,
+        managedBy: INTENT,
+        template: { ...spec?.template, spec: template },
+      })
+      const labels = Object.keys(spec?.template.metadata?.labels ?? {})
+      expect(labels.filter((key) => /controller-uid|job-name/.test(key))).toEqual([])
     })
   })
 
-  test("intentFor() is a suspended Job that no owner, queue, finalizer or selector acts on", () => {
-    always([anyUsersJob()], (user) => {
-      const { metadata, spec: s, status } = intentFor(stored(user, "U1"), { marks: { mark: "1" } })
-      expect([s?.suspend, s?.selector, s?.manualSelector, status]).toEqual([true, undefined, undefined, undefined])
-      const { ownerReferences, finalizers, uid, resourceVersion } = metadata ?? {}
-      expect([ownerReferences, finalizers, uid, resourceVersion]).toEqual(Array(4).fill(undefined))
-      expect(Object.keys({ ...metadata?.labels }).filter((key) => key.startsWith("kueue.x-k8s.io/"))).toEqual([])
-      expect(metadata).toMatchObject({ labels: { [INTENT]: "load-a" }, annotations: { mark: "1" } })
-      expect(metadata?.name).not.toBe("load-a")
+  test("intentFor() of a Job with manualSelector has no pod label by which that Job would find pods of its own", () => {
+    const labels = { app: "x", "batch.kubernetes.io/job-name": "load-a" }
+    const fields = { manualSelector: true, selector: { matchLabels: labels } }
+    const template = { ...spec().template, metadata: { labels } }
+    const live = stored(failedJob({ spec: { ...fields, template } }), "U1")
+    const intent = intentFor(draftOf({ live, additions: NONE, dueAt: undefined }))
+    expect(intent.spec).toMatchObject({ template: { metadata: { labels: { app: "x" } } } })
+    expect(Object.keys(intent.spec ?? {}).sort()).toEqual(["managedBy", "parallelism", "suspend", "template"])
+  })
+
+  test("intentFor() wide has the user's labels, annotations and spec, but no key by which known tools prune, and no selector (A8, E6)", () => {
+    const pruned = {
+      "kubectl.kubernetes.io/last-applied-configuration": "{}",
+      "applyset.kubernetes.io/part-of": "a",
+      "app.kubernetes.io/instance": "a",
+      "app.kubernetes.io/managed-by": "Helm",
+      "argocd.argoproj.io/tracking-id": "a",
+      "kustomize.toolkit.fluxcd.io/name": "a",
+      "helm.toolkit.fluxcd.io/name": "a",
+      "kapp.k14s.io/app": "1",
+      "objectset.rio.cattle.io/hash": "a",
+      "meta.helm.sh/release-name": "a",
+      "kueue.x-k8s.io/priority-class": "high",
+    }
+    const kept = { team: "blue", "app.kubernetes.io/name": "load", "kueue.x-k8s.io/queue-name": "q1" }
+    const fields = {
+      activeDeadlineSeconds: 60,
+      ttlSecondsAfterFinished: 5,
+      backoffLimit: 3,
+      parallelism: 4,
+      completions: 4,
+      suspend: false,
+      manualSelector: true,
+      selector: { matchLabels: { app: "x" } },
+    }
+    const ownerReferences = [owner("U5")]
+    const live = failedJob({
+      metadata: {
+        labels: { ...pruned, ...kept },
+        annotations: { ...pruned, ...kept },
+        ownerReferences,
+        finalizers: ["a/b"],
+      },
+      spec: fields,
+    })
+    const { metadata, spec } = intentFor(draftOf({ live, additions: NONE, dueAt: undefined }), true)
+    expect(metadata?.labels).toEqual({ ...kept, [INTENT]: "load-a" })
+    expect(metadata?.annotations).toEqual({
+      ...kept,
+      [`${PREFIX}created`]: expect.any(String),
+      [REPLACEMENT]: expect.any(String),
+      [REPLACES]: expect.any(String),
+    })
+    expect([metadata?.ownerReferences, metadata?.finalizers]).toEqual([undefined, undefined])
+    const { manualSelector: _, selector: __, ...others } = fields
+    expect(spec).toEqual({
+      ...others,
+      suspend: true,
+      parallelism: 0,
+      managedBy: INTENT,
+      template: expect.anything(),
     })
   })
 
-  test("intentFor() gives the same name for the same Job and version, another for any other, always a valid one", () => {
-    const nameOf = (name: string, uid = "U1", resourceVersion = "7") =>
-      intentFor({ ...failedJob(), metadata: { ...failedJob().metadata, name, uid, resourceVersion } }, { marks: {} })
-        .metadata?.name ?? ""
+  test("intentFor() holds the replacement and nothing else in one annotation: it can be piped to kubectl create", () => {
+    const live = stored(failedJob({ metadata: { labels: { app: "x" } } }), "U1")
+    const draft = draftOf({ live, additions: NONE, dueAt: undefined })
+    const text = intentFor(draft).metadata?.annotations?.[REPLACEMENT] ?? ""
+    expect(JSON.parse(text)).toEqual(draft.replacement)
+  })
+
+  test("intentFor() packs a replacement above 200 KiB with gzip, and readIntent() unpacks it (E4)", () => {
+    const withScript = (kib: number) => {
+      const args = ["echo hello\n".repeat(Math.round((kib * 1_024) / 12))]
+      const template = { ...spec().template, spec: { containers: [{ name: "worker", image: "busybox", args }] } }
+      const live = stored(failedJob({ spec: { template } }), "U1")
+      return draftOf({ live, additions: NONE, dueAt: undefined })
+    }
+    const [small, large] = [withScript(190), withScript(400)]
+    const annotation = (draft: typeof small) => intentFor(draft).metadata?.annotations?.[REPLACEMENT] ?? ""
+    expect(annotation(small)).toStartWith("{")
+    expect(annotation(large)).toMatch(/^H4sI[\w+/=]+$/)
+    expect(annotation(large).length).toBeLessThan(200 << 10)
+    for (const draft of [small, large])
+      expect(readIntent(stored(intentFor(draft), "U7"))?.replacement).toEqual(draft.replacement)
+  })
+
+  test("intentFor() gives the same name for the same Job, version and due time, another for any other, always a valid one", () => {
+    const nameOf = (name: string, uid = "U1", resourceVersion = "7", dueAt?: number) => {
+      const live = { ...failedJob(), metadata: { ...failedJob().metadata, name, uid, resourceVersion } }
+      return intentFor(draftOf({ live, additions: NONE, dueAt })).metadata?.name ?? ""
+    }
     expect(nameOf("load-a")).toMatch(/^load-a-restart-[0-9a-f]{12}$/)
     const names = [
       nameOf("load-a"),
       nameOf("load-a"),
       nameOf("load-a", "U2"),
       nameOf("load-a", "U1", "8"),
+      nameOf("load-a", "U1", "7", NOW),
       nameOf("load-b"),
     ]
-    expect(new Set(names).size).toBe(4)
-    for (const name of ["a", "a".repeat(63), `${"a".repeat(29)}.b`, `${"a".repeat(28)}--.b`, `${"a.".repeat(31)}a`])
+    expect(new Set(names).size).toBe(5)
+    const long = `${"a".repeat(60)}.${"b".repeat(60)}`
+    for (const name of [
+      "a",
+      "a".repeat(63),
+      `${"a".repeat(29)}.b`,
+      `${"a".repeat(28)}--.b`,
+      `${"a.".repeat(31)}a`,
+      long,
+    ])
       expect(nameOf(name)).toMatch(/^(?=.{14,51}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/)
   })
 
-  test("readIntent() is undefined for a Job that is no intent, or that was made unreadable", () => {
-    const intent = stored(intentFor(stored(failedJob(), "U1"), { marks: {} }), "U7")
-    const withAnnotation = (text?: string) =>
-      readIntent({
-        ...intent,
-        metadata: { ...intent.metadata, annotations: text === undefined ? {} : { [INTENT]: text } },
-      })
-    expect(readIntent(failedJob())).toBeUndefined()
-    const broken =
-      `|{|null|[]|3|{}|{"name":"a","uid":"","resourceVersion":"1"}|{"name":1,"uid":"u","resourceVersion":"1"}`.split(
-        "|",
-      )
-    for (const text of [undefined, ...broken]) expect([text, withAnnotation(text)]).toEqual([text, undefined])
-    expect(
-      readIntent({ ...intent, metadata: { ...intent.metadata, deletionTimestamp: "2026-03-01T00:00:00Z" } })?.deleting,
-    ).toBe(true)
+  test("labelValueFor() is the Job's name, or a hash of one that is too long for a label (E7)", () => {
+    const long = (length: number, end = "") => `${"a".repeat(length - end.length)}${end}`
+    expect(["a", long(63)].map(labelValueFor)).toEqual(["a", long(63)])
+    const values = [long(64), long(70), long(253), long(70, ".b"), long(70, ".c")].map(labelValueFor)
+    expect(new Set(values).size).toBe(5)
+    for (const value of values) expect(value).toMatch(/^[0-9a-f]{12}$/)
+    const intent = intentFor(draftOf({ live: { ...failedJob({ name: long(70) }) }, additions: NONE, dueAt: undefined }))
+    expect(intent.metadata?.labels).toEqual({ [INTENT]: labelValueFor(long(70)) })
+    expect(readIntent(stored(intent, "U7"))?.jobName).toBe(long(70))
   })
 
-  const steps: Record<string, [Job | undefined, string]> = {
-    "the Job is absent": [undefined, "create"],
-    "the Job is terminating with the intent's uid": [liveJob({ ...deleted, resourceVersion: "9" }), "await absence"],
-    "the Job is terminating, never edited": [liveJob(deleted), "await absence"],
-    "the Job is terminating and was edited": [
-      liveJob({ ...deleted, resourceVersion: "9", labels: { a: "b" } }),
-      "rewrite",
-    ],
-    "the Job is there with that uid and version": [liveJob({}), "delete"],
-    "the Job is there with another version": [liveJob({ resourceVersion: "8" }), "discard"],
-    "another uid has the name (A15, G07)": [liveJob({ uid: "U2", annotations: { tool: "sync" } }), "finish"],
-    "another uid is terminating": [liveJob({ uid: "U2", ...deleted }), "finish"],
-  }
-  test.each(Object.entries(steps))("nextStep() when %s", (_, [live, step]) =>
-    expect(nextStep(intentOf(), live, NOW)).toBe(step as never),
-  )
-
-  test("staleRecords() keeps the last so many of each Job, and nothing of a Job that is gone for a month", () => {
-    const past = (job: string, age: number) => ({
-      ...readPast({ name: `${job}${age / DAY}`, labels: prefixed({ job }) }),
-      failedAt: NOW - age,
-    })
-    const all = [
-      past("a", 0),
-      past("a", 40 * DAY),
-      past("a", 50 * DAY),
-      past("b", 31 * DAY),
-      past("b", 33 * DAY),
-      past("c", 29 * DAY),
-    ]
-    const stale = (limit: number, there: string[]) =>
-      staleRecords(all, limit, (job) => there.includes(job), NOW).map(({ name }) => name)
-    expect(stale(2, ["a", "b", "c"])).toEqual(["a50"])
-    expect(stale(1, ["a", "b", "c"])).toEqual(["a40", "a50", "b33"])
-    expect(stale(9, [])).toEqual(["b31", "b33"])
-  })
-
-  test("nextStep() waits for the due time where the TTL took the Job early", () => {
-    const intent = intentOf({}, NOW + HOUR)
-    expect([NOW, NOW + HOUR - 1].map((now) => nextStep(intent, undefined, now))).toEqual([
-      "await due time",
-      "await due time",
-    ])
-    expect(nextStep(intent, undefined, NOW + HOUR)).toBe("create")
-  })
-
-  test("marksFor() a Job that has succeeded, and is restarted on a wish, begins the row anew and tells of no failure", () => {
-    const job = {
-      ...annotated({ restarts: "3", "restart-now": "x" }),
-      status: { conditions: [isTrue("Complete") as never] },
-    }
-    expect(marksFor(viewJob(job), failedBy("unknown"), settings())).toEqual(
-      prefixed({ restarts: "0", "restarts-of-cause": "0", "restarted-from": "U1", "restart-now-done": "x" }),
+  const aDraft = () => draftOf({ live: stored(failedJob(), "U1"), additions: NONE, dueAt: undefined })
+  const withAnnotations = (annotations: Record<string, string | undefined>) => {
+    const intent = stored(intentFor(aDraft()), "U7")
+    const all = Object.entries({ ...intent.metadata?.annotations, ...annotations }).filter(
+      ([, text]) => text !== undefined,
     )
+    return {
+      ...intent,
+      metadata: { ...intent.metadata, annotations: Object.fromEntries(all) as Record<string, string> },
+    }
+  }
+  const unreadable: Record<string, Record<string, string | undefined>> = {
+    "without its replacement": { [REPLACEMENT]: undefined },
+    "without what it replaces": { [REPLACES]: undefined },
+    "with both emptied": { [REPLACEMENT]: "", [REPLACES]: "" },
+    "with half a replacement": { [REPLACEMENT]: "{" },
+    "with null for a replacement": { [REPLACEMENT]: "null" },
+    "with a list for a replacement": { [REPLACEMENT]: "[]" },
+    "with an empty replacement": { [REPLACEMENT]: "{}" },
+    "with what is no gzip": { [REPLACEMENT]: "H4sIAAAAAAAA" },
+    "with another Job's replacement": { [REPLACEMENT]: '{"metadata":{"name":"load-b"}}' },
+    "without a uid": { [REPLACES]: '{"uid":"","resourceVersion":"7"}' },
+    "without a version": { [REPLACES]: '{"uid":"U1"}' },
+    "with another version": { [REPLACES]: '{"uid":"U1","resourceVersion":"8"}' },
+    "with another due time": {
+      [REPLACES]: '{"uid":"U1","resourceVersion":"7","dueAt":"2026-03-01T13:00:00Z","fingerprint":"x"}',
+    },
+  }
+  test.each(Object.entries(unreadable))("readIntent() is undefined for an intent %s", (_, annotations) => {
+    const intent = withAnnotations(annotations)
+    expect([readIntent(intent), isIntent(intent)]).toEqual([undefined, true])
   })
 
-  const wishes: Record<string, [Job, string]> = {
-    "a failed Job": [failedJob(), "restart"],
-    "a failed Job that is paused and given up": [annotated({ paused: "true", "max-restarts": "0" }), "restart"],
-    "a finished Job": [jobWith([isTrue("Complete")]), "restart"],
-    "a Job that runs": [runningJob(), "it is running"],
-    "a Job that is failing": [jobWith([isTrue("FailureTarget")]), "it is failing"],
-    "a suspended Job": [{ ...runningJob(), spec: { ...spec(), suspend: true } }, "it is suspended; resume it instead"],
-    "a Job that is being deleted": [
-      failedJob({ metadata: { deletionTimestamp: "2026-03-01T12:00:00Z" } }),
-      "it is being deleted",
+  test("readIntent() is undefined for a Job that is no intent", () =>
+    expect([readIntent(failedJob()), isIntent(failedJob())]).toEqual([undefined, false]))
+
+  test("readIntent() reads an intent that has lost its label (A9)", () => {
+    const intent = withAnnotations({})
+    expect(readIntent({ ...intent, metadata: { ...intent.metadata, labels: { app: "x" } } })?.jobUid).toBe("U1")
+  })
+
+  test("readIntent() tells whether an intent is being deleted (A3)", () => {
+    const intent = withAnnotations({})
+    expect(readIntent({ ...intent, metadata: { ...intent.metadata, ...deleted } })?.deleting).toBe(true)
+  })
+
+  test("readIntent() completes what version 1.0.0 wrote", () => {
+    const bookkeeping = prefixed({
+      restarts: "1",
+      "restarts-of-cause": "1",
+      "restarted-from": "U1",
+      "last-cause": "oom",
+      "last-failure": "2026-03-01T12:00:00Z",
+    })
+    const intent = readIntent(intentOfV1()) as Intent
+    expect(intent).toMatchObject({
+      namespace: "batch-a",
+      name: "load-a-restart-f928c3f35e6e",
+      uid: "U7",
+      jobName: "load-a",
+      jobUid: "U1",
+      jobVersion: "7",
+      dueAt: NOW + HOUR,
+      additions: { annotations: bookkeeping, memory: { worker: "2Gi" } },
+    })
+    expect(intent.replacement).toEqual({
+      apiVersion: "batch/v1",
+      kind: "Job",
+      metadata: {
+        name: "load-a",
+        labels: { app: "load", "kueue.x-k8s.io/queue-name": "q1" },
+        annotations: {
+          note: "keep",
+          ...bookkeeping,
+          ...prefixed({ "oom-memory-max": "2Gi", "oom-memory-first": "worker=1Gi" }),
+          [`${PREFIX}created`]: expect.stringMatching(/^[0-9a-f]{16}$/),
+        },
+        ownerReferences: [{ apiVersion: "v1", kind: "ConfigMap", name: "c", uid: "U5" }],
+        finalizers: ["example.test/mine"],
+      },
+      spec: {
+        backoffLimit: 2,
+        suspend: false,
+        template: {
+          metadata: { labels: { app: "load" } },
+          spec: {
+            restartPolicy: "Never",
+            containers: [{ name: "worker", image: "busybox", resources: { limits: { memory: "2Gi" } } }],
+          },
+        },
+      },
+    } as unknown as Job)
+  })
+
+  test("an intent of version 1.0.0 knows the Job that it replaces: that is no edit, another is", () => {
+    const { fingerprint, replacement } = readIntent(intentOfV1()) as Intent
+    const { metadata, spec } = JSON.parse(JSON.stringify(replacement).replace('"2Gi"}', '"1Gi"}')) as Job
+    const { "flickr-immich-k8s-sync-operator/oom-memory-first": _, ...annotations } = metadata?.annotations ?? {}
+    const live = stored(
+      { apiVersion: "batch/v1", kind: "Job", metadata: { ...metadata, annotations }, spec: spec! },
+      "U1",
+    )
+    expect(fingerprintOf(live)).toBe(fingerprint)
+    expect(fingerprintOf(edited(live, { spec: { backoffLimit: 3 } }))).not.toBe(fingerprint)
+  })
+
+  test.each(
+    `|{|null|[]|3|{}|{"name":"a","uid":"","resourceVersion":"1"}|{"name":1,"uid":"u","resourceVersion":"1"}`.split("|"),
+  )("readIntent() is undefined for an intent of version 1.0.0 with %j", (text) => {
+    const intent = intentOfV1()
+    expect(readIntent({ ...intent, metadata: { ...intent.metadata, annotations: { [INTENT]: text } } })).toBeUndefined()
+  })
+
+  type Webhook = (metadata: NonNullable<Job["metadata"]>, spec: NonNullable<Job["spec"]>) => void
+  const webhooks: Record<string, [Webhook, expected: string | undefined]> = {
+    "makes nothing of it": [() => {}, undefined],
+    "adds a label and an annotation": [
+      (metadata) => {
+        Object.assign(metadata.labels ?? {}, { team: "blue" })
+        Object.assign(metadata.annotations ?? {}, { seen: "1" })
+      },
+      undefined,
     ],
-    "a CronJob's": [failedJob({ metadata: { ownerReferences: [cronJob()] } }), "it is owned by CronJob tick"],
+    "is a server without JobManagedBy, which drops managedBy": [(_, spec) => delete spec.managedBy, undefined],
+    "removes its label": [(m) => delete m.labels?.[INTENT], `its label ${INTENT} was removed or changed`],
+    "changes its label": [
+      (m) => Object.assign(m.labels ?? {}, { [INTENT]: "load-b" }),
+      `its label ${INTENT} was removed or changed`,
+    ],
+    "drops its annotations": [
+      (m) => delete m.annotations,
+      `its annotation ${REPLACEMENT} and ${REPLACES} was removed or changed`,
+    ],
+    "changes the replacement by a byte": [
+      (m) => Object.assign(m.annotations ?? {}, { [REPLACEMENT]: `${m.annotations?.[REPLACEMENT]} ` }),
+      `its annotation ${REPLACEMENT} was removed or changed`,
+    ],
+    "changes what it replaces": [
+      (m) => Object.assign(m.annotations ?? {}, { [REPLACES]: "{}" }),
+      `its annotation ${REPLACES} was removed or changed`,
+    ],
+    "adds an owner": [(m) => Object.assign(m, { ownerReferences: [owner("U5")] }), "it got the owner Job load-a"],
+    "adds a finalizer": [(m) => Object.assign(m, { finalizers: ["a/b", "c"] }), "it got the finalizer a/b, c"],
+    "deletes it": [(m) => Object.assign(m, deleted), "it is being deleted"],
+    "resumes it": [(_, spec) => Object.assign(spec, { suspend: false }), COULD_RUN],
+    "drops suspend": [(_, spec) => delete spec.suspend, COULD_RUN],
+    "scales it": [(_, spec) => Object.assign(spec, { parallelism: 1 }), COULD_RUN],
+    "drops parallelism": [(_, spec) => delete spec.parallelism, COULD_RUN],
+    "gives it to the Job controller": [
+      (_, spec) => Object.assign(spec, { managedBy: "kubernetes.io/job-controller" }),
+      COULD_RUN,
+    ],
+    "does several of these": [
+      (m, spec) => {
+        Object.assign(m, { finalizers: ["a/b"] })
+        Object.assign(spec, { suspend: false })
+      },
+      `it got the finalizer a/b; ${COULD_RUN}`,
+    ],
   }
-  test.each(Object.entries(wishes))("decideOnWish() of %s", (_, [job, what]) => {
-    const decision = decideOnWish(viewJob(job))
-    expect(decision.do === "leave" ? decision.because : decision.do).toBe(what)
+  test.each(Object.entries(webhooks))("flawOf() an intent where a webhook %s (A6)", (_, [change, expected]) => {
+    const sent = intentFor(aDraft())
+    const made = stored(sent, "U7")
+    change(made.metadata!, made.spec!)
+    expect(flawOf(sent, made)).toBe(expected)
+  })
+
+  /** Rules of nextStep(), by the part of the protocol they belong to. */
+  const rules: Record<string, Record<string, [Partial<Observation>, expected: string]>> = {
+    "1 and 2, no intent stands": {
+      "the Job failed and is due": [{}, "write intent"],
+      "the Job is not due yet": [{ wish: wish("wait", NOW + HOUR) }, "done: waiting for 1h"],
+      "it is not due, but a person asks for the restart now": [
+        { wish: wish("wait", NOW + HOUR), atOnce: true },
+        "write intent",
+      ],
+      "it is to be left alone": [{ wish: wish("leave") }, "done: changed"],
+      "it is given up": [{ wish: wish("give up") }, "done: changed"],
+      "nobody wants it restarted, only an intent was to be completed": [{ wish: undefined }, "done: changed"],
+      "it is being deleted": [{ live: liveJob({ ...deleted }) }, "done: changed"],
+      "it is gone, and nobody has seen it whole": [{ live: undefined, latest: undefined }, "done: changed"],
+      "the cluster rejected this restart before: it is asked before anything is written": [
+        { wasRejected: true },
+        "write intent, after a proof",
+      ],
+      "it has a number that JSON cannot carry (D4)": [
+        { live: liveJob({}, { activeDeadlineSeconds: 2 ** 60 }) },
+        "done: rejected, spec.activeDeadlineSeconds=1152921504606847000 is above 2^53 and would be changed; write a smaller number",
+      ],
+    },
+    "TTL, no intent stands": {
+      "the TTL ends before it is due": [{ ...ttl(600), wish: wish("wait", NOW + HOUR) }, "write intent, due in 1h"],
+      "the TTL ends just after it is due": [
+        { ...ttl(3_660), wish: wish("wait", NOW + HOUR) },
+        "write intent, due in 1h",
+      ],
+      "the TTL ends long after it is due": [{ ...ttl(7_200), wish: wish("wait", NOW + HOUR) }, "done: waiting for 1h"],
+      "it is due before its TTL ends": [ttl(600), "write intent"],
+      "its TTL has removed it before it was due": [
+        { live: undefined, latest: ttl(0).live, wish: wish("wait", NOW + HOUR) },
+        "write intent, due in 1h",
+      ],
+      "its TTL has removed it when it was due": [{ live: undefined, latest: ttl(0).live }, "write intent, due in 0s"],
+      "a person has deleted it": [{ live: undefined, latest: ttl(600).live, deletedByPerson: true }, "done: changed"],
+      "its TTL has removed it, and it was to be left alone": [
+        { live: undefined, latest: ttl(0).live, wish: wish("leave") },
+        "done: changed",
+      ],
+    },
+    "an intent was removed by somebody": {
+      "and the Job is gone": [{ intentWasRemoved: true, live: undefined }, "done: cancelled"],
+      "and the Job is being deleted": [{ intentWasRemoved: true, live: liveJob({ ...deleted }) }, "done: cancelled"],
+      "and the Job stands": [{ intentWasRemoved: true }, "done: changed"],
+    },
+    "4 and 5, an intent and the Job stand": {
+      "the Job is as it was": [{ intents: [intentOf()] }, "prove and delete"],
+      "an earlier life wrote the intent, whatever is selected now": [
+        { intents: [intentOf()], wish: undefined },
+        "prove and delete",
+      ],
+      "it has a TTL, so that a rejection may not remove the intent (A4)": [
+        { ...ttl(600), intents: [intentOf({ ttlSecondsAfterFinished: 600 })] },
+        "prove and delete, with a TTL",
+      ],
+      "the Job was edited since: the intent can never delete it": [
+        { intents: [intentOf()], live: liveJob({ resourceVersion: "8" }) },
+        "clean up U7: changed",
+      ],
+      "the Job is to be left alone now": [
+        { intents: [intentOf()], wish: wish("leave") },
+        "clean up U7: changed, withdraw",
+      ],
+      "the Job is given up now": [{ intents: [intentOf()], wish: wish("give up") }, "clean up U7: changed, withdraw"],
+    },
+    "an intent waits": {
+      "and is not due": [{ intents: [laterIntent()], wish: wish("wait", NOW + HOUR) }, "done: waiting for 1h"],
+      "and is not due, for an earlier life": [{ intents: [laterIntent()], wish: undefined }, "done: waiting for 1h"],
+      "and is due: it is proved only now (B2)": [{ intents: [laterIntent(0)] }, "prove and delete"],
+      "longer than this life wants": [
+        { intents: [laterIntent()], wish: wish("wait", NOW + MINUTE) },
+        "write intent, due in 1m",
+      ],
+      "less long than this life wants": [
+        { intents: [laterIntent()], wish: wish("wait", NOW + DAY) },
+        "done: waiting for 1h",
+      ],
+      "but the Job is due now: it can still be cancelled": [{ intents: [laterIntent()] }, "write intent, due in 0s"],
+      "but a person asks for the restart now": [
+        { intents: [laterIntent()], wish: wish("wait", NOW + HOUR), atOnce: true },
+        "write intent",
+      ],
+      "and its TTL has removed the Job": [
+        { intents: [laterIntent()], live: undefined, wish: wish("wait", NOW + HOUR) },
+        "done: waiting for 1h",
+      ],
+      "and its TTL has removed the Job, for an earlier life": [
+        { intents: [laterIntent()], live: undefined, wish: undefined },
+        "done: waiting for 1h",
+      ],
+      "longer than this life wants, and its TTL has removed the Job": [
+        { intents: [laterIntent()], live: undefined, wish: wish("wait", NOW + MINUTE) },
+        "write intent, due in 1m",
+      ],
+      "and its TTL has removed the Job, which is due": [{ intents: [laterIntent(0)], live: undefined }, "create"],
+      "and its TTL has removed the Job, which a person wants now": [
+        { intents: [laterIntent()], live: undefined, atOnce: true },
+        "create",
+      ],
+      "and a person has deleted the Job": [
+        { intents: [laterIntent()], live: undefined, deletedByPerson: true },
+        "clean up U7: cancelled",
+      ],
+      "and a person has deleted the Job just before it was due": [
+        { intents: [laterIntent(0)], live: undefined, deletedByPerson: true },
+        "clean up U7: cancelled",
+      ],
+      "and a person who had deleted the Job wants it now": [
+        { intents: [laterIntent()], live: undefined, deletedByPerson: true, atOnce: true },
+        "create",
+      ],
+    },
+    "6, the Job is being deleted": {
+      "by us": [{ intents: [intentOf()], live: going() }, "wait for the old Job to go"],
+      "by its TTL, before it is due": [{ intents: [laterIntent()], live: going() }, "wait for the old Job to go"],
+      "and a finalizer holds it": [
+        { intents: [intentOf()], live: going(), blockers: [{ finalizers: ["a/b"] }] },
+        "wait for the old Job to go: a/b",
+      ],
+      "and nothing has held it for less than a minute": [
+        { intents: [intentOf()], live: going(), unblockedForMs: 59_999 },
+        "wait for the old Job to go",
+      ],
+      "and nothing has held it for a minute (E1)": [
+        { intents: [intentOf()], live: going(), unblockedForMs: 60_000 },
+        "delete in background",
+      ],
+      "and its finalizers are taken off by their controllers": [
+        { intents: [intentOf()], live: going({ finalizers: [] }) },
+        "wait for the old Job to go",
+      ],
+      "and a person has edited it (B6)": [
+        { intents: [intentOf()], live: going({ labels: { a: "b" } }) },
+        "write intent, after a proof",
+      ],
+      "and a person has edited it, while it waits": [
+        { intents: [laterIntent()], live: going({ labels: { a: "b" } }) },
+        "write intent, due in 1h, after a proof",
+      ],
+      "and the cluster rejects the edit": [
+        { intents: [intentOf()], live: going({ labels: { a: "b" } }), rejectedEdit: "9" },
+        "wait for the old Job to go",
+      ],
+      "and it was edited again after an edit that the cluster rejects": [
+        { intents: [intentOf()], live: going({ labels: { a: "c" }, resourceVersion: "10" }), rejectedEdit: "9" },
+        "write intent, after a proof",
+      ],
+      "and an intent stands for the edit: the older one goes (B6)": [
+        { intents: [intentOf({}, { version: "9", uid: "U8" }), intentOf()], live: going() },
+        "clean up U7: go on",
+      ],
+    },
+    "6 and 7, the Job is absent": {
+      "and nothing is left of it": [{ intents: [intentOf()], live: undefined }, "create"],
+      "and nothing is known of it but the intent": [
+        { intents: [intentOf()], live: undefined, latest: undefined, wish: undefined },
+        "create",
+      ],
+      "and its pods still run (A06)": [
+        { intents: [intentOf()], live: undefined, blockers: [{ pod: "p", phase: "Running", finalizers: [] }] },
+        "wait for the pods of the old Job to go: pod p (Running)",
+      ],
+      "and somebody deleted it, which cannot be told from our own delete": [
+        { intents: [intentOf()], live: undefined, deletedByPerson: true },
+        "create",
+      ],
+      "and it was edited before it went": [
+        { intents: [intentOf()], live: undefined, latest: going({ labels: { a: "b" } }) },
+        "write intent, after a proof",
+      ],
+      "and the cluster rejects the edit": [
+        { intents: [intentOf()], live: undefined, latest: going({ labels: { a: "b" } }), rejectedEdit: "9" },
+        "create",
+      ],
+      "and two intents stand, for another operator wrote one": [
+        { intents: [intentOf(), laterIntent(HOUR, "U8")], live: undefined },
+        "clean up U8: go on",
+      ],
+    },
+    "8, another uid has the name": {
+      "which we, or an earlier life, created": [
+        { intents: [intentOf()], live: back({ annotations: prefixed({ "restarted-from": "U1" }) }) },
+        "clean up U7: restarted",
+      ],
+      "which somebody else created (A15, G07)": [
+        { intents: [intentOf()], live: back({ annotations: { tool: "sync" } }) },
+        "clean up U7: replaced",
+      ],
+      "which is being deleted already": [
+        { intents: [intentOf()], live: back({ ...deleted }) },
+        "clean up U7: replaced",
+      ],
+      "which is gone again already": [
+        { intents: [intentOf()], live: undefined, latest: back({}) },
+        "clean up U7: replaced",
+      ],
+      "while an intent waits": [{ intents: [laterIntent()], live: back({}) }, "clean up U7: replaced"],
+      "and two intents stand": [
+        { intents: [intentOf(), laterIntent(HOUR, "U8")], live: back({}) },
+        "clean up U7, U8: replaced",
+      ],
+    },
+  }
+  describe.each(Object.entries(rules))("nextStep() where %s", (_, rows) => {
+    test.each(Object.entries(rows))("%s", (_, [observed, expected]) => {
+      const { live = undefined, latest = live ?? liveJob({}) } = { live: liveJob({}), ...observed }
+      const seen = { ...observation(), ...observed, live, latest: "latest" in observed ? observed.latest : latest }
+      expect(stepText(nextStep(seen, NOW))).toBe(expected)
+    })
+  })
+
+  test("nextStep() writes the intent for an edit with the edit, the finalizers from before the delete, and the same additions", () => {
+    const finalizers = ["example.test/mine"]
+    const intent = intentOf({}, { metadata: { finalizers }, memory: { worker: "2Gi" } })
+    const live = going({ labels: { a: "b" }, finalizers: ["foregroundDeletion"] })
+    const step = nextStep({ ...observation(), intents: [intent], live, latest: live }, NOW)
+    if (step.do !== "write intent") throw new Error(step.do)
+    expect(step.plan.additions).toEqual(intent.additions)
+    const { replacement, replaces } = draftOf(step.plan)
+    expect(replacement.metadata).toMatchObject({ labels: { a: "b" }, finalizers })
+    expect(replaces).toMatchObject({ uid: "U1", resourceVersion: "9" })
+  })
+
+  test("nextStep() comes to the same for the same, and changes nothing that it was given", () => {
+    for (const [observed] of Object.values(rules).flatMap((rows) => Object.values(rows))) {
+      const seen = { ...observation(), ...observed }
+      const before = structuredClone(seen)
+      expect(nextStep(seen, NOW)).toEqual(nextStep(structuredClone(seen), NOW))
+      expect(seen).toEqual(before)
+    }
+  })
+
+  const taken = 'jobs.batch "load-a" already exists'
+  const verdicts: Record<string, [unknown, "admitted" | "rejected" | "thrown"]> = {
+    "409 in the server's own words": [new ApiError(409, "AlreadyExists", taken), "admitted"],
+    "409 for a Job that is being deleted": [
+      new ApiError(409, "AlreadyExists", `object is being deleted: ${taken}`),
+      "admitted",
+    ],
+    "409 for a Job with a generateName": [
+      new ApiError(409, "AlreadyExists", `${taken}, the server was not able to generate a unique name for the object`),
+      "admitted",
+    ],
+    "409 with a Retry-After": [new ApiError(409, "AlreadyExists", taken, [], 1_000), "admitted"],
+    "409 in a webhook's words (B4)": [
+      new ApiError(409, "AlreadyExists", `admission webhook "x.test" denied the request: ${taken}`),
+      "rejected",
+    ],
+    "409 for another Job": [new ApiError(409, "AlreadyExists", 'jobs.batch "load-ab" already exists'), "rejected"],
+    "409 for another kind": [new ApiError(409, "AlreadyExists", 'pods "load-a" already exists'), "rejected"],
+    "409 Conflict, as of a quota": [new ApiError(409, "Conflict", "the object has been modified"), "thrown"],
+    "403 of a quota": [new ApiError(403, "Forbidden", "exceeded quota"), "rejected"],
+    "422": [new ApiError(422, "Invalid", "spec: Invalid value"), "rejected"],
+    "400 of an unknown field": [new ApiError(400, "BadRequest", "strict decoding error"), "rejected"],
+    "401": [new ApiError(401, "Unauthorized", ""), "thrown"],
+    "429": [new ApiError(429, "TooManyRequests", ""), "thrown"],
+    "500 of a webhook that is down": [new ApiError(500, "InternalError", "failed calling webhook"), "thrown"],
+    "503": [new ApiError(503, "ServiceUnavailable", ""), "thrown"],
+    "no answer": [new Error("got no answer in 30s"), "thrown"],
+  }
+  test.each(Object.entries(verdicts))("verdictOf() a dry run answered with %s", (_, [error, expected]) => {
+    const verdict = () => {
+      try {
+        const { admitted } = verdictOf(error, "load-a")
+        return admitted ? "admitted" : "rejected"
+      } catch (thrown) {
+        return thrown === error ? "thrown" : "another error"
+      }
+    }
+    expect(verdict()).toBe(expected)
   })
 
   test("the new Job carries the counts, and gives up where they reach MAX_RESTARTS", () => {
@@ -1746,11 +2334,10 @@ describe("3 What to do", () => {
       "8Gi",
     )
     const live = stored(job, "U1")
-    const plan = {
-      marks: { [`${PREFIX}restarts`]: "1" },
-      memory: moreMemory(live, failedBy("oom", [], ["worker", "mesh", "plain"])),
-    }
-    const intent = readIntent(stored(intentFor(live, plan), "U7")) as Intent
+    const memory = moreMemory(live, failedBy("oom", [], ["worker", "mesh", "plain"]))
+    const intent = readIntent(
+      stored(intentFor(draftOf({ live, additions: { annotations: {}, memory }, dueAt: undefined })), "U7"),
+    ) as Intent
     expect(resourcesOf(intent.replacement)).toEqual({
       worker: { limits: { memory: "2Gi", cpu: "1" }, requests: { memory: "2Gi", cpu: "500m" } },
       mesh: { limits: { memory: "4Gi" }, requests: { memory: "1Gi" } },
@@ -1759,14 +2346,19 @@ describe("3 What to do", () => {
     expect(intent.replacement.metadata?.annotations).toMatchObject(
       prefixed({ "oom-memory-first": "worker=1Gi,mesh=2Gi" }),
     )
-    expect(resourcesOf(intent.original)).toEqual(resourcesOf(live))
-    expect([isEdited(live, intent.original), isEdited(live, intent.replacement)]).toEqual([false, true])
-    // An edit while the old Job goes is seen against what stood, and gets the memory too.
-    const going = edited(live, { labels: { app: "load" }, ...deleted })
-    expect(nextStep(intent, edited(live, { ...deleted }), NOW)).toBe("await absence")
-    expect(nextStep(intent, going, NOW)).toBe("rewrite")
-    const second = readIntent(stored(intentFor(going, intent.plan), "U8")) as Intent
-    expect(resourcesOf(second.replacement)).toEqual(resourcesOf(intent.replacement))
+    expect([intent.fingerprint, intent.additions.memory]).toEqual([fingerprintOf(live), memory])
+  })
+
+  test("an edit while the old Job goes is seen against what stood, without the raised memory, and gets it too", () => {
+    const live = stored(hungryJob({ worker: { limits: { memory: "1Gi" } } }, "8Gi"), "U1")
+    const additions = { annotations: {}, memory: { worker: "2Gi" } }
+    const intent = readIntent(stored(intentFor(draftOf({ live, additions, dueAt: undefined })), "U7")) as Intent
+    const step = (job: Job) => nextStep({ ...observation(), intents: [intent], live: job, latest: job }, NOW)
+    const terminating = edited(live, { ...deleted, resourceVersion: "9" })
+    expect(stepText(step(terminating))).toBe("wait for the old Job to go")
+    const write = step(edited(terminating, { labels: { app: "load" } }))
+    if (write.do !== "write intent") throw new Error(write.do)
+    expect(resourcesOf(draftOf(write.plan).replacement)).toEqual(resourcesOf(intent.replacement))
   })
 
   test("memory doubles with each kill up to the most, the first values stay, and the counts go on", () => {
@@ -1801,40 +2393,48 @@ describe("3 What to do", () => {
     expect(isChanged(JSON.parse(text.replace('"memory":"1Gi"', '"memory":"1025Mi"')))).toBe(true)
   })
 
-  test("newest() is the intent of the highest version, as a number, that is not being deleted", () => {
-    const intent = (jobVersion: string, deleting = false) => ({ ...intentOf(), jobVersion, deleting })
-    expect(newest([])).toBeUndefined()
-    expect(newest([intent("9"), intent("10"), intent("1000", true)])?.jobVersion).toBe("10")
+  test("newestFirst() sorts by version as a number, then at once before later, without those that are being deleted", () => {
+    const all = [
+      intentOf({}, { version: "9", uid: "U9" }),
+      intentOf({}, { version: "10", uid: "U10-later", dueAt: NOW + HOUR }),
+      intentOf({}, { version: "10", uid: "U10-soon", dueAt: NOW }),
+      intentOf({}, { version: "10", uid: "U10" }),
+      { ...intentOf({}, { version: "1000", uid: "U1000" }), deleting: true },
+    ]
+    expect(newestFirst(all).map(({ uid }) => uid)).toEqual(["U10", "U10-soon", "U10-later", "U9"])
+    expect(newestFirst([])).toEqual([])
     always([fc.array(fc.bigInt({ min: 1n, max: 2n ** 64n }), { minLength: 1 })], (versions) => {
-      const most = versions.toSorted((a, b) => Number(a - b)).at(-1)
-      expect(newest(versions.map((version) => intent(String(version))))?.jobVersion).toBe(String(most))
+      const most = versions.toSorted((a, b) => (a < b ? -1 : a > b ? 1 : 0)).at(-1)
+      const intents = versions.map((version) => ({ ...intentOf(), jobVersion: String(version) }))
+      expect(newestFirst(intents)[0]?.jobVersion).toBe(String(most))
     })
   })
 
-  const pods: Record<string, [Pod, boolean, boolean]> = {
-    "owned by the old Job": [
-      { metadata: { ownerReferences: [owner("U1")] }, status: { phase: "Running" } },
-      true,
-      true,
-    ],
-    "owned by the old Job and ended (B16)": [
-      { metadata: { ownerReferences: [owner("U1")] }, status: { phase: "Failed" } },
-      true,
-      true,
-    ],
-    "owned by another Job": [
-      { metadata: { ownerReferences: [owner("U2")] }, status: { phase: "Running" } },
-      false,
-      false,
-    ],
-    "an orphan that runs (A06)": [{ metadata: {}, status: { phase: "Running" } }, true, true],
+  const controlled = (uid: string) => ({ ownerReferences: [owner(uid)] })
+  const pods: Record<string, [Pod, generated: boolean, manual: boolean]> = {
+    "owned by the old Job": [{ metadata: controlled("U1"), status: { phase: "Running" } }, true, true],
+    "owned by the old Job and ended (B16)": [{ metadata: controlled("U1"), status: { phase: "Failed" } }, true, true],
+    "owned by another Job": [{ metadata: controlled("U2"), status: { phase: "Running" } }, false, false],
+    "an orphan that runs (A06, C2)": [{ metadata: {}, status: { phase: "Running" } }, true, true],
     "an orphan that has ended": [{ metadata: {}, status: { phase: "Succeeded" } }, false, true],
     "an orphan without status": [{}, true, true],
   }
-  test.each(Object.entries(pods))("isInTheWay() for a pod that is %s", (_, [aPod, generated, manual]) => {
-    expect(isInTheWay(aPod, intentOf())).toBe(generated)
-    expect(isInTheWay(aPod, intentOf({ manualSelector: true, selector: { matchLabels: { app: "x" } } }))).toBe(manual)
+  test.each(Object.entries(pods))("blocksReplacement() for a pod that is %s", (_, [aPod, generated, manual]) => {
+    const withSelector = intentOf({ manualSelector: true, selector: { matchLabels: { app: "x" } } })
+    const blocks = (intent: Intent) => blocksReplacement(viewPod(aPod), intent)
+    expect({ generated: blocks(intentOf()), manual: blocks(withSelector) }).toEqual({ generated, manual })
   })
+  test("blocksReplacement() is false for a pod that is gone", () =>
+    expect(blocksReplacement({ ...viewPod({ metadata: controlled("U1") }), gone: true }, intentOf())).toBe(false))
+
+  test("blockersText() names finalizers, pods, their phases, nodes and finalizers (J04)", () =>
+    expect(
+      blockersText([
+        { finalizers: ["foregroundDeletion", "a/b"] },
+        { pod: "p1", phase: "Running", node: "n1", finalizers: ["c/d"] },
+        { pod: "p2", phase: "Pending", node: undefined, finalizers: [] },
+      ]),
+    ).toBe("finalizers foregroundDeletion, a/b; pod p1 (Running, node n1, finalizers c/d); pod p2 (Pending)"))
 
   test("podSelector() finds the old Job's pods by uid, or by a manual selector", () => {
     expect(podSelector(intentOf())).toBe("batch.kubernetes.io/controller-uid=U1")
@@ -2354,6 +2954,534 @@ describe("4 How we say it", () => {
   })
 })
 
+describe("7 Facts", () => {
+  const job = { key: "batch-a/load-a", namespace: "batch-a", name: "load-a", uid: "U1" }
+  const evidence = { pods: [], logs: new Map(), morePods: 0 }
+  const finished = (outcome: Extract<Fact, { kind: "RestartFinished" }>["outcome"]): Fact => ({
+    kind: "RestartFinished",
+    job,
+    outcome,
+    tookMs: 1_500,
+    lateMs: 250,
+  })
+  const heldUp = {
+    kind: "HeldUp",
+    job,
+    waitsFor: "the old Job to go",
+    blockers: "finalizers a/b",
+    forMs: MINUTE,
+  } as const
+  /** One fact of each kind, and what `kubectl describe` shows of it. */
+  const facts: { [K in Fact["kind"]]: [Extract<Fact, { kind: K }>, event: string | undefined] } = {
+    FailureSeen: [
+      { kind: "FailureSeen", job, failedAt: NOW, cause: "oom", reason: "BackoffLimitExceeded", evidence },
+      undefined,
+    ],
+    LeftAlone: [{ kind: "LeftAlone", job, because: "it is running", healthy: true, phase: "running" }, undefined],
+    RestartScheduled: [
+      { kind: "RestartScheduled", job, dueAt: NOW + HOUR, inMs: HOUR, because: "RESTART_DELAY 1h", cause: "oom" },
+      "warning FailureSeen",
+    ],
+    GaveUp: [{ kind: "GaveUp", job, because: "rule any=never", cause: "oom" }, "error GivenUp"],
+    RestartStarted: [{ kind: "RestartStarted", job, cause: "oom", isDryRun: false }, undefined],
+    IntentWritten: [{ kind: "IntentWritten", job, intent: "load-a-restart-1", dueAt: NOW }, "info RestartRecorded"],
+    IntentAdopted: [{ kind: "IntentAdopted", job, intent: "load-a-restart-1" }, undefined],
+    IntentUnreadable: [{ kind: "IntentUnreadable", job }, undefined],
+    RestartFinished: [
+      { kind: "RestartFinished", job, outcome: { result: "restarted", uid: "U2" }, tookMs: 1_500, lateMs: 250 },
+      "info Restarted",
+    ],
+    RestartRejected: [{ kind: "RestartRejected", job, why: "403: no", retryMs: MINUTE }, "error CannotRestart"],
+    HeldUp: [{ ...heldUp, isAlarm: false }, undefined],
+    EditTaken: [{ kind: "EditTaken", job }, undefined],
+    EditRejected: [{ kind: "EditRejected", job, why: "422: no" }, undefined],
+    DeletedByOthers: [{ kind: "DeletedByOthers", job, isRestart: false }, undefined],
+    RemovedByTtl: [{ kind: "RemovedByTtl", job, because: "rule any=never" }, undefined],
+    WrongAnnotation: [{ kind: "WrongAnnotation", job, problem: "annotation x cannot be y" }, "warning WrongAnnotation"],
+    Queued: [{ kind: "Queued", job, queue: "q1" }, "warning Queued"],
+    NoPod: [{ kind: "NoPod", job, forMs: MINUTE }, "warning NoPod"],
+    CannotStart: [{ kind: "CannotStart", job, pod: "p", reason: "ErrImagePull: no" }, undefined],
+    EvidenceUnavailable: [{ kind: "EvidenceUnavailable", job, why: "403" }, undefined],
+    NotUnderstood: [{ kind: "NotUnderstood", job, why: "no metadata" }, undefined],
+    JobMissing: [{ kind: "JobMissing", job }, undefined],
+    NamespaceEmpty: [{ kind: "NamespaceEmpty", namespace: "batch-a", isMissing: true }, undefined],
+    PermissionsReviewed: [
+      { kind: "PermissionsReviewed", namespace: "batch-a", missing: ["x: y"], isEssential: false },
+      undefined,
+    ],
+    WriteFailed: [{ kind: "WriteFailed", namespace: "batch-a", what: "a record", why: "403" }, undefined],
+    EventFailed: [{ kind: "EventFailed", job, why: "403" }, undefined],
+    Retrying: [
+      { kind: "Retrying", what: "its restart is held up", job, why: "503", retryMs: 250, isAlarm: false },
+      undefined,
+    ],
+    Recovered: [{ kind: "Recovered", what: "its restart is held up", afterMs: MINUTE }, undefined],
+    ClockSkew: [{ kind: "ClockSkew", skewMs: HOUR }, undefined],
+    Stopping: [{ kind: "Stopping", restarts: 2 }, undefined],
+  }
+  test.each(Object.entries(facts))(
+    "logLineOf() names the Job of %s, and its kind for log collectors",
+    (kind, [fact]) => {
+      const { text, fields } = logLineOf(fact)
+      expect(text).toMatch(/^[^\n]{10,}$/)
+      if (!("job" in fact) || !fact.job) return
+      expect(text).toStartWith("[batch-a/load-a] ")
+      expect(fields).toMatchObject({ job: "batch-a/load-a", reason: kind })
+    },
+  )
+  test.each(Object.entries(facts))(
+    "eventTextOf() %s is what kubectl describe shows, or nothing",
+    (_, [fact, event]) => {
+      const shown = eventTextOf(fact)
+      expect(shown && `${shown.level} ${shown.reason}`).toBe(event)
+      expect(shown?.text ?? "").not.toContain("load-a]")
+    },
+  )
+  test("eventTextOf() shows a restart that is held up when it has become an alarm", () =>
+    expect(eventTextOf({ ...heldUp, isAlarm: true })).toMatchObject({ level: "error", reason: "HeldUp" }))
+  test.each(["replaced", "cancelled", "changed", "namespace gone", "interrupted"] as const)(
+    "eventTextOf() shows nothing of a restart that ended as %s",
+    (result) =>
+      expect(eventTextOf(finished(result === "replaced" ? { result, uid: "U2" } : { result }))).toBeUndefined(),
+  )
+
+  test("logLineOf() tells how to cancel a restart when its intent is written (E10)", () => {
+    const { text } = logLineOf(facts.IntentWritten[0])
+    expect(text).toContain("kubectl -n batch-a delete job load-a-restart-1")
+  })
+  test("logLineOf() names what holds a restart up, for how long, and what to do; after five minutes as an error (J04)", () => {
+    const lines = [false, true].map((isAlarm) => logLineOf({ ...heldUp, isAlarm }))
+    expect(lines.map(({ level }) => level)).toEqual(["warning", "error"])
+    for (const { text } of lines) expect(text).toMatch(/1m .*the old Job to go.*finalizers a\/b.*remove/)
+  })
+
+  const results: Record<string, [Fact, object]> = {
+    "a failure": [facts.FailureSeen[0], { cause: "oom" }],
+    "a Job that is left alone": [facts.LeftAlone[0], { phase: "running" }],
+    "a restart": [finished({ result: "restarted", uid: "U2" }), { result: "restarted", lateMs: 250 }],
+    "a restart that somebody else completed": [finished({ result: "replaced", uid: "U2" }), { result: "replaced" }],
+    "a cancelled restart": [finished({ result: "cancelled" }), { result: "cancelled" }],
+    "a rejected restart": [facts.RestartRejected[0], { result: "rejected" }],
+  }
+  test.each(Object.entries(results))("logLineOf() has fields for log collectors about %s", (_, [fact, fields]) => {
+    const { job: key, reason, ...rest } = logLineOf(fact).fields ?? {}
+    expect(rest).toEqual(fields as Record<string, unknown>)
+  })
+})
+
+describe("9 Controller", () => {
+  describe("Workqueue", () => {
+    /** A queue with keys, by their ms from NOW. */
+    const queueOf = (times: Record<string, number>, spacingMs = 0) => {
+      const queue = new Workqueue(spacingMs)
+      for (const [key, ms] of Object.entries(times)) queue.add(key, NOW + ms)
+      return queue
+    }
+
+    test("takeDue() takes all that is due, the longest overdue first, and once", () => {
+      const queue = queueOf({ c: 3, a: -5, b: 0, d: 3 })
+      expect([queue.takeDue(NOW), queue.takeDue(NOW), queue.nextAt()]).toEqual([["a", "b"], [], NOW + 3])
+      expect([queue.takeDue(NOW + 3), queue.nextAt()]).toEqual([["c", "d"], undefined])
+    })
+
+    test("of a key the earliest time counts, until it is taken", () => {
+      const queue = queueOf({ a: 9 })
+      queue.add("a", NOW + 5)
+      queue.add("a", NOW + 7)
+      expect([queue.takeDue(NOW + 4), queue.takeDue(NOW + 5), queue.takeDue(NOW + 99)]).toEqual([[], ["a"], []])
+      queue.add("a", NOW + 100)
+      expect(queue.takeDue(NOW + 100)).toEqual(["a"])
+    })
+
+    test("remove() makes void what was asked for", () => {
+      const queue = queueOf({ a: 1, b: 2 })
+      queue.remove("a")
+      expect([queue.nextAt(), queue.takeDue(NOW + 9)]).toEqual([NOW + 2, ["b"]])
+      queue.remove("no such key")
+    })
+
+    test("woken fires when something is due earlier than all before, and only then", () => {
+      const queue = queueOf({ a: 5 })
+      queue.takeDue(NOW)
+      const { woken } = queue
+      queue.add("b", NOW + 9)
+      expect(woken.aborted).toBe(false)
+      queue.add("c", NOW + 1)
+      expect(woken.aborted).toBe(true)
+      queue.takeDue(NOW)
+      expect(queue.woken.aborted).toBe(false)
+    })
+
+    test("it does what a plain list of the earliest times does, whatever is asked of it", () => {
+      const ms = fc.integer({ min: -20, max: 20 })
+      const command = fc.tuple(fc.constantFrom("add", "add", "remove", "take"), fc.constantFrom("a", "b", "c"), ms)
+      always([fc.array(command, { maxLength: 40 })], (commands) => {
+        const queue = new Workqueue(0)
+        const model = new Map<string, number>()
+        for (const [what, key, at] of commands) {
+          if (what === "add") {
+            queue.add(key, NOW + at)
+            model.set(key, Math.min(at, model.get(key) ?? at))
+          } else if (what === "remove") {
+            queue.remove(key)
+            model.delete(key)
+          } else {
+            const due = [...model].filter(([, time]) => time <= at).map(([one]) => one)
+            expect(queue.takeDue(NOW + at).toSorted()).toEqual(due.toSorted())
+            for (const one of due) model.delete(one)
+          }
+          expect(queue.nextAt()).toBe(model.size === 0 ? undefined : NOW + Math.min(...model.values()))
+          expect(new Map([...queue.schedules].map(([one, { at }]) => [one, at - NOW]))).toEqual(model)
+        }
+      })
+    })
+
+    test("freeAt() keeps the restarts of one group apart, and no others", () => {
+      const queue = new Workqueue(MINUTE)
+      expect(queue.freeAt("g", NOW)).toBe(NOW)
+      queue.noteRestart("g", NOW - SECOND)
+      expect([queue.freeAt("g", NOW), queue.freeAt("h", NOW)]).toEqual([NOW + 59 * SECOND, NOW])
+      queue.noteRestart("g", NOW - HOUR)
+      expect(queue.freeAt("g", NOW)).toBe(NOW + 59 * SECOND)
+    })
+
+    test("freeAt() takes a restart of the future for one of now: the clock was set back", () => {
+      const queue = new Workqueue(MINUTE)
+      queue.noteRestart("g", NOW + HOUR)
+      expect(queue.freeAt("g", NOW)).toBe(NOW + MINUTE)
+    })
+
+    test("freeAt() is now where there is no spacing", () => {
+      const queue = new Workqueue(0)
+      queue.noteRestart("g", NOW + HOUR)
+      expect(queue.freeAt("g", NOW)).toBe(NOW)
+    })
+
+    test("it keeps the spacing in every group for any failures, the longest overdue first, and nobody starves", () => {
+      always([anyArrivals(), fc.integer({ min: 1, max: 90 })], (arrivals, spacing) => {
+        const spacingMs = spacing * SECOND
+        const begun = spaced(arrivals, spacingMs)
+        expect(begun.map(({ key }) => key).toSorted()).toEqual(arrivals.map((_, i) => String(i)).toSorted())
+        for (const group of ["g", "h"]) {
+          const mine = begun.filter((one) => one.group === group)
+          for (const [i, one] of mine.entries()) {
+            if (i > 0) expect(one.at - mine[i - 1]!.at).toBeGreaterThanOrEqual(spacingMs)
+            expect(one.at).toBeGreaterThanOrEqual(one.dueAt - NOW)
+            const ahead = mine.slice(i + 1).filter(({ from, dueAt }) => from < one.at && dueAt < one.dueAt)
+            expect(ahead).toEqual([])
+            // Nobody waits longer than for all the others.
+            expect(one.at).toBeLessThanOrEqual(Math.max(one.from, one.dueAt - NOW) + mine.length * spacingMs)
+          }
+        }
+      })
+    })
+
+    test("it blocks nobody for an hour where the clock is moved by one, nor begins two closer when it is moved back", () => {
+      const moves = fc.array(fc.tuple(fc.nat(400), fc.constantFrom(-HOUR, HOUR)), { minLength: 1, maxLength: 3 })
+      always([anyArrivals(), fc.integer({ min: 1, max: 90 }), moves], (arrivals, spacing, moved) => {
+        const spacingMs = spacing * SECOND
+        const begun = spaced(
+          arrivals,
+          spacingMs,
+          moved.map(([at, byMs]) => [at * SECOND, byMs]),
+        )
+        expect(begun).toHaveLength(arrivals.length)
+        const isBackOnly = moved.every(([, byMs]) => byMs < 0)
+        for (const group of ["g", "h"]) {
+          const mine = begun.filter((one) => one.group === group)
+          for (const [i, one] of mine.entries()) {
+            if (i > 0 && isBackOnly) expect(one.at - mine[i - 1]!.at).toBeGreaterThanOrEqual(spacingMs)
+            expect(one.heldMs).toBeLessThanOrEqual(mine.length * spacingMs)
+          }
+        }
+      })
+    })
+  })
+
+  describe("Cache", () => {
+    const entryOf = (job: Job) => ({ view: viewJob(job), job }) as Parameters<Cache["addJob"]>[0]
+    const podOf = (jobUid: string, uid = `pod-${jobUid}`) =>
+      viewPod({ metadata: { name: uid, uid, ownerReferences: [owner(jobUid)] } })
+    const named = (name: string, uid: string) => ({
+      ...failedJob({ name }),
+      metadata: { ...failedJob({ name }).metadata, uid },
+    })
+    const uidsOf = (all: { uid: string }[]) => all.map(({ uid }) => uid)
+
+    test("finds the intents of a Job, and the Jobs of a namespace that have any", () => {
+      const cache = new Cache()
+      cache.addIntent(intentOf(), 5)
+      cache.addIntent({ ...intentOf({}, { version: "8", uid: "U8" }) }, 5)
+      expect(uidsOf(cache.intentsOf("batch-a/load-a"))).toEqual(["U7", "U8"])
+      expect([cache.keysWithIntents("batch-a"), cache.keysWithIntents("batch")]).toEqual([["batch-a/load-a"], []])
+      for (const intent of cache.intentsOf("batch-a/load-a")) cache.removeIntent(intent)
+      expect([cache.intentsOf("batch-a/load-a"), cache.keysWithIntents("batch-a")]).toEqual([[], []])
+    })
+
+    test("an intent that was removed does not come back by a late watch, another of its name does", () => {
+      const cache = new Cache()
+      cache.addIntent(intentOf(), 5)
+      cache.removeIntent(intentOf())
+      cache.addIntent(intentOf(), 5)
+      expect(cache.intentsOf("batch-a/load-a")).toEqual([])
+      cache.addIntent({ ...intentOf(), uid: "U70" }, 5)
+      cache.removeIntent(intentOf())
+      expect(uidsOf(cache.intentsOf("batch-a/load-a"))).toEqual(["U70"])
+    })
+
+    test("the first sighting of an intent decides when it is adopted", () => {
+      const cache = new Cache()
+      cache.addIntent(intentOf(), 60)
+      cache.addIntent(intentOf(), 5)
+      expect(cache.intentsOf("batch-a/load-a").map(({ adoptAt }) => adoptAt)).toEqual([60])
+    })
+
+    test("finds pods by the uid of their Job, and forgets them with it", () => {
+      const cache = new Cache()
+      cache.addJob(entryOf(failedJob()))
+      cache.addPod(podOf("U1", "p1"), true)
+      cache.addPod(podOf("U1", "p2"), true)
+      cache.addPod({ ...podOf("U1", "p1"), gone: true }, true)
+      cache.addPod(podOf("U2"), false)
+      expect(cache.podsOf("U1").map(({ uid, gone }) => [uid, gone])).toEqual([
+        ["p1", true],
+        ["p2", false],
+      ])
+      cache.forgetJob(entryOf(failedJob()))
+      expect([cache.podsOf("U1"), uidsOf(cache.podsOf("U2")), cache.jobs.size]).toEqual([[], ["pod-U2"], 0])
+    })
+
+    test("holds the pods of at most 200 Jobs that it does not know, and drops the oldest first", () => {
+      const cache = new Cache()
+      for (let i = 0; i <= 200; i++) cache.addPod(podOf(`S${i}`), false)
+      expect([cache.podsOf("S0"), uidsOf(cache.podsOf("S1"))]).toEqual([[], ["pod-S1"]])
+    })
+
+    test("keeps the pods of a Job that it came to know after them, however many others follow", () => {
+      const cache = new Cache()
+      cache.addPod(podOf("U1"), false)
+      cache.addJob(entryOf(failedJob()))
+      for (let i = 0; i <= 400; i++) cache.addPod(podOf(`S${i}`), false)
+      expect(uidsOf(cache.podsOf("U1"))).toEqual(["pod-U1"])
+    })
+
+    test("forgetting a Job that another uid has followed leaves the newer one", () => {
+      const cache = new Cache()
+      cache.addJob(entryOf(named("load-a", "U2")))
+      cache.forgetJob(entryOf(named("load-a", "U1")))
+      expect(cache.jobs.get("batch-a/load-a")?.view.uid).toBe("U2")
+    })
+
+    test("latest() is the newest version of the entry and the tombstone", () => {
+      const cache = new Cache()
+      expect(cache.latest("batch-a/load-a")).toBeUndefined()
+      cache.addJob(entryOf(liveJob({ resourceVersion: "9" })))
+      cache.bury("batch-a/load-a", { job: liveJob({ resourceVersion: "10" }), watched: true })
+      expect(cache.latest("batch-a/load-a")?.metadata?.resourceVersion).toBe("10")
+      cache.bury("batch-a/load-a", { job: liveJob({ resourceVersion: "8" }), watched: true })
+      expect(cache.latest("batch-a/load-a")?.metadata?.resourceVersion).toBe("9")
+    })
+
+    test("holds 200 tombstones, and drops the oldest first", () => {
+      const cache = new Cache()
+      for (let i = 0; i <= 200; i++) cache.bury(`batch-a/j${i % 201}`, { job: named(`j${i}`, "U1"), watched: true })
+      expect([cache.tombstone("batch-a/j0"), cache.tombstone("batch-a/j1")?.watched]).toEqual([undefined, true])
+    })
+
+    test("clear() empties the memory of one namespace, as after a restore of etcd (A11)", () => {
+      const cache = new Cache()
+      const elsewhere = { ...failedJob(), metadata: { ...failedJob().metadata, namespace: "other", uid: "U3" } }
+      for (const job of [failedJob(), elsewhere]) cache.addJob(entryOf(job))
+      for (const namespace of ["batch-a", "other"]) {
+        cache.addIntent({ ...intentOf(), namespace, uid: namespace }, 0)
+        cache.bury(`${namespace}/load-a`, { job: failedJob(), watched: true })
+      }
+      cache.addPod(podOf("U1"), true)
+      cache.removeIntent({ ...intentOf(), uid: "U70" })
+      cache.clear("batch-a")
+      expect([...cache.jobs.keys()]).toEqual(["other/load-a"])
+      expect([cache.podsOf("U1"), cache.intentsOf("batch-a/load-a"), cache.tombstone("batch-a/load-a")]).toEqual([
+        [],
+        [],
+        undefined,
+      ])
+      expect([cache.intentsOf("other/load-a").length, cache.tombstone("other/load-a")?.watched]).toEqual([1, true])
+      cache.addIntent({ ...intentOf(), uid: "U70" }, 0)
+      expect(uidsOf(cache.intentsOf("batch-a/load-a"))).toEqual(["U70"])
+    })
+  })
+
+  describe("Permissions", () => {
+    const all = { incomplete: false, resourceRules: [{ verbs: ["*"], apiGroups: ["*"], resources: ["*"] }] }
+    const only = (...rights: string[]) => ({
+      incomplete: false,
+      resourceRules: rights.map((right) => {
+        const [verb = "", group = "", ...resource] = right.split(/[ /]/)
+        return { verbs: [verb], apiGroups: [group], resources: [resource.join("/")] }
+      }),
+    })
+    const forbidden = new ApiError(403, "Forbidden", "no")
+    const WATCH = "watch batch/jobs"
+
+    test("allow nothing before a review, and what it says after", () => {
+      const permissions = new Permissions()
+      expect([permissions.may("a", WATCH), permissions.needsReview("a", 0)]).toEqual([false, true])
+      expect(permissions.review("a", all, 0)).toEqual({ missing: [], isEssential: false })
+      expect([permissions.may("a", WATCH), permissions.may("b", WATCH)]).toEqual([true, false])
+    })
+
+    test("a review tells what each lack costs, and whether nothing can be restarted", () => {
+      const essential = Object.keys(RIGHTS).filter((right) => RIGHTS[right]!.startsWith("!"))
+      const lacking = new Permissions().review("a", only(...essential, "list /pods", "get /pods/log"), 0)
+      expect(lacking.missing).toContain(`${WATCH}: ${RIGHTS[WATCH]}`)
+      expect(lacking.missing).toContain(`create events: ${RIGHTS["create /events"]}`)
+      expect(lacking.isEssential).toBe(false)
+      expect(new Permissions().review("a", only(...essential.slice(1)), 0).isEssential).toBe(true)
+    })
+
+    test("six times 403 may pass, a seventh overrides the review", () => {
+      const permissions = new Permissions()
+      permissions.review("a", all, 0)
+      for (let i = 0; i < 6; i++) permissions.noteDenied("a", WATCH, forbidden)
+      expect(permissions.may("a", WATCH)).toBe(true)
+      permissions.noteDenied("a", WATCH, forbidden)
+      expect([permissions.may("a", WATCH), permissions.may("a", "list batch/jobs")]).toEqual([false, true])
+    })
+
+    test("a watch that works forgets the 403s before it", () => {
+      const permissions = new Permissions()
+      permissions.review("a", all, 0)
+      for (let i = 0; i < 20; i++) {
+        permissions.noteDenied("a", WATCH, forbidden)
+        if (i % 5 === 0) permissions.noteWorking()
+      }
+      expect(permissions.may("a", WATCH)).toBe(true)
+    })
+
+    test("other errors deny nothing", () => {
+      const permissions = new Permissions()
+      permissions.review("a", all, 0)
+      for (const error of [new ApiError(401, "", ""), new ApiError(503, "", ""), new Error("no answer")])
+        for (let i = 0; i < 9; i++) permissions.noteDenied("a", WATCH, error)
+      expect(permissions.may("a", WATCH)).toBe(true)
+    })
+
+    test("a Role that lacks the watch is reviewed again after ten minutes, one that has it is not", () => {
+      const permissions = new Permissions()
+      permissions.review("a", only("list batch/jobs"), 1_000)
+      permissions.review("b", all, 1_000)
+      const needs = (at: number) => ["a", "b"].map((namespace) => permissions.needsReview(namespace, at))
+      expect([needs(1_000 + 10 * MINUTE - 1), needs(1_000 + 10 * MINUTE)]).toEqual([
+        [false, false],
+        [true, false],
+      ])
+    })
+
+    test("a 403 for what is polled calls for a new review", () => {
+      const permissions = new Permissions()
+      permissions.review("a", only("list batch/jobs"), 1_000)
+      permissions.noteDenied("a", WATCH, forbidden)
+      expect(permissions.needsReview("a", 1_001)).toBe(true)
+    })
+  })
+
+  describe("Liveness", () => {
+    const livenessAt = () => {
+      const clock = { at: 1_000 }
+      return { clock, liveness: new Liveness({ monotonic: () => clock.at }, 150 * SECOND) }
+    }
+
+    test("runs before its first tick, and until it has not ticked for two minutes", () => {
+      const { clock, liveness } = livenessAt()
+      clock.at += HOUR
+      expect(liveness.isRunning()).toBe(true)
+      liveness.tick()
+      clock.at += 2 * MINUTE - 1
+      expect(liveness.isRunning()).toBe(true)
+      clock.at += 1
+      expect(liveness.isRunning()).toBe(false)
+      liveness.tick()
+      expect(liveness.isRunning()).toBe(true)
+    })
+
+    test("a namespace is stale before its first event, and after too long without one", () => {
+      const { clock, liveness } = livenessAt()
+      expect(liveness.staleForMs("a")).toBe(Number.POSITIVE_INFINITY)
+      liveness.noteEvent("a")
+      clock.at += 150 * SECOND
+      expect([liveness.staleForMs("a"), liveness.staleForMs("b")]).toEqual([undefined, Number.POSITIVE_INFINITY])
+      clock.at += 1
+      expect(liveness.staleForMs("a")).toBe(150 * SECOND + 1)
+    })
+
+    test("counts watches, and knows where pods are watched without a gap", () => {
+      const { liveness } = livenessAt()
+      for (const resource of ["jobs", "jobs", "pods"]) liveness.noteWatch("a", resource)
+      expect(liveness.watches).toEqual(new Map(Object.entries({ "a/jobs": 2, "a/pods": 1 })))
+      liveness.notePods("a", true)
+      expect([liveness.arePodsSynced("a"), liveness.arePodsSynced("b")]).toEqual([true, false])
+      liveness.notePods("a", false)
+      expect(liveness.arePodsSynced("a")).toBe(false)
+    })
+  })
+
+  const kept: Record<string, [Job, { job: boolean; intent: boolean }]> = {
+    "that runs": [runningJob(), { job: false, intent: false }],
+    "that succeeded": [jobWith([isTrue("Complete")]), { job: false, intent: false }],
+    "that is suspended": [
+      { ...runningJob(), spec: { ...spec(), suspend: true } },
+      { job: false, intent: false },
+    ],
+    "that is failing": [jobWith([isTrue("FailureTarget")]), { job: true, intent: false }],
+    "that has failed": [failedJob(), { job: true, intent: false }],
+    "that is being deleted": [liveJob(deleted), { job: true, intent: false }],
+    "that is an intent": [
+      stored(intentFor(draftOf({ live: liveJob({}), additions: NONE, dueAt: undefined })), "U7"),
+      { job: false, intent: true },
+    ],
+    "that is an intent of version 1.0.0": [intentOfV1(), { job: false, intent: true }],
+  }
+  test.each(Object.entries(kept))("keepJob() of a Job %s", (_, [job, expected]) => {
+    const {
+      view,
+      job: whole,
+      intent,
+      finalizers,
+    } = keepJob({ ...job, metadata: { ...job.metadata, finalizers: ["a/b"] } })
+    expect({ job: whole !== undefined, intent: intent !== undefined }).toEqual(expected)
+    expect([view.name, finalizers]).toEqual([job.metadata?.name ?? "", ["a/b"]])
+  })
+
+  const states: JobState[] = [
+    { is: "idle", because: "it is running" },
+    { is: "collecting evidence" },
+    { is: "scheduled", dueAt: NOW, because: "RESTART_DELAY 1h" },
+    { is: "restarting", dueAt: NOW },
+    { is: "settled" },
+  ]
+  const legal: Record<JobState["is"], JobState["is"][]> = {
+    idle: ["idle", "collecting evidence", "scheduled", "restarting"],
+    "collecting evidence": ["idle", "collecting evidence", "scheduled", "restarting"],
+    scheduled: ["idle", "collecting evidence", "scheduled", "restarting"],
+    restarting: ["idle", "scheduled", "settled"],
+    settled: ["settled"],
+  }
+  test.each(states.flatMap((from) => states.map((to) => [from.is, to.is, from, to] as const)))(
+    "moveTo() from %s to %s is legal, or throws and changes nothing",
+    (_, __, from, to) => {
+      const entry = { view: viewJob(failedJob()), state: from }
+      const move = () => moveTo(entry, to)
+      if (legal[from.is].includes(to.is)) {
+        expect(move).not.toThrow()
+        expect(entry.state).toBe(to)
+      } else {
+        expect(move).toThrow(`[batch-a/load-a] cannot go from ${from.is} to ${to.is}`)
+        expect(entry.state).toBe(from)
+      }
+    },
+  )
+})
+
 // ────────────────────────────────────────────── Fixtures ──────────────────────────────────────────────
 
 type Env = Record<string, string | undefined>
@@ -2488,9 +3616,162 @@ function liveJob(metadata: object, fields: object = {}): Job {
   return { ...job, metadata: { ...job.metadata, ...metadata } }
 }
 
-function intentOf(fields: object = {}, notBefore?: number): Intent {
-  const plan = { marks: { [`${PREFIX}restarts`]: "1" }, ...(notBefore === undefined ? {} : { notBefore }) }
-  return readIntent(stored(intentFor(liveJob({}, fields), plan), "U7")) as Intent
+/** That Job while it is being deleted, at version 9. */
+function going(metadata: object = {}): Job {
+  return liveJob({ ...deleted, resourceVersion: "9", ...metadata })
+}
+
+/** The Job that has its name after it, at version 12. */
+function back(metadata: object): Job {
+  return liveJob({ uid: "U2", resourceVersion: "12", ...metadata })
+}
+
+type IntentParts = {
+  metadata?: object
+  version?: string
+  uid?: string
+  dueAt?: number
+  memory?: Record<string, string>
+}
+
+function intentOf(
+  fields: object = {},
+  { metadata = {}, version = "7", uid = "U7", dueAt, memory = {} }: IntentParts = {},
+): Intent {
+  const live = liveJob({ ...metadata, resourceVersion: version }, fields)
+  const additions = { annotations: prefixed({ restarts: "1", "restarted-from": "U1" }), memory }
+  return readIntent(stored(intentFor(draftOf({ live, additions, dueAt })), uid)) as Intent
+}
+
+/** An intent that waits so long. */
+function laterIntent(waitMs = HOUR, uid = "U7"): Intent {
+  return intentOf({}, { dueAt: NOW + waitMs, uid })
+}
+
+/** What this life has decided on the Job. */
+function wish(what: Decision["do"], dueAt = NOW): Wish {
+  const because = "it is said so"
+  const additions = { annotations: prefixed({ restarts: "1", "restarted-from": "U1" }), memory: {} }
+  switch (what) {
+    case "leave":
+      return { decision: { do: what, because, healthy: true }, additions }
+    case "give up":
+      return { decision: { do: what, because }, additions }
+    default:
+      return { decision: { do: what, dueAt, because }, additions }
+  }
+}
+
+/** A failed Job that is due, and for which nothing was done yet. */
+function observation(): Observation {
+  return {
+    intents: [],
+    intentWasRemoved: false,
+    live: liveJob({}),
+    latest: liveJob({}),
+    deletedByPerson: false,
+    wish: wish("restart"),
+    blockers: [],
+    unblockedForMs: 0,
+    rejectedEdit: undefined,
+    wasRejected: false,
+    atOnce: false,
+  }
+}
+
+/** A Job with a TTL of so many seconds. */
+function ttl(seconds: number): { live: Job } {
+  return { live: liveJob({}, { ttlSecondsAfterFinished: seconds }) }
+}
+
+/** A step in words, with uids for intents. */
+function stepText(step: Step): string {
+  switch (step.do) {
+    case "write intent": {
+      const { dueAt } = step.plan
+      const due = dueAt === undefined ? "" : `, due in ${durationText(dueAt - NOW)}`
+      return `write intent${due}${step.prove ? ", after a proof" : ""}`
+    }
+    case "prove and delete":
+      return `prove and delete${step.ttl ? ", with a TTL" : ""}`
+    case "wait": {
+      const what = step.blockers.map(({ pod, finalizers, ...more }) =>
+        pod === undefined ? finalizers.join() : blockersText([{ pod, finalizers, ...more }]),
+      )
+      return [`wait for ${step.for}`, ...what].join(": ")
+    }
+    case "clean up": {
+      const uids = step.intents.map(({ uid }) => uid).join(", ")
+      return `clean up ${uids}: ${step.outcome?.result ?? "go on"}${step.withdraw ? ", withdraw" : ""}`
+    }
+    case "done": {
+      const { outcome } = step
+      if (outcome.result === "waiting") return `done: waiting for ${durationText(outcome.dueAt - NOW)}`
+      return `done: ${outcome.result}${outcome.result === "rejected" ? `, ${outcome.error.message}` : ""}`
+    }
+    default:
+      return step.do
+  }
+}
+
+/** An intent as version 1.0.0 wrote it, and the server stored it. */
+function intentOfV1(): Job {
+  const hidden = {
+    name: "load-a",
+    uid: "U1",
+    resourceVersion: "7",
+    notBefore: "2026-03-01T13:00:00Z",
+    metadata: {
+      labels: { app: "load", "kueue.x-k8s.io/queue-name": "q1" },
+      ownerReferences: [{ apiVersion: "v1", kind: "ConfigMap", name: "c", uid: "U5" }],
+      finalizers: ["example.test/mine"],
+    },
+    spec: { suspend: false },
+    templateLabels: { app: "load" },
+    memory: { worker: "2Gi" },
+  }
+  const name = "load-a-restart-f928c3f35e6e"
+  const annotations = {
+    note: "keep",
+    ...prefixed({
+      "oom-memory-max": "2Gi",
+      restarts: "1",
+      "restarts-of-cause": "1",
+      "restarted-from": "U1",
+      "last-cause": "oom",
+      "last-failure": "2026-03-01T12:00:00Z",
+      intent: JSON.stringify(hidden),
+    }),
+  }
+  const generated = { "controller-uid": "U7", "job-name": name }
+  const labels = {
+    ...{ app: "load", ...generated },
+    ...Object.fromEntries(Object.entries(generated).map(([key, value]) => [`batch.kubernetes.io/${key}`, value])),
+  }
+  const container = { name: "worker", image: "busybox", resources: { limits: { memory: "1Gi" } } }
+  return {
+    apiVersion: "batch/v1",
+    kind: "Job",
+    metadata: {
+      namespace: "batch-a",
+      name,
+      uid: "U7",
+      resourceVersion: "9",
+      generation: 1,
+      creationTimestamp: "2026-03-01T12:00:05Z",
+      labels: { app: "load", [INTENT]: "load-a" },
+      annotations,
+    },
+    spec: {
+      backoffLimit: 2,
+      suspend: true,
+      selector: { matchLabels: { "batch.kubernetes.io/controller-uid": "U7" } },
+      template: {
+        metadata: { creationTimestamp: null, labels },
+        spec: { restartPolicy: "Never", containers: [container] },
+      },
+    },
+  } as unknown as Job
 }
 
 function failedBy(cause: Cause, lines: string[] = [], killed: string[] = []): WhatFailed {
@@ -2529,11 +3810,10 @@ function resourcesOf({ spec }: Job): Record<string, unknown> {
 /** The Job that we create after a failed one, as the server stores it, failed as well. */
 function nextLife(live: Job, failure: WhatFailed, config: Config, defaulted = true): Job {
   const whatFailed = { ...failure, changed: isChanged(live) }
-  const plan = { marks: marksFor(viewJob(live), whatFailed, config), memory: moreMemory(live, whatFailed) }
-  const { replacement } = readIntent(stored(intentFor(live, plan), "U7", defaulted)) as Intent
-  const created = { [`${PREFIX}created`]: contentOf(replacement) }
-  const metadata = { ...replacement.metadata, annotations: { ...replacement.metadata?.annotations, ...created } }
-  const next = stored({ ...replacement, metadata }, `${live.metadata?.uid}+`, defaulted)
+  const annotations = bookkeepingFor(viewJob(live), whatFailed, config)
+  const draft = draftOf({ live, additions: { annotations, memory: moreMemory(live, whatFailed) }, dueAt: undefined })
+  const { replacement } = readIntent(stored(intentFor(draft), "U7", defaulted)) as Intent
+  const next = stored(replacement, `${live.metadata?.uid}+`, defaulted)
   // The server's own form of a quantity (k8s.io/apimachinery/pkg/api/resource).
   const text = JSON.stringify(next).replaceAll(/"(\d+)Mi"/g, (written, mi) =>
     mi % 1024 === 0 ? `"${mi / 1024}Gi"` : written,
@@ -2602,11 +3882,6 @@ function reversed<T>(value: T): T {
   ) as T
 }
 
-/** Schedules in group g, by their ms from NOW. */
-function scheduled(due: Record<string, number>): Map<string, Schedule> {
-  return new Map(Object.entries(due).map(([key, ms]) => [key, { uid: key, dueAt: NOW + ms, group: "g" }]))
-}
-
 type Arrival = { from: number; wait: number; group: string }
 
 /** Failures at any time, each due some time before or after. */
@@ -2620,30 +3895,43 @@ function anyArrivals(): fc.Arbitrary<Arrival[]> {
   return fc.array(arrival, { minLength: 1, maxLength: 12 })
 }
 
+type Begun = Arrival & { key: string; at: number; dueAt: number; heldMs: number }
+
 /**
- * The restarts that admit() begins, as the loop asks it: at each arrival, at nextAt, and every 30 s. `at` is time as it passes,
- * on no clock; `heldMs`, how long one was held back once it was due by the clock, counted from the last move of it.
+ * The restarts that a Workqueue begins, as the operator asks it: at each arrival, when the next is due, and every 30 s. `at` is time as it
+ * passes, on no clock; `heldMs`, how long one was held back once it was due by the clock, counted from the last move of it.
  */
-function spaced(arrivals: Arrival[], spacingMs: number, moves: [atMs: number, byMs: number][] = []) {
-  const [schedules, overdueSince] = [new Map<string, Schedule & Arrival>(), new Map<string, number>()]
-  const begun: (Schedule & Arrival & { key: string; at: number; heldMs: number })[] = []
+function spaced(arrivals: Arrival[], spacingMs: number, moves: [atMs: number, byMs: number][] = []): Begun[] {
+  const queue = new Workqueue(spacingMs)
+  const waiting = new Map<string, Arrival & { dueAt: number }>()
+  const overdueSince = new Map<string, number>()
+  const begun: Begun[] = []
   const events = [...arrivals.map(({ from }) => from), ...moves.map(([at]) => at)].sort((a, b) => a - b)
-  let lastAt = new Map<string, number>()
-  for (let [at, before] = [0, -1]; schedules.size > 0 || before < (events.at(-1) ?? 0); ) {
+  let before = -1
+  for (let at = 0; waiting.size > 0 || before < (events.at(-1) ?? 0); ) {
     const isNew = (from: number) => from > before && from <= at
     if (moves.some(([from]) => isNew(from))) overdueSince.clear()
     const now = NOW + at + moves.filter(([from]) => from <= at).reduce((sum, [, byMs]) => sum + byMs, 0)
-    for (const [i, one] of arrivals.entries())
-      if (isNew(one.from)) schedules.set(String(i), { ...one, uid: String(i), dueAt: now + one.wait })
-    for (const [key, { dueAt }] of schedules) if (dueAt <= now && !overdueSince.has(key)) overdueSince.set(key, at)
-    const answer = admit(schedules, lastAt, spacingMs, now)
-    for (const key of answer.begin) {
-      begun.push({ ...schedules.get(key)!, key, at, heldMs: at - (overdueSince.get(key) ?? Number.NEGATIVE_INFINITY) })
-      schedules.delete(key)
+    for (const [i, one] of arrivals.entries()) {
+      if (!isNew(one.from)) continue
+      waiting.set(String(i), { ...one, dueAt: now + one.wait })
+      queue.add(String(i), now)
     }
-    lastAt = answer.lastAt
+    for (const [key, { dueAt }] of waiting) if (dueAt <= now && !overdueSince.has(key)) overdueSince.set(key, at)
+    for (const key of queue.takeDue(now)) {
+      const one = waiting.get(key)!
+      const startsAt = Math.max(one.dueAt, one.dueAt <= now ? queue.freeAt(one.group, now) : 0)
+      if (startsAt > now) {
+        queue.add(key, startsAt, one.dueAt)
+        continue
+      }
+      queue.noteRestart(one.group, now)
+      begun.push({ ...one, key, at, heldMs: at - (overdueSince.get(key) ?? Number.NEGATIVE_INFINITY) })
+      waiting.delete(key)
+    }
     before = at
-    at = Math.min(at + Math.min(30 * SECOND, answer.nextAt - now), ...events.filter((event) => event > at))
+    const nextMs = (queue.nextAt() ?? Number.POSITIVE_INFINITY) - now
+    at = Math.min(at + Math.min(30 * SECOND, nextMs), ...events.filter((event) => event > at))
   }
   return begun
 }
@@ -2707,8 +3995,10 @@ function stored(posted: Job, uid: string, defaulted = true): Job {
   const labels = s.manualSelector ? own : { ...own, ...plain, ...Object.fromEntries(prefixed) }
   // A Job without labels gets its template's; the generated ones are then added to the very same map.
   const metadata = {
+    namespace: "batch-a",
     ...m,
     ...serverMetadata(),
+    ...(m.resourceVersion && { resourceVersion: m.resourceVersion }),
     uid,
     ...(own && Object.keys(m.labels ?? {}).length === 0 ? { labels } : {}),
   }

@@ -32,6 +32,8 @@ export interface Denial {
 }
 export interface Webhook extends Matches {
   name: string
+  /** Its server does not answer, and its failurePolicy is Fail. */
+  isDown?: boolean
   mutate?(review: Review): Obj
   deny?(review: Review): Denial | undefined
 }
@@ -48,8 +50,11 @@ export class Admission {
   /** What the mutating webhooks make of an object. */
   mutate(review: Review): Obj {
     let { object } = review
-    for (const webhook of this.webhooks)
-      if (webhook.mutate && isAsked(webhook, review)) object = webhook.mutate({ ...review, object })
+    for (const webhook of this.webhooks) {
+      if (!isAsked(webhook, review)) continue
+      if (webhook.isDown) throw failedCalling(webhook.name)
+      if (webhook.mutate) object = webhook.mutate({ ...review, object })
+    }
     return object
   }
   /** Throws a rejection: by policies first, then by webhooks, then by quotas. */
@@ -84,6 +89,11 @@ export class Admission {
   }
 }
 
+function failedCalling(webhook: string): StatusError {
+  const url = "https://webhook.example.com/"
+  const why = `failed to call webhook: Post "${url}": dial tcp: connect: connection refused`
+  return statusError(500, "InternalError", `Internal error occurred: failed calling webhook "${webhook}": ${why}`)
+}
 function deniedByWebhook(webhook: string, { code = 400, reason, message }: Denial): StatusError {
   const why = message ?? reason
   const denied = `admission webhook "${webhook}" denied the request${why ? `: ${why}` : " without explanation"}`

@@ -1,5 +1,5 @@
 // The garbage collector, the namespace controller and the TTL-after-finished controller.
-import type { Admission } from "./admission.ts"
+import type { Admission, Review } from "./admission.ts"
 import { deleteObject, untrack } from "./deletion.ts"
 import {
   type Change,
@@ -43,7 +43,7 @@ export class GarbageCollector {
     const { ownerReferences, deletionTimestamp, finalizers = [] } = o.metadata
     if (ownerReferences?.length && ownerReferences.every((r) => !this.store.byUid.has(r.uid))) {
       const orphan = resource === "pods" ? untrack(this.store, o as Pod) : o
-      if (!deletionTimestamp) deleteObject(this.store, resource, orphan, { policy: "Background" })
+      if (!deletionTimestamp) this.delete(resource, orphan)
       return
     }
     if (!deletionTimestamp) return
@@ -61,7 +61,7 @@ export class GarbageCollector {
     for (const [of, dependent] of this.dependentsOf(uid)) {
       const current = of === "pods" ? untrack(this.store, dependent as Pod) : dependent
       if (finalizers?.includes("orphan")) this.disown(of, current, uid)
-      else if (!current.metadata.deletionTimestamp) deleteObject(this.store, of, current, { policy: "Background" })
+      else if (!current.metadata.deletionTimestamp) this.delete(of, current)
     }
     if (this.dependentsOf(uid).length === 0) this.takeFinalizer(resource, owner, "foregroundDeletion")
   }
@@ -81,16 +81,25 @@ export class GarbageCollector {
     const current = this.store.objects[resource]!.get(keyOf(o))
     if (current) this.update(resource, withoutFinalizer(current, finalizer), current)
   }
-  /** Admission judges the garbage collector's updates like everybody's. A rejected one is tried again with backoff. */
+  private delete(resource: string, object: Obj): void {
+    if (this.isAdmitted({ operation: "DELETE", resource, object, isDryRun: false }))
+      deleteObject(this.store, resource, object, { policy: "Background" })
+  }
   private update(resource: string, object: Obj, prev: Obj): void {
-    const { uid } = prev.metadata
-    if (this.admission.admits({ operation: "UPDATE", resource, object, prev, isDryRun: false })) {
+    if (this.isAdmitted({ operation: "UPDATE", resource, object, prev, isDryRun: false }))
+      this.store.save(resource, object, prev)
+  }
+  /** Admission judges the garbage collector like everybody else. What it rejects is tried again with backoff. */
+  private isAdmitted(review: Review): boolean {
+    const { uid } = review.object.metadata
+    if (this.admission.admits(review)) {
       this.rejections.delete(uid)
-      return void this.store.save(resource, object, prev)
+      return true
     }
     const rejections = this.rejections.get(uid) ?? 0
     this.rejections.set(uid, rejections + 1)
-    this.store.after(Math.min(5 * 2 ** rejections, 1_000_000), () => this.enqueue(0))
+    this.store.after(Math.min(5 * 2 ** rejections, this.store.timing.retryMs), () => this.enqueue(0))
+    return false
   }
   /** The namespace controller: deletes everything in it, again and again until nothing is left. */
   private emptyNamespace(namespace: Obj): void {
@@ -108,7 +117,10 @@ export class GarbageCollector {
 
 /** Deletes a Job its ttlSecondsAfterFinished after it has finished. */
 export class TtlController {
-  constructor(private readonly store: Store) {
+  constructor(
+    private readonly store: Store,
+    private readonly admission: Admission,
+  ) {
     store.listeners.push((change) => this.onChange(change))
   }
   private onChange({ type, object, resource }: Change): void {
@@ -130,7 +142,9 @@ export class TtlController {
     const job = this.store.byUid.get(uid) as Job | undefined
     const leftMs = job && this.leftMs(job)
     if (leftMs === undefined) return
-    if (leftMs > 0) this.enqueue(job!)
-    else deleteObject(this.store, "jobs", job!, { policy: "Foreground" })
+    if (leftMs > 0) return this.enqueue(job!)
+    const isAdmitted = this.admission.admits({ operation: "DELETE", resource: "jobs", object: job!, isDryRun: false })
+    if (isAdmitted) deleteObject(this.store, "jobs", job!, { policy: "Foreground" })
+    else this.store.enqueue(`ttl ${uid}`, Math.min(10_000, this.store.timing.retryMs), () => this.expire(uid))
   }
 }

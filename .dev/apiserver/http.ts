@@ -312,7 +312,6 @@ export class ApiServer {
     const open = () => {
       if (!res.headersSent) res.writeHead(200, JSON_TYPE).flushHeaders()
     }
-    const partial = req.headers.accept?.includes("as=PartialObjectMetadata;")
     const end = (line?: string) => {
       if (!over) res.end(line)
       over = true
@@ -326,7 +325,7 @@ export class ApiServer {
       open()
       interrupt()
       if (over) return
-      const line = `${JSON.stringify(partial ? { ...event, object: partialOf(event.object) } : event)}\n`
+      const line = `${JSON.stringify(event)}\n`
       if (action.breakLineAfter !== sent++) {
         res.write(line)
         return interrupt()
@@ -351,15 +350,13 @@ export class ApiServer {
 }
 /** A list as it is answered to who wants metadata alone. */
 function metadataOf({ metadata, items }: { metadata: unknown; items: { metadata: unknown }[] }) {
-  // A real server says null here, and [] in an ordinary list.
-  const partial = items.length > 0 ? items.map(partialOf) : null
-  return { kind: "PartialObjectMetadataList", apiVersion: "meta.k8s.io/v1", metadata, items: partial }
+  const partial = (kind: string, rest: object) => ({ kind, apiVersion: "meta.k8s.io/v1", ...rest })
+  return partial("PartialObjectMetadataList", {
+    metadata,
+    // A real server says null here, and [] in an ordinary list.
+    items: items.length ? items.map((item) => partial("PartialObjectMetadata", { metadata: item.metadata })) : null,
+  })
 }
-const partialOf = ({ metadata }: { metadata: unknown }) => ({
-  kind: "PartialObjectMetadata",
-  apiVersion: "meta.k8s.io/v1",
-  metadata,
-})
 export interface KubeconfigOptions {
   user?: string
   namespace?: string

@@ -77,7 +77,7 @@ export class Model {
     new GarbageCollector(this.store, this.admission)
     this.jobController = new JobController(this.store)
     this.kubelet = new Kubelet(this.store, options.attemptsPer)
-    new TtlController(this.store)
+    new TtlController(this.store, this.admission)
     this.put({ kind: "Namespace", metadata: { name: "default" } })
   }
   get objects(): Record<string, Map<string, Obj>> {

@@ -18,6 +18,8 @@ export interface Timing {
   backoffMs: number
   /** The garbage collector's delay. */
   gcMs: number
+  /** How long a controller waits at most before it repeats what admission has rejected. */
+  retryMs: number
 }
 /** As measured with a 1.35.1 control plane and kubelet. */
 export const REAL: Timing = {
@@ -28,6 +30,7 @@ export const REAL: Timing = {
   removeMs: 800,
   backoffMs: 10_000,
   gcMs: 15,
+  retryMs: 1_000_000,
 }
 /** For tests in real time. */
 export const FAST: Timing = {
@@ -38,6 +41,7 @@ export const FAST: Timing = {
   removeMs: 10,
   backoffMs: 20,
   gcMs: 2,
+  retryMs: 100,
 }
 export interface StoreOptions extends Partial<Timing> {
   /** Epoch milliseconds. */

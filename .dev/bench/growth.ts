@@ -192,8 +192,7 @@ async function start(jobs: number) {
   const world = {
     cluster: fake.cluster,
     clock: systemClock,
-    random: Math.random,
-    say: () => {},
+    emit: () => {},
     config,
     stop: stop.signal,
     kill: stop.signal,

@@ -6,6 +6,7 @@ import { join } from "node:path"
 import {
   answerHealth,
   connect,
+  emitTo,
   findSource,
   Metrics,
   Operator,
@@ -49,15 +50,14 @@ const cluster = connect(
 const world: World = {
   cluster,
   clock: systemClock,
-  random: Math.random,
-  say: metrics.hear,
+  emit: emitTo(metrics.hear),
   config,
   stop: stop.signal,
   kill: stop.signal,
 }
 const operator = new Operator(world)
 const done = operator.run()
-while (operator.schedules.size < jobs) await Bun.sleep(50)
+while (operator.states().filter(({ dueAt }) => dueAt !== undefined).length < jobs) await Bun.sleep(50)
 
 const port = Bun.serve({
   port: 0,

@@ -55,7 +55,7 @@ const benches: Record<string, () => Promise<boolean>> = {
     let n = 0
     const handle: Handler = (_, response) => void response.writeHead(codes[n++ % 3]!).end("x".repeat(2_048))
     return level("F09 50,000 answers", handle, 20, 50_000, (cluster) =>
-      cluster.createJob("demo", job(), never).catch(() => {}),
+      cluster.createJob("demo", job(), {}, never).catch(() => {}),
     )
   },
 }

@@ -7,6 +7,8 @@ import { join } from "node:path"
 import {
   type Clock,
   connect,
+  emitTo,
+  type Fact,
   findSource,
   INTENT,
   type Metrics,
@@ -15,7 +17,6 @@ import {
   PREFIX,
   readSettings,
   type Say,
-  toAll,
 } from "../../operator.ts"
 import {
   type Action,
@@ -74,23 +75,35 @@ export async function serve(options: ServerOptions = {}) {
 }
 export type Server = Awaited<ReturnType<typeof serve>>
 
-/** Time that runs faster, by a rate that can change, and can be set forward. */
+/** Time that runs faster, by a rate that can change, and can be set forward: then both clocks are, as when hours have passed. */
 export class Hurried implements Clock {
   private base = Date.now()
   private since = Date.now()
+  /** How far the wall clock was set, which the monotonic clock does not follow. */
+  private setMs = 0
+  readonly random = Math.random
   constructor(private rate: number) {}
   at = (real: number) => this.base + (real - this.since) * this.rate
   now = () => this.at(Date.now())
+  monotonic = () => this.now() - this.setMs
   go(rate: number): void {
-    ;[this.base, this.since, this.rate] = [this.now(), Date.now(), rate]
+    this.base = this.now()
+    this.since = Date.now()
+    this.rate = rate
   }
+  /** Time passes. */
   jump(ms: number): void {
     this.base += ms
   }
+  /** Somebody sets the wall clock. */
+  set(ms: number): void {
+    this.base += ms
+    this.setMs += ms
+  }
   async sleep(ms: number, ...signals: AbortSignal[]): Promise<void> {
-    const until = this.now() + ms
-    while (this.now() < until && !signals.some(({ aborted }) => aborted))
-      await Bun.sleep(Math.min(8, (until - this.now()) / this.rate))
+    const until = this.monotonic() + ms
+    while (this.monotonic() < until && !signals.some(({ aborted }) => aborted))
+      await Bun.sleep(Math.min(8, (until - this.monotonic()) / this.rate))
   }
 }
 
@@ -110,11 +123,16 @@ export function live(
   const source = findSource({ KUBECONFIG: server.writeKubeconfig(mkdtempSync(join(folder, "life-")), { user }) })
   const cluster = connect(source, process.env, metrics?.countCall)
   const [stop, kill, clock] = [new AbortController(), new AbortController(), new Hurried(rate)]
+  const facts: Fact[] = []
   const said: { level: string; text: string; lines: string[] }[] = []
   const record: Say = (level, text, details) => void said.push({ level, text, lines: details?.lines ?? [] })
   const listeners = [record, ...(metrics ? [metrics.hear] : [])]
-  if (config.notifyUrl) listeners.push(notifier(config.notifyUrl, { clock, say: record, kill: kill.signal }))
-  const say = toAll(listeners)
+  if (config.notifyUrl) listeners.push(notifier(config.notifyUrl, { clock, kill: kill.signal }, record))
+  const tell = emitTo(...listeners)
+  const emit = (fact: Fact) => {
+    facts.push(fact)
+    tell(fact)
+  }
   if (process.env.SHOW)
     endings.push(() =>
       console.log(
@@ -124,21 +142,21 @@ export function live(
           .join("\n"),
       ),
     )
-  const operator = new Operator({
-    cluster,
-    clock,
-    random: Math.random,
-    say,
-    config,
-    stop: stop.signal,
-    kill: kill.signal,
-  })
+  const operator = new Operator({ cluster, clock, emit, config, stop: stop.signal, kill: kill.signal })
   const done = operator.run()
   const end = (how: AbortController) => how.abort(new Error("stopped"))
   endings.push(() => {
     for (const how of [stop, kill]) end(how)
     return done
   })
+  /** The facts of one kind about a Job, or about all. */
+  const factsOf = <K extends Fact["kind"]>(kind: K, name?: string) =>
+    facts.filter(
+      (fact): fact is Extract<Fact, { kind: K }> =>
+        fact.kind === kind && (name === undefined || ("job" in fact && fact.job?.name === name)),
+    )
+  /** The Jobs whose restart has a due time. */
+  const scheduled = () => [...operator.cache.jobs.values()].filter(({ state }) => state.is === "scheduled")
   const about = (name: string, words: RegExp) =>
     said.filter(({ text }) => new RegExp(`/${name}(?![\\w-])`).test(text) && words.test(text))
   const evidence = (name: string) =>
@@ -149,6 +167,9 @@ export function live(
     operator,
     config,
     clock,
+    facts,
+    factsOf,
+    scheduled,
     said,
     about,
     evidence,

@@ -2,7 +2,7 @@
 // operator and without one, in a pipe and on a terminal.
 import { describe, expect, test } from "bun:test"
 import { join } from "node:path"
-import { INTENT, intentFor, PREFIX, RECORD, type Job as RealJob } from "../../operator.ts"
+import { draftOf, INTENT, intentFor, PREFIX, RECORD, type Job as RealJob } from "../../operator.ts"
 import type { Job } from "../apiserver/model.ts"
 import {
   allBack,
@@ -84,7 +84,7 @@ async function settled(settings: Record<string, string> = {}, server?: Server) {
   const there = server ?? (await serve())
   const life = live(there, { JOB_SELECTOR: "app!=other", ...settings })
   await until("settings", () => callsOf(there, "create", "configmaps").some(({ status }) => status === 201))
-  await until("quiet", () => life.operator.schedules.size === 0 || settings.RESTART_DELAY)
+  await until("quiet", () => life.scheduled().length === 0 || settings.RESTART_DELAY)
   life.stop()
   await life.done
   return there
@@ -169,8 +169,9 @@ describe("status", () => {
       spec: { ttlSecondsAfterFinished: 5 },
       status: failure(3_600_000),
     }) as unknown as RealJob
-    const marks = { [`${PREFIX}restarted-from`]: job.metadata?.uid ?? "" }
-    server.model.put(intentFor(job, { marks, notBefore: Date.now() + 3_600_000 }) as unknown as Job)
+    const additions = { annotations: { [`${PREFIX}restarted-from`]: job.metadata?.uid ?? "" }, memory: {} }
+    const intent = intentFor(draftOf({ live: job, additions, dueAt: Date.now() + 3_600_000 }))
+    server.model.put(intent as unknown as Job)
     person(server, "delete", "taken")
     await until("gone", () => !server.model.job("default", "taken"))
     const sight = (await command(server, "status", { JOB_NAMES: "taken" })).rows()[1]
@@ -378,7 +379,7 @@ describe("restart", () => {
       stand(server, "done", { status: done }),
       stand(server, "waits", { metadata: { annotations: { [`${PREFIX}restart-delay`]: "1d" } } }),
     ]
-    await until("seen", () => life.operator.schedules.size === 1)
+    await until("seen", () => life.scheduled().length === 1)
     const { code } = await command(server, "restart done waits --yes")
     await allBack(server, jobs)
     expect([code, server.uids.get("default/done")?.length, server.uids.get("default/waits")?.length]).toEqual([0, 2, 2])

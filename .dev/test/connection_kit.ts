@@ -181,9 +181,7 @@ export const ASK: Record<string, (cluster: Cluster, signal: AbortSignal) => Prom
   rules: (cluster, signal) => cluster.rules("demo", signal),
   listJobs: (cluster, signal) => cluster.listJobs("demo", "", (job) => job, signal),
   getJob: (cluster, signal) => cluster.getJob("demo", "load-a", signal),
-  createJob: (cluster, signal) => cluster.createJob("demo", job(), signal),
-  touchJob: (cluster, signal) =>
-    cluster.touchJob({ key: "demo/load-a", namespace: "demo", name: "load-a", uid: "U1" }, "note", "x", signal),
+  createJob: (cluster, signal) => cluster.createJob("demo", job(), {}, signal),
   annotateJob: (cluster, signal) =>
     cluster.annotateJob({ namespace: "demo", name: "load-a", uid: "U1", resourceVersion: "1" }, { note: null }, signal),
   createEvent: (cluster, signal) => cluster.createEvent("demo", { reason: "Failed" }, signal),

@@ -543,7 +543,7 @@ describe("What it answers", () => {
   test("an error is known by code and reason, and says how long to wait", async () => {
     let [code, headers, body]: [number, Record<string, string>, string] = [0, {}, ""]
     const cluster = connected(await serve((_, response) => void response.writeHead(code, headers).end(body)))
-    const get = () => errorOf(cluster.createJob("demo", job(), never))
+    const get = () => errorOf(cluster.createJob("demo", job(), {}, never))
     const cases: [number, Record<string, string>, string | object, object][] = [
       [
         429,
@@ -688,7 +688,7 @@ describe("What it answers", () => {
     const cluster = connected(server)
     const many = async (n: number) => {
       for (let i = 0; i < n; i++)
-        await Promise.all([1, 2, 3, 4].map(() => errorOf(cluster.createJob("demo", job(), never))))
+        await Promise.all([1, 2, 3, 4].map(() => errorOf(cluster.createJob("demo", job(), {}, never))))
     }
     await many(50)
     Bun.gc(true)

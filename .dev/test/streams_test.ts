@@ -1,7 +1,7 @@
 // What the API client of operator.ts reads as a stream, logs and watches, against real HTTPS servers that misbehave. How the
 // loop lives through bad weather is in loop_test.ts. An id in a name is a report listed in .github/docs/reports.md.
 import { describe, expect, test } from "bun:test"
-import { gatherEvidence, type PodView, readSettings, viewJob, viewPod } from "../../operator.ts"
+import { gatherEvidence, type PodView, readSettings, systemClock, viewJob, viewPod } from "../../operator.ts"
 import {
   connected,
   errorOf,
@@ -41,12 +41,11 @@ describe("Logs", () => {
   const ended = { state: { terminated: { exitCode: 1, startedAt: null, finishedAt: null } } }
   const evidenceOf = (server: Served, pods: PodView[]) => {
     const { config } = readSettings({ NAMESPACE: "demo", JOB_NAMES: "load-a" })
-    const clock = { now: Date.now, sleep: () => Promise.resolve() }
+    const clock = { ...systemClock, sleep: () => Promise.resolve() }
     const world = {
       cluster: connected(server),
       clock,
-      random: () => 0.5,
-      say: () => {},
+      emit: () => {},
       config,
       stop: never,
       kill: never,
