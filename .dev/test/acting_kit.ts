@@ -341,8 +341,15 @@ export const callsOf = (
   more: (call: Call) => unknown = () => true,
 ) => server.calls.filter((call) => call.verb === verb && call.resource === resource && more(call))
 export const bodyName = ({ body }: Call) => (body as Job | undefined)?.metadata?.name ?? ""
+const isDryRun = ({ query }: Call) => query.dryRun === "All"
 export const creations = (server: Server, name: string) =>
-  callsOf(server, "create", "jobs", (call) => bodyName(call) === name)
+  callsOf(server, "create", "jobs", (call) => bodyName(call) === name && !isDryRun(call))
+/** The dry runs under a Job's own name. */
+export const proofs = (server: Server, name: string) =>
+  callsOf(server, "create", "jobs", (call) => bodyName(call) === name && isDryRun(call))
+/** The writes of intents for a Job. */
+export const intentions = (server: Server, name: string) =>
+  callsOf(server, "create", "jobs", (call) => bodyName(call).startsWith(`${name}-restart-`))
 export const deletions = (server: Server, name: string) =>
   callsOf(server, "delete", "jobs", (call) => call.name === name)
 export const logs = (server: Server) => server.calls.filter(({ subresource }) => subresource === "log")
@@ -374,24 +381,38 @@ export const STEPS: Record<string, (job: Job) => [Match, number]> = {
     { verb: "create", resource: "jobs", when: (c) => bodyName(c).startsWith(`${name}-restart-`) },
     0,
   ],
-  delete: ({ metadata: { name } }) => [{ verb: "delete", resource: "jobs", name }, 0],
-  find: ({ metadata: { name } }) => [
-    { verb: "list", resource: "jobs", when: (c) => c.query.labelSelector === `${INTENT}=${name}` },
+  prove: ({ metadata: { name } }) => [
+    { verb: "create", resource: "jobs", when: (c) => bodyName(c) === name && isDryRun(c) },
     0,
   ],
+  delete: ({ metadata: { name } }) => [{ verb: "delete", resource: "jobs", name }, 0],
   see: ({ metadata: { name } }) => [{ verb: "get", resource: "jobs", name }, 1],
+  read: ({ metadata: { name } }) => [{ verb: "get", resource: "jobs", name: new RegExp(`^${name}-restart-`) }, 0],
   pods: ({ metadata: { uid } }) => [
     { verb: "list", resource: "pods", when: (c) => c.query.labelSelector?.includes(uid) ?? false },
     0,
   ],
-  assure: ({ metadata: { name } }) => [
-    { verb: "list", resource: "jobs", when: (c) => c.query.labelSelector === `${INTENT}=${name}` },
-    1,
+  create: ({ metadata: { name } }) => [
+    { verb: "create", resource: "jobs", when: (c) => bodyName(c) === name && !isDryRun(c) },
+    0,
   ],
-  create: ({ metadata: { name } }) => [{ verb: "create", resource: "jobs", when: (c) => bodyName(c) === name }, 0],
   finish: ({ metadata: { name } }) => [{ verb: "delete", resource: "jobs", name: new RegExp(`^${name}-restart-`) }, 0],
 }
 export const steps = Object.keys(STEPS)
+/** A failed Job with the name of a step. An intent is read again only where the old Job does not go at once: there it is held for two looks. */
+export function standAt(server: Server, step: string, wanted: Wanted = {}): Job {
+  if (step !== "read") return stand(server, step, wanted)
+  const job = stand(server, step, { ...HELD, ...wanted })
+  const { namespace, name } = job.metadata
+  let looks = 0
+  const when = () => {
+    const body = { metadata: { finalizers: null } }
+    if (++looks === 3) server.model.request({ verb: "patch", resource: "jobs", namespace, name, body })
+    return false
+  }
+  server.fault({ verb: "get", resource: "jobs", namespace, name, when }, {}, { times: 1 })
+  return job
+}
 /** Calls `run` when a step of this Job's restart has arrived at the server; by its answer, the action follows or the call goes on. */
 export function atStep(server: Server, step: string, job: Job, run: () => unknown, action?: Action, times = 1): void {
   const [{ when = () => true, ...match }, after] = STEPS[step]!(job)

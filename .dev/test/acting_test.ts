@@ -40,6 +40,7 @@ import {
   scaleLimits,
   serve,
   stand,
+  standAt,
   standPod,
   steps,
   tidyUp,
@@ -52,7 +53,7 @@ describe("Bad weather within a restart", () => {
   test.each(Object.entries(FAULTS))("%s at any step: the Job is back once", async (fault, action) => {
     if (action.hang) scaleLimits()
     const server = await serve()
-    const jobs = steps.map((step) => stand(server, step))
+    const jobs = steps.map((step) => standAt(server, step))
     const [hit, times]: [Set<string>, number] = [new Set(), fault === "401" ? 2 : 1]
     for (const [i, job] of jobs.entries()) atStep(server, steps[i]!, job, () => hit.add(steps[i]!), action, times)
     const life = live(server)
@@ -64,7 +65,7 @@ describe("Bad weather within a restart", () => {
     const all = await Promise.all(
       steps.map(async (step) => {
         const server = await serve()
-        const job = stand(server, step)
+        const job = standAt(server, step)
         atStep(server, step, job, () => restart(server, 60))
         return { server, job, life: live(server) }
       }),
@@ -77,7 +78,7 @@ describe("Bad weather within a restart", () => {
     const server = await serve()
     const all = steps.map((step) => {
       server.model.put({ kind: "Namespace", metadata: { name: step } })
-      const job = stand(server, step, { namespace: step })
+      const job = standAt(server, step, { namespace: step })
       const life = live(server, { NAMESPACE: step })
       atStep(server, step, job, () => befall(life), action)
       return { job, life }
