@@ -1347,6 +1347,8 @@ function stepWithoutIntent(seen: Observation, now: number): Step {
   const { dueAt } = wish.decision
   const isDue = seen.atOnce || (live !== undefined && now >= dueAt)
   if (live && isTerminating(live)) return done({ result: "changed" })
+  // Only a TTL takes a Job without asking us: one that has none was deleted by a person.
+  if (!live && viewJob(source).ttlMs === undefined) return done({ result: "changed" })
   if (live && !isDue && !isThreatenedByTtl(viewJob(live), dueAt)) return done({ result: "waiting", dueAt })
   return writeStep({ live: source, additions: wish.additions, dueAt: isDue ? undefined : dueAt }, wasRejected)
 }
@@ -1383,9 +1385,11 @@ function earlierIntent(
 ): Step | undefined {
   if (dueAt === undefined) return undefined
   if (atOnce) return writeStep({ live: job, additions: wish?.additions ?? additions, dueAt: undefined }, false)
-  if (!wish || !("dueAt" in wish.decision) || inSeconds(wish.decision.dueAt) >= inSeconds(dueAt)) return undefined
+  if (!wish || !("dueAt" in wish.decision)) return undefined
+  const wantedAt = Math.max(wish.decision.dueAt, now)
+  if (inSeconds(wantedAt) >= inSeconds(dueAt)) return undefined
   // It keeps its due time, so that a person can still cancel it by deleting the Job.
-  return writeStep({ live: job, additions: wish.additions, dueAt: Math.max(wish.decision.dueAt, now) }, false)
+  return writeStep({ live: job, additions: wish.additions, dueAt: wantedAt }, false)
 }
 
 const inSeconds = (ms: number) => Math.floor(ms / 1_000)
@@ -2968,6 +2972,8 @@ interface Progress {
   seen: Observation | undefined
   /** The intent that was written last, whose answer is as good as a read. */
   fresh: string | undefined
+  /** The intent by which this run has just deleted the Job, until the next look. */
+  deletedBy: Intent | undefined
   gone: AbortSignal | undefined
   isPastDelete: boolean
   waitingSince: number | undefined
@@ -3016,13 +3022,16 @@ async function observe(
   progress: Progress,
 ): Promise<Observation> {
   const { cluster, clock, kill } = world
-  const known = cache.intentsOf(job.key)
+  const before = cache.intentsOf(job.key)
   progress.gone = cache.whenGone(job.key)
   const live = await cluster.getJob(job.namespace, job.name, kill)
   if (live) cache.onJobRead(live)
   const isGoing = !live || isTerminating(live)
+  if (live && uidOf(live) !== progress.deletedBy?.jobUid) progress.deletedBy = undefined
+  const { known, confirmed } = await restoreWithdrawn(world, cache, job, before, progress)
   const isReliedOn = !live || (!isGoing && known.some(({ jobUid }) => jobUid === uidOf(live)))
-  const intents = newestFirst(isReliedOn ? await readIntents(world, cache, known, progress.fresh) : known)
+  const fresh = confirmed ?? (live && progress.fresh)
+  const intents = newestFirst(isReliedOn ? await readIntents(world, cache, known, fresh) : known)
   progress.fresh = undefined
   progress.isPastDelete = isGoing && intents.length > 0
   const latest = cache.latest(job.key)
@@ -3044,12 +3053,39 @@ async function observe(
   }
 }
 
+/**
+ * Another operator's proof may have been rejected just after ours was admitted, and have withdrawn the intent by which we deleted. At the
+ * first look after our delete a missing intent is written again; from then on, its removal cancels the restart. Returns
+ * the intents as known after that, and the one that was read here.
+ */
+async function restoreWithdrawn(
+  world: World,
+  cache: RestartCache,
+  job: JobName,
+  known: Intent[],
+  progress: Progress,
+): Promise<{ known: Intent[]; confirmed: string | undefined }> {
+  const intent = progress.deletedBy
+  if (!intent) return { known, confirmed: undefined }
+  let [standing] = await readIntents(world, cache, [intent], undefined)
+  if (!standing) {
+    const written = await writeIntent(world, cache, job, draftFrom(intent), false)
+    // The Job exists only in memory now: this is retried until it works.
+    if (!written || written instanceof Error) throw written ?? new Error(`intent ${intent.name} cannot be read`)
+    standing = written
+  }
+  progress.deletedBy = undefined
+  return { known: [...known.filter(({ name }) => name !== intent.name), standing], confirmed: standing.name }
+}
+
 /** The intents that still stand. What stands, but was made unreadable, counts as it was written. */
 async function readIntents(world: World, cache: RestartCache, known: Intent[], fresh: string | undefined) {
   const { cluster, kill } = world
   const read = async (intent: Intent): Promise<Intent[]> => {
     if (intent.name === fresh) return [intent]
-    const found = await cluster.getJob(intent.namespace, intent.name, kill)
+    const look = () => cluster.getJob(intent.namespace, intent.name, kill)
+    // Of a server that comes up, one 404 is not the last word.
+    const found = (await look()) ?? (await look())
     if (found && uidOf(found) === intent.uid && !isTerminating(found))
       return [rulesOf(world).readIntent(found) ?? intent]
     cache.onIntentGone(intent)
@@ -3162,7 +3198,8 @@ async function performWrite(
   if (written === undefined) return undefined
   if (!(written instanceof Error)) {
     progress.fresh = written.name
-    progress.seen = { ...seen, intents: newestFirst([written, ...seen.intents]) }
+    // Nobody has looked at the pods of a Job that was found absent: it is observed again.
+    if (seen.live) progress.seen = { ...seen, intents: newestFirst([written, ...seen.intents]) }
     cache.emit(
       isEdit ? { kind: "EditTaken", job } : { kind: "IntentWritten", job, intent: written.name, dueAt: written.dueAt },
     )
@@ -3295,6 +3332,7 @@ async function proveAndDelete(
     throw error
   }
   progress.isPastDelete = true
+  progress.deletedBy = intent
   return pause(world, progress)
 }
 
@@ -3347,8 +3385,8 @@ async function removeIntents({ cluster, kill }: World, cache: RestartCache, inte
     const options = { uid, propagationPolicy: "Background" } as const
     await cluster.deleteJob(namespace, name, options, kill).catch(async (error) => {
       exceptFor(error, "NotFound", "Conflict")
-      // A Conflict means another uid, and so that this intent is gone, only if it is not there any more.
-      const found = isReason(error, "Conflict") ? await cluster.getJob(namespace, name, kill) : undefined
+      // Of a server that comes up, 404 is not the last word; and a Conflict can be a quota's.
+      const found = await cluster.getJob(namespace, name, kill)
       if (found && uidOf(found) === uid) throw error
     })
     cache.onIntentGone(intent)
@@ -3375,6 +3413,7 @@ const POD_SELECTOR = "batch.kubernetes.io/job-name"
 const ADOPT_AFTER_MS = 60_000
 const MOST_TOMBSTONES = 200
 const MOST_STRAYS = 200
+const CLOCK_SET_BACK_MS = 5_000
 
 /**
  * The lifecycle of a watched Job in this operator. `restarting`: a reconcileRestart() is under way. `settled`: its restart has ended, so what a late
@@ -3443,7 +3482,8 @@ export class Cache {
   /** Uids of Jobs that have pods here, but no entry, the oldest first. */
   private readonly strays = new Set<string>()
   private readonly intents = new Map<string, Map<string, Intent & { adoptAt: number }>>()
-  private readonly removedIntents = new Set<string>()
+  /** The sighting at which an intent was removed, by its uid. */
+  private readonly removedIntents = new Map<string, number>()
   private readonly tombstones = new Map<string, Tombstone>()
   private sightings = 0
 
@@ -3465,9 +3505,12 @@ export class Cache {
     return [...this.intents.keys()].filter((key) => key.startsWith(`${namespace}/`))
   }
 
-  /** `adoptAt`: in monotonic time, from when this operator takes the intent up; the first sighting decides. */
-  addIntent(intent: Intent, adoptAt: number): void {
-    if (this.removedIntents.has(intent.uid)) return
+  /**
+   * `adoptAt`: in monotonic time, from when this operator takes the intent up; the first sighting decides. `since`: the sighting
+   * after which it was read for certain; a removal that was noticed before was a false 404.
+   */
+  addIntent(intent: Intent, adoptAt: number, since = Number.NEGATIVE_INFINITY): void {
+    if ((this.removedIntents.get(intent.uid) ?? Number.NEGATIVE_INFINITY) > since) return
     const key = `${intent.namespace}/${intent.jobName}`
     const known = this.intents.get(key) ?? new Map()
     known.set(intent.name, { ...intent, adoptAt: known.get(intent.name)?.adoptAt ?? adoptAt })
@@ -3475,7 +3518,11 @@ export class Cache {
   }
 
   removeIntent({ namespace, jobName, name, uid }: Pick<Intent, "namespace" | "jobName" | "name" | "uid">): void {
-    remember(this.removedIntents, uid, MOST_TOMBSTONES)
+    this.removedIntents.set(uid, this.nextSighting())
+    for (const oldest of this.removedIntents.keys()) {
+      if (this.removedIntents.size <= MOST_TOMBSTONES) break
+      this.removedIntents.delete(oldest)
+    }
     const key = `${namespace}/${jobName}`
     const known = this.intents.get(key)
     if (known?.get(name)?.uid === uid) known.delete(name)
@@ -3602,6 +3649,7 @@ export class Workqueue {
   private heap = new TinyQueue<QueueItem>([], (a, b) => a.at - b.at || (a.key < b.key ? -1 : 1))
   private readonly lastRestarts = new Map<string, number>()
   private wake = new AbortController()
+  private lookedAt = Number.NEGATIVE_INFINITY
 
   constructor(private readonly spacingMs: number) {}
 
@@ -3626,6 +3674,10 @@ export class Workqueue {
   /** The keys that are due, the longest overdue first; they leave the queue. */
   takeDue(now: number): string[] {
     this.wake = new AbortController()
+    // The clock was set back: what waits for a slot by the old time is looked at again.
+    if (now < this.lookedAt - CLOCK_SET_BACK_MS)
+      for (const [key, { since }] of this.schedules) this.add(key, now, since)
+    this.lookedAt = now
     const due: { key: string; since: number }[] = []
     while ((this.nextAt() ?? Number.POSITIVE_INFINITY) <= now) {
       const { key } = this.heap.pop() as QueueItem
@@ -3892,7 +3944,8 @@ export class Operator {
       for (const intent of this.cache.intentsOf(key))
         if (!listed.has(`${namespace}/${intent.name}`)) this.cache.removeIntent(intent)
     // Intents first: a Job is judged by whether one stands for it.
-    for (const { intent } of items) if (intent) this.guard(viewJob(intent), () => this.onIntentEvent("LISTED", intent))
+    for (const { intent } of items)
+      if (intent) this.guard(viewJob(intent), () => this.onIntentEvent("LISTED", intent, since))
     for (const kept of items)
       if (!kept.intent && (this.cache.jobs.get(kept.view.key)?.sighting ?? 0) <= since)
         this.guard(kept.view, () => this.onJobSeen(kept, true))
@@ -3917,7 +3970,7 @@ export class Operator {
     }
   }
 
-  private onIntentEvent(type: string, job: Job): void {
+  private onIntentEvent(type: string, job: Job, since?: number): void {
     const { clock } = this.world
     const intent = readIntent(job)
     const view = viewJob(job)
@@ -3928,7 +3981,7 @@ export class Operator {
     const key = `${intent.namespace}/${intent.jobName}`
     if (type === "DELETED" || intent.deleting) this.cache.removeIntent(intent)
     // What a list shows was there before us.
-    else this.cache.addIntent(intent, type === "LISTED" ? clock.monotonic() : clock.monotonic() + ADOPT_AFTER_MS)
+    else this.cache.addIntent(intent, clock.monotonic() + (type === "LISTED" ? 0 : ADOPT_AFTER_MS), since)
     this.enqueue(key)
   }
 
@@ -4098,7 +4151,10 @@ export class Operator {
     if (nowOf(this.world) < protectAt) return this.enqueue(view.key, protectAt)
     const dueAt = failedAt + longestWaitMs(view, config)
     const decision: Decision = { do: "wait", dueAt, because: "its cause is not known yet" }
-    const wish = (job: Job): Wish => ({ ...wishFor(job, UNKNOWN, config, nowOf(this.world)), decision })
+    const wish = (job: Job): Wish => {
+      const known = wishFor(job, UNKNOWN, config, nowOf(this.world))
+      return known.decision.do === "leave" ? known : { ...known, decision }
+    }
     this.startRestart({ job: view, wishFor: wish }, dueAt)
   }
 
@@ -4179,7 +4235,7 @@ export class Operator {
         )
       },
       onJobRead: (job) => this.onJobRead(job),
-      onIntentRead: (intent) => cache.addIntent(intent, this.world.clock.monotonic()),
+      onIntentRead: (intent) => cache.addIntent(intent, this.world.clock.monotonic(), cache.sighting()),
       onIntentGone: (intent) => cache.removeIntent(intent),
       whenGone: () => this.whenGone(key, namespace),
       emit: (fact) => this.emit(fact),
@@ -4231,7 +4287,10 @@ export class Operator {
           tookMs,
           lateMs,
         })
-        if (own) moveTo(own, { is: "settled" })
+        // What has ended may be the restart of an earlier Job, which this one has replaced.
+        if (own && "uid" in outcome && outcome.uid === own.view.uid)
+          moveTo(own, { is: "idle", because: "it replaced the Job that was being restarted" })
+        else if (own) moveTo(own, { is: "settled" })
         if (outcome.result === "namespace gone")
           for (const intent of this.cache.intentsOf(job.key)) this.cache.removeIntent(intent)
     }
