@@ -59,15 +59,21 @@ async function command(server: Server, line: string, env: Record<string, string>
 async function onTerminal(server: Server, line: string, columns: number, { answer = "", env = {} } = {}) {
   const KUBECONFIG = server.writeKubeconfig(join(folder, "admin"))
   const shown: string[] = []
+  const closed = Promise.withResolvers<void>()
   const child = Bun.spawn([process.execPath, program, ...line.split(" ")], {
     env: { ...plain, TERM: "xterm", KUBECONFIG, ...env },
-    terminal: { cols: columns, rows: 24, data: (_, data) => void shown.push(Buffer.from(data).toString()) },
+    terminal: {
+      cols: columns,
+      rows: 24,
+      data: (_, data) => void shown.push(Buffer.from(data).toString()),
+      exit: () => closed.resolve(),
+    },
   })
   endings.push(() => child.kill("SIGKILL"))
   if (answer) await until("asked", () => /\? \[y\/N\]/.test(shown.join("")))
   if (answer) child.terminal?.write(`${answer}\r`)
   const code = await child.exited
-  await Bun.sleep(20)
+  await closed.promise
   const screen = shown.join("")
   return {
     code,
