@@ -1517,7 +1517,7 @@ describe("5 Replacement and intent", () => {
     expect(replacementFor(live).metadata?.labels).toBeUndefined()
   })
 
-  test("replacementFor() takes away what Kueue wrote into the template on admission, and no other key of Kueue (A1)", () => {
+  test("replacementFor() takes away what Kueue wrote into the template on admission, and no other key of Kueue", () => {
     const admitted = {
       "kueue.x-k8s.io/workload": "job-load-a-55225",
       "kueue.x-k8s.io/podset": "main",
@@ -1533,7 +1533,7 @@ describe("5 Replacement and intent", () => {
     expect(replacement.metadata?.labels).toEqual(labels)
   })
 
-  test("replacementFor() names no namespace and no resourceVersion: it can be restored anywhere by hand (A7, E5)", () => {
+  test("replacementFor() names no namespace and no resourceVersion: it can be restored anywhere by hand", () => {
     const { metadata } = replacementFor(stored(failedJob(), "U1"))
     expect(metadata).toEqual({ name: "load-a" })
   })
@@ -1547,7 +1547,7 @@ describe("5 Replacement and intent", () => {
     "a large number in a text": [{ spec: { a: "9223372036854775807" } }, undefined],
     null: [{ spec: { a: null } }, undefined],
   }
-  test.each(Object.entries(numbers))("inexactNumber() with %s (D4)", (_, [value, path]) =>
+  test.each(Object.entries(numbers))("inexactNumber() with %s", (_, [value, path]) =>
     expect(inexactNumber(value)).toBe(path),
   )
 
@@ -1648,7 +1648,7 @@ describe("5 Replacement and intent", () => {
     },
   )
 
-  test("intentFor() carries nothing of the user's metadata, and can neither run nor be adopted (C1, E2)", () => {
+  test("intentFor() carries nothing of the user's metadata, and can neither run nor be adopted", () => {
     always([anyPlan()], ({ plan }) => {
       const { metadata, spec, ...rest } = intentFor(draftOf(plan))
       const template = plan.live.spec?.template.spec as never
@@ -1677,7 +1677,7 @@ describe("5 Replacement and intent", () => {
     expect(Object.keys(intent.spec ?? {}).sort()).toEqual(["managedBy", "parallelism", "suspend", "template"])
   })
 
-  test("intentFor() wide has the user's labels, annotations and spec, but no key by which known tools prune, and no selector (A8, E6)", () => {
+  test("intentFor() wide has the user's labels, annotations and spec, but no key by which known tools prune, and no selector", () => {
     const pruned = {
       "kubectl.kubernetes.io/last-applied-configuration": "{}",
       "applyset.kubernetes.io/part-of": "a",
@@ -1738,7 +1738,7 @@ describe("5 Replacement and intent", () => {
     expect(JSON.parse(text)).toEqual(draft.replacement)
   })
 
-  test("intentFor() packs a replacement above 200 KiB with gzip, and readIntent() unpacks it (E4)", () => {
+  test("intentFor() packs a replacement above 200 KiB with gzip, and readIntent() unpacks it", () => {
     const withScript = (kib: number) => {
       const args = ["echo hello\n".repeat(Math.round((kib * 1_024) / 12))]
       const template = { ...spec().template, spec: { containers: [{ name: "worker", image: "busybox", args }] } }
@@ -1781,7 +1781,7 @@ describe("5 Replacement and intent", () => {
       expect(nameOf(name)).toMatch(/^(?=.{14,51}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/)
   })
 
-  test("labelValueFor() is the Job's name, or a hash of one that is too long for a label (E7)", () => {
+  test("labelValueFor() is the Job's name, or a hash of one that is too long for a label", () => {
     const long = (length: number, end = "") => `${"a".repeat(length - end.length)}${end}`
     expect(["a", long(63)].map(labelValueFor)).toEqual(["a", long(63)])
     const values = [long(64), long(70), long(253), long(70, ".b"), long(70, ".c")].map(labelValueFor)
@@ -1828,12 +1828,12 @@ describe("5 Replacement and intent", () => {
   test("readIntent() is undefined for a Job that is no intent", () =>
     expect([readIntent(failedJob()), isIntent(failedJob())]).toEqual([undefined, false]))
 
-  test("readIntent() reads an intent that has lost its label (A9)", () => {
+  test("readIntent() reads an intent that has lost its label", () => {
     const intent = withAnnotations({})
     expect(readIntent({ ...intent, metadata: { ...intent.metadata, labels: { app: "x" } } })?.jobUid).toBe("U1")
   })
 
-  test("readIntent() tells whether an intent is being deleted (A3)", () => {
+  test("readIntent() tells whether an intent is being deleted", () => {
     const intent = withAnnotations({})
     expect(readIntent({ ...intent, metadata: { ...intent.metadata, ...deleted } })?.deleting).toBe(true)
   })
@@ -1952,7 +1952,7 @@ describe("5 Replacement and intent", () => {
       `it got the finalizer a/b; ${COULD_RUN}`,
     ],
   }
-  test.each(Object.entries(webhooks))("flawOf() an intent where a webhook %s (A6)", (_, [change, expected]) => {
+  test.each(Object.entries(webhooks))("flawOf() an intent where a webhook %s", (_, [change, expected]) => {
     const sent = intentFor(aDraft())
     const made = stored(sent, "U7")
     change(made.metadata!, made.spec!)
@@ -3045,7 +3045,7 @@ describe("7 Facts", () => {
       expect(eventTextOf(finished(result === "replaced" ? { result, uid: "U2" } : { result }))).toBeUndefined(),
   )
 
-  test("logLineOf() tells how to cancel a restart when its intent is written (E10)", () => {
+  test("logLineOf() tells how to cancel a restart when its intent is written", () => {
     const { text } = logLineOf(facts.IntentWritten[0])
     expect(text).toContain("kubectl -n batch-a delete job load-a-restart-1")
   })
@@ -3288,7 +3288,7 @@ describe("9 Controller", () => {
       expect([cache.tombstone("batch-a/j0"), cache.tombstone("batch-a/j1")?.watched]).toEqual([undefined, true])
     })
 
-    test("clear() empties the memory of one namespace, as after a restore of etcd (A11)", () => {
+    test("clear() empties the memory of one namespace, as after a restore of etcd", () => {
       const cache = new Cache()
       const elsewhere = { ...failedJob(), metadata: { ...failedJob().metadata, namespace: "other", uid: "U3" } }
       for (const job of [failedJob(), elsewhere]) cache.addJob(entryOf(job))
