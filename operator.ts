@@ -2976,6 +2976,8 @@ interface Progress {
   deletedBy: Intent | undefined
   gone: AbortSignal | undefined
   isPastDelete: boolean
+  /** Steps that were performed. A restart needs six; more without a pause would be a rule that does not come to rest. */
+  steps: number
   waitingSince: number | undefined
   unblockedSince: number | undefined
   reportAtMs: number
@@ -2986,6 +2988,7 @@ const FIRST_LOOK_MS = 120
 const FIRST_LOOK_WATCHED_MS = 1_000
 const LONGEST_LOOK_MS = 30_000
 const LIST_PODS_AFTER_MS = 10_000
+const MOST_STEPS = 10
 const [REPORT_AFTER_MS, ALARM_AFTER_MS, ALARM_AGAIN_MS] = [60_000, 300_000, 3_600_000]
 
 /**
@@ -2994,7 +2997,7 @@ const [REPORT_AFTER_MS, ALARM_AFTER_MS, ALARM_AGAIN_MS] = [60_000, 300_000, 3_60
  */
 export async function reconcileRestart(world: World, cache: RestartCache, restart: Restart): Promise<Outcome> {
   const { kill, stop } = world
-  const progress = { isPastDelete: false, reportAtMs: REPORT_AFTER_MS } as Progress
+  const progress = { isPastDelete: false, steps: 0, reportAtMs: REPORT_AFTER_MS } as Progress
   const trouble = retryBackoff(world, "its restart is held up", restart.job)
   while (!kill.aborted) {
     try {
@@ -3003,6 +3006,7 @@ export async function reconcileRestart(world: World, cache: RestartCache, restar
       const step = rulesOf(world).nextStep(seen, nowOf(world))
       if (step.do === "done") return step.outcome
       if (stop.aborted && !progress.isPastDelete) break
+      if (++progress.steps % MOST_STEPS === 0) await pause(world, progress)
       const outcome = await perform(world, cache, restart, progress, seen, step)
       trouble.over()
       if (outcome) return outcome
@@ -3414,6 +3418,7 @@ const ADOPT_AFTER_MS = 60_000
 const MOST_TOMBSTONES = 200
 const MOST_STRAYS = 200
 const CLOCK_SET_BACK_MS = 5_000
+const AGAIN_MS = 200
 
 /**
  * The lifecycle of a watched Job in this operator. `restarting`: a reconcileRestart() is under way. `settled`: its restart has ended, so what a late
@@ -4268,8 +4273,8 @@ export class Operator {
     switch (outcome.result) {
       case "waiting":
         if (own) moveTo(own, { is: "scheduled", dueAt: outcome.dueAt, because: "its intent waits" })
-        // What became known while the restart ran is looked at once more.
-        this.enqueue(job.key, own?.failure === failure ? outcome.dueAt : nowOf(this.world))
+        // What became known while the restart ran is looked at once more, but never without a pause.
+        this.enqueue(job.key, own?.failure === failure ? outcome.dueAt : nowOf(this.world) + AGAIN_MS)
         return
       case "rejected":
         this.finishRejected(job, own, outcome.error)
