@@ -1888,7 +1888,7 @@ export type Fact =
   | { kind: "WriteFailed"; namespace: string; what: string; why: string }
   | { kind: "EventFailed"; job: JobName; why: string }
   | { kind: "Retrying"; what: string; job: JobName | undefined; why: string; retryMs: number; isAlarm: boolean }
-  | { kind: "Recovered"; what: string; afterMs: number }
+  | { kind: "Recovered"; what: string; job: JobName | undefined; afterMs: number }
   | { kind: "ClockSkew"; skewMs: number }
   | { kind: "Stopping"; restarts: number }
 
@@ -2815,7 +2815,7 @@ function retryBackoff({ clock, emit }: World, what: string, job?: JobName) {
       await clock.sleep(retryMs, signal)
     },
     over(): void {
-      if (reported) emit({ kind: "Recovered", what, afterMs: clock.monotonic() - since })
+      if (reported) emit({ kind: "Recovered", what, job, afterMs: clock.monotonic() - since })
       attempt = 0
       reported = ""
     },
@@ -3166,12 +3166,14 @@ async function perform(
   }
 }
 
-/** Until the Job or one of its pods is seen to go, or it is time for another look. */
-async function pause({ clock, kill }: World, progress: Progress): Promise<undefined> {
+/** Until the Job or one of its pods is seen to go, or it is time for another look; after a stop there is little time. */
+async function pause({ clock, kill, stop }: World, progress: Progress): Promise<undefined> {
   progress.waitingSince ??= clock.monotonic()
   const firstMs = progress.gone ? FIRST_LOOK_WATCHED_MS : FIRST_LOOK_MS
-  const lookMs = Math.min(LONGEST_LOOK_MS, Math.max(firstMs, (clock.monotonic() - progress.waitingSince) / 5))
-  await clock.sleep(lookMs, kill, ...(progress.gone ? [progress.gone] : []))
+  const longestMs = stop.aborted ? FIRST_LOOK_WATCHED_MS : LONGEST_LOOK_MS
+  const lookMs = Math.min(longestMs, Math.max(firstMs, (clock.monotonic() - progress.waitingSince) / 5))
+  const signals = [progress.gone, stop.aborted ? undefined : stop].filter((signal) => signal !== undefined)
+  await clock.sleep(lookMs, kill, ...signals)
 }
 
 function reportBlockers(
@@ -3880,7 +3882,7 @@ export class Operator {
           continue
         }
         const { items, resourceVersion } = await cluster.listPods(namespace, POD_SELECTOR, viewOfJobPod, stop)
-        for (const pod of items) this.onPodEvent("ADDED", namespace, pod)
+        this.replacePods(namespace, items)
         this.liveness.notePods(namespace, true)
         await this.watch(namespace, "pods", resourceVersion, Number.POSITIVE_INFINITY, trouble.over)
       } catch (error) {
@@ -3889,6 +3891,17 @@ export class Operator {
         await trouble.wait(error, stop)
       }
     }
+  }
+
+  /** A list of pods: what it lacks went while nothing was watched. */
+  private replacePods(namespace: string, items: PodView[]): void {
+    const listed = new Set(items.map(({ uid }) => uid))
+    for (const { view } of this.cache.jobs.values()) {
+      if (view.namespace !== namespace) continue
+      for (const pod of this.cache.podsOf(view.uid))
+        if (!pod.gone && !listed.has(pod.uid)) this.onPodEvent("DELETED", namespace, pod)
+    }
+    for (const pod of items) this.onPodEvent("ADDED", namespace, pod)
   }
 
   /** Watches from a version on, one watch after the other, until an error or the given monotonic time. */
@@ -4228,7 +4241,8 @@ export class Operator {
       intentsOf: (job) => cache.intentsOf(job),
       latest: (job) => cache.latest(job),
       podsOf: (uid) => {
-        const pods = liveness.arePodsSynced(namespace) ? cache.podsOf(uid) : []
+        // After a stop nothing is watched any more.
+        const pods = liveness.arePodsSynced(namespace) && !this.world.stop.aborted ? cache.podsOf(uid) : []
         return pods.length > 0 ? pods : undefined
       },
       deletedByPerson: (uid, dueAt) => {
@@ -4249,7 +4263,8 @@ export class Operator {
 
   private whenGone(key: string, namespace: string): AbortSignal | undefined {
     const restart = this.restarts.get(key)
-    if (!restart || !this.permissions.may(namespace, "watch batch/jobs")) return undefined
+    const isWatched = this.permissions.may(namespace, "watch batch/jobs") && !this.world.stop.aborted
+    if (!restart || !isWatched) return undefined
     if (restart.gone.signal.aborted) restart.gone = new AbortController()
     return restart.gone.signal
   }

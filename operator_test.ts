@@ -3015,7 +3015,7 @@ describe("7 Facts", () => {
       { kind: "Retrying", what: "its restart is held up", job, why: "503", retryMs: 250, isAlarm: false },
       undefined,
     ],
-    Recovered: [{ kind: "Recovered", what: "its restart is held up", afterMs: MINUTE }, undefined],
+    Recovered: [{ kind: "Recovered", job: undefined, what: "its restart is held up", afterMs: MINUTE }, undefined],
     ClockSkew: [{ kind: "ClockSkew", skewMs: HOUR }, undefined],
     Stopping: [{ kind: "Stopping", restarts: 2 }, undefined],
   }
