@@ -341,7 +341,7 @@ export const callsOf = (
   more: (call: Call) => unknown = () => true,
 ) => server.calls.filter((call) => call.verb === verb && call.resource === resource && more(call))
 export const bodyName = ({ body }: Call) => (body as Job | undefined)?.metadata?.name ?? ""
-const isDryRun = ({ query }: Call) => query.dryRun === "All"
+export const isDryRun = ({ query }: Call) => query.dryRun === "All"
 export const creations = (server: Server, name: string) =>
   callsOf(server, "create", "jobs", (call) => bodyName(call) === name && !isDryRun(call))
 /** The dry runs under a Job's own name. */
@@ -434,6 +434,9 @@ export function restart(server: Server, downMs: number, reset = false): Promise<
 
 export const kubectlDelete = (server: Server, name: string) =>
   person(server, "delete", name, { propagationPolicy: "Background" })
+/** As the TTL controller does it. */
+export const removedByTtl = (server: Server, name: string) =>
+  person(server, "delete", name, { propagationPolicy: "Foreground" })
 export function cronOwned(server: Server): object {
   const { uid } = server.model.put({ kind: "CronJob", metadata: { name: "cron" } }).metadata
   return { ownerReferences: [{ apiVersion: "batch/v1", kind: "CronJob", name: "cron", uid, controller: true }] }
