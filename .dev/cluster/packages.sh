@@ -3,7 +3,7 @@
 # Needs: Debian or Ubuntu, root. The rest of what they need is Go (build.sh says which) and npm (base-images.sh).
 set -euo pipefail
 packages=(etcd-server openssl jq containerd runc containernetworking-plugins busybox-static buildah debootstrap qemu-user-static
-  libc6-arm64-cross)
+  libc6-arm64-cross chromium fonts-dejavu-core)
 missing=()
 for p in "${packages[@]}"; do
   [[ $(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null) == installed ]] || missing+=("$p")

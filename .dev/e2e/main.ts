@@ -12,6 +12,7 @@
 import { existsSync, readdirSync } from "node:fs"
 import { homedir } from "node:os"
 import { commandGroups } from "./commands.ts"
+import { dashboardGroups, dashboardOutage } from "./dashboard.ts"
 import { figures, quiet, roleName, tenAtOnce } from "./figures.ts"
 import { healthGroups, outage } from "./health.ts"
 import { imageChecks } from "./image.ts"
@@ -457,13 +458,14 @@ async function all() {
     tenAtOnce("old"),
   ])
   await protocolGroups()
-  await Promise.all([...ruleGroups(), ...healthGroups(), ...commandGroups(), background])
+  await Promise.all([...ruleGroups(), ...healthGroups(), ...commandGroups(), ...dashboardGroups(), background])
   if (process.env.E2E_KILL === "true") {
     await killGroups()
     await soakGroup(2)
   }
   await imageChecks()
   await outage()
+  await dashboardOutage()
   await check("end", "the namespaces are gone", () => allGone().then(() => ""))
 }
 

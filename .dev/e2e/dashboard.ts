@@ -1,0 +1,374 @@
+// The dashboard's page in a real Chromium, on a real cluster, with an operator beside it.
+//   E2E_CHROMIUM  the browser, if it is not /usr/bin/chromium
+//   E2E_SHOTS     a directory to which screenshots are written
+import { existsSync } from "node:fs"
+import { join } from "node:path"
+import axe from "axe-core"
+import { type Browser, type BrowserContext, chromium, type Page } from "playwright-core"
+import { clusterDir, killPart, startPart } from "./generations.ts"
+import {
+  apiServer,
+  type Check,
+  call,
+  failedAt,
+  failingJob,
+  group,
+  jobThat,
+  must,
+  type Namespace,
+  need,
+  Operator,
+  prefix,
+  runningJob,
+  Skip,
+  seconds,
+  succeedingJob,
+  until,
+  work,
+} from "./kit.ts"
+
+const labels = { e2e: "yes" }
+const executablePath = process.env.E2E_CHROMIUM || "/usr/bin/chromium"
+const shots = process.env.E2E_SHOTS
+const HOSTILE = '<img src=x onerror="alert(1)"><script>alert(2)</script>'
+const BIDI = "\u202egnp.exe\u2066"
+
+interface Seen {
+  dialogs: string[]
+  violations: string[]
+  errors: string[]
+  requests: { url: string; referer: string | undefined }[]
+}
+const browsers: Browser[] = []
+
+/** A dashboard at work with the admin's rights, and a browser whose dialogs, errors and requests are noted. */
+async function start(ns: Namespace) {
+  if (!existsSync(executablePath)) throw new Skip(`${executablePath} is missing: .dev/cluster/packages.sh installs it`)
+  const env = { KUBECONFIG: process.env.KUBECONFIG ?? "", HOME: work }
+  const program = new Operator(env, ["dashboard", "--no-open", "-n", ns.name])
+  ns.operators.push(program)
+  const line = await program.says("its address", ["Dashboard: http://"])
+  const address = line.slice(line.indexOf("http"))
+  const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] })
+  browsers.push(browser)
+  ns.tidyUps.push(() => browser.close())
+  const seen: Seen = { dialogs: [], violations: [], errors: [], requests: [] }
+  const context = await browser.newContext({ viewport: { width: 1280, height: 800 } })
+  await context.addInitScript(
+    "window.violations = []; addEventListener('securitypolicyviolation', (e) => violations.push(e.violatedDirective))",
+  )
+  const page = await newPage(context, seen)
+  await page.goto(address)
+  await page.waitForURL((url) => url.search === "")
+  const text = async (selector: string) => (await page.locator(selector).textContent()) ?? ""
+  return { program, address, context, page, seen, text }
+}
+type Dashboard = Awaited<ReturnType<typeof start>>
+
+async function newPage(context: BrowserContext, seen: Seen): Promise<Page> {
+  const page = await context.newPage()
+  page.on("dialog", (dialog) => {
+    seen.dialogs.push(dialog.message())
+    dialog.dismiss().catch(() => {})
+  })
+  page.on("pageerror", (error) => void seen.errors.push(error.message))
+  page.on("request", (request) => void seen.requests.push({ url: request.url(), referer: request.headers().referer }))
+  return page
+}
+
+const row = (page: Page, ns: Namespace, name: string) => page.locator(`[data-job="${ns.name}/${name}"]`)
+const state = (page: Page, ns: Namespace, name: string) => row(page, ns, name).locator(".state").textContent()
+const becomes = (page: Page, ns: Namespace, name: string, wanted: string, ms = 60_000) =>
+  until(`${name} is shown as ${wanted}`, async () => (await state(page, ns, name).catch(() => "")) === wanted, ms)
+
+async function shoot(page: Page, name: string): Promise<void> {
+  if (shots) await page.screenshot({ path: join(shots, `${name}.png`) })
+}
+
+/** Throws if axe finds something serious on the page as it is now. */
+async function accessible(page: Page, what: string): Promise<void> {
+  await page.evaluate(axe.source)
+  const { violations } = (await page.evaluate("axe.run()")) as axe.AxeResults
+  const serious = violations.filter(({ impact }) => impact === "serious" || impact === "critical")
+  const told = serious.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html.slice(0, 200)).join("; ")}`)
+  need(told.length === 0, `${what}: ${told.join("\n")}`)
+}
+
+// ---------------------------------------------------------------- what it shows and does
+
+const page = () =>
+  group("dashboard: page", async (ns, check) => {
+    const settings = { JOB_SELECTOR: "e2e=yes", RESTART_DELAY: "1h", RESTART_RULES: "exit:9=never, exit:3=2h" }
+    const operator = await ns.operator(settings)
+    await operator.says("that it has started", ["starting"])
+    await until("settings", () => ns.find("configmaps", "flickr-immich-k8s-sync-operator-settings"))
+    const dashboard = await start(ns)
+    await check("an empty namespace says which Jobs are chosen, and how to choose one", async () => {
+      const text = await dashboard.text("#empty")
+      need(text.includes("e2e=yes") && text.includes(`kubectl label job NAME -n ${ns.name} e2e=yes`), text)
+      await shoot(dashboard.page, "empty")
+    })
+    await ns.create("jobs", jobThat("echo the last word; exit 3", { name: "alice", labels }))
+    await ns.create("jobs", jobThat("exit 9", { name: "bob", labels }))
+    await ns.create("jobs", succeedingJob({ name: "carol", labels }))
+    await ns.create("jobs", runningJob({ name: "dave", labels }))
+    await states(ns, check, dashboard)
+    await changes(ns, check, dashboard)
+    await actions(ns, check, dashboard)
+    await views(ns, check, dashboard)
+    await looks(ns, check, dashboard)
+    await access(check, dashboard)
+  })
+
+async function states(ns: Namespace, check: Check, { page, text }: Dashboard): Promise<void> {
+  await check(
+    "each chosen Job has a lane with its state and cause, and a failure's log is there after a click",
+    async () => {
+      await becomes(page, ns, "alice", "waiting")
+      await becomes(page, ns, "bob", "given up")
+      await becomes(page, ns, "carol", "succeeded")
+      await becomes(page, ns, "dave", "running")
+      await until("alice's cause", async () => (await row(page, ns, "alice").textContent())?.includes("exit:3"))
+      need(/in 1 h 59 min|in 2 h/.test((await row(page, ns, "alice").textContent()) ?? ""), "no countdown")
+      await row(page, ns, "alice").locator("a").click()
+      await until("the log", async () => (await text("#panel")).includes("the last word"))
+      const panel = await text("#panel")
+      need(/rule exit:3=2h/.test(panel) && /RESTART_RULES=exit:9=never, exit:3=2h/.test(panel), panel)
+      need(
+        (await page.locator("#panel .hit").textContent())?.includes("exit:3=2h"),
+        "the rule that decided is not marked",
+      )
+      await shoot(page, "panel")
+      await page.keyboard.press("Escape")
+      need(await page.locator("#panel").isHidden(), "Escape does not close the panel")
+    },
+  )
+}
+
+async function changes(ns: Namespace, check: Check, { page }: Dashboard): Promise<void> {
+  await check("a Job fails, and its lane changes within 2 s of it, without a reload", async () => {
+    await page.evaluate("window.isSamePage = true")
+    let failedSeenAt = 0
+    await ns.watch("jobs", (_, job) => {
+      if (job.metadata.name === "erin" && failedAt(job) !== undefined) failedSeenAt ||= performance.now()
+    })
+    await ns.create("jobs", failingJob({ name: "erin", labels }))
+    await becomes(page, ns, "erin", "waiting")
+    const shownAt = performance.now()
+    await until("the watch has seen it too", () => failedSeenAt > 0)
+    need(await page.evaluate("window.isSamePage"), "it was loaded again")
+    const lateMs = Math.max(0, shownAt - failedSeenAt)
+    need(lateMs < 2_000, `shown ${seconds(lateMs)} after`)
+    return `${seconds(lateMs)} after the watch of the check itself saw it`
+  })
+}
+
+/** Clicks an action in a Job's panel, and confirms. */
+async function act(page: Page, ns: Namespace, name: string, action: string): Promise<void> {
+  await row(page, ns, name).locator("a").click()
+  await page.locator("#panel button", { hasText: action }).click()
+  await page.locator("#yes").click()
+}
+
+async function actions(ns: Namespace, check: Check, { page, text }: Dashboard): Promise<void> {
+  const said = (pattern: RegExp) => until(`it says ${pattern}`, async () => pattern.test(await text("#said")))
+  await check("restart now, once confirmed, brings back a Job that was given up", async () => {
+    const old = await ns.failed("bob")
+    await row(page, ns, "bob").locator("a").click()
+    await page.locator("#panel button", { hasText: "Restart now" }).click()
+    await shoot(page, "confirm")
+    await accessible(page, "the question")
+    await page.locator("#no").click()
+    need(
+      (await ns.job("bob"))?.metadata.uid === old.metadata.uid,
+      "it was restarted although the question was declined",
+    )
+    await act(page, ns, "bob", "Restart now")
+    const young = await ns.another(old)
+    await said(new RegExp(`new uid ${young.metadata.uid}`))
+    await ns.noIntent()
+    await page.keyboard.press("Escape")
+  })
+  await check("pause and resume set and remove the annotation, and the lane shows it", async () => {
+    await act(page, ns, "alice", "Pause")
+    await becomes(page, ns, "alice", "left alone, paused")
+    need((await ns.job("alice"))?.metadata.annotations?.[`${prefix}paused`] === "true", "no annotation")
+    await act(page, ns, "alice", "Resume")
+    await becomes(page, ns, "alice", "waiting")
+    need((await ns.job("alice"))?.metadata.annotations?.[`${prefix}paused`] === undefined, "the annotation stays")
+    await page.keyboard.press("Escape")
+  })
+  await check("a rejection shows the server's words", async () => {
+    const full = { metadata: { name: "full" }, spec: { hard: { "count/jobs.batch": "1" } } }
+    await ns.create("resourcequotas", full)
+    await until("the quota counts", async () => (await ns.find("resourcequotas", "full"))?.status?.used !== undefined)
+    const old = await ns.failed("erin")
+    await act(page, ns, "erin", "Restart now")
+    await said(/exceeded quota/)
+    need((await ns.job("erin"))?.metadata.uid === old.metadata.uid, "it was restarted")
+    await must("DELETE", ns.path("resourcequotas", "full"))
+    await page.keyboard.press("Escape")
+  })
+}
+
+async function views(ns: Namespace, check: Check, { page, context, seen }: Dashboard): Promise<void> {
+  const shown = (at: Page) => at.locator(".row a").allTextContents()
+  await check("filters by state and cause; the address of a view shows the same in another tab", async () => {
+    await page.locator("#states button", { hasText: "waiting" }).click()
+    await until("waiting Jobs alone", async () => (await shown(page)).toSorted().join() === "alice,erin")
+    await page.locator("#ranges a", { hasText: "7 d" }).click()
+    await row(page, ns, "alice").locator("a").click()
+    const other = await newPage(context, seen)
+    await other.goto(page.url())
+    await until("the same in another tab", async () => (await shown(other)).toSorted().join() === "alice,erin")
+    need((await other.locator("#title").textContent()) === "alice", "the panel is not open")
+    need((await other.locator("[aria-current]").textContent()) === "7 d", "another range")
+    await other.close()
+    await page.keyboard.press("Escape")
+    await page.locator("#states button", { hasText: "waiting" }).click()
+    await page.locator("#causes button", { hasText: "exit:9" }).click()
+    await until("one cause alone", async () => (await shown(page)).join() === "bob")
+    await page.locator("#causes button", { hasText: "exit:9" }).click()
+    await until("all again", async () => (await shown(page)).length === 5)
+  })
+  await check("by keyboard alone: Tab to a Job, Enter opens it, Escape returns to it", async () => {
+    await page.locator("#search").focus()
+    const focused = "document.activeElement.closest('.row')?.dataset.job"
+    await until("a Job has the focus", async () => {
+      await page.keyboard.press("Tab")
+      return await page.evaluate(focused)
+    })
+    const job = await page.evaluate(focused)
+    await page.keyboard.press("Enter")
+    await page.locator("#panel").waitFor()
+    need((await page.evaluate("document.activeElement.id")) === "panel", "the panel has no focus")
+    await page.keyboard.press("Escape")
+    need((await page.evaluate(focused)) === job, "the focus is lost")
+  })
+}
+
+async function looks(ns: Namespace, check: Check, { page, text }: Dashboard): Promise<void> {
+  await check("markup, scripts, control and bidi characters in logs, names and rules are text", async () => {
+    const script = `printf '%s\\n' '${HOSTILE}' '${BIDI}' '\u0007\u001b[31m bell'; exit 5`
+    const annotations = { [`${prefix}restart-rules`]: `exit:5=1h, ${HOSTILE}` }
+    await ns.create("jobs", jobThat(script, { name: "mallory", labels, annotations }))
+    await becomes(page, ns, "mallory", "waiting")
+    await until("its record", async () => (await row(page, ns, "mallory").textContent())?.includes("exit:5"))
+    await ns.create("configmaps", forged("mallory"))
+    await row(page, ns, "mallory").locator("a").click()
+    await until("the log", async () => (await text("#panel")).includes(HOSTILE))
+    for (const summary of await page.locator("#panel summary").all()) await summary.click()
+    await until("the forged record", async () => (await text("#panel")).includes(`pod ${HOSTILE}`))
+    const panel = await text("#panel")
+    need(panel.includes("restart-rules"), "the rule is not shown")
+    for (const sign of [...BIDI.match(/[\u202e\u2066]/g)!, "\u0007", "\u001b"])
+      need(!panel.includes(sign), `U+${sign.charCodeAt(0).toString(16)} is there raw`)
+    need(panel.includes("\\u{202e}"), "the bidi character is not visible")
+    need((await page.locator("#panel img, #panel script, .row img").count()) === 0, "markup has become elements")
+    await page.keyboard.press("Escape")
+  })
+  await check(
+    "light and dark, from 360 px to a wall display: nothing is cut off, and axe finds nothing serious",
+    async () => {
+      for (const colorScheme of ["light", "dark"] as const)
+        for (const [width, height] of [
+          [360, 740],
+          [1280, 800],
+          [2560, 1440],
+        ] as const) {
+          await page.emulateMedia({ colorScheme })
+          await page.setViewportSize({ width, height })
+          await accessible(page, `the list, ${colorScheme}, ${width} px`)
+          await shoot(page, `list-${colorScheme}-${width}`)
+          need(
+            await page.evaluate("document.documentElement.scrollWidth <= innerWidth"),
+            `wider than ${width} px: it scrolls sideways`,
+          )
+          await row(page, ns, "alice").locator("a").click()
+          await until("the log", async () => (await text("#panel")).includes("the last word"))
+          await accessible(page, `the panel, ${colorScheme}, ${width} px`)
+          await shoot(page, `panel-${colorScheme}-${width}`)
+          await page.keyboard.press("Escape")
+        }
+      await page.setViewportSize({ width: 1280, height: 800 })
+    },
+  )
+}
+
+/** A record as somebody might forge it who may write ConfigMaps. */
+const forged = (job: string) => ({
+  metadata: {
+    name: "forged",
+    labels: { [`${prefix}record`]: "failure", [`${prefix}job`]: job },
+    annotations: {
+      [`${prefix}cause`]: HOSTILE,
+      [`${prefix}summary`]: `${HOSTILE}${BIDI}`,
+      [`${prefix}decided`]: HOSTILE,
+      [`${prefix}failed-at`]: new Date(Date.now() - 3_600_000).toISOString(),
+    },
+  },
+  data: {
+    "failure.json": JSON.stringify({
+      reason: HOSTILE,
+      pods: [{ name: HOSTILE, uid: "u", phase: BIDI, containers: [{ name: HOSTILE, ended: true, message: HOSTILE }] }],
+      morePods: 0,
+    }),
+  },
+})
+
+async function access(check: Check, { page, seen, address, program }: Dashboard): Promise<void> {
+  await check(
+    "no dialog, no error, no report of the content security policy; no other host, no token in a referrer or log",
+    async () => {
+      const violations = (await page.evaluate("violations")) as string[]
+      need(seen.dialogs.length + seen.errors.length + violations.length === 0, JSON.stringify({ ...seen, violations }))
+      const { origin, searchParams } = new URL(address)
+      const token = searchParams.get("token") as string
+      const others = seen.requests.filter(({ url }) => new URL(url).origin !== origin && !url.startsWith("data:"))
+      need(others.length === 0, `requests to others: ${others.map(({ url }) => url).join(", ")}`)
+      need(!seen.requests.some(({ referer }) => referer?.includes(token)), "the token is in a referrer")
+      need(!page.url().includes(token), "the token is in the address bar")
+      need(program.saying(token).length === 1, "the token is printed elsewhere")
+      return `${seen.requests.length} requests`
+    },
+  )
+}
+
+// ---------------------------------------------------------------- an API server that is away
+
+/** Kills the API server: nothing else may run meanwhile. */
+export const dashboardOutage = () =>
+  group("dashboard: outage", async (ns, check) => {
+    await ns.operator({ JOB_SELECTOR: "e2e=yes", RESTART_DELAY: "1h" })
+    await until("settings", () => ns.find("configmaps", "flickr-immich-k8s-sync-operator-settings"))
+    await ns.create("jobs", runningJob({ name: "dave", labels }))
+    await check(
+      "the page says that the API server is away, and shows what it knew; when it is back, all is live again",
+      async () => {
+        if (!clusterDir) throw new Skip("E2E_CLUSTER_DIR is not set")
+        const { page, text } = await start(ns)
+        await becomes(page, ns, "dave", "running")
+        await killPart("kube-apiserver")
+        try {
+          await until("it says so", async () => (await text("#live")) === "API server unreachable")
+          need((await text("#banner")).includes(apiServer.url), await text("#banner"))
+          need((await state(page, ns, "dave")) === "running", "the lane is gone")
+          await shoot(page, "outage")
+        } finally {
+          await startPart("kube-apiserver")
+          await killPart("kube-controller-manager")
+          await startPart("kube-controller-manager")
+        }
+        const backAt = performance.now()
+        await until("it is live again", async () => (await text("#live")) === "Live")
+        await until("a new Job can be created", async () => {
+          const { status } = await call("POST", ns.path("jobs"), succeedingJob({ name: "frank", labels }))
+          return status === 201
+        })
+        await becomes(page, ns, "frank", "succeeded", 120_000)
+        return `live ${seconds(performance.now() - backAt)} after the API server`
+      },
+    )
+  })
+
+export const dashboardGroups = () => [page()]
