@@ -1,18 +1,13 @@
 /**
- * The commands of an admin's shell: `status`, `history`, `restart`, `explain`, `dashboard`. operator.ts loads this file only if it is
- * given arguments. The commands need no running operator, and are safe beside one.
+ * The commands of an admin's shell: `status`, `history`, `restart`, `explain`, `dashboard`. operator.ts loads this file
+ * only if it is given arguments. The commands need no running operator, and are safe beside one.
  *
- * 1 Reading the cluster · 2 Commands · 3 Restart · 4 Dashboard: what it knows · 5 Dashboard: the server · 6 Command line
+ * 1 Jobs, intents and records · 2 Commands that read · 3 Restart · 4 Command line
  */
-import { timingSafeEqual } from "node:crypto"
-import { networkInterfaces } from "node:os"
 import { createInterface } from "node:readline/promises"
 import { parseArgs } from "node:util"
-import dashboardPage from "./dashboard.html" with { type: "text" }
 import {
-  ApiError,
   alignedRows,
-  backoffMs,
   type Cluster,
   ConfigError,
   connect,
@@ -43,8 +38,8 @@ import {
   type JobView,
   jsonText,
   judgedRules,
-  type Listed,
   labelValueFor,
+  type Metadata,
   messageOf,
   newestFirst,
   nowOf,
@@ -53,7 +48,6 @@ import {
   own,
   type PastFailure,
   PREFIX,
-  printable,
   quote,
   RECORD,
   RECORD_JOB,
@@ -82,7 +76,7 @@ import {
 } from "./operator.ts"
 import project from "./package.json" with { type: "json" }
 
-// ──────────────────────────────────────── 1 Reading the cluster ───────────────────────────────────────
+// ───────────────────────────────────── 1 Jobs, intents and records ────────────────────────────────────
 
 /** What a command works with. */
 export interface CommandContext {
@@ -128,14 +122,94 @@ export async function settingsFor(cluster: Cluster, namespace: string, env: Env,
   }
 }
 
-/** A Job as the commands report it. `past`: its last recorded failure. */
-interface JobStatus {
+/** What is known of one Job: its intents and the records of its failures by name. */
+interface Entry {
+  job: Job | undefined
+  intents: Map<string, Intent>
+  records: Map<string, PastFailure>
+}
+
+/** A Job as the commands report it. */
+export interface JobStatus {
   view: JobView
+  /** Its last recorded failure. */
   past: PastFailure | undefined
   failure: Failure
+  /** What Inventory.look() has to look at before `failure` is known. */
+  unexplained: string | undefined
   decision: Decision
   isRestarting: boolean
 }
+
+export type Resource = "jobs" | "configmaps"
+
+/** Jobs with their intents and records, as lists or watches report them. */
+export class Inventory {
+  readonly entries = new Map<string, Entry>()
+  /** Failures that the metadata of a record does not explain, by Job and record. */
+  private readonly failures = new Map<string, Failure>()
+
+  constructor(readonly world: World) {}
+
+  /** Takes in an object, and returns the key of the Job that it is about. */
+  take(resource: Resource, type: string, object: Pick<Job, "metadata">): string {
+    const { managedFields: _, ...metadata } = object.metadata ?? {}
+    const { name = "", namespace = "" } = metadata
+    const put = <T>(map: Map<string, T>, value: T) =>
+      void (type === "DELETED" ? map.delete(name) : map.set(name, value))
+    const past = resource === "configmaps" ? readPast(metadata) : undefined
+    const intent = past ? undefined : readIntent(object)
+    const key = `${namespace}/${past?.job ?? intent?.jobName ?? name}`
+    const entry = this.entries.get(key) ?? { job: undefined, intents: new Map(), records: new Map() }
+    if (past) put(entry.records, past)
+    else if (intent) put(entry.intents, intent)
+    else if (!isIntent(object)) entry.job = type === "DELETED" ? undefined : { ...object, metadata }
+    this.entries.set(key, entry)
+    return key
+  }
+
+  /** The records of a Job's failures, oldest first. */
+  recordsOf(key: string): PastFailure[] {
+    return [...(this.entries.get(key)?.records.values() ?? [])].sort((a, b) => a.failedAt - b.failedAt)
+  }
+
+  /** Undefined for a Job that is not selected. One that is absent in the middle of its restart is shown from its intent. */
+  statusOf(key: string, isNamed = false): JobStatus | undefined {
+    const { config } = this.world
+    const entry = this.entries.get(key)
+    const [intent] = newestFirst([...(entry?.intents.values() ?? [])])
+    const job = entry?.job ?? (intent && jobOf(intent))
+    if (!job || !(isNamed || intent || isSelected(viewJob(job), config))) return undefined
+    const now = nowOf(this.world)
+    const view = viewJob(job)
+    const past = this.recordsOf(key).at(-1)
+    const moment = `${view.uid} ${past?.name}`
+    const known = this.knownFailure(view, past) ?? this.failures.get(moment)
+    const failure = known ?? UNKNOWN
+    const decision = intent
+      ? decisionOf(intent, now)
+      : decide(view, { ...failure, changed: isChanged(job) }, config, now)
+    const isRestarting = intent !== undefined && decision.do === "restart"
+    return { view, past, failure, unexplained: known ? undefined : moment, decision, isRestarting }
+  }
+
+  /** Undefined if the metadata of a record does not tell. */
+  private knownFailure(view: JobView, past: PastFailure | undefined): Failure | undefined {
+    if (view.phase !== "failed") return UNKNOWN
+    return past?.uid === view.uid && !needsLog(view, this.world) ? { ...UNKNOWN, cause: past.cause } : undefined
+  }
+
+  /** Looks at the record or the pods of an unexplained failure. */
+  async look({ view, past, unexplained = "" }: JobStatus): Promise<void> {
+    const { failure } = await findFailure(this.world, view, past)
+    this.failures.set(unexplained, failure)
+  }
+}
+
+const jobOf = ({ namespace, replacement }: Intent): Job => ({
+  ...replacement,
+  metadata: { ...replacement.metadata, namespace },
+})
 
 /** What an intent has decided already. */
 function decisionOf({ name, dueAt }: Intent, now: number): Decision {
@@ -143,69 +217,36 @@ function decisionOf({ name, dueAt }: Intent, now: number): Decision {
   return { do: "restart", dueAt: dueAt ?? 0, because: `intent ${name}` }
 }
 
-function statusOf(
-  world: World,
-  { job, view, intent }: Found,
-  past: PastFailure | undefined,
-  failure: Failure,
-): JobStatus {
-  const now = nowOf(world)
-  const decision = intent
-    ? decisionOf(intent, now)
-    : decide(view, { ...failure, changed: isChanged(job) }, world.config, now)
-  return { view, past, failure, decision, isRestarting: intent !== undefined && decision.do === "restart" }
-}
-
-/** A selected Job, and the intent that stands for it; `job` is from the intent if the Job is absent in the middle of a restart. */
-type Found = { job: Job; view: JobView; intent: Intent | undefined }
-
-/** The selected Jobs among these Jobs and intents. */
-function selectJobs(items: Job[], isWanted: (view: JobView) => boolean): Found[] {
-  const standing = items.filter(isIntent).flatMap((item) => readIntent(item) ?? [])
-  const intents = new Map(
-    [...Map.groupBy(standing, ({ namespace, jobName }) => `${namespace}/${jobName}`)].map(
-      ([key, all]) => [key, newestFirst(all)[0]] as const,
-    ),
-  )
-  const jobs = new Map<string, Job>()
-  for (const [key, intent] of intents) if (intent) jobs.set(key, originalOf(intent))
-  for (const item of items) if (!isIntent(item) && isWanted(viewJob(item))) jobs.set(viewJob(item).key, item)
-  return [...jobs].map(([key, job]) => ({ job, view: viewJob(job), intent: intents.get(key) }))
-}
-
-const originalOf = ({ namespace, replacement }: Intent): Job => ({
-  ...replacement,
-  metadata: { ...replacement.metadata, namespace },
-})
-
 /** The status of every selected Job of a namespace, or of one Job. */
 async function loadStatuses(world: World, namespace: string, name?: string): Promise<JobStatus[]> {
-  const { cluster, config, kill } = world
-  const list = async (selector: string) => (await cluster.listJobs(namespace, selector, (job) => job, kill)).items
-  const one = async (job: string) => [
-    ...[(await cluster.getJob(namespace, job, kill)) ?? []].flat(),
-    ...(await list(`${INTENT}=${labelValueFor(job)}`)),
-  ]
-  const [items, records] = await Promise.all([
-    name === undefined ? list("") : one(name),
-    loadRecords(world, namespace, name),
-  ])
-  const past = new Map(records.map((record) => [record.job, record]))
-  const load = async (found: Found) => {
-    const last = past.get(found.view.name)
-    const { failure } =
-      found.view.phase === "failed" ? await findFailure(world, found.view, last) : { failure: UNKNOWN }
-    return statusOf(world, found, last, failure)
+  const { cluster, kill } = world
+  const inventory = new Inventory(world)
+  const keep = (job: Job) => void inventory.take("jobs", "LISTED", job)
+  const loadJobs = async () => {
+    await cluster.listJobs(namespace, name === undefined ? "" : `${INTENT}=${labelValueFor(name)}`, keep, kill)
+    const job = name === undefined ? undefined : await cluster.getJob(namespace, name, kill)
+    if (job) keep(job)
   }
-  return Promise.all(selectJobs(items, (view) => name !== undefined || isSelected(view, config)).map(load))
+  const loadRecords = async () => {
+    for (const metadata of await listRecords(world, namespace, name))
+      inventory.take("configmaps", "LISTED", { metadata })
+  }
+  await Promise.all([loadJobs(), loadRecords()])
+  const statuses = () =>
+    [...inventory.entries.keys()].flatMap((key) => inventory.statusOf(key, name !== undefined) ?? [])
+  await Promise.all(statuses().map((status) => status.unexplained && inventory.look(status)))
+  return statuses()
 }
 
-/** The records of a namespace, or of one Job, oldest first. */
-async function loadRecords({ cluster, kill }: World, namespace: string, job?: string): Promise<PastFailure[]> {
+/** The metadata of the records of a namespace, or of one Job. */
+async function listRecords({ cluster, kill }: World, namespace: string, job?: string): Promise<Metadata[]> {
   const selector = `${RECORD}=failure${job === undefined ? "" : `,${RECORD_JOB}=${job}`}`
-  const { items } = await cluster.listConfigMaps(namespace, selector, kill)
-  return items.map(readPast).sort((a, b) => a.failedAt - b.failedAt)
+  return (await cluster.listConfigMaps(namespace, selector, kill)).items
 }
+
+/** The same as failures, oldest first. */
+const loadRecords = async (world: World, namespace: string, job?: string) =>
+  (await listRecords(world, namespace, job)).map(readPast).sort((a, b) => a.failedAt - b.failedAt)
 
 const needsLog = (view: JobView, { config }: World) =>
   overridesOf(view, config).rules.some(({ cause }) => cause.kind === "log")
@@ -219,22 +260,23 @@ async function findFailure(world: World, view: JobView, past: PastFailure | unde
   return { failure: failureOf(view, evidence), evidence, isRecorded: recorded !== undefined }
 }
 
-function factsOf({ view, past, failure, decision, isRestarting }: JobStatus) {
+export function factsOf({ view, past, failure, decision, isRestarting }: JobStatus, rejection?: string) {
   const isFailed = view.phase === "failed"
   const restarts = view.phase === "succeeded" ? 0 : count(own(view, "restarts"))
   return {
     job: view.key,
-    state: isRestarting ? "restarting" : stateOf(view, decision, 0),
+    uid: view.uid,
+    state: isRestarting ? "restarting" : rejection ? "rejected" : stateOf(view, decision, 0),
     nextRestartAt: !isRestarting && "dueAt" in decision ? decision.dueAt : undefined,
     cause: isFailed ? failure.cause : (past?.cause ?? own(view, "last-cause")),
     failuresInRow: restarts + (isFailed ? 1 : 0),
     lastFailureAt: view.failedAt ?? past?.failedAt ?? instant(own(view, "last-failure")),
-    why: decision.because,
+    why: rejection ?? decision.because,
   }
 }
 
 /** A Job's facts, and everything that led to the decision on it. */
-function explanationOf(status: JobStatus, world: World) {
+export function explanationOf(status: JobStatus, world: World) {
   const { view, failure, decision, isRestarting } = status
   const annotations = Object.entries(view.annotations).filter(([key]) => key.startsWith(PREFIX))
   return {
@@ -255,10 +297,7 @@ const shortName = ({ namespaces }: CommandContext, key: string) =>
 async function status(context: CommandContext): Promise<number> {
   const { world, namespaces, settings } = context
   const statuses = await Promise.all(namespaces.map((namespace) => loadStatuses(world, namespace)))
-  const jobs = await withRejections(
-    world,
-    statuses.flat().map((status) => ({ ...factsOf(status), uid: status.view.uid })),
-  )
+  const jobs = await withRejections(world, statuses.flat())
   const now = nowOf(world)
   const span = (ms: number) => durationText(Math.max(0, Math.round(ms / 1_000)) * 1_000)
   const rows = jobs.map(({ job, state, nextRestartAt, cause = "", failuresInRow, lastFailureAt, why }) => [
@@ -276,24 +315,23 @@ async function status(context: CommandContext): Promise<number> {
   return 0
 }
 
-/** What the cluster answered to restarts that are overdue, as the operator's Events quote it. */
-async function withRejections<T extends { job: string; uid: string; nextRestartAt: number | undefined; why: string }>(
-  world: World,
-  jobs: T[],
-): Promise<T[]> {
-  const isOverdue = ({ nextRestartAt }: T) => nextRestartAt !== undefined && nextRestartAt <= nowOf(world)
-  const namespaces = new Set(jobs.filter(isOverdue).map(({ job }) => job.slice(0, job.indexOf("/"))))
-  const events = await Promise.all(
-    [...namespaces].map((namespace) =>
-      world.cluster.listEvents(namespace, "CannotRestart", world.kill).catch(() => []),
-    ),
-  )
-  const texts = new Map(events.flat().map(({ uid, text }) => [uid, text]))
-  return jobs.map((job) => {
-    const text = isOverdue(job) ? texts.get(job.uid) : undefined
-    return text === undefined ? job : { ...job, state: "rejected", why: text }
-  })
+/** What the cluster answered to restarts in a namespace that are overdue, as the operator's Events quote it, by uid. */
+export async function rejectionsIn({ cluster, kill }: World, namespace: string): Promise<Map<string, string>> {
+  const events = await cluster.listEvents(namespace, "CannotRestart", kill).catch(() => [])
+  return new Map(events.map(({ uid, text }) => [uid, text]))
 }
+
+/** Facts about Jobs; those whose restart is overdue with the cluster's answer to it. */
+async function withRejections(world: World, statuses: JobStatus[]) {
+  const overdue = statuses.filter((status) => isOverdue(status, nowOf(world)))
+  const namespaces = [...new Set(overdue.map(({ view }) => view.namespace))]
+  const answers = await Promise.all(namespaces.map((namespace) => rejectionsIn(world, namespace)))
+  const texts = new Map(answers.flatMap((answer) => [...answer]))
+  return statuses.map((status) => factsOf(status, overdue.includes(status) ? texts.get(status.view.uid) : undefined))
+}
+
+export const isOverdue = ({ decision, isRestarting }: JobStatus, now: number) =>
+  !isRestarting && "dueAt" in decision && decision.dueAt <= now
 
 async function history(context: CommandContext): Promise<number> {
   const { world, namespaces, print } = context
@@ -333,7 +371,7 @@ async function historyOfJob(context: CommandContext): Promise<number> {
 }
 
 /** The Jobs that are named; at least one is. */
-function jobsOf({ names, namespaces }: Pick<CommandContext, "names" | "namespaces">): [JobName, ...JobName[]] {
+export function jobsOf({ names, namespaces }: Pick<CommandContext, "names" | "namespaces">): [JobName, ...JobName[]] {
   const wrong = names.filter((name) => !JOB_NAME.test(name) || (namespaces.length > 1 && !name.includes("/")))
   if (wrong.length > 0)
     throw new CommandError(
@@ -349,7 +387,7 @@ function jobsOf({ names, namespaces }: Pick<CommandContext, "names" | "namespace
 /** The settings that a decision depends on. */
 const DECISIVE =
   "RESTART_DELAY SKIP_DELAY_ON_OOM RESTART_RULES MAX_RESTARTS RESTART_SPACING JOB_NAMES JOB_SELECTOR".split(" ")
-const decisiveSettings = ({ config }: World) =>
+export const decisiveSettings = ({ config }: World) =>
   DECISIVE.flatMap((variable) => {
     const value = variablesOf(config)[variable]
     return value ? [`${variable}=${value}`] : []
@@ -398,7 +436,7 @@ async function restart(context: CommandContext): Promise<number> {
 type RestartPlan = { job: JobName; what: string; run: () => Promise<Outcome> }
 
 /** What a manual restart comes to: a restart, the end of one that was left unfinished, or why not. */
-async function planRestart(world: World, job: JobName): Promise<RestartPlan | { rejection: string }> {
+export async function planRestart(world: World, job: JobName): Promise<RestartPlan | { rejection: string }> {
   const { namespace, name, key } = job
   if (world.config.dryRun) throw new CommandError(2, "DRY_RUN is set: nothing is restarted")
   const live = await world.cluster.getJob(namespace, name, world.kill)
@@ -446,7 +484,7 @@ async function localCache({ cluster, emit, kill }: World, { namespace, name }: J
   }
 }
 
-async function runRestart(world: World, { job, run }: RestartPlan) {
+export async function runRestart(world: World, { job, run }: RestartPlan) {
   type Result = Outcome | { result: "fault"; error: unknown }
   const outcome = await run().catch((error): Result => ({ result: "fault", error }))
   if (outcome.result === "restarted") await reportRestart(world, { ...job, uid: outcome.uid })
@@ -484,474 +522,9 @@ async function keepEvidence(world: World, view: JobView): Promise<Failure> {
   return failure
 }
 
-// ─────────────────────────────────── 4 Dashboard: what the page shows ────────────────────────────────
+// ─────────────────────────────────────────── 4 Command line ───────────────────────────────────────────
 
-/** For JSON.stringify: control and bidi characters become visible. */
-const visible = (_: string, value: unknown) => (typeof value === "string" ? printable(value) : value)
-
-type Resource = "jobs" | "configmaps"
-const HISTORY_MS = 30 * 86_400_000
-const POLL_MS = 10_000
-
-/** A live picture of the cluster: lists once, then watches, and sends what changes to every open page. */
-class Picture {
-  /** Intents included. */
-  private readonly jobs = new Map<string, Job>()
-  private readonly records = new Map<string, PastFailure>()
-  /** Failures that the metadata of a record does not explain, by uid and record; undefined until looked at. */
-  private readonly failures = new Map<string, Failure | undefined>()
-  /** The lane of each Job, as sent last. */
-  private lanes = new Map<string, string>()
-  /** What cannot be read right now. `isOutage`: there is no answer at all. */
-  private readonly problems = new Map<string, { text: string; isOutage: boolean; sinceAt: number }>()
-  private readonly pages = new Set<(message: string) => void>()
-  private looking = Promise.resolve()
-  private timer: Timer | undefined
-
-  constructor(
-    private readonly world: World,
-    private readonly env: Env,
-    private settings: string,
-  ) {}
-
-  /** Resolves once everything was listed, or could not be. */
-  async start(): Promise<void> {
-    const resources: Resource[] = ["jobs", "configmaps"]
-    const first = this.world.config.namespaces.flatMap((namespace) =>
-      resources.map((resource) => new Promise<void>((ready) => void this.follow(namespace, resource, ready))),
-    )
-    await Promise.all(first)
-    this.update()
-    void this.checkServer()
-  }
-
-  /** Sends everything now and every change later, until the returned function is called. */
-  open(page: (message: string) => void): () => void {
-    this.pages.add(page)
-    page(this.messageOf(this.facts(), this.lanes.values()))
-    return () => void this.pages.delete(page)
-  }
-
-  private facts(): object {
-    const { namespaces, jobNames, jobSelector } = this.world.config
-    const selection = { jobNames, jobSelector: jobSelector?.text, settings: this.settings }
-    const problems = Object.fromEntries(this.problems)
-    return { isAll: true, address: this.world.cluster.address, namespaces, ...selection, problems }
-  }
-
-  private messageOf(facts: object, lanes: Iterable<string> = []): string {
-    const head = JSON.stringify({ ...facts, now: nowOf(this.world) }, visible)
-    return `${head.slice(0, -1)},"lanes":[${[...lanes].join()}]}`
-  }
-
-  private send(facts: object, lanes?: Iterable<string>): void {
-    const message = this.pages.size > 0 ? this.messageOf(facts, lanes) : ""
-    for (const page of this.pages) page(message)
-  }
-
-  /** Lists once, then watches from there; after an outage, or where watching is forbidden, lists again. */
-  private async follow(namespace: string, resource: Resource, ready: () => void): Promise<void> {
-    const { clock, stop } = this.world
-    for (let attempt = 0; !stop.aborted; attempt++) {
-      try {
-        const { items, resourceVersion } = await this.list(namespace, resource)
-        this.replaceAll(namespace, resource, items)
-        this.report(`${resource} in ${namespace}`)
-        ready()
-        attempt = 0
-        await this.watch(namespace, resource, resourceVersion)
-      } catch (error) {
-        this.report(`${resource} in ${namespace}`, error)
-        ready()
-        await clock.sleep(Math.min(5_000, backoffMs(attempt, clock.random(), error)), stop)
-      }
-    }
-  }
-
-  private async list(namespace: string, resource: Resource): Promise<Listed<Pick<Job, "metadata">>> {
-    const { cluster, stop } = this.world
-    if (resource === "jobs") return cluster.listJobs(namespace, "", (job) => job, stop)
-    const { items, resourceVersion } = await cluster.listConfigMaps(namespace, RECORD, stop)
-    return { items: items.map((metadata) => ({ metadata })), resourceVersion }
-  }
-
-  private async watch(namespace: string, resource: Resource, since: string): Promise<void> {
-    const { cluster, clock, stop } = this.world
-    const options = {
-      silenceMs: 150_000,
-      resourceVersion: since,
-      ...(resource === "configmaps" && { selector: RECORD }),
-    }
-    try {
-      while (!stop.aborted) {
-        const beganAt = clock.now()
-        for await (const { type, object } of cluster.watch(namespace, resource, options, stop)) {
-          options.resourceVersion = object.metadata?.resourceVersion ?? options.resourceVersion
-          if (type !== "BOOKMARK") this.onEvent(resource, type, object)
-        }
-        if (clock.now() - beganAt < 1_000 && !stop.aborted) throw new Error("the watch ended at once")
-      }
-    } catch (error) {
-      if (!(error instanceof ApiError && error.status === 403)) throw error
-      await clock.sleep(POLL_MS, stop)
-    }
-  }
-
-  private replaceAll(namespace: string, resource: Resource, items: Pick<Job, "metadata">[]): void {
-    const cache: Map<string, unknown> = resource === "jobs" ? this.jobs : this.records
-    for (const key of cache.keys()) if (key.startsWith(`${namespace}/`)) cache.delete(key)
-    for (const item of items) this.onEvent(resource, "LISTED", item)
-    this.updateSoon()
-  }
-
-  private onEvent(resource: Resource, type: string, object: Pick<Job, "metadata">): void {
-    const { managedFields: _, ...metadata } = object.metadata ?? {}
-    const key = `${metadata.namespace}/${metadata.name}`
-    if (metadata.labels?.[RECORD] === "settings") {
-      if (type !== "LISTED") this.readSettings().catch((error) => this.report("settings", error))
-    } else if (resource === "jobs") {
-      if (type === "DELETED") this.jobs.delete(key)
-      else this.jobs.set(key, { ...object, metadata })
-    } else if (type === "DELETED") this.records.delete(key)
-    else this.records.set(key, readPast(metadata))
-    this.updateSoon()
-  }
-
-  private async readSettings(): Promise<void> {
-    const { cluster, config, stop } = this.world
-    const fresh = await settingsFor(cluster, config.namespaces[0] ?? "", this.env, stop)
-    this.world.config = { ...fresh.config, namespaces: config.namespaces }
-    this.settings = fresh.from
-    this.update()
-    this.send(this.facts(), this.lanes.values())
-  }
-
-  private updateSoon(): void {
-    this.timer ??= setTimeout(() => this.update(), 150)
-  }
-
-  /** Computes every lane anew, and sends those that have changed. */
-  private update(): void {
-    clearTimeout(this.timer)
-    this.timer = undefined
-    const before = this.lanes
-    const records = this.recordsByJob()
-    const lanes = this.selected().map((found) => this.laneOf(found, records.get(found.view.key) ?? []))
-    this.lanes = new Map(lanes.map((lane) => [lane.job, JSON.stringify(lane, visible)]))
-    const changed = [...this.lanes].flatMap(([job, lane]) => (before.get(job) === lane ? [] : [lane]))
-    const gone = [...before.keys()].filter((job) => !this.lanes.has(job))
-    if (changed.length > 0 || gone.length > 0) this.send({ gone }, changed)
-  }
-
-  private selected = () => selectJobs([...this.jobs.values()], (view) => isSelected(view, this.world.config))
-
-  private recordsByJob(): Map<string, PastFailure[]> {
-    const sorted = [...this.records.values()].sort((a, b) => a.failedAt - b.failedAt)
-    return Map.groupBy(sorted, ({ namespace, job }) => `${namespace}/${job}`)
-  }
-
-  private statusOf(found: Found, past: PastFailure | undefined): JobStatus {
-    const { uid, phase } = found.view
-    const recorded = past?.uid === uid ? past : undefined
-    const moment = `${uid} ${recorded?.name}`
-    const isExplained = phase !== "failed" || (recorded && !needsLog(found.view, this.world))
-    if (!isExplained && !this.failures.has(moment)) this.lookAt(found.view, past, moment)
-    const failure = this.failures.get(moment) ?? { ...UNKNOWN, cause: recorded?.cause ?? UNKNOWN.cause }
-    return statusOf(this.world, found, past, failure)
-  }
-
-  /** One at a time: with many failures and no records, parallel lists of pods would load the API server. */
-  private lookAt(view: JobView, past: PastFailure | undefined, moment: string): void {
-    this.failures.set(moment, undefined)
-    this.looking = this.looking
-      .then(async () => {
-        this.failures.set(moment, (await findFailure(this.world, view, past)).failure)
-        this.updateSoon()
-      })
-      .catch(() => {})
-  }
-
-  /** What the page draws of a Job. */
-  private laneOf(found: Found, records: PastFailure[]) {
-    const status = this.statusOf(found, records.at(-1))
-    const { view } = status
-    const recent = records.filter(({ failedAt }) => failedAt > nowOf(this.world) - HISTORY_MS)
-    const failures = recent.map(({ name, startedAt, failedAt, cause, restarts, summary }) => {
-      return { name, startedAt, failedAt, cause, inRow: restarts + 1, summary }
-    })
-    const { uid, phase, startedAt, completedAt, failedAt, reason } = view
-    const facts = factsOf(status)
-    if (failedAt !== undefined && !records.some((record) => record.uid === uid))
-      failures.push({
-        name: "",
-        startedAt,
-        failedAt,
-        cause: status.failure.cause,
-        inRow: facts.failuresInRow,
-        summary: reason,
-      })
-    const wish = decideOnWish(view)
-    return {
-      ...facts,
-      uid,
-      phase,
-      startedAt,
-      completedAt,
-      failures,
-      isPaused: overridesOf(view, this.world.config).paused,
-      notRestartable: wish.do === "restart" ? undefined : wish.because,
-    }
-  }
-
-  /** Everything about one Job: its decision, the rules and the settings behind it. */
-  detailOf(key: string): object | undefined {
-    const found = this.selected().find(({ view }) => view.key === key)
-    if (!found) return undefined
-    const status = this.statusOf(found, this.recordsByJob().get(key)?.at(-1))
-    return { ...explanationOf(status, this.world), settings: [this.settings, ...decisiveSettings(this.world)] }
-  }
-
-  /** What was observed of one failure: from its record, or, without a name, from the pods that are left. */
-  async evidenceOf(key: string, name: string): Promise<object | undefined> {
-    const { cluster, stop } = this.world
-    const past = this.records.get(`${key.split("/")[0]}/${name}`)
-    const map = past && (await cluster.getConfigMap(past.namespace, past.name, stop))
-    const record = map && readRecord(map)
-    const job = this.jobs.get(key)
-    if (record) return { decided: record.past.decided, reason: record.reason, lines: evidenceLines(record.evidence) }
-    if (name || !job) return undefined
-    return { decided: "", reason: "", lines: evidenceLines(await gatherEvidence(this.world, viewJob(job), [])) }
-  }
-
-  /** Without an error: it can be read again. */
-  private report(what: string, error?: unknown): void {
-    if (this.world.stop.aborted || (error === undefined && !this.problems.has(what))) return
-    const isOutage = !(error instanceof ApiError && error.status < 500)
-    const sinceAt = this.problems.get(what)?.sinceAt ?? nowOf(this.world)
-    if (error === undefined) this.problems.delete(what)
-    else this.problems.set(what, { text: messageOf(error), isOutage, sinceAt })
-    this.send({ problems: Object.fromEntries(this.problems) })
-  }
-
-  /** A watch notices a server that hangs only after minutes: while a page is open, asks for its version now and then. */
-  private async checkServer(): Promise<void> {
-    const { cluster, clock, stop } = this.world
-    for (; !stop.aborted; await clock.sleep(POLL_MS, stop)) {
-      if (this.pages.size === 0) continue
-      const limit = AbortSignal.any([stop, AbortSignal.timeout(5_000)])
-      const error = await cluster.version(limit).then(
-        () => undefined,
-        (error: unknown) => error,
-      )
-      this.report("API server", error instanceof ApiError ? undefined : error)
-      this.send({})
-    }
-  }
-
-  /** Does what a person has confirmed on the page. Throws an error whose words the page shows. */
-  async act(action: string, key: string, uid: string): Promise<string> {
-    const { cluster, config, kill } = this.world
-    const [job] = jobsOf({ names: [key], namespaces: config.namespaces })
-    if (!config.namespaces.includes(job.namespace)) throw new CommandError(3, `${job.namespace} is not shown here`)
-    const live = await cluster.getJob(job.namespace, job.name, kill)
-    if (live && live.metadata?.uid !== uid) throw new CommandError(3, `${key} was replaced in the meantime: look again`)
-    if (action === "restart") {
-      const plan = await planRestart(this.world, job)
-      if ("rejection" in plan) throw new CommandError(3, plan.rejection)
-      const { result, details } = await runRestart(this.world, plan)
-      if (!/^re(started|placed)$/.test(result)) throw new CommandError(3, [result, details].filter(Boolean).join(": "))
-      return `${key} is ${result}, ${details}`
-    }
-    if (!live) throw new CommandError(3, `there is no Job ${key}`)
-    await cluster.annotateJob(viewJob(live), { [`${PREFIX}paused`]: action === "pause" ? "true" : null }, kill)
-    return `${key} is ${action}d`
-  }
-}
-
-// ───────────────────────────────────── 5 Dashboard: the server ────────────────────────────────────────
-
-const ROUTES: Record<string, "GET" | "POST"> = {
-  "/": "GET",
-  "/events": "GET",
-  "/job": "GET",
-  "/failure": "GET",
-  "/restart": "POST",
-  "/pause": "POST",
-  "/resume": "POST",
-}
-/** TypeScript takes an import of HTML for a bundle. */
-const page = dashboardPage as unknown as string
-const hashes = (tag: string) =>
-  [...page.matchAll(new RegExp(`<${tag}>([^]*?)</${tag}>`, "g"))]
-    .map(([, text = ""]) => `'sha256-${new Bun.CryptoHasher("sha256").update(text).digest("base64")}'`)
-    .join(" ")
-
-/** On every answer: nothing is kept, nothing leaks, and the page runs nothing but its own style and script. */
-const securityHeaders = () => ({
-  "Cache-Control": "no-store",
-  "Content-Security-Policy": `default-src 'none'; script-src ${hashes("script")}; style-src ${hashes("style")}; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'`,
-  "Cross-Origin-Opener-Policy": "same-origin",
-  "Cross-Origin-Resource-Policy": "same-origin",
-  "Referrer-Policy": "no-referrer",
-  "X-Content-Type-Options": "nosniff",
-})
-
-/** Serves the dashboard on loopback until a signal. */
-async function dashboard(context: CommandContext): Promise<number> {
-  const { world, namespaces, env, options, settings } = context
-  const picture = new Picture({ ...world, config: { ...world.config, namespaces } }, env, settings)
-  await picture.start()
-  const site = new Site(picture)
-  const servers = site.listen(Number(options.port ?? 0))
-  const address = `http://127.0.0.1:${site.port}/?token=`
-  // Not with context.print(), which masks secrets.
-  const opening = `${address}${site.token}`
-  await print(options.output === "json" ? `${JSON.stringify({ address: opening })}\n` : `Dashboard: ${opening}\n`)
-  reportToStderr("info", "open this address in a browser; Ctrl-C ends the dashboard")
-  if (options["no-open"] === undefined) openBrowser(`${address}${site.tokenForBrowser}`, env)
-  await new Promise((done) => world.stop.addEventListener("abort", done))
-  await Promise.all(site.actions)
-  await Promise.all(servers.map((server) => server.stop(true)))
-  return 0
-}
-
-const newSecret = () => Buffer.from(crypto.getRandomValues(new Uint8Array(32))).toString("base64url")
-const isSame = (a: string, b: string) => a.length === b.length && timingSafeEqual(Buffer.from(a), Buffer.from(b))
-
-/** The page, its events and its actions, for the one who was given the address. */
-class Site {
-  port = 0
-  readonly token = newSecret()
-  /** Valid once: the command line of a browser can be read by every user of the machine. */
-  tokenForBrowser = newSecret()
-  private readonly session = newSecret()
-  /** Actions under way: a stop lets them end. */
-  readonly actions = new Set<Promise<unknown>>()
-
-  constructor(private readonly picture: Picture) {}
-
-  /** Listens on 127.0.0.1 and, if the machine has it, ::1. Throws a CommandError if the port is taken. */
-  listen(port: number): Bun.Server<undefined>[] {
-    const hasIPv6 = Object.values(networkInterfaces()).some((all) => all?.some(({ address }) => address === "::1"))
-    const serve = (hostname: string, port: number) =>
-      Bun.serve({
-        hostname,
-        port,
-        development: false,
-        // Without this, Bun 1.4.5 shares the port with every other process if development is off.
-        reusePort: false,
-        idleTimeout: 0,
-        maxRequestBodySize: 10_000,
-        fetch: (request) => this.answer(request),
-        error: () => new Response("", { status: 500 }),
-      })
-    for (let attempt = 1; ; attempt++) {
-      const servers: Bun.Server<undefined>[] = []
-      try {
-        servers.push(serve("127.0.0.1", port))
-        this.port = servers[0]?.port ?? 0
-        if (hasIPv6) servers.push(serve("::1", this.port))
-        return servers
-      } catch (error) {
-        for (const server of servers) void server.stop(true)
-        const advice = `cannot listen on port ${port || this.port} of 127.0.0.1 and ::1, choose another with --port`
-        if (port !== 0 || attempt === 5) throw new CommandError(2, `${advice}: ${messageOf(error)}`)
-      }
-    }
-  }
-
-  private async answer(request: Request): Promise<Response> {
-    const url = new URL(request.url)
-    const token = url.pathname === "/" ? url.searchParams.get("token") : null
-    const headers = new Headers(securityHeaders())
-    const status = this.rejection(request, url.pathname, token)
-    if (status) return new Response("", { status, headers })
-    if (token !== null) {
-      headers.set("Set-Cookie", `${this.cookie()}=${this.session}; HttpOnly; SameSite=Strict; Path=/`)
-      // Not a 3xx: after a click in another site, such as a web terminal, browsers send no Strict cookie along a redirect.
-      headers.set("Refresh", "0; url=/")
-      return new Response("", { headers })
-    }
-    if (url.pathname === "/events") return this.events(headers)
-    headers.set("Content-Type", url.pathname === "/" ? "text/html; charset=utf-8" : "application/json")
-    if (url.pathname === "/") return new Response(page, { headers })
-    const { code, body } = await this.respond(request, url)
-    return new Response(jsonText(body), { status: code, headers })
-  }
-
-  /** Cookies know no ports: without the port in its name, a second dashboard would end the first one's session. */
-  private cookie = () => `dashboard-${this.port}`
-
-  /** The status for a request that is not from the admin's own page (DNS rebinding, other sites' forms), or is none of ours. */
-  private rejection({ method, headers }: Request, path: string, token: string | null): number | undefined {
-    const host = headers.get("host") ?? ""
-    const isOurs = ["127.0.0.1", "[::1]", "localhost"].some((name) => host === `${name}:${this.port}`)
-    const origin = headers.get("origin") ?? (method === "GET" ? `http://${host}` : "")
-    if (!isOurs || origin !== `http://${host}` || !(token === null ? this.hasSession(headers) : this.isToken(token)))
-      return 403
-    if (!Object.hasOwn(ROUTES, path)) return 404
-    if (ROUTES[path] !== method) return 405
-    return method === "POST" && headers.get("content-type") !== "application/json" ? 403 : undefined
-  }
-
-  private hasSession(headers: Headers): boolean {
-    const cookies = new Bun.CookieMap(headers.get("cookie") ?? "")
-    return isSame(cookies.get(this.cookie()) ?? "", this.session)
-  }
-
-  private isToken(token: string): boolean {
-    if (isSame(token, this.token)) return true
-    const isBrowsers = isSame(token, this.tokenForBrowser)
-    if (isBrowsers) this.tokenForBrowser = newSecret()
-    return isBrowsers
-  }
-
-  private events(headers: Headers): Response {
-    headers.set("Content-Type", "text/event-stream")
-    let close = () => {}
-    const start = (stream: ReadableStreamDefaultController<string>) => {
-      close = this.picture.open((message) => {
-        // A page that no longer reads, as in a sleeping tab, is cut off: when it connects again, it gets everything anew.
-        if ((stream.desiredSize ?? 0) > -100) return stream.enqueue(`data: ${message}\n\n`)
-        close()
-        stream.close()
-      })
-    }
-    return new Response(new ReadableStream({ start, cancel: () => close() }), { headers })
-  }
-
-  private async respond(request: Request, url: URL): Promise<{ code: number; body: object }> {
-    try {
-      if (request.method === "POST") {
-        const { job, uid } = (await request.json()) as { job: unknown; uid: unknown }
-        const action = this.picture.act(url.pathname.slice(1), String(job), String(uid))
-        const done = action
-          .then(() => {})
-          .catch(() => {})
-          .finally(() => this.actions.delete(done))
-        this.actions.add(done)
-        return { code: 200, body: { text: await action } }
-      }
-      const job = url.searchParams.get("job") ?? ""
-      const body =
-        url.pathname === "/job"
-          ? this.picture.detailOf(job)
-          : await this.picture.evidenceOf(job, url.searchParams.get("record") ?? "")
-      return body ? { code: 200, body } : { code: 404, body: { error: "not there any more" } }
-    } catch (error) {
-      return { code: 409, body: { error: messageOf(error) } }
-    }
-  }
-}
-
-/** Opens the browser, if there is one; whoever has none has the printed address. */
-function openBrowser(address: string, { DISPLAY, WAYLAND_DISPLAY }: Env): void {
-  const isDesktop = process.platform !== "linux" || DISPLAY || WAYLAND_DISPLAY
-  const opener = { darwin: "open", win32: "explorer" }[process.platform as string] ?? "xdg-open"
-  if (isDesktop && Bun.which(opener)) Bun.spawn([opener, address], { stdio: ["ignore", "ignore", "ignore"] }).unref()
-}
-
-// ─────────────────────────────────────────── 6 Command line ───────────────────────────────────────────
+const serveDashboard = async (context: CommandContext) => (await import("./dashboard.ts")).dashboard(context)
 
 /** What an admin may ask for, beside a running operator or without one. `run` returns the exit code. */
 export const COMMANDS = {
@@ -960,10 +533,10 @@ export const COMMANDS = {
   restart: {
     jobs: "JOB...",
     run: restart,
-    help: "restart failed and finished Jobs now, as safely as the operator does",
+    help: "restart failed or finished Jobs now",
   },
   explain: { jobs: "JOB", run: explain, help: "explain the decision on a Job: inputs, rules, settings" },
-  dashboard: { jobs: "", run: dashboard, help: "serve a page for your browser, on this machine alone" },
+  dashboard: { jobs: "", run: serveDashboard, help: "serve a page for your browser, on this machine alone" },
 }
 
 /** `with`: the only command that takes it. */
@@ -1049,7 +622,7 @@ restart that was rejected.
 }
 
 /** What a command reports beside its result. */
-const reportToStderr: Say = (level, text, { lines = [] } = {}) => {
+export const reportToStderr: Say = (level, text, { lines = [] } = {}) => {
   const all = [level === "fatal" ? `error: ${text}` : text, ...lines.map((line) => `    ${line}`)]
   process.stderr.write(all.map((line) => `${safe(line)}\n`).join(""))
 }
@@ -1079,7 +652,7 @@ function printerFor({ output, "no-color": noColor }: CommandContext["options"], 
 }
 
 /** Ignores EPIPE: the reader, such as head, has closed the pipe. */
-async function print(text: string): Promise<void> {
+export async function print(text: string): Promise<void> {
   await Bun.write(Bun.stdout, text).catch((error) => (error.code === "EPIPE" ? 0 : Promise.reject(error)))
 }
 

@@ -45,7 +45,7 @@ interface Kind {
   /** What a fieldSelector may name besides metadata. */
   fields?: string[]
 }
-const EVENT_FIELDS = ["reason", "type", "involvedObject.name", "involvedObject.uid"]
+const EVENT_FIELDS = ["reason", "type", "involvedObject.kind", "involvedObject.name", "involvedObject.uid"]
 export const KINDS: Record<string, Kind> = {
   jobs: { group: "batch", version: "v1", kind: "Job", fields: ["status.successful"] },
   cronjobs: { group: "batch", version: "v1", kind: "CronJob" },

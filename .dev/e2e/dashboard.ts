@@ -140,7 +140,7 @@ async function states(ns: Namespace, check: Check, { page, text }: Dashboard): P
       )
       await shoot(page, "panel")
       await page.keyboard.press("Escape")
-      need(await page.locator("#panel").isHidden(), "Escape does not close the panel")
+      await page.locator("#panel").waitFor({ state: "hidden" })
     },
   )
 }
@@ -241,9 +241,9 @@ async function views(ns: Namespace, check: Check, { page, context, seen }: Dashb
     const job = await page.evaluate(focused)
     await page.keyboard.press("Enter")
     await page.locator("#panel").waitFor()
-    need((await page.evaluate("document.activeElement.id")) === "panel", "the panel has no focus")
+    await until("the panel has the focus", async () => (await page.evaluate("document.activeElement.id")) === "panel")
     await page.keyboard.press("Escape")
-    need((await page.evaluate(focused)) === job, "the focus is lost")
+    await until("the Job has it again", async () => (await page.evaluate(focused)) === job)
   })
 }
 

@@ -35,6 +35,7 @@ type Lane = {
   cause?: string
   failures: { name: string; cause: string; failedAt: number; startedAt?: number }[]
   nextRestartAt?: number
+  why: string
   notRestartable?: string
   isPaused: boolean
 }
@@ -405,6 +406,16 @@ describe("What it shows", () => {
     fail(server, "load-a")
     await until("polled", () => page.lanes.get("default/load-a")?.state === "waiting", 40_000)
     expect(page.problems).toEqual({})
+  })
+
+  test("a restart that the cluster rejects is shown as rejected, with the cluster's words", async () => {
+    const server = await serve()
+    stand(server, "load-a")
+    server.fault({ verb: "create", resource: "jobs" }, { status: 403, message: "exceeded quota" }, { times: 1e6 })
+    live(server, { RESTART_DELAY: "0" })
+    const page = await (await dashboard(server, { env: { RESTART_DELAY: "0" } })).page()
+    await until("rejected", () => page.lanes.get("default/load-a")?.state === "rejected", 40_000)
+    expect(page.lanes.get("default/load-a")?.why).toContain("exceeded quota")
   })
 
   test("changed settings reach an open page", async () => {
