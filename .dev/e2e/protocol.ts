@@ -155,7 +155,7 @@ const pruned = ({ name, apply, prune }: Pruner) =>
 
 const tamperings: { name: string; patch: Json }[] = [
   { name: "resumed", patch: { spec: { suspend: false } } },
-  { name: "scaled", patch: { spec: { parallelism: 3, suspend: false } } },
+  { name: "scaled", patch: { spec: { parallelism: 3 } } },
   {
     name: "edited",
     patch: { spec: { suspend: false, template: { metadata: { annotations: { edited: "yes" } } } } },
