@@ -4154,7 +4154,9 @@ export class Operator {
     moveTo(entry, { is: "idle", because: decision.because })
     if (!intent || config.dryRun) return
     // An earlier life or another operator wrote it, whatever the selection was then; or the cause was still unknown.
-    if (decision.do === "leave") return this.reconcileIntent(view.key, undefined, intent)
+    // What is decided of a Job that its TTL is removing may want the intent to be due earlier.
+    const isGoing = view.deleting && failure !== undefined
+    if (decision.do === "leave" && !isGoing) return this.reconcileIntent(view.key, undefined, intent)
     if (intent.jobUid === view.uid && entry.retryAt <= now)
       this.startRestart(this.restartOf(entry), intent.dueAt ?? now)
   }
