@@ -56,7 +56,7 @@ describe("/metrics", () => {
     run(server, "later", [attempt(5)])
     await until("all three", () => server.uids.get("default/twice")?.length === 3)
     await seen(life, "never", /given up/)
-    await seen(life, "later", /to be restarted/)
+    await until("later scheduled", () => life.factsOf("RestartScheduled", "later").length > 0)
     await seen(life, "twice", /left alone, it (is running|has succeeded)/)
     await until("both restarts said", () => life.about("twice", /restarted in/).length === 2)
     const found = await samples()
@@ -307,15 +307,15 @@ describe("NOTIFY_URL", () => {
     await until("all told", () => phone.posts.length === 6)
     const about = (name: string) => messages(phone).filter((text) => text?.includes(`/${name}]`))
     expect(about("before")).toEqual([
-      expect.stringMatching(/not deleted, for it could not be created again: 422/),
+      expect.stringMatching(/not deleted, because the cluster would not take it back: 422/),
       expect.stringMatching(/^back/),
     ])
     expect(about("after")).toEqual([
-      expect.stringMatching(/its restart is held up, trying again: 422/),
+      expect.stringMatching(/its restart is held up, next try in \S+: 422/),
       expect.stringMatching(/^back/),
     ])
     expect(about("slow")).toEqual([
-      expect.stringMatching(/its restart is held up, trying again: 500/),
+      expect.stringMatching(/its restart is held up, next try in \S+: 500/),
       expect.stringMatching(/^back/),
     ])
     expect(life.about("before", /next try/).length).toBe(3)
