@@ -1220,7 +1220,7 @@ describe("3 What to do", () => {
     expect(waitOf(decide(viewJob(grown), changed, settings({ RESTART_RULES: "any=1s..1h" }), NOW))).toBe(1)
   })
 
-  test("groupOf() is the namespace or the annotation group, which spans namespaces; restart-now is a group of its own", () => {
+  test("groupOf() is the namespace, the annotation group, or for restart-now a group of its own", () => {
     const of = (annotations: Record<string, string>, namespace = "a", uid = "U1") =>
       groupOf(viewJob({ ...failedJob(), metadata: { ...annotated(annotations).metadata, namespace, uid } }))
     expect(of({})).toBe(of({}, "a", "U2"))
@@ -2883,7 +2883,7 @@ describe("4 How we say it", () => {
     for (const other of others) expect(other).toMatch(/^(?=.{1,63}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?$/)
   })
 
-  test("recordFor() holds 256 KiB at most, the last lines of each log, and short logs whole; readRecord() reads it back", () => {
+  test("recordFor() holds at most 256 KiB, from which readRecord() reads the last lines of each log", () => {
     const line = fc.string({ unit: "grapheme", minLength: 1, maxLength: 900 }).map((text) => printable(text))
     const log = fc.oneof(
       fc.array(line, { maxLength: 5 }),
@@ -3049,7 +3049,7 @@ describe("7 Facts", () => {
     const { text } = logLineOf(facts.IntentWritten[0])
     expect(text).toContain("kubectl -n batch-a delete job load-a-restart-1")
   })
-  test("logLineOf() names what holds a restart up, for how long, and what to do; after five minutes as an error (J04)", () => {
+  test("logLineOf() names what holds a restart up, for how long, and what to do about it (J04)", () => {
     const lines = [false, true].map((isAlarm) => logLineOf({ ...heldUp, isAlarm }))
     expect(lines.map(({ level }) => level)).toEqual(["warning", "error"])
     for (const { text } of lines) expect(text).toMatch(/1m .*the old Job to go.*finalizers a\/b.*remove/)

@@ -379,7 +379,7 @@ describe("a validating policy", () => {
     })
   })
 
-  test("of updates holds foregroundDeletion; a Background delete goes on", async () => {
+  test("of updates keeps foregroundDeletion on a Job until a Background delete", async () => {
     const operations: Operation[] = ["CREATE", "UPDATE"]
     const cel = "request.operation == 'CREATE' ? object.metadata.name != 'denied' : false"
     const isFine = ({ metadata }: Any) => metadata.resourceVersion === undefined && metadata.name !== "denied"

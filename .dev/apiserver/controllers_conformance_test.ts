@@ -185,7 +185,7 @@ describe("Job controller", () => {
   }
   const B = "BackoffLimitExceeded"
 
-  test("a failing pod stays, with exit code and log; the Job is FailureTarget first, then Failed", async () => {
+  test("a Job whose pod fails is FailureTarget first, then Failed, and keeps the pod", async () => {
     const told = await story("never", { attempts: fails, spec: { backoffLimit: 0 } })
     expect(told).toEqual(["", "active=1", `FailureTarget:${B}`, `FailureTarget:${B} Failed:${B} failed=1`])
     const job = await get(`${JOBS}/never`)
@@ -304,7 +304,7 @@ describe("Job controller", () => {
     })
   })
 
-  test("a failed init container fails its pod; the others never start and have no log", async () => {
+  test("a failed init container fails its pod before the other containers start", async () => {
     const attempts: Attempt[] = [{ runMs: 0, containers: { first: { exitCode: 5, log: "first\n", runMs: 0 } } }]
     const first = {
       name: "first",
@@ -328,8 +328,14 @@ describe("Job controller", () => {
     })
   })
 
-  test("the log of a pod that no node has is 204 and empty; one of several containers must be named", async () => {
+  const logOf = async (job: string) => call("GET", `${PODS}/${(await podsOf(job))[0]!.metadata.name}/log`)
+  test("the log of a pod that no node has is 204 and empty", async () => {
     await create("nowhere", { pod: { schedulingGates: [{ name: "example.com/gate" }] } })
+    await until("a pod", async () => (await podsOf("nowhere")).length > 0)
+    expect(await logOf("nowhere")).toMatchObject({ status: 204, body: "" as unknown as Any })
+  })
+
+  test("for a log of one of several containers, the container must be named", async () => {
     const side = {
       name: "side",
       image: "docker.io/local/busybox:1",
@@ -338,10 +344,8 @@ describe("Job controller", () => {
     }
     const { containers } = jobOf("x").spec.template.spec
     await create("pair", { pod: { containers: [...containers, side] } })
-    const log = async (job: string) => call("GET", `${PODS}/${(await podsOf(job))[0]!.metadata.name}/log`)
     await until("running", async () => (await podsOf("pair"))[0]?.status.phase === "Running")
-    expect(await log("nowhere")).toMatchObject({ status: 204, body: "" as unknown as Any })
-    expect((await log("pair")).body.message).toMatch(
+    expect((await logOf("pair")).body.message).toMatch(
       /^a container name must be specified for pod pair-\w+, choose one of: \[main side\]$/,
     )
   })
@@ -354,7 +358,7 @@ describe("Job controller", () => {
     await gone(`${JOBS}/fine`)
   })
 
-  test("suspending deletes the pods and counts no failure; resuming starts anew", async () => {
+  test("a Job that is suspended and resumed starts anew, without a failure", async () => {
     await create("pause")
     const first = await until("runs", async () => (await podsOf("pause")).find((p) => p.status.phase === "Running"))
     await call("PATCH", `${JOBS}/pause`, { spec: { suspend: true } }, MERGE)

@@ -111,7 +111,7 @@ describe("the embedded server", () => {
     ])
   })
 
-  test("a stopped server cuts its watches; started again it has the same port and objects", async () => {
+  test("a server that was stopped and started again has the same port and objects", async () => {
     await suspended("kept")
     const cut = watch(JOBS, "", () => false)
     await until("watching", async () => server.calls.some(({ verb, status }) => verb === "watch" && status === 200))
@@ -181,47 +181,46 @@ describe("the model in virtual time", () => {
     }
   })
 
-  test("pods are evicted, wait for their image, or stay on a dead node; a stalled Job gets its pod when edited", () => {
-    const evicted = world()
-    evicted.create("a", { attempts: [{ runMs: 500, evicted: true }], spec: { backoffLimit: 0 } })
-    evicted.run(2000)
-    expect(evicted.model.pods()[0]!.status).toMatchObject({
+  test("an evicted pod says so", () => {
+    const { create, run, model } = world()
+    create("a", { attempts: [{ runMs: 500, evicted: true }], spec: { backoffLimit: 0 } })
+    run(2000)
+    expect(model.pods()[0]!.status).toMatchObject({
       phase: "Failed",
       reason: "Evicted",
       conditions: expect.arrayContaining([expect.objectContaining({ type: "DisruptionTarget", status: "True" })]),
     })
+  })
 
-    const pull = world()
-    pull.create("a", { attempts: [{ imagePull: "ImagePullBackOff" }] })
-    pull.run(60_000)
-    expect(pull.model.pods()[0]!.status.containerStatuses?.[0]?.state).toEqual({
-      waiting: { reason: "ImagePullBackOff" },
-    })
+  test("a pod without its image waits", () => {
+    const { create, run, model } = world()
+    create("a", { attempts: [{ imagePull: "ImagePullBackOff" }] })
+    run(60_000)
+    expect(model.pods()[0]!.status.containerStatuses?.[0]?.state).toEqual({ waiting: { reason: "ImagePullBackOff" } })
+  })
 
-    const dead = world()
-    dead.create("a", { spec: { activeDeadlineSeconds: 5 } })
-    dead.run(2000)
-    dead.model.node(false)
-    dead.run(3_600_000)
-    expect([dead.failed(), dead.model.pods().length]).toEqual([false, 1])
-    dead.model.node(true)
-    dead.run(1000)
-    expect([dead.failed(), dead.model.pods().length]).toEqual([true, 0])
+  test("a Job on a dead node does not fail before the node is back", () => {
+    const { create, run, model, failed } = world()
+    create("a", { spec: { activeDeadlineSeconds: 5 } })
+    run(2000)
+    model.node(false)
+    run(3_600_000)
+    expect([failed(), model.pods().length]).toEqual([false, 1])
+    model.node(true)
+    run(1000)
+    expect([failed(), model.pods().length]).toEqual([true, 0])
+  })
 
-    const stalled = world()
-    stalled.model.stall("default", "a")
-    stalled.create("a", {})
-    stalled.run(60_000)
-    expect(stalled.model.pods()).toHaveLength(0)
-    stalled.model.request({
-      verb: "patch",
-      resource: "jobs",
-      namespace: "default",
-      name: "a",
-      body: { metadata: { annotations: { touched: "1" } } },
-    })
-    stalled.run(1000)
-    expect(stalled.model.pods()).toHaveLength(1)
+  test("a stalled Job gets its pod when it is edited", () => {
+    const { create, run, model } = world()
+    model.stall("default", "a")
+    create("a", {})
+    run(60_000)
+    expect(model.pods()).toHaveLength(0)
+    const body = { metadata: { annotations: { touched: "1" } } }
+    model.request({ verb: "patch", resource: "jobs", namespace: "default", name: "a", body })
+    run(1000)
+    expect(model.pods()).toHaveLength(1)
   })
 
   test("equal worlds are equal, even where a watch event makes a request at once", () => {

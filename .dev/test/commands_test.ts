@@ -202,7 +202,8 @@ describe("status", () => {
 })
 
 describe("history", () => {
-  test("is a table of past failures, and of one Job all that was seen; it outlives operator, Jobs and pods", async () => {
+  /** Two recorded failures, of which nothing else is left: no operator, no Jobs, no pods. */
+  async function recorded() {
     const server = await serve()
     const life = live(server, EXIT_3)
     run(server, "alice", [attempt(3, "signing in\ntoken=hunter2\n")])
@@ -212,7 +213,11 @@ describe("history", () => {
     await life.done
     for (const name of ["alice", "bob"]) person(server, "delete", name, { propagationPolicy: "Background" })
     await until("gone", () => server.model.objects.jobs!.size + server.model.pods().length === 0)
-    const table = await command(server, "history")
+    return server
+  }
+
+  test("is a table of past failures", async () => {
+    const table = await command(await recorded(), "history")
     expect([table.code, table.rows()[0]]).toEqual([0, ["FAILED", "JOB", "CAUSE", "IN A ROW", "HOW IT ENDED", "THEN"]])
     expect(
       table
@@ -230,6 +235,10 @@ describe("history", () => {
       ],
       [expect.anything(), "bob", "exit:4", "1", expect.anything(), expect.stringContaining("rule any=1d")],
     ])
+  })
+
+  test("of a JOB has everything that was observed of its failures", async () => {
+    const server = await recorded()
     const one = await command(server, "history alice")
     expect(one.out).toMatch(
       /^\S+Z exit:3, BackoffLimitExceeded, .*; failure 1 in a row; to be restarted at .*\n {4}pod alice-\w+ \(Failed.*\n {6}container main \(exit code 3/,
@@ -242,7 +251,10 @@ describe("history", () => {
       pods: [{ containers: [{ name: "main", exitCode: 3 }] }],
     })
     expect(Object.values(record.logs)).toEqual([{ lines: ["signing in", "token=***"] }])
-    expect(await command(server, "history carol")).toMatchObject({
+  })
+
+  test("of a Job that is unknown is exit code 3", async () => {
+    expect(await command(await recorded(), "history carol")).toMatchObject({
       code: 3,
       err: expect.stringContaining("there is no Job default/carol"),
     })
@@ -346,7 +358,7 @@ describe("restart", () => {
     ])
   })
 
-  test("refuses all at once what runs, is suspended, is another's, goes, or is not there; then nothing is done", async () => {
+  test("restarts none of the Jobs if one cannot be restarted, and names all that cannot", async () => {
     const server = await settled()
     stand(server, "runs", { status: { active: 1 } })
     stand(server, "suspended", { status: {}, spec: { suspend: true } })
@@ -364,11 +376,16 @@ describe("restart", () => {
     expect(server.calls.slice(from).filter(({ verb }) => verb !== "get" && verb !== "list")).toEqual([])
   })
 
-  test("asks on a terminal; in a pipe it wants --yes", async () => {
+  test("wants --yes where it cannot ask", async () => {
     const server = await settled()
-    const job = stand(server, "load-a")
+    stand(server, "load-a")
     const pipe = await command(server, "restart load-a")
     expect([pipe.code, pipe.err]).toEqual([2, "error: stdin is not a terminal; use --yes to skip confirmation\n"])
+  })
+
+  test("asks on a terminal", async () => {
+    const server = await settled()
+    const job = stand(server, "load-a")
     const no = await onTerminal(server, "restart load-a", 80, { answer: "n" })
     expect([no.code, current(server, job)?.metadata.uid]).toEqual([3, job.metadata.uid])
     const yes = await onTerminal(server, "restart load-a", 80, { answer: "y" })
@@ -392,7 +409,7 @@ describe("restart", () => {
     expect(life.said.filter(({ level, text }) => level === "error" || /not restarted/.test(text))).toEqual([])
   })
 
-  test("goes on with a restart that was left unfinished; what the cluster refuses is told, and the Job stays", async () => {
+  test("finishes a restart that was left unfinished", async () => {
     const server = await settled()
     const held = stand(server, "held", HELD)
     const life = live(server)
@@ -405,6 +422,10 @@ describe("restart", () => {
       code: 0,
       out: expect.stringMatching(/default\/held +restarted +new uid/),
     })
+  })
+
+  test("reports in the cluster's words what the cluster rejects, and leaves the Job", async () => {
+    const server = await settled()
     const job = stand(server, "load-a")
     server.fault({ verb: "create", resource: "jobs" }, { status: 403, message: "exceeded quota" }, { times: 9 })
     const refused = await command(server, "restart load-a --yes")
