@@ -9,8 +9,7 @@
 //   E2E_BINARY     another binary than the one in dist/
 //   E2E_KUBECTL    kubectl, if it is neither in PATH nor in ~/.cache/kube
 // About 9 minutes. The last line is `N passed, N failed`.
-import { existsSync, readdirSync } from "node:fs"
-import { homedir } from "node:os"
+import { existsSync } from "node:fs"
 import { commandGroups } from "./commands.ts"
 import { dashboardGroups, dashboardOutage } from "./dashboard.ts"
 import { figures, quiet, roleName, tenAtOnce } from "./figures.ts"
@@ -40,7 +39,6 @@ import {
   oomJob,
   type Role,
   runningJob,
-  Skip,
   seconds,
   succeedingJob,
   suspendedJob,
@@ -48,6 +46,7 @@ import {
   until,
   withOomKills,
 } from "./kit.ts"
+import { attempt, kubectlProgram } from "./programs.ts"
 import { protocolGroups } from "./protocol.ts"
 import { ruleGroups } from "./rules.ts"
 import { soakGroup } from "./soak.ts"
@@ -96,18 +95,6 @@ async function comesBack(ns: Namespace, name: string, delayMs: number, latestMs:
   return `after ${after / 1000} s`
 }
 
-function kubectl(...args: string[]) {
-  const cache = `${homedir()}/.cache/kube`
-  const cached = existsSync(cache) ? readdirSync(cache).map((version) => `${cache}/${version}/kubectl`) : []
-  const program = process.env.E2E_KUBECTL || Bun.which("kubectl") || cached.find(existsSync)
-  if (!program) throw new Skip("no kubectl found: name it in E2E_KUBECTL")
-  return (input: string) => {
-    const done = Bun.spawnSync([program, ...args], { stdin: Buffer.from(input) })
-    need(done.success, `kubectl: ${done.stderr}`)
-    return done.stdout.toString().trim()
-  }
-}
-
 const roundTrip = (role: Role) =>
   group(`round trip ${role}`, async (ns, check) => {
     const latest = role === "old" ? 5000 + 10_000 + 1500 : 5000 + 2000 // CHECK_INTERVAL, and whole seconds
@@ -128,10 +115,14 @@ const roundTrip = (role: Role) =>
         comesBack(ns, "bare", 5000, latest),
       ),
       check(`with ${roleName(role)} a Job of kubectl apply comes back and can be applied again unchanged`, async () => {
-        const apply = kubectl("-n", ns.name, "apply", "-f", "-")
-        apply(applied)
+        const apply = async (manifest: string) => {
+          const { code, out, err } = await attempt([kubectlProgram, "-n", ns.name, "apply", "-f", "-"], manifest)
+          need(code === 0, `kubectl: ${err}`)
+          return out
+        }
+        await apply(applied)
         const after = await comesBack(ns, "applied", 5000, latest)
-        const answer = apply(applied)
+        const answer = await apply(applied)
         need(answer === "job.batch/applied unchanged", answer)
         return after
       }),
