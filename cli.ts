@@ -668,11 +668,9 @@ async function runCommand(
   env: Env,
   world: Omit<World, "cluster" | "config">,
 ) {
-  const source = findSource(env, SERVICE_ACCOUNT, values.context)
+  const source = await findSource(env, SERVICE_ACCOUNT, values.context, world.stop)
   const cluster = connect(source, env)
-  const kubeconfig = source.load()
-  const contextNamespace = kubeconfig.getContextObject(kubeconfig.currentContext)?.namespace
-  const nearest = written(env.NAMESPACE) || contextNamespace || "flickr-downloader"
+  const nearest = written(env.NAMESPACE) || source.access.namespace || "flickr-downloader"
   const namespace = values.namespace ?? (nearest.split(/[,\s]/)[0] as string)
   const { config, from } = await settingsFor(cluster, namespace, env, world.stop).catch((error) => {
     if (command !== "dashboard" || !(error instanceof CommandError)) throw error

@@ -11,18 +11,9 @@
  * Chapters 1 to 4 have no effects and never read the clock: `now` is handed down. Instants are epoch milliseconds (`…At`).
  */
 import { createHash } from "node:crypto"
-import { existsSync, readdirSync, readFileSync } from "node:fs"
-import type { RequestOptions } from "node:https"
-import { isIPv6 } from "node:net"
-import { dirname, join, resolve } from "node:path"
-import {
-  KubeConfig,
-  type V1ConfigMap,
-  type V1Job,
-  type V1LabelSelector,
-  type V1ObjectMeta,
-  type V1Pod,
-} from "@kubernetes/client-node"
+import { readdirSync } from "node:fs"
+import { getCACertificates } from "node:tls"
+import type { V1ConfigMap, V1Job, V1LabelSelector, V1ObjectMeta, V1Pod } from "@kubernetes/client-node"
 import { configureSync, getLogger, type LogRecord } from "@logtape/logtape"
 import { Counter, Gauge, Histogram, Registry } from "prom-client"
 import TinyQueue from "tinyqueue"
@@ -459,7 +450,7 @@ export function quantity(text: string): number {
 }
 
 /** What `work` returns; undefined where it throws. */
-function attempt<T>(work: () => T): T | undefined {
+export function attempt<T>(work: () => T): T | undefined {
   try {
     return work()
   } catch {
@@ -2084,8 +2075,8 @@ export interface Cluster {
   readonly address: string
   /** Whether it is made sure that the server is the cluster's own. */
   readonly isVerified: boolean
-  /** The proxy that the configuration names for it. */
-  readonly proxy: string | undefined
+  /** The proxy that leads to it. */
+  readonly proxy: Proxy | undefined
   /** How far the server's clock is ahead of ours in ms, from the Date header of its last answer; good to a second. */
   skewMs(): number
   version(signal: AbortSignal): Promise<string>
@@ -2137,194 +2128,45 @@ export type DeleteOptions = { uid: string; resourceVersion?: string; propagation
 export type WatchOptions = { resourceVersion: string; selector?: string; silenceMs: number }
 
 export const SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
-const [CALL_LIMIT_MS, LOG_LIMIT_MS, PLUGIN_LIMIT_MS, PLUGIN_AHEAD_MS] = [30_000, 10_000, 25_000, 20_000]
-const [BODY_BYTES, LOG_BYTES, TAIL_CHARACTERS, LINE_CHARACTERS, EVENT_CHARACTERS] = [
-  128 << 20,
-  1 << 20,
-  256 << 10,
-  1_000,
-  16 << 20,
-]
+const CALL_LIMIT_MS = 30_000
+/** From this difference on, a clock is named as a reason for 401. */
+const CLOCK_LIMIT_MS = 60_000
+const LOG_LIMIT_MS = 10_000
+const BODY_BYTES = 128 << 20
+const LOG_BYTES = 1 << 20
+const TAIL_CHARACTERS = 256 << 10
+const LINE_CHARACTERS = 1_000
+const EVENT_CHARACTERS = 16 << 20
 
-/** Where the configuration comes from, and how to read it, and read it again. `load` throws ConfigError. */
-export type Source = { from: string; inCluster: boolean; load(): KubeConfig }
 export type Env = Record<string, string | undefined>
+/** Where the configuration comes from, what it said at start, and how to read it again. `reload` throws ConfigError. */
+export type Source = { from: string; inCluster: boolean; access: Access; reload(): Promise<Access> }
 
-/** KUBECONFIG if set, else the pod's ServiceAccount, else ~/.kube/config. Throws a ConfigError that names the places looked at. */
-export function findSource(env: Env, serviceAccount = SERVICE_ACCOUNT, context?: string): Source {
-  const paths = written(env.KUBECONFIG).split(":").filter(Boolean)
-  const home = join(env.HOME || "/", ".kube", "config")
-  if (paths.length > 0)
-    return { from: `KUBECONFIG ${paths.join(", ")}`, inCluster: false, load: () => loadKubeconfig(paths, context) }
-  if (context === undefined && existsSync(join(serviceAccount, "token")))
-    return { from: "the pod's ServiceAccount", inCluster: true, load: () => loadInCluster(env, serviceAccount) }
-  if (existsSync(home)) return { from: home, inCluster: false, load: () => loadKubeconfig([home], context) }
-  const looked = `KUBECONFIG is not set, and there is neither a ServiceAccount in ${serviceAccount} nor ${home}`
-  throw new ConfigError(
-    `no cluster is configured: ${looked}. Set KUBECONFIG; on a k3s server to /etc/rancher/k3s/k3s.yaml`,
-  )
+/** How to reach a cluster, and as whom. */
+export interface Access {
+  readonly server: string
+  readonly isVerified: boolean
+  /** The proxy that the kubeconfig names, the context in use, and its namespace. */
+  readonly proxyUrl?: string | undefined
+  readonly context?: string | undefined
+  readonly namespace?: string | undefined
+  /** Headers and TLS for fetch. Reads files anew, for they change, and runs a credential plugin when it has to. */
+  prepare(): Promise<{ headers: Record<string, string>; tls: Tls }>
 }
-
-function loadInCluster(
-  { KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT: port }: Env,
-  serviceAccount: string,
-): KubeConfig {
-  if (!host || !port)
-    throw new ConfigError(
-      "beside a ServiceAccount, KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT must both be set",
-    )
-  const config = new KubeConfig()
-  const server = `https://${isIPv6(host) ? `[${host}]` : host}:${port}`
-  config.loadFromClusterAndUser(
-    { name: "in-cluster", server, caFile: join(serviceAccount, "ca.crt"), skipTLSVerify: false },
-    { name: "service-account", authProvider: tokenFrom(join(serviceAccount, "token")) },
-  )
-  return config
-}
-
-/** client-node's authenticator for pods, which reads the file again every minute. */
-const tokenFrom = (tokenFile: string) => ({ name: "tokenFile", config: { tokenFile } })
-
-/** By kubectl's rules: the first file to name a thing wins, and a broken entry counts only where it is used. */
-function loadKubeconfig(paths: string[], context?: string): KubeConfig {
-  const files = paths.filter((path) => existsSync(path))
-  if (files.length === 0) throw new ConfigError(`cannot read ${paths.join(", ")}: there is no such file`)
-  const configs = files.map(readKubeconfig) as [KubeConfig, ...KubeConfig[]]
-  const [config] = configs
-  const firsts = <T extends { name: string }>(all: T[]) =>
-    all.filter(({ name }, i) => all.findIndex((one) => one.name === name) === i)
-  config.loadFromOptions({
-    clusters: firsts(configs.flatMap(({ clusters }) => clusters)),
-    users: firsts(configs.flatMap(({ users }) => users)),
-    contexts: firsts(configs.flatMap(({ contexts }) => contexts)),
-    currentContext: context ?? configs.map(({ currentContext }) => currentContext).find(Boolean),
-  })
-  checkKubeconfig(config, files.join(", "))
-  return config
-}
-
-function readKubeconfig(file: string): KubeConfig {
-  const config = new KubeConfig()
-  try {
-    config.loadFromFile(file, { onInvalidEntry: "filter" })
-    const raw = Bun.YAML.parse(readFileSync(file, "utf8")) as {
-      users?: { name: string; user?: { tokenFile?: string } }[] | null
-    }
-    const near = (path: string) => resolve(dirname(file), path)
-    // client-node does not know a user's tokenFile, and does not run plugins well enough: see pluginRunner.
-    config.users = config.users.map((user) => {
-      const { token, exec, ...rest } = user
-      const tokenFile = raw.users?.find(({ name }) => name === user.name)?.user?.tokenFile
-      if (tokenFile) return { ...rest, authProvider: tokenFrom(near(tokenFile)) }
-      const command = exec?.command?.includes("/") ? near(exec.command) : exec?.command
-      return exec ? { ...rest, authProvider: { name: PLUGIN, config: { ...exec, command } } } : user
-    })
-    config.addAuthenticator(pluginRunner())
-    return config
-  } catch (error) {
-    throw new ConfigError(`cannot read ${file} as a kubeconfig: ${messageOf(error)}`)
-  }
-}
-
-/** A credential plugin as a kubeconfig names it, and what it gives (client.authentication.k8s.io). */
-type Plugin = {
-  apiVersion?: string
-  command?: string
-  args?: string[] | null
-  env?: { name: string; value: string }[] | null
-}
-type Credential = {
-  token?: string
-  clientCertificateData?: string
-  clientKeyData?: string
-  expirationTimestamp?: string
-}
-const PLUGIN = "plugin"
-/** What plugins inherit: connecting changes our own environment. */
-const environmentAtStart = { ...process.env }
+export type Tls = BunFetchRequestInitTLS & { allowPartialTrustChain?: boolean }
 
 /**
- * An authenticator for plugins, in place of client-node's, which renews a credential only when it has expired, and neither
- * ends a plugin that hangs nor tells it what is asked. A fresh configuration runs the plugin again.
+ * Reads KUBECONFIG if it is set, else the pod's ServiceAccount, else ~/.kube/config. Throws ConfigError. A FIFO is waited for
+ * until `stop` fires.
  */
-function pluginRunner(): Parameters<KubeConfig["addAuthenticator"]>[0] {
-  let credential: Credential | undefined
-  return {
-    isAuthProvider: ({ authProvider }) => authProvider?.name === PLUGIN,
-    async applyAuthentication({ authProvider }, options) {
-      const expiresAt = instant(credential?.expirationTimestamp) ?? Number.POSITIVE_INFINITY
-      if (!credential || Date.now() >= expiresAt - PLUGIN_AHEAD_MS) credential = await runPlugin(authProvider.config)
-      const { token, clientCertificateData: cert, clientKeyData: key } = credential
-      Object.assign(
-        options,
-        cert && { cert, key },
-        token && { headers: { ...options.headers, Authorization: `Bearer ${token}` } },
-      )
-    },
-  }
-}
-
-/** Runs a plugin, in a process group of its own: what it has started ends with it when it takes too long. */
-async function runPlugin({ apiVersion, command = "", args, env }: Plugin): Promise<Credential> {
-  const asked = JSON.stringify({ apiVersion, kind: "ExecCredential", spec: { interactive: false } })
-  const more = Object.fromEntries((env ?? []).map(({ name, value }) => [name, value]))
-  const options = {
-    env: { ...environmentAtStart, KUBERNETES_EXEC_INFO: asked, ...more },
-    stderr: "pipe",
-    detached: true,
-  } as const
-  try {
-    const child = Bun.spawn([command, ...(args ?? [])], options)
-    const ended = Promise.all([child.stdout.text(), child.stderr.text(), child.exited])
-    const [said, complaint, code] = await within(
-      PLUGIN_LIMIT_MS,
-      new AbortController().signal,
-      "we",
-      () => ended,
-    ).catch((error) => {
-      if (child.exitCode === null) process.kill(-child.pid, "SIGKILL")
-      throw error
-    })
-    if (code !== 0) throw new Error(`exit code ${code}: ${complaint.trim().slice(-500)}`)
-    return readCredential(said)
-  } catch (error) {
-    throw new Error(`the credential plugin ${command} failed: ${messageOf(error)}`)
-  }
-}
-
-function readCredential(text: string): Credential {
-  // The parser's own message would show a piece of what may be a secret.
-  const status = attempt(() => JSON.parse(text) as { status?: Credential })?.status
-  const { token, clientCertificateData: cert, clientKeyData: key } = status ?? {}
-  if (!status || (!token && !cert && !key))
-    throw new Error("what it printed is no ExecCredential with a token or a client certificate")
-  if (!cert !== !key) throw new Error("it needs to give a client certificate and its key, and gave one of them")
-  return status
-}
-
-/** Says which part that is in use is missing or contradicts another. */
-function checkKubeconfig(config: KubeConfig, file: string): void {
-  const context = config.getContextObject(config.currentContext)
-  const [cluster, user] = [config.getCurrentCluster(), config.getCurrentUser()]
-  const [server, proxy] = [cluster?.server ?? "", cluster?.proxyUrl ?? "http://"]
-  const [one, other] = [user?.certData || user?.certFile, user?.keyData || user?.keyFile]
-  const problems: [unknown, string][] = [
-    [!config.currentContext, "current-context is missing; choose one with kubectl config use-context NAME"],
-    [!context, `current-context names ${config.currentContext}, of which there is no usable context`],
-    [!cluster, `context ${context?.name} names cluster ${context?.cluster}, of which there is none with a server`],
-    [context?.user && !user, `context ${context?.name} names user ${context?.user}, of which there is none`],
-    [
-      cluster?.skipTLSVerify && (cluster.caData || cluster.caFile),
-      "insecure-skip-tls-verify cannot stand beside a certificate authority",
-    ],
-    [!URL.canParse(server) || !/^https?:/.test(server), `server ${safe(server)} is no URL with https`],
-    [!/^https?:\/\//.test(proxy), `proxy-url ${safe(proxy)} cannot be used, only http and https proxies can`],
-    [!one !== !other, `user ${user?.name} needs a client certificate and its key, and has one of them`],
-  ]
-  const problem = problems.find(([is]) => is)
-  if (problem) throw new ConfigError(`${file}: ${problem[1]}`)
-  // client-node forgets the cluster's CA for a context without a user.
-  if (cluster && !user) config.loadFromClusterAndUser(cluster, { name: "anonymous" })
+export async function findSource(
+  env: Env,
+  serviceAccount = SERVICE_ACCOUNT,
+  context?: string,
+  stop = new AbortController().signal,
+): Promise<Source> {
+  const kubeconfig = await import("./kubeconfig.ts")
+  return within(2 ** 31 - 1, stop, "the kubeconfig", () => kubeconfig.findSource(env, serviceAccount, context))
 }
 
 type Init = RequestInit & BunFetchRequestInit
@@ -2346,14 +2188,8 @@ export type OnCall = (verb: string, code: string) => void
 const VERBS: Record<string, string> = { GET: "get", POST: "create", PATCH: "patch", DELETE: "delete" }
 
 /** Connects with a configuration; nothing is sent yet. Throws ConfigError. */
-export function connect(source: Source, env: Env = process.env, onCall: OnCall = () => {}): Cluster {
-  const server = new ApiServer(source, onCall)
-  // A proxy from the environment is for the way out; the API server of the pod's own cluster is never beyond it. Bun's fetch
-  // heeds no_proxy before NO_PROXY, and either of them before the proxy that it is given, which is the kubeconfig's.
-  if (source.inCluster) env.NO_PROXY = env.no_proxy = "*"
-  else if (server.proxy) env.NO_PROXY = env.no_proxy = ""
-  return verbsOf(server)
-}
+export const connect = (source: Source, env: Env = process.env, onCall: OnCall = () => {}): Cluster =>
+  verbsOf(new ApiServer(source, env, onCall))
 
 /** What each verb asks of the API server. */
 function verbsOf(server: ApiServer): Cluster {
@@ -2429,20 +2265,28 @@ function verbsOf(server: ApiServer): Cluster {
 class ApiServer {
   readonly address: string
   readonly isVerified: boolean
-  readonly proxy: string | undefined
+  readonly proxy: Proxy | undefined
   skew = 0
-  private config: KubeConfig
+  private access: Access
+  private isOutdated = false
   private prepared: { at: number; init: Promise<Init> } | undefined
+  private readonly session = new Bun.FetchSession({ keepAlive: { idleTimeout: 60 } })
 
   constructor(
     private readonly source: Source,
+    private readonly env: Env,
     private readonly onCall: OnCall,
   ) {
-    this.config = source.load()
-    const { server = "", skipTLSVerify = false, proxyUrl } = this.config.getCurrentCluster() ?? {}
-    this.address = server.replace(/\/+$/, "")
-    this.isVerified = server.startsWith("https:") && !skipTLSVerify
-    this.proxy = proxyUrl
+    this.access = source.access
+    this.address = source.access.server
+    this.isVerified = source.access.isVerified
+    this.proxy = this.proxyOf(source.access)
+  }
+
+  /** The API server of the pod's own cluster is never beyond a proxy. */
+  private proxyOf({ server, proxyUrl: url }: Access): Proxy | undefined {
+    if (url) return { url, from: "the kubeconfig says in proxy-url", respectNoProxy: false }
+    return this.source.inCluster ? undefined : proxyFor(server, this.env)
   }
 
   async *watch<T>(
@@ -2521,10 +2365,24 @@ class ApiServer {
           return read(response)
         })
       } catch (error) {
-        if (again || !isOutdated(error)) throw error
+        // The pool's idle connections may have died like this one: the next call opens a new one.
+        if (!(error instanceof ApiError)) this.session.close()
+        if (again || !isOutdated(error)) throw this.explained(error)
         this.forget(used)
       }
     }
+  }
+
+  /** A wrong clock makes good credentials and certificates look expired, so it is named. */
+  private explained(error: unknown): unknown {
+    const code = String((error as { code?: unknown } | null)?.code)
+    const isRefused = error instanceof ApiError && error.status === 401 && Math.abs(this.skew) > CLOCK_LIMIT_MS
+    const side = this.skew > 0 ? "behind" : "ahead of"
+    const wrong = `this machine's clock is ${durationText(Math.abs(this.skew))} ${side} the server's`
+    if (isRefused) error.message += `; ${wrong}, which alone can be the reason: set it`
+    if (error instanceof Error && /EXPIRED|NOT_YET_VALID/.test(code))
+      error.message += `; this machine's clock says ${instantText(Date.now())}`
+    return error
   }
 
   private async fetch(method: string, path: string, call: Call, init: Init, signal: AbortSignal): Promise<Response> {
@@ -2561,7 +2419,7 @@ class ApiServer {
   /** Credentials change on disk and expire: read again after 10 s. Parallel calls share one reading, and one run of a plugin. */
   private credentials(): Promise<Init> {
     if (this.prepared && Math.abs(Date.now() - this.prepared.at) < 10_000) return this.prepared.init
-    const fresh = { at: Date.now(), init: prepare(this.config) }
+    const fresh = { at: Date.now(), init: this.prepare() }
     this.prepared = fresh
     fresh.init.catch(() => {
       if (this.prepared === fresh) this.prepared = undefined
@@ -2569,11 +2427,18 @@ class ApiServer {
     return fresh.init
   }
 
+  private async prepare(): Promise<Init> {
+    if (this.isOutdated) this.access = await this.source.reload()
+    this.isOutdated = false
+    const proxy = this.proxyOf(this.access) ?? (false as const)
+    return { ...(await this.access.prepare()), proxy, session: this.session }
+  }
+
   /** Only a fresh configuration sees what has changed in a kubeconfig, and runs a plugin again. */
   private forget(used: Promise<Init>): void {
     if (this.prepared?.init !== used) return
-    this.config = this.source.load()
     this.prepared = undefined
+    this.isOutdated = true
   }
 }
 
@@ -2606,7 +2471,7 @@ const isRejection = (error: unknown): error is ApiError =>
   error instanceof ApiError && [400, 403, 404, 405, 413, 415, 422].includes(error.status)
 
 /** Runs `work` with a signal that fires when the limit has passed or the caller stops; it never outlives that. */
-async function within<T>(
+export async function within<T>(
   limitMs: number,
   signal: AbortSignal,
   what: string,
@@ -2628,18 +2493,24 @@ async function within<T>(
   }
 }
 
-/** Headers and TLS for Bun's fetch, from client-node. */
-async function prepare(config: KubeConfig): Promise<Init> {
-  const options: RequestOptions & { headers: Record<string, string> } = { headers: {} }
-  await config.applyToHTTPSOptions(options)
-  const { headers, auth, ca, cert, key, servername: serverName, rejectUnauthorized = true } = options
-  if (auth) headers.Authorization = `Basic ${Buffer.from(auth).toString("base64")}`
-  if (headers.Authorization) headers.Authorization = headers.Authorization.trim()
-  Object.assign(headers, { Accept: "application/json, */*", "User-Agent": `${project.name}/${project.version}` })
-  // rejectUnauthorized is said either way: what is left open, NODE_TLS_REJECT_UNAUTHORIZED decides.
-  const tls = { ca: ca?.toString(), cert: cert?.toString(), key: key?.toString(), serverName, rejectUnauthorized }
-  return defined({ headers, tls: defined(tls), proxy: config.getCurrentCluster()?.proxyUrl })
+export type Proxy = { url: string; from: string; respectNoProxy: boolean }
+
+/** The proxy that the environment names for an address, as for Go: never for this machine; ALL_PROXY is not read. Bun heeds NO_PROXY. */
+function proxyFor(address: string, env: Env): Proxy | undefined {
+  const url = new URL(address)
+  const from = ["HTTPS_PROXY", "https_proxy"].find((name) => env[name])
+  const proxy = (from && env[from]) ?? ""
+  if (!from || isLoopback(url)) return undefined
+  const whole = /^[\w+.-]+:\/\//.test(proxy) ? proxy : `http://${proxy}`
+  if (/^https?:$/.test(URL.parse(whole)?.protocol ?? ""))
+    return { url: whole, from: `${from} says, unless NO_PROXY excludes it`, respectNoProxy: true }
+  throw new ConfigError(`${from} must name a proxy with http:// or https://, others are not supported`)
 }
+
+export const isLoopback = ({ hostname }: URL) => /^(localhost|\[::1\]|127\..*)$/.test(hostname)
+
+/** The roots of the system, and Bun's own. */
+export const trustedRoots = () => [...new Set([...getCACertificates("system"), ...getCACertificates("default")])]
 
 const defined = (all: object) => Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined))
 
@@ -2742,9 +2613,12 @@ export function tailOf(text: string, lines: number, cut = false): Tail {
 }
 
 function eventFrom<T>(line: string): { type: string; object: T } {
-  const event = JSON.parse(line) as { type: string; object: T }
-  if (event.type === "ERROR") throw errorOf({ message: "the watch ended with an error", ...(event.object as Status) })
-  return event
+  type Event = { type: string; object: T & { metadata?: object | null } }
+  const event = attempt(() => JSON.parse(line) as Partial<Event> | null)
+  if (event?.type === "ERROR") throw errorOf({ message: "the watch ended with an error", ...(event.object as Status) })
+  const isOfObject = /^(ADDED|MODIFIED|DELETED|BOOKMARK)$/.test(event?.type ?? "")
+  if (typeof event?.type === "string" && (event.object?.metadata || !isOfObject)) return event as Event
+  throw new Error("the watch sent a line that is not an event about an object with metadata")
 }
 
 // ────────────────────────────────────────────── 6 Acting ──────────────────────────────────────────────
@@ -4760,6 +4634,7 @@ async function post(url: string, text: string, signal: AbortSignal): Promise<str
       body,
       redirect: "manual",
       signal: limit,
+      tls: { ca: trustedRoots() },
     })
     await response.body?.cancel()
     return response.ok ? undefined : `answer ${response.status}`
@@ -4848,26 +4723,27 @@ async function waitForServer({ cluster, clock, stop }: World, say: Say): Promise
   return "of unknown version"
 }
 
-function announce(say: Say, rows: SettingRow[], warnings: string[], { from }: Source, env: Env): void {
+function announce(say: Say, rows: SettingRow[], warnings: string[], { from, access }: Source, env: Env): void {
   say("info", "settings", {
     lines: table([["setting", "value", "from"], ...rows.map((row) => [row.variable, row.value, row.from])]),
   })
   for (const warning of warnings) say("warning", warning)
-  say("info", `connecting with ${from}`)
+  say("info", `connecting with ${from}${access.context ? `, context ${access.context}` : ""}`)
   if (env.BUN_OPTIONS) say("warning", "the environment has BUN_OPTIONS, which changes how this program runs")
 }
 
 /** What is unusual about the way to the API server. */
-function announceWay(say: Say, { address, isVerified, proxy }: Cluster, { inCluster }: Source, env: Env): void {
-  const because = address.startsWith("https:") ? "insecure-skip-tls-verify is set" : "the connection is not encrypted"
-  if (!isVerified)
-    say("warning", `INSECURE: ${because}, so anyone could answer in place of ${address}, and gets the credentials`)
-  const proxies = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"].filter((name) => env[name])
-  const use = inCluster
-    ? "not used for the API server of this cluster"
-    : "used for the API server unless NO_PROXY names it"
-  if (proxy) say("info", `connecting through ${proxy}, as the kubeconfig says in proxy-url`)
-  else if (proxies.length > 0) say("info", `${proxies.join(", ")}: ${use}`)
+function announceWay(say: Say, { address, isVerified, proxy }: Cluster, env: Env): void {
+  const isOpen = address.startsWith("http:")
+  if (isOpen) say("warning", `INSECURE: the connection to ${address} is not encrypted; no credentials are sent`)
+  else if (!isVerified)
+    say(
+      "warning",
+      `INSECURE: insecure-skip-tls-verify is set, so anyone could answer in place of ${address}, and gets the credentials`,
+    )
+  const unused = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"].filter((name) => env[name])
+  if (proxy) say("info", `connecting through ${proxy.url}, as ${proxy.from}`)
+  else if (unused.length > 0) say("info", `${unused.join(", ")}: not used for the API server of this cluster`)
 }
 
 /** Runs the program; returns its exit code. */
@@ -4878,7 +4754,7 @@ export async function main(args: string[], env: Env): Promise<number> {
   try {
     const { config, rows, warnings } = readSettings(env)
     say = configureLog(config)
-    const source = findSource(env)
+    const source = await findSource(env, SERVICE_ACCOUNT, undefined, signals.stop)
     announce(say, rows, warnings, source, env)
     const metrics = new Metrics()
     const cluster = connect(source, env, metrics.countCall)
@@ -4890,7 +4766,7 @@ export async function main(args: string[], env: Env): Promise<number> {
     const isHealthWanted =
       source.inCluster || rows.some(({ variable, from }) => variable === "HEALTH_PORT" && from !== "default")
     if (config.healthPort > 0 && isHealthWanted) serveHealth(config.healthPort, operator, metrics, world, say)
-    announceWay(say, world.cluster, source, env)
+    announceWay(say, world.cluster, env)
     const server = `Kubernetes ${await waitForServer(world, say)} at ${cluster.address}`
     const facts = [
       ["name", project.name],

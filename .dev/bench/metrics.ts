@@ -43,7 +43,7 @@ for (let i = 0; i < jobs; i++) {
 const { config } = readSettings({ NAMESPACE: "demo", JOB_SELECTOR: "app=load" })
 const [metrics, stop] = [new Metrics(), new AbortController()]
 const cluster = connect(
-  findSource({ KUBECONFIG: server.writeKubeconfig(folder, { user: "operator" }) }),
+  await findSource({ KUBECONFIG: server.writeKubeconfig(folder, { user: "operator" }) }),
   {},
   metrics.countCall,
 )

@@ -21,7 +21,7 @@ async function level(
   once: (cluster: Cluster) => Promise<unknown>,
 ): Promise<boolean> {
   const server = await serve(handle)
-  const cluster = connected(server)
+  const cluster = await connected(server)
   const memory: number[] = []
   for (let part = 0; part < 10; part++) {
     for (let n = 0; n < times / 10; n++) await once(cluster)
@@ -39,7 +39,7 @@ const benches: Record<string, () => Promise<boolean>> = {
       response.flushHeaders()
       setTimeout(() => response.end(event("ADDED", job())), 370_000)
     })
-    const seen = await Array.fromAsync(watch(connected(server)))
+    const seen = await Array.fromAsync(watch(await connected(server)))
     console.log(`F04 after 370 s of silence: ${seen.length} event`)
     return seen.length === 1
   },

@@ -31,6 +31,7 @@ import {
   failingJob,
   group,
   jobThat,
+  kubectlProgram,
   type Manifest,
   must,
   type Namespace,
@@ -46,7 +47,7 @@ import {
   until,
   withOomKills,
 } from "./kit.ts"
-import { attempt, kubectlProgram } from "./programs.ts"
+import { contextSwitch, kubeconfigGroup } from "./kubeconfigs.ts"
 import { protocolGroups } from "./protocol.ts"
 import { ruleGroups } from "./rules.ts"
 import { soakGroup } from "./soak.ts"
@@ -95,6 +96,15 @@ async function comesBack(ns: Namespace, name: string, delayMs: number, latestMs:
   return `after ${after / 1000} s`
 }
 
+function kubectl(...args: string[]) {
+  const program = kubectlProgram()
+  return (input: string) => {
+    const done = Bun.spawnSync([program, ...args], { stdin: Buffer.from(input) })
+    need(done.success, `kubectl: ${done.stderr}`)
+    return done.stdout.toString().trim()
+  }
+}
+
 const roundTrip = (role: Role) =>
   group(`round trip ${role}`, async (ns, check) => {
     const latest = role === "old" ? 5000 + 10_000 + 1500 : 5000 + 2000 // CHECK_INTERVAL, and whole seconds
@@ -115,14 +125,10 @@ const roundTrip = (role: Role) =>
         comesBack(ns, "bare", 5000, latest),
       ),
       check(`with ${roleName(role)} a Job of kubectl apply comes back and can be applied again unchanged`, async () => {
-        const apply = async (manifest: string) => {
-          const { code, out, err } = await attempt([kubectlProgram, "-n", ns.name, "apply", "-f", "-"], manifest)
-          need(code === 0, `kubectl: ${err}`)
-          return out
-        }
-        await apply(applied)
+        const apply = kubectl("-n", ns.name, "apply", "-f", "-")
+        apply(applied)
         const after = await comesBack(ns, "applied", 5000, latest)
-        const answer = await apply(applied)
+        const answer = apply(applied)
         need(answer === "job.batch/applied unchanged", answer)
         return after
       }),
@@ -449,7 +455,15 @@ async function all() {
     tenAtOnce("old"),
   ])
   await protocolGroups()
-  await Promise.all([...ruleGroups(), ...healthGroups(), ...commandGroups(), ...dashboardGroups(), background])
+  await Promise.all([
+    ...ruleGroups(),
+    ...healthGroups(),
+    ...commandGroups(),
+    ...dashboardGroups(),
+    contextSwitch(),
+    kubeconfigGroup(),
+    background,
+  ])
   if (process.env.E2E_KILL === "true") {
     await killGroups()
     await soakGroup(2)

@@ -3,6 +3,7 @@
 import { policy, webhook } from "./admission.ts"
 import { answered } from "./commands.ts"
 import { Generations } from "./generations.ts"
+import { attempt, kubectlProgram } from "./image.ts"
 import {
   type Check,
   calls,
@@ -26,7 +27,6 @@ import {
   type Thing,
   until,
 } from "./kit.ts"
-import { attempt, kubectlProgram } from "./programs.ts"
 import { ttlGroups } from "./ttl.ts"
 import { versionGroups } from "./versions.ts"
 

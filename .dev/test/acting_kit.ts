@@ -9,7 +9,6 @@ import {
   connect,
   emitTo,
   type Fact,
-  findSource,
   INTENT,
   type Metrics,
   notifier,
@@ -120,8 +119,7 @@ export function live(
     CHECK_INTERVAL: "5",
     ...settings,
   })
-  const source = findSource({ KUBECONFIG: server.writeKubeconfig(mkdtempSync(join(folder, "life-")), { user }) })
-  const cluster = connect(source, process.env, metrics?.countCall)
+  const cluster = connect(server.sourceFor(user), {}, metrics?.countCall)
   const [stop, kill, clock] = [new AbortController(), new AbortController(), new Hurried(rate)]
   const facts: Fact[] = []
   const said: { level: string; text: string; lines: string[] }[] = []

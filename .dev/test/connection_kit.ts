@@ -1,19 +1,14 @@
 // What the tests of the connection and of the program share: real HTTPS servers with throw-away CAs on 127.0.0.1 that answer, or
 // misbehave, as a test wants, and kubeconfigs that lead to them.
 import { afterAll, afterEach, beforeAll, jest, setSystemTime } from "bun:test"
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
-import http, { type IncomingHttpHeaders, type ServerResponse } from "node:http"
-import net, { type AddressInfo, type Socket } from "node:net"
-import { tmpdir } from "node:os"
+import { mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs"
+import type { ServerResponse } from "node:http"
 import { join } from "node:path"
-import tls, { type TLSSocket } from "node:tls"
 import { type Cluster, connect, findSource } from "../../operator.ts"
-import { type Authority, newAuthority } from "../apiserver/http.ts"
+import { base64, endings, folder, type Handler, type Served, trusted } from "./https_server.ts"
 
-export const folder = mkdtempSync(join(tmpdir(), "connection-"))
+export * from "./https_server.ts"
 export const never = new AbortController().signal
-/** What each test leaves to be ended. */
-export const endings: (() => unknown)[] = []
 
 /** After each test, clocks, environment and servers are as before. */
 export function tidyUp(): void {
@@ -22,75 +17,13 @@ export function tidyUp(): void {
   afterEach(async () => {
     jest.useRealTimers()
     setSystemTime()
-    for (const name of ["HTTPS_PROXY", "NO_PROXY", "no_proxy"]) {
+    for (const name of ["HTTPS_PROXY", "NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy"]) {
       delete process.env[name]
       if (environment[name] !== undefined) process.env[name] = environment[name]
     }
     for (const end of endings.splice(0).reverse()) await end()
   })
   afterAll(() => rmSync(folder, { recursive: true, force: true }))
-}
-
-export const [trusted, foreign] = [await newAuthority("trusted"), await newAuthority("foreign")]
-export const identityOf = ({ issue }: Authority, ...sans: string[]) => issue({ cn: "server", sans })
-export const local = await identityOf(trusted, "127.0.0.1", "::1")
-export const [ada, bob] = [
-  await trusted.issue({ cn: "ada", client: true }),
-  await trusted.issue({ cn: "bob", client: true }),
-]
-export const base64 = (text: string) => Buffer.from(text).toString("base64")
-
-export type Call = {
-  line: string
-  query: URLSearchParams
-  headers: IncomingHttpHeaders
-  body: string
-  subject: string | undefined
-  at: number
-}
-/** Answers a call by what it returns, as JSON with code 200, or by itself. */
-export type Handler = (call: Call, response: ServerResponse) => unknown
-export type Served = Awaited<ReturnType<typeof serve>>
-
-/** An HTTPS server that remembers its calls, the subjects of client certificates, and every socket. */
-export async function serve(handle: Handler, { identity = local, host = "127.0.0.1", port = 0 } = {}) {
-  const [calls, sockets]: [Call[], Set<Socket>] = [[], new Set()]
-  const web = http.createServer(async (request, response) => {
-    let body = ""
-    for await (const part of request) body += part
-    const { pathname, searchParams: query } = new URL(request.url ?? "", "https://server")
-    const { subject } = (request.socket as TLSSocket).getPeerCertificate() ?? {}
-    const call = {
-      line: `${request.method} ${pathname}`,
-      query,
-      headers: request.headers,
-      body,
-      subject: subject?.CN?.toString(),
-      at: 0,
-    }
-    calls.push(call)
-    const answer = await handle(call, response)
-    if (answer !== undefined && !response.headersSent)
-      response.end(typeof answer === "string" ? answer : JSON.stringify(answer))
-  })
-  const server = tls.createServer(
-    { ...identity, ca: trusted.cert, requestCert: true, rejectUnauthorized: false },
-    (socket) => {
-      socket.on("error", () => {})
-      web.emit("connection", socket)
-    },
-  )
-  server.on("connection", (socket: Socket) => {
-    sockets.add(socket.on("close", () => sockets.delete(socket)))
-  })
-  await new Promise<void>((done) => server.listen(port, host, done))
-  const address = `https://${net.isIPv6(host) ? `[${host}]` : host}:${(server.address() as AddressInfo).port}`
-  const stop = () => {
-    for (const socket of sockets) socket.destroy()
-    return new Promise((done) => server.close(done))
-  }
-  endings.push(stop)
-  return { address, port: (server.address() as AddressInfo).port, calls, sockets, stop }
 }
 
 export const status = (code: number, reason: string, details = {}) => ({
@@ -161,8 +94,8 @@ export const kubeconfigOf = (
 })
 export const sourceOf = (...kubeconfig: Parameters<typeof kubeconfigOf>) =>
   findSource({ KUBECONFIG: file(kubeconfigOf(...kubeconfig)) })
-export const connected = (server: Served, cluster?: object, user: object = { token: "t0ken" }) =>
-  connect(sourceOf(server.address, cluster, user))
+export const connected = async (server: Served, cluster?: object, user: object = { token: "t0ken" }) =>
+  connect(await sourceOf(server.address, cluster, user))
 
 /** A plugin that prints a line of its file of credentials each time, the last one again and again. */
 export function plugin(...credentials: object[]) {
@@ -217,31 +150,6 @@ export const errorOf = (promise: Promise<unknown>): Promise<Error> =>
 export const until = async (is: () => unknown, ms = 20_000) => {
   for (const end = performance.now() + ms; !is(); await new Promise(setImmediate))
     if (performance.now() > end) throw new Error(`not so: ${is}`)
-}
-
-/** A CONNECT proxy that logs; everything ends at the port that was asked for, on this machine. */
-export async function connectProxy() {
-  const [asked, sockets]: [string[], Socket[]] = [[], []]
-  const server = net.createServer((socket) => {
-    sockets.push(socket)
-    socket
-      .on("error", () => {})
-      .once("data", (head) => {
-        const target = /^CONNECT (\S+) /.exec(head.toString())?.[1] ?? ""
-        asked.push(target)
-        const onward = net.connect(Number(target.split(":").at(-1)), "127.0.0.1", () => {
-          socket.write("HTTP/1.1 200 OK\r\n\r\n")
-          socket.pipe(onward).pipe(socket)
-        })
-        sockets.push(onward.on("error", () => socket.destroy()))
-      })
-  })
-  await new Promise<void>((done) => server.listen(0, "127.0.0.1", done))
-  endings.push(() => {
-    for (const socket of sockets) socket.destroy()
-    server.close()
-  })
-  return { address: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, asked }
 }
 
 /** Sends pieces until the other side has enough. */

@@ -49,37 +49,41 @@ tidyUp()
 
 describe("Where to connect", () => {
   const env = (more: object = {}) => ({ HOME: join(folder, "nobody"), ...more })
-  const inCluster = (host: string, port: string) => {
+  const inCluster = async (host: string, port: string) => {
     const serviceAccount = mkdtempSync(join(folder, "sa-"))
     writeFileSync(join(serviceAccount, "token"), "t0ken\n")
     writeFileSync(join(serviceAccount, "ca.crt"), trusted.cert)
     return findSource({ KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT: port }, serviceAccount)
   }
 
-  test("KUBECONFIG goes before the pod's ServiceAccount, and that before ~/.kube/config", () => {
+  test("KUBECONFIG goes before the pod's ServiceAccount, and that before ~/.kube/config", async () => {
     const home = join(folder, "somebody")
     mkdirSync(join(home, ".kube"), { recursive: true })
-    writeFileSync(join(home, ".kube/config"), "{}")
+    writeFileSync(join(home, ".kube/config"), JSON.stringify(kubeconfigOf("https://127.0.0.1:1")))
     writeFileSync(join(home, "token"), "t0ken")
-    expect(findSource({ HOME: home, KUBECONFIG: " /a:/b\n" }, home).from).toBe("KUBECONFIG /a, /b")
-    expect(findSource({ HOME: home, KUBECONFIG: "" }, home).from).toBe("the pod's ServiceAccount")
-    expect(findSource({ HOME: home }, folder).from).toBe(join(home, ".kube/config"))
+    writeFileSync(join(home, "ca.crt"), trusted.cert)
+    const pod = { HOME: home, KUBERNETES_SERVICE_HOST: "127.0.0.1", KUBERNETES_SERVICE_PORT: "1" }
+    const [a, b] = [file(kubeconfigOf("https://127.0.0.1:2")), file("")]
+    const from = async (more: object, account: string) => (await findSource({ ...pod, ...more }, account)).from
+    expect(await from({ KUBECONFIG: ` ${a}:${b}\n` }, home)).toBe(`KUBECONFIG ${a}, ${b}`)
+    expect(await from({ KUBECONFIG: "" }, home)).toBe("the pod's ServiceAccount")
+    expect(await from({}, folder)).toBe(join(home, ".kube/config"))
   })
 
   test("E03 an IPv6 host gets brackets, once, and reaches its server", async () => {
-    expect(connect(inCluster("fd00:10::1", "443"), {}).address).toBe("https://[fd00:10::1]:443")
-    expect(connect(inCluster("[fd00:10::1]", "443"), {}).address).toBe("https://[fd00:10::1]:443")
+    expect(connect(await inCluster("fd00:10::1", "443"), {}).address).toBe("https://[fd00:10::1]:443")
+    expect(connect(await inCluster("[fd00:10::1]", "443"), {}).address).toBe("https://[fd00:10::1]:443")
     const server = await serve(quiet(), { host: "::1" })
-    expect(await connect(inCluster("::1", String(server.port)), {}).version(never)).toBe("v1.35.1")
+    expect(await connect(await inCluster("::1", String(server.port)), {}).version(never)).toBe("v1.35.1")
     expect(server.calls[0]?.headers.authorization).toBe("Bearer t0ken")
   })
 
-  test("E03 a missing host or port is named", () => {
+  test("E03 a missing host or port is named", async () => {
     for (const [host, port] of [
       ["fd00:10::1", ""],
       ["", "443"],
     ] as const)
-      expect(() => inCluster(host, port).load()).toThrow(
+      expect((await errorOf(inCluster(host, port))).message).toMatch(
         /KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT must both be set/,
       )
   })
@@ -87,24 +91,26 @@ describe("Where to connect", () => {
   test("E08 of two kubeconfigs one may be missing, and each may hold a part", async () => {
     const server = await serve(quiet())
     const { users, ...rest } = kubeconfigOf(server.address, undefined, { token: "t0ken" })
-    const cluster = connect(findSource({ KUBECONFIG: `${join(folder, "missing")}:${file(rest)}:${file({ users })}` }))
+    const cluster = connect(
+      await findSource({ KUBECONFIG: `${join(folder, "missing")}:${file(rest)}:${file({ users })}` }),
+    )
     expect(await cluster.version(never)).toBe("v1.35.1")
     expect(server.calls[0]?.headers.authorization).toBe("Bearer t0ken")
   })
 
-  test("E13 a broken entry counts only where it is used, and then it is named", () => {
+  test("E13 a broken entry counts only where it is used, and then it is named", async () => {
     const config = kubeconfigOf("https://127.0.0.1:1")
     const broken = { ...config, clusters: [...config.clusters, { name: "bad", cluster: {} }] }
-    expect(connect(findSource({ KUBECONFIG: file(broken) })).address).toBe("https://127.0.0.1:1")
+    expect(connect(await findSource({ KUBECONFIG: file(broken) })).address).toBe("https://127.0.0.1:1")
     const used = { ...broken, contexts: [{ name: "here", context: { cluster: "bad", user: "me" } }] }
-    expect(() => findSource({ KUBECONFIG: file(used) }).load()).toThrow(/bad/)
+    expect((await errorOf(findSource({ KUBECONFIG: file(used) }))).message).toMatch(/cluster bad: server must be/)
   })
 
   test("paths in a kubeconfig are relative to it; its tokenFile goes before its token", async () => {
     const server = await serve(quiet())
     file(trusted.cert, "near-ca.crt")
     file("fresh\n", "near-token")
-    const cluster = connected(
+    const cluster = await connected(
       server,
       { "certificate-authority": "near-ca.crt" },
       { token: "stale", tokenFile: "near-token" },
@@ -120,12 +126,7 @@ describe("Where to connect", () => {
       {},
       /insecure-skip-tls-verify/,
     ],
-    [
-      "E05 a socks proxy",
-      { "proxy-url": "socks5://127.0.0.1:1080" },
-      {},
-      /proxy-url socks5:\/\/127.0.0.1:1080 cannot be used/,
-    ],
+    ["E05 a socks proxy", { "proxy-url": "socks5://127.0.0.1:1080" }, {}, /proxy-url socks5:\/\/ is not supported/],
     ["E14 a client key without its certificate", {}, { "client-key-data": base64(ada.key) }, /certificate and its key/],
     [
       "E14 a client certificate without its key",
@@ -133,15 +134,16 @@ describe("Where to connect", () => {
       { "client-certificate-data": base64(ada.cert) },
       /certificate and its key/,
     ],
-    ["a server that is no URL", { server: "127.0.0.1:6443" }, {}, /127.0.0.1:6443/],
+    ["a server that is no URL", { server: "127.0.0.1:6443" }, {}, /server must be a URL that begins with https/],
   ]
-  test.each(contradictions)("%s is refused before anything is sent", (_, cluster, user, message) => {
-    expect(() => sourceOf("https://127.0.0.1:1", cluster, user).load()).toThrow(ConfigError)
-    expect(() => sourceOf("https://127.0.0.1:1", cluster, user).load()).toThrow(message)
+  test.each(contradictions)("%s is refused before anything is sent", async (_, cluster, user, message) => {
+    const error = await errorOf(sourceOf("https://127.0.0.1:1", cluster, user))
+    expect(error).toBeInstanceOf(ConfigError)
+    expect(error.message).toMatch(message)
   })
 
-  test("no configuration: the message names all places, and k3s'", () => {
-    expect(() => findSource(env(), folder)).toThrow(
+  test("no configuration: the message names all places, and k3s'", async () => {
+    expect((await errorOf(findSource(env(), folder))).message).toMatch(
       new RegExp(
         `KUBECONFIG is not set.*ServiceAccount in ${folder}.*${folder}/nobody/.kube/config.*/etc/rancher/k3s/k3s.yaml`,
       ),
@@ -152,7 +154,7 @@ describe("Where to connect", () => {
     for (const host of ["127.0.0.1", "::1"]) {
       const [server, proxy] = [await serve(quiet(), { host }), await connectProxy()]
       Object.assign(process.env, { HTTPS_PROXY: proxy.address, NO_PROXY: "example.test", no_proxy: "example.test" })
-      expect(await connect(inCluster(host, String(server.port))).version(never)).toBe("v1.35.1")
+      expect(await connect(await inCluster(host, String(server.port))).version(never)).toBe("v1.35.1")
       expect(proxy.asked).toEqual([])
     }
   })
@@ -164,26 +166,43 @@ describe("A proxy", () => {
     const proxy = await connectProxy()
     Object.assign(process.env, { HTTPS_PROXY: "http://127.0.0.1:1", NO_PROXY: "10.9.9.9", no_proxy: "*" })
     const cluster = { "certificate-authority-data": base64(trusted.cert), "proxy-url": proxy.address }
-    const far = connect(sourceOf(`https://10.9.9.9:${server.port}`, cluster))
+    const far = connect(await sourceOf(`https://10.9.9.9:${server.port}`, cluster))
     expect(await askAll(far, AbortSignal.timeout(5_000))).toEqual(allAre("done"))
     expect(new Set(proxy.asked)).toEqual(new Set([`10.9.9.9:${server.port}`]))
   })
 
-  test("E05 a proxy of the environment is used where the kubeconfig has none", async () => {
-    const [server, proxy] = [await serve(quiet()), await connectProxy()]
-    process.env.HTTPS_PROXY = proxy.address
-    await connected(server).version(never)
-    expect(proxy.asked).toEqual([`127.0.0.1:${server.port}`])
+  test("H09 E05 a proxy of the environment is used for other machines, and never for this one", async () => {
+    const identity = await identityOf(trusted, "10.9.9.9", "127.0.0.1", "localhost", "::1")
+    const [server, proxy] = [await serve(quiet(), { identity }), await connectProxy()]
+    for (const name of ["HTTPS_PROXY", "https_proxy"]) {
+      const env = { [name]: proxy.address.replace(name === "HTTPS_PROXY" ? "" : "http://", "") }
+      const of = async (host: string) => connect(await sourceOf(`https://${host}:${server.port}`), env)
+      expect(await (await of("10.9.9.9")).version(never)).toBe("v1.35.1")
+      for (const host of ["127.0.0.1", "localhost"]) expect(await (await of(host)).version(never)).toBe("v1.35.1")
+      expect(proxy.asked.splice(0)).toEqual([`10.9.9.9:${server.port}`])
+    }
+  })
+
+  test("H09 ALL_PROXY is not read, as by kubectl", async () => {
+    Object.assign(process.env, { ALL_PROXY: "http://127.0.0.1:1", all_proxy: "http://127.0.0.1:1" })
+    expect(await (await connected(await serve(quiet()))).version(never)).toBe("v1.35.1")
+  })
+
+  test("a proxy of the environment that is no http proxy is rejected by the name of the variable", async () => {
+    const source = await sourceOf("https://10.9.9.9:6443")
+    expect(() => connect(source, { https_proxy: "socks5://s3cr3t@127.0.0.1:1080" })).toThrow(
+      "https_proxy must name a proxy with http:// or https://, others are not supported",
+    )
   })
 })
 
 describe("Whom to trust", () => {
   test("F01 a server that the cluster's CA has signed is trusted by every verb, any other by none", async () => {
-    expect(await askAll(connected(await serve(quiet(endsWatches))))).toEqual(allAre("done"))
+    expect(await askAll(await connected(await serve(quiet(endsWatches))))).toEqual(allAre("done"))
     const stranger = await serve(quiet(), { identity: await identityOf(foreign, "127.0.0.1") })
-    expect(await askAll(connected(stranger))).toEqual(allAre(expect.stringMatching(/certificate/)))
+    expect(await askAll(await connected(stranger))).toEqual(allAre(expect.stringMatching(/certificate/)))
     const elsewhere = await serve(quiet(), { identity: await identityOf(trusted, "api.demo.test") })
-    expect(await askAll(connected(elsewhere))).toEqual(
+    expect(await askAll(await connected(elsewhere))).toEqual(
       allAre(expect.stringMatching(/ERR_TLS_CERT_ALTNAME_INVALID|altnames|does not match/i)),
     )
   })
@@ -197,26 +216,28 @@ describe("Whom to trust", () => {
     await new Promise<void>((done) => server.listen(0, "127.0.0.1", done))
     endings.push(() => server.close())
     const user = { token: "t0ken", "client-certificate-data": base64(ada.cert), "client-key-data": base64(ada.key) }
-    const cluster = connect(sourceOf(`https://127.0.0.1:${(server.address() as AddressInfo).port}`, undefined, user))
+    const cluster = connect(
+      await sourceOf(`https://127.0.0.1:${(server.address() as AddressInfo).port}`, undefined, user),
+    )
     expect(await askAll(cluster)).toEqual(allAre(expect.stringMatching(/certificate/)))
     expect(bytes).toBe(0)
   })
 
   test("F03 (1) a self-signed server is refused, (2) unless skip-verify says otherwise, and only there", async () => {
     const server = await serve(quiet(endsWatches), { identity: await identityOf(foreign, "127.0.0.1") })
-    expect((await errorOf(connected(server, {}).version(never))).message).toMatch(/certificate/)
-    const careless = connected(server, { "insecure-skip-tls-verify": true })
+    expect((await errorOf((await connected(server, {})).version(never))).message).toMatch(/certificate/)
+    const careless = await connected(server, { "insecure-skip-tls-verify": true })
     expect([careless.isVerified, await askAll(careless)]).toEqual([false, allAre("done")])
-    expect((await errorOf(connected(server, {}).version(never))).message).toMatch(/certificate/)
+    expect((await errorOf((await connected(server, {})).version(never))).message).toMatch(/certificate/)
   })
 
   test("E07 tls-server-name is what the certificate is checked against, by every verb", async () => {
     const cluster = { "certificate-authority-data": base64(trusted.cert), "tls-server-name": "api.demo.test" }
     const named = await serve(quiet(endsWatches), { identity: await identityOf(trusted, "api.demo.test") })
-    expect(await askAll(connected(named, cluster))).toEqual(allAre("done"))
+    expect(await askAll(await connected(named, cluster))).toEqual(allAre("done"))
     const unnamed = await serve(quiet(endsWatches))
-    expect(await connected(unnamed).version(never)).toBe("v1.35.1") // leaves a connection that could be taken again
-    expect(await askAll(connected(unnamed, cluster))).toEqual(
+    expect(await (await connected(unnamed)).version(never)).toBe("v1.35.1") // leaves a connection that could be taken again
+    expect(await askAll(await connected(unnamed, cluster))).toEqual(
       allAre(expect.stringMatching(/ERR_TLS_CERT_ALTNAME_INVALID|altnames|does not match/i)),
     )
   })
@@ -231,7 +252,7 @@ describe("Whom to trust", () => {
         .map((pem) => `# a root\n${pem}`)
         .join("\n")
         .replace(/\r?\n/g, "\r\n")
-      expect(await connected(server, { "certificate-authority": file(bundle) }).version(never)).toBe("v1.35.1")
+      expect(await (await connected(server, { "certificate-authority": file(bundle) })).version(never)).toBe("v1.35.1")
     }
   })
 
@@ -240,8 +261,8 @@ describe("Whom to trust", () => {
     const ca = file(foreign.cert)
     const kubeconfig = file(kubeconfigOf(server.address, { "certificate-authority-data": base64(foreign.cert) }))
     const clusters = [
-      connected(server, { "certificate-authority": ca }),
-      connect(findSource({ KUBECONFIG: kubeconfig })),
+      await connected(server, { "certificate-authority": ca }),
+      connect(await findSource({ KUBECONFIG: kubeconfig })),
     ]
     for (const cluster of clusters) expect((await errorOf(cluster.version(never))).message).toMatch(/certificate/)
     writeFileSync(ca, trusted.cert)
@@ -265,7 +286,7 @@ describe("Who we are", () => {
     let accepted = "Bearer T1"
     const server = await serve(quiet((call, response) => only(accepted)(call, response) ?? endsWatches(call, response)))
     const tokenFile = file("T1\n")
-    const cluster = connected(server, undefined, { tokenFile })
+    const cluster = await connected(server, undefined, { tokenFile })
     expect(await askAll(cluster)).toEqual(allAre("done"))
     writeFileSync(tokenFile, "T2\n")
     accepted = "Bearer T2"
@@ -283,7 +304,7 @@ describe("Who we are", () => {
 
   test("E01 a 401 that stays is tried once again, then it is an error", async () => {
     const server = await serve((_, response) => refuse(response, 401, "Unauthorized"))
-    expect(await errorOf(connected(server).version(never))).toMatchObject({
+    expect(await errorOf((await connected(server)).version(never))).toMatchObject({
       name: "ApiError",
       status: 401,
       reason: "Unauthorized",
@@ -295,7 +316,7 @@ describe("Who we are", () => {
     const server = await serve(quiet(only("Bearer P1", "Bearer P2")))
     const inAMinute = new Date(Date.now() + 60_000).toISOString()
     const { user, runs } = plugin({ token: "P1", expirationTimestamp: inAMinute }, { token: "P2" })
-    const cluster = connected(server, undefined, user)
+    const cluster = await connected(server, undefined, user)
     for (const afterMs of [0, 11_000, 20_000]) {
       setSystemTime(Date.now() + afterMs)
       await cluster.version(never)
@@ -311,7 +332,7 @@ describe("Who we are", () => {
       quiet((call, response) => only("Bearer P2")(call, response) ?? endsWatches(call, response)),
     )
     const { user, runs } = plugin({ token: "P1" }, { token: "P2" })
-    const cluster = connected(server, undefined, user)
+    const cluster = await connected(server, undefined, user)
     expect(await askAll(cluster)).toEqual(allAre("done"))
     setSystemTime(Date.now() + 3_600_000)
     expect(await askAll(cluster)).toEqual(allAre("done"))
@@ -321,10 +342,10 @@ describe("Who we are", () => {
   test("E10 a plugin that hangs is given up and ended", async () => {
     const pid = join(folder, "pid")
     const hanging = { exec: { command: "sh", args: ["-c", `echo $$ > ${pid}.new; mv ${pid}.new ${pid}; sleep 1000`] } }
-    const cluster = connected(await serve(quiet()), undefined, hanging)
+    const cluster = await connected(await serve(quiet()), undefined, hanging)
     jest.useFakeTimers()
     const error = errorOf(cluster.version(never))
-    while (!existsSync(pid)) Bun.sleepSync(2)
+    await until(() => existsSync(pid))
     jest.advanceTimersByTime(25_001)
     expect((await error).message).toBe("the credential plugin sh failed: we got no answer in 25s")
     jest.useRealTimers()
@@ -335,7 +356,7 @@ describe("Who we are", () => {
   test("E10 a plugin that ends but leaves its output open is given up", async () => {
     const pids = join(folder, "pids")
     const script = `setsid sleep 1000 & echo $$ $! > ${pids}.new; mv ${pids}.new ${pids}`
-    const cluster = connected(await serve(quiet()), undefined, { exec: { command: "sh", args: ["-c", script] } })
+    const cluster = await connected(await serve(quiet()), undefined, { exec: { command: "sh", args: ["-c", script] } })
     jest.useFakeTimers()
     const error = errorOf(cluster.version(never))
     await until(() => existsSync(pids))
@@ -351,7 +372,7 @@ describe("Who we are", () => {
     const server = await serve(quiet())
     const flag = join(folder, "logged-in")
     const script = `[ -e ${flag} ] || { echo 'log in first' >&2; exit 7; }; echo '{"status":{"token":"P1"}}'`
-    const cluster = connected(server, undefined, { exec: { command: "sh", args: ["-c", script] } })
+    const cluster = await connected(server, undefined, { exec: { command: "sh", args: ["-c", script] } })
     expect((await errorOf(cluster.version(never))).message).toMatch(/credential plugin sh.*7.*log in first/)
     writeFileSync(flag, "")
     expect(await cluster.version(never)).toBe("v1.35.1")
@@ -361,9 +382,9 @@ describe("Who we are", () => {
       ["echo", ["{}"], /credential plugin echo/],
       ["echo", [JSON.stringify({ status: { clientKeyData: ada.key } })], /credential plugin echo.*certificate/],
     ] as const)
-      expect((await errorOf(connected(server, undefined, { exec: { command, args } }).version(never))).message).toMatch(
-        message,
-      )
+      expect(
+        (await errorOf((await connected(server, undefined, { exec: { command, args } })).version(never))).message,
+      ).toMatch(message)
   })
 
   test("E10 a plugin is told what is asked of it, and lives beside its kubeconfig", async () => {
@@ -378,7 +399,7 @@ describe("Who we are", () => {
       command: "./near-plugin",
       env: [{ name: "MINE", value: "P1" }],
     }
-    await connected(server, undefined, { exec }).version(never)
+    await (await connected(server, undefined, { exec })).version(never)
     expect(bearers(server)).toEqual(["P1"])
     expect(JSON.parse(readFileSync(join(folder, "info"), "utf8"))).toMatchObject({
       apiVersion: exec.apiVersion,
@@ -395,7 +416,7 @@ describe("Who we are", () => {
     ]
     for (const user of users) {
       const server = await serve(quiet(endsWatches))
-      expect(await askAll(connected(server, undefined, user))).toEqual(allAre("done"))
+      expect(await askAll(await connected(server, undefined, user))).toEqual(allAre("done"))
       expect([...new Set(server.calls.map(({ subject }) => subject))]).toEqual(["ada"])
     }
   })
@@ -403,7 +424,7 @@ describe("Who we are", () => {
   test("E14 a client certificate that was renewed on disk is shown from then on", async () => {
     const server = await serve(quiet())
     const user = { "client-certificate": file(ada.cert), "client-key": file(ada.key) }
-    const cluster = connected(server, undefined, user)
+    const cluster = await connected(server, undefined, user)
     await cluster.version(never)
     writeFileSync(user["client-certificate"], bob.cert)
     writeFileSync(user["client-key"], bob.key)
@@ -418,7 +439,7 @@ describe("Who we are", () => {
       "client-certificate-data": base64(cert),
       "client-key-data": base64(key),
     })
-    for (const user of [as(ada), as(bob), {}]) await connected(server, undefined, user).version(never)
+    for (const user of [as(ada), as(bob), {}]) await (await connected(server, undefined, user)).version(never)
     expect(server.calls.map(({ subject }) => subject)).toEqual(["ada", "bob", undefined])
   })
 })
@@ -447,7 +468,7 @@ describe("What it answers", () => {
       [half, half.calls],
       [mute, mute.sockets],
     ] as const) {
-      const cluster = connect(sourceOf(server.address))
+      const cluster = connect(await sourceOf(server.address))
       await cluster.version(AbortSignal.timeout(1)).catch(() => {}) // prepares what takes a moment
       const before = begun.length
       jest.useFakeTimers()
@@ -467,6 +488,25 @@ describe("What it answers", () => {
     }
   })
 
+  test("H31 connections that died in silence cost one time-out in all, not one each", async () => {
+    let isDead = false
+    let fresh = 0
+    const server = await serve(quiet((call) => (isDead && call.socket < fresh ? new Promise(() => {}) : undefined)))
+    const cluster = await connected(server)
+    await Promise.all(Array.from({ length: 6 }, () => cluster.version(never)))
+    expect(server.sockets.size).toBeGreaterThan(1)
+    isDead = true
+    fresh = server.opened()
+    jest.useFakeTimers()
+    const first = errorOf(cluster.version(never))
+    const before = server.calls.length
+    await until(() => server.calls.length > before)
+    jest.advanceTimersByTime(30_001)
+    expect((await first).message).toBe("GET /version got no answer in 30s")
+    jest.useRealTimers()
+    for (let n = 0; n < 6; n++) expect(await cluster.version(never)).toBe("v1.35.1")
+  })
+
   test("F06 an address that swallows packets holds nothing up: stopping and limits work while connecting", async () => {
     const script = 'const s = require("net").createServer().listen(0, "127.0.0.1", () => console.log(s.address().port))'
     const child = Bun.spawn([process.execPath, "-e", script], { stdout: "pipe" })
@@ -481,7 +521,7 @@ describe("What it answers", () => {
     await until(() => accepted > 500)
     await Bun.sleep(20)
     const begunAt = performance.now()
-    expect(await askAll(connect(sourceOf(`https://127.0.0.1:${port}`)), AbortSignal.timeout(100))).toEqual(
+    expect(await askAll(connect(await sourceOf(`https://127.0.0.1:${port}`)), AbortSignal.timeout(100))).toEqual(
       allAre("The operation timed out."),
     )
     expect(performance.now() - begunAt).toBeLessThan(10_000) // of a call's own limit of 30 s
@@ -489,7 +529,7 @@ describe("What it answers", () => {
 
   test("every verb asks what it should, as whom it should", async () => {
     const server = await serve(quiet(endsWatches))
-    await askAll(connected(server))
+    await askAll(await connected(server))
     const asked = server.calls.map(({ line, query, body }) =>
       `${line}${query.size > 0 ? `?${query}` : ""} ${body}`
         .trim()
@@ -503,7 +543,6 @@ describe("What it answers", () => {
         `GET ${jobs}?limit=500`,
         `GET ${jobs}/load-a`,
         `POST ${jobs} ${JSON.stringify(job())}`,
-        `PATCH ${jobs}/load-a {"metadata":{"uid":"U1","annotations":{"note":"x"}}}`,
         `PATCH ${jobs}/load-a {"metadata":{"uid":"U1","resourceVersion":"1","annotations":{"note":null}}}`,
         'POST /api/v1/namespaces/demo/events {"reason":"Failed"}',
         `DELETE ${jobs}/load-a {"propagationPolicy":"Foreground","preconditions":{"uid":"U1","resourceVersion":"1"}}`,
@@ -523,7 +562,7 @@ describe("What it answers", () => {
     const server = await serve(
       (_, response) => void response.writeHead(307, { location: `${thief.address}/version` }).end(),
     )
-    expect(await askAll(connected(server))).toEqual(allAre(expect.stringMatching(/^307 /)))
+    expect(await askAll(await connected(server))).toEqual(allAre(expect.stringMatching(/^307 /)))
     expect(thief.calls).toEqual([])
   })
 
@@ -536,13 +575,13 @@ describe("What it answers", () => {
         setTimeout(() => response.socket?.destroy(), 20)
       }),
     )
-    expect(await errorOf(connected(server).version(never))).not.toBeInstanceOf(ApiError)
-    expect(await connected(server).version(never)).toBe("v1.35.1")
+    expect(await errorOf((await connected(server)).version(never))).not.toBeInstanceOf(ApiError)
+    expect(await (await connected(server)).version(never)).toBe("v1.35.1")
   })
 
   test("an error is known by code and reason, and says how long to wait", async () => {
     let [code, headers, body]: [number, Record<string, string>, string] = [0, {}, ""]
-    const cluster = connected(await serve((_, response) => void response.writeHead(code, headers).end(body)))
+    const cluster = await connected(await serve((_, response) => void response.writeHead(code, headers).end(body)))
     const get = () => errorOf(cluster.createJob("demo", job(), {}, never))
     const cases: [number, Record<string, string>, string | object, object][] = [
       [
@@ -597,7 +636,8 @@ describe("What it answers", () => {
       const [page, next] = query.get("continue") === "p2" ? ["b", undefined] : ["a", "p2"]
       return { metadata: { resourceVersion: "7", continue: next }, items: [{ metadata: { name: page } }] }
     })
-    const list = () => connected(server).listJobs("demo", "", ({ metadata }) => metadata?.name, never)
+    const cluster = await connected(server)
+    const list = () => cluster.listJobs("demo", "", ({ metadata }) => metadata?.name, never)
     const whole = { items: ["a", "b"], resourceVersion: "7" }
     expect(await list()).toEqual(whole)
     expiries = 1
@@ -610,7 +650,7 @@ describe("What it answers", () => {
 
   test("a 410 that answers the first page of a list is an error", async () => {
     const server = await serve((_, response) => refuse(response, 410, "Expired"))
-    const list = connected(server).listPods("demo", "", (pod) => pod, never)
+    const list = (await connected(server)).listPods("demo", "", (pod) => pod, never)
     expect(await errorOf(list)).toMatchObject({ status: 410, reason: "Expired" })
     expect(server.calls).toHaveLength(1)
   })
@@ -638,7 +678,7 @@ describe("What it answers", () => {
     const seenAtRequest: number[] = []
     const server = await servePods(1_700, () => seenAtRequest.push(seen))
     const keepEven = ({ metadata }: Pod) => (seen++ % 2 === 0 ? metadata?.uid : undefined)
-    const { items } = await connected(server).listPods("demo", "", keepEven, never)
+    const { items } = await (await connected(server)).listPods("demo", "", keepEven, never)
     expect(seenAtRequest).toEqual([0, 500, 1_000, 1_500])
     expect(items).toEqual(Array.from({ length: 850 }, (_, i) => `uid-${2 * i}`))
   })
@@ -651,7 +691,7 @@ describe("What it answers", () => {
         Bun.gc(true)
         held.push(heapStats().heapSize)
       })
-      const { items } = await connected(server).listPods("demo", "", keep, never)
+      const { items } = await (await connected(server)).listPods("demo", "", keep, never)
       expect([items.length, held.length]).toEqual([9_000, 18])
       return held.at(-1)! - held[0]!
     }
@@ -669,7 +709,7 @@ describe("What it answers", () => {
         if (slow) setSystemTime(Date.now() + 10_000)
       }),
     )
-    const cluster = connected(server)
+    const cluster = await connected(server)
     expect(cluster.skewMs()).toBe(0)
     for (ahead of [3_600_000, -3_600_000, 0]) {
       await cluster.version(never)
@@ -685,7 +725,7 @@ describe("What it answers", () => {
     const filler = "x".repeat(2_048)
     const codes = [429, 404, 409]
     const server = await serve((_, response) => void response.writeHead(codes[server.calls.length % 3]!).end(filler))
-    const cluster = connected(server)
+    const cluster = await connected(server)
     const many = async (n: number) => {
       for (let i = 0; i < n; i++)
         await Promise.all([1, 2, 3, 4].map(() => errorOf(cluster.createJob("demo", job(), {}, never))))
@@ -710,7 +750,9 @@ describe("What it answers", () => {
       return piece
     }
     const server = await serve((_, response) => flood(response.writeHead(code), next))
-    expect((await errorOf(connected(server).deleteJob("demo", "load-a", DELETE, never))).message).toMatch(message)
+    expect((await errorOf((await connected(server)).deleteJob("demo", "load-a", DELETE, never))).message).toMatch(
+      message,
+    )
     await until(() => server.sockets.size === 0)
     expect(sent).toBeLessThan(most)
   })

@@ -22,8 +22,8 @@ import {
 tidyUp()
 
 describe("Logs", () => {
-  const read = (server: Served, lines = 20, previous = false) =>
-    connected(server).readLog("demo", "q1", "worker", { lines, previous }, never)
+  const read = async (server: Served, lines = 20, previous = false) =>
+    (await connected(server)).readLog("demo", "q1", "worker", { lines, previous }, never)
   const podOf = (name: string, main: object, containers = ["worker", "mesh"]) =>
     viewPod({
       metadata: {
@@ -39,11 +39,11 @@ describe("Logs", () => {
       },
     })
   const ended = { state: { terminated: { exitCode: 1, startedAt: null, finishedAt: null } } }
-  const evidenceOf = (server: Served, pods: PodView[]) => {
+  const evidenceOf = async (server: Served, pods: PodView[]) => {
     const { config } = readSettings({ NAMESPACE: "demo", JOB_NAMES: "load-a" })
     const clock = { ...systemClock, sleep: () => Promise.resolve() }
     const world = {
-      cluster: connected(server),
+      cluster: await connected(server),
       clock,
       emit: () => {},
       config,
@@ -152,7 +152,7 @@ describe("A watch", () => {
       "\n",
       '{"type":"DEL',
     )
-    expect((await watched(connected(server))).map(({ type, object }) => [type, object.metadata?.name])).toEqual([
+    expect((await watched(await connected(server))).map(({ type, object }) => [type, object.metadata?.name])).toEqual([
       ["ADDED", "straße-☂"],
       ["MODIFIED", "load-a"],
     ])
@@ -167,7 +167,7 @@ describe("A watch", () => {
       status: {},
     }
     const server = await streaming(event("BOOKMARK", skeleton), event("SOMETHINGNEW", {}))
-    expect((await watched(connected(server))).map(({ type }) => type)).toEqual(["BOOKMARK", "SOMETHINGNEW"])
+    expect((await watched(await connected(server))).map(({ type }) => type)).toEqual(["BOOKMARK", "SOMETHINGNEW"])
   })
 
   const broken: [string, string[], object][] = [
@@ -182,12 +182,25 @@ describe("A watch", () => {
       { status: 500, retryAfterMs: 4_000 },
     ],
     ["an ERROR event without a Status", ['{"type":"ERROR"}\n'], { message: expect.stringContaining("500") }],
-    ["a broken line", ["{{\n"], { name: "SyntaxError" }],
-    ["a line that is no event", ["null\n"], {}],
+    ...(
+      [
+        ["a broken line", "{{"],
+        ["a line that is no event", "null"],
+        ["J16 an event without an object", '{"type":"ADDED"}'],
+        ["J16 an event whose object is null", '{"type":"DELETED","object":null}'],
+        ["J16 an object without metadata", '{"type":"MODIFIED","object":{"kind":"Job"}}'],
+        ["J16 a bookmark without metadata", '{"type":"BOOKMARK","object":{}}'],
+        ["J16 an event without a type", '{"object":{"metadata":{}}}'],
+      ] as const
+    ).map(([name, line]): [string, string[], object] => [
+      name,
+      [`${line}\n`],
+      { message: "the watch sent a line that is not an event about an object with metadata" },
+    ]),
   ]
   test.each(broken)("%s is an error, and the socket is closed", async (_, parts, right) => {
     const server = await serve((_, response) => void response.write(parts.join("")))
-    expect(await errorOf(watched(connected(server)))).toMatchObject(right)
+    expect(await errorOf(watched(await connected(server)))).toMatchObject(right)
     await until(() => server.sockets.size === 0)
   })
 
@@ -197,21 +210,21 @@ describe("A watch", () => {
       for (const ms of [300, 600, 900]) setTimeout(() => response.write(event("ADDED", job())), ms)
     })
     const begunAt = performance.now()
-    expect((await errorOf(watched(connected(server), never, 800))).message).toBe("no word for 800ms")
+    expect((await errorOf(watched(await connected(server), never, 800))).message).toBe("no word for 800ms")
     expect(performance.now() - begunAt).toBeGreaterThan(1_500)
     await until(() => server.sockets.size === 0)
   })
 
   test("a line without end is given up", async () => {
     const server = await serve((_, response) => flood(response, () => "x".repeat(65_536)))
-    expect((await errorOf(watched(connected(server)))).message).toBe("the watch sent an event without end")
+    expect((await errorOf(watched(await connected(server)))).message).toBe("the watch sent an event without end")
     await until(() => server.sockets.size === 0)
   })
 
   test("F07 watches that we end leave neither sockets nor memory behind", async () => {
     const line = event("ADDED", job("2", { annotations: { note: "x".repeat(65_536) } }))
     const server = await serve((_, response) => void response.write(line))
-    const cluster = connected(server)
+    const cluster = await connected(server)
     const cycles = async (n: number) => {
       for (let i = 0; i < n; i++)
         for await (const _ of cluster.watch("demo", "jobs", { resourceVersion: "1", silenceMs: 60_000 }, never)) break
@@ -229,7 +242,7 @@ describe("A watch", () => {
     const stop = new AbortController()
     const server = await serve((_, response) => void response.write(event("ADDED", job())))
     const seen: string[] = []
-    for await (const { type } of connected(server).watch(
+    for await (const { type } of (await connected(server)).watch(
       "demo",
       "jobs",
       { resourceVersion: "1", silenceMs: 60_000 },
