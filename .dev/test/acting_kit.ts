@@ -315,6 +315,21 @@ export const backOnce = async (server: Server, lives: Life[], jobs: Job[]) => {
   expectOnce(server, lives, jobs)
 }
 
+/** The results of this Job's restarts, as reported. */
+export const outcomesOf = (life: Life, name: string) =>
+  life.factsOf("RestartFinished", name).map(({ outcome }) => outcome.result)
+/** Until the operator has deleted the Job and looked at it twice since: from then on, it relies on its intent. */
+export const terminating = (server: Server, { metadata: { name } }: Job) =>
+  until("terminating", () => {
+    const deletedAt = server.calls.findIndex(
+      (call) => call.verb === "delete" && call.name === name && call.status === 200,
+    )
+    const looks = server.calls
+      .slice(deletedAt)
+      .filter((call) => call.verb === "get" && call.name === name && call.status > 0)
+    return deletedAt >= 0 && looks.length >= 2
+  })
+
 let laterJobs = 0
 /** Waits until this operator has restarted a Job that failed only now: what was due before has been restarted too. */
 export async function afterLaterFailure(server: Server, life: Life): Promise<void> {

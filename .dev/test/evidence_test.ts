@@ -1,0 +1,249 @@
+// The evidence of a failure, as class Operator gathers it from the embedded API server over real HTTPS. An id in a name is a report,
+// listed in .github/docs/reports.md.
+import { describe, expect, test } from "bun:test"
+import { textRecord } from "../../operator.ts"
+import type { Pod } from "../apiserver/model.ts"
+import { OPERATOR_ROLE } from "../apiserver/roles.ts"
+import {
+  afterLaterFailure,
+  allBack,
+  attempt,
+  backOnce,
+  callsOf,
+  ended,
+  failure,
+  isBack,
+  live,
+  logs,
+  run,
+  type Server,
+  serve,
+  stand,
+  standPod,
+  tidyUp,
+  until,
+} from "./acting_kit.ts"
+
+tidyUp()
+
+describe("The evidence", () => {
+  /** Fails with restartPolicy OnFailure: no pod is left then. */
+  const failsWithoutPods = (server: Server) =>
+    run(server, "load-a", [attempt(3, "one\n"), { ...attempt(3, "two\n"), graceMs: 1_000 }, {}], {
+      pod: { restartPolicy: "OnFailure" },
+      spec: { backoffLimit: 1 },
+    })
+  test("B01 a watch has kept exit code and log of pods that are gone when the Job fails", async () => {
+    const server = await serve()
+    const life = live(server, { DRY_RUN: "true" })
+    await until("watching", () => callsOf(server, "watch", "pods").length + callsOf(server, "watch").length === 2)
+    failsWithoutPods(server)
+    await until("reported", () => life.about("load-a", /failed at.*exit:3, BackoffLimitExceeded/).length > 0)
+    expect(server.model.pods()).toEqual([])
+    expect(life.evidence("load-a")).toMatch(/exit code 3[\s\S]*\| (one|two)/)
+  })
+  test("B01 where pods are polled and gone, the failure is reported as the Job tells it", async () => {
+    const server = await serve()
+    failsWithoutPods(server)
+    const failed = () => server.model.job("default", "load-a")?.status.conditions?.some(({ type }) => type === "Failed")
+    await until("failed", failed)
+    const life = live(server, { DRY_RUN: "true", CHECK_INTERVAL: "3" }, { user: "old" })
+    await until("reported", () => life.about("load-a", /failed at.*BackoffLimitExceeded, Job has reached/).length > 0)
+    expect(life.evidence("load-a")).toBe("no pods left")
+  })
+
+  test("C01 each container's state and log are kept, with one request that names it", async () => {
+    const server = await serve()
+    const container = (name: string) => ({ name, image: "load:1" })
+    const pod = { initContainers: [container("fetch")], containers: [container("worker"), container("mesh")] }
+    const ends = {
+      fetch: { log: "fetched\n" },
+      worker: { exitCode: 137, reason: "OOMKilled", log: "a\nb\n" },
+      mesh: { exitCode: 1, log: "mesh ends\n" },
+    }
+    const script = [{ runMs: 5, containers: ends }, {}]
+    const life = live(server)
+    const job = run(server, "load-a", script, { pod })
+    await backOnce(server, [life], [job])
+    expect(life.about("load-a", /failed at.*oom/).length).toBe(1)
+    for (const part of [
+      "fetch\\W+exit code 0[\\s\\S]*\\| fetched",
+      "worker\\W+exit code 137, OOMKilled[\\s\\S]*\\| a\n *\\| b",
+      "mesh\\W+exit code 1[\\s\\S]*\\| mesh ends",
+    ])
+      expect(life.evidence("load-a")).toMatch(new RegExp(part))
+    expect(
+      logs(server)
+        .map(({ query }) => query.container)
+        .sort(),
+    ).toEqual(["fetch", "mesh", "worker"])
+    expect(logs(server).every(({ query }) => query.previous === undefined)).toBe(true)
+  })
+
+  test("the exit code of an init container that fails is the cause, and its log is kept", async () => {
+    const server = await serve()
+    const life = live(server)
+    const pod = { initContainers: [{ name: "fetch", image: "load:1" }] }
+    const job = run(server, "load-a", [{ containers: { fetch: { exitCode: 9, log: "no route\n" } } }, {}], { pod })
+    await backOnce(server, [life], [job])
+    expect(life.about("load-a", /failed at.*exit:9/).length).toBe(1)
+    expect(life.evidence("load-a")).toMatch(
+      /init container fetch\W+exit code 9[\s\S]*\| no route[\s\S]*container main\W+never started/,
+    )
+  })
+
+  test("B09 a deadline is the cause, whether the Job or the pod tells it", async () => {
+    const server = await serve()
+    const jobs = [
+      stand(server, "by-job", { status: failure(5_000, { reason: "DeadlineExceeded" }) }),
+      stand(server, "by-pod"),
+    ]
+    const status = { phase: "Failed", reason: "DeadlineExceeded", containerStatuses: [ended("main", 137)] }
+    standPod(server, jobs[1]!, "q1", status)
+    server.fault({ subresource: "log" }, { status: 400, reason: "BadRequest" }, { times: 99 })
+    const life = live(server)
+    await backOnce(server, [life], jobs)
+    for (const { metadata } of jobs) expect(life.about(metadata.name, /failed at.*: deadline/).length).toBe(1)
+    expect([logs(server).length, life.evidence("by-job")]).toEqual([1, "no pods left"])
+  })
+
+  const waitsFor = (name: string, reason: string, message: string) =>
+    ({ containerStatuses: [{ name, state: { waiting: { reason, message } } }] }) as Partial<Pod["status"]>
+  /** A Job whose pod waits for a Secret. */
+  async function cannotStart(server: Server) {
+    const job = run(server, "load-a", [{ imagePull: "ErrImagePull" }])
+    const pod = () => server.model.pods()[0]
+    const waitsWith = () => pod()?.status.containerStatuses?.[0]?.state?.waiting?.reason
+    await until("a pod that waits", () => waitsWith() === "ErrImagePull")
+    const wait = (message: string) =>
+      server.model.setPodStatus(
+        "default",
+        pod()!.metadata.name,
+        waitsFor("main", "CreateContainerConfigError", message),
+      )
+    return { job, wait }
+  }
+  test("B12 a Job whose image cannot be pulled is reported, and not restarted", async () => {
+    const server = await serve()
+    const { job } = await cannotStart(server)
+    const life = live(server)
+    await until("warned", () => life.about("load-a", /cannot start.*ErrImagePull/).length > 0)
+    await afterLaterFailure(server, life)
+    expect(isBack(server, job)).toBe(false)
+  })
+  test("B12 a Job that cannot start is reported once, though its reason changes", async () => {
+    const server = await serve()
+    const { wait } = await cannotStart(server)
+    wait("secret missing")
+    const life = live(server)
+    await until("warned", () => life.about("load-a", /CreateContainerConfigError: secret missing/).length > 0)
+    wait("secret still missing")
+    life.clock.jump(600_000)
+    await afterLaterFailure(server, life)
+    expect(life.about("load-a", /cannot start/).length).toBe(1)
+  })
+  test("B12 when its deadline fails a Job that could not start, the evidence tells what it waited for", async () => {
+    const server = await serve()
+    const { job, wait } = await cannotStart(server)
+    wait("secret missing")
+    const life = live(server)
+    await until("warned", () => life.about("load-a", /cannot start/).length > 0)
+    server.model.setStatus("jobs", "default", "load-a", failure(0, { reason: "DeadlineExceeded" }))
+    await until("back", () => isBack(server, job))
+    expect(life.evidence("load-a")).toMatch(/never started, CreateContainerConfigError, secret missing/)
+    expect(logs(server)).toEqual([])
+  })
+
+  test("C03 C11 a log that cannot be read is a note beside the others, and holds up no restart", async () => {
+    const server = await serve()
+    const codes = [400, 403, 404, 410, 429, 500]
+    const jobs = codes.map((code) => stand(server, `log-${code}`))
+    for (const [i, job] of jobs.entries()) {
+      const lost = ended("lost", 0, { startedAt: null, finishedAt: null })
+      standPod(server, job, `a-${codes[i]}`, { phase: "Failed", containerStatuses: [ended("main", 3), lost] })
+      standPod(server, job, `b-${codes[i]}`, {
+        phase: "Pending",
+        containerStatuses: [{ name: "main", state: { waiting: { reason: "PodInitializing" } } }],
+      })
+      server.fault(
+        { subresource: "log", when: ({ name, query }) => name === `a-${codes[i]}` && query.container === "lost" },
+        { status: codes[i]!, retryAfterSeconds: 30 },
+        { times: 9 },
+      )
+    }
+    server.fault({ subresource: "log" }, { delayMs: 1 }, { times: 99 })
+    const life = live(server)
+    await backOnce(server, [life], jobs)
+    for (const code of codes)
+      expect(life.evidence(`log-${code}`)).toMatch(
+        new RegExp(`log not available: ${code}[\\s\\S]*never started, PodInitializing`),
+      )
+    expect([logs(server).length, logs(server).filter(({ name }) => name?.startsWith("b-"))]).toEqual([
+      2 * codes.length,
+      [],
+    ])
+  })
+
+  test("C14 the previous run's log is asked for only where a container runs again", async () => {
+    const server = await serve()
+    const jobs = ["again", "waits", "first"].map((name) => stand(server, name))
+    const lastState = { terminated: { exitCode: 3, reason: "Error" } }
+    const states = [
+      { state: { running: {} }, lastState, restartCount: 1 },
+      { state: { waiting: { reason: "CrashLoopBackOff" } }, lastState, restartCount: 3 },
+      { ...ended("main", 3), restartCount: 0 },
+    ]
+    for (const [i, job] of jobs.entries())
+      standPod(server, job, `p-${job.metadata.name}`, {
+        phase: "Running",
+        containerStatuses: [{ name: "main", ...states[i] }],
+      })
+    const life = live(server)
+    await backOnce(server, [life], jobs)
+    const asked = Object.groupBy(logs(server), ({ name }) => name ?? "")
+    expect(asked["p-again"]?.map(({ query }) => query.previous)).toEqual(["true", undefined])
+    expect([asked["p-waits"], asked["p-first"]].map((calls) => calls?.map(({ query }) => query.previous))).toEqual([
+      [undefined],
+      [undefined],
+    ])
+  })
+
+  test("G04 where pods/log is forbidden, one warning names the missing rule and the restart goes on", async () => {
+    const server = await serve()
+    server.addUser(
+      "no-logs",
+      OPERATOR_ROLE.filter(({ resources }) => resources?.[0] !== "pods/log"),
+    )
+    const life = live(server, {}, { user: "no-logs" })
+    const job = run(server, "load-a", [attempt(3), {}])
+    await backOnce(server, [life], [job])
+    const missing = life.said.filter(
+      ({ text, lines, level }) => level === "warning" && /get pods\/log/.test([text, ...lines].join("\n")),
+    )
+    expect(missing.length).toBe(1)
+    expect(life.evidence("load-a")).toMatch(/exit code 3/)
+  })
+
+  test("C13 no secret of a Job, no token and no manifest is written, whatever fails", async () => {
+    const server = await serve()
+    server.addUser("secretive", OPERATOR_ROLE, { token: "t0ken-t0ken" })
+    const env = [{ name: "API_KEY", value: "s3cr3t-demo" }]
+    const applied = { "kubectl.kubernetes.io/last-applied-configuration": JSON.stringify({ spec: { env } }) }
+    const job = stand(server, "load-a", {
+      pod: { containers: [{ name: "main", image: "load:1", env }] },
+      metadata: { annotations: applied },
+    })
+    const message = `Job.batch "load-a" is invalid: env[0]: Invalid value: core.EnvVar{Name:"API_KEY", Value:"s3cr3t-demo"}`
+    server.fault({ verb: "create", resource: "jobs" }, { status: 422, message }, { times: 2 })
+    server.fault(
+      { verb: "create", resource: "jobs" },
+      { status: 500, message: "Authorization: Bearer t0ken-t0ken" },
+      { times: 1 },
+    )
+    const life = live(server, {}, { user: "secretive", rate: 400 })
+    await allBack(server, [job])
+    const text = life.said.map(({ level, text, lines }) => textRecord(0, level, text, lines)).join("")
+    expect(text).toMatch(/Job.batch/)
+    expect(text).not.toMatch(/s3cr3t-demo|t0ken-t0ken|last-applied/)
+  })
+})

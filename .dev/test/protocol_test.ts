@@ -1,0 +1,404 @@
+// The restart protocol of operator.ts, against the embedded API server over real HTTPS: what is written, proved, deleted and created,
+// and what others may do meanwhile. An id in a name is a report, listed in .github/docs/reports.md.
+import { describe, expect, test } from "bun:test"
+import { INTENT, PREFIX, REPLACEMENT } from "../../operator.ts"
+import type { Policy, Webhook } from "../apiserver/admission.ts"
+import type { Call } from "../apiserver/http.ts"
+import type { Job, Obj } from "../apiserver/model.ts"
+import {
+  afterLaterFailure,
+  allBack,
+  attempt,
+  backOnce,
+  bodyName,
+  callsOf,
+  creations,
+  current,
+  deletions,
+  ended,
+  failure,
+  HELD,
+  intentions,
+  intents,
+  isDryRun,
+  kubectlDelete,
+  type Life,
+  live,
+  outcomesOf,
+  person,
+  proofs,
+  release,
+  run,
+  type Server,
+  serve,
+  stand,
+  standPod,
+  terminating,
+  tidyUp,
+  until,
+} from "./acting_kit.ts"
+
+tidyUp()
+
+describe("The restart protocol", () => {
+  /** A policy that rejects a Job by its name, and not its intent; returns what lifts it. */
+  function forbid(server: Server, name: string): () => void {
+    const { policies } = server.model.admission
+    const policy: Policy = {
+      name: "teams",
+      deny: ({ object }) => (object.metadata.name === name ? "team a may not create it" : undefined),
+    }
+    policies.push(policy)
+    return () => void policies.splice(policies.indexOf(policy), 1)
+  }
+  const DENIED =
+    "ValidatingAdmissionPolicy 'teams' with binding 'teams-binding' denied request: team a may not create it"
+  const rejected = (life: Life, name: string, times = 1) =>
+    until(`${name} rejected`, () => life.factsOf("RestartRejected", name).length >= times)
+  test("a Job that the cluster would not take back stands, and its intent is removed", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    forbid(server, "load-a")
+    const life = live(server)
+    await rejected(life, "load-a")
+    expect(current(server, job)?.metadata.uid).toBe(job.metadata.uid)
+    expect([deletions(server, "load-a"), intents(server)]).toEqual([[], []])
+  })
+
+  test("a rejection is reported in the server's words", async () => {
+    const server = await serve()
+    stand(server, "load-a")
+    forbid(server, "load-a")
+    const life = live(server)
+    await rejected(life, "load-a")
+    expect(life.factsOf("RestartRejected", "load-a")[0]?.why).toContain(DENIED)
+    await until("an Event", () =>
+      callsOf(server, "create", "events").some(({ body }) => JSON.stringify(body).includes(DENIED)),
+    )
+  })
+
+  test("after a rejection the cluster is asked before an intent is written again, and the restart goes on by itself", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    const lift = forbid(server, "load-a")
+    const life = live(server)
+    await rejected(life, "load-a", 3)
+    expect([intentions(server, "load-a").length, proofs(server, "load-a").length]).toEqual([1, 3])
+    lift()
+    await backOnce(server, [life], [job])
+  })
+
+  test("a restart whose intent is rejected deletes nothing", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    const isIntent = ({ body }: Call) => JSON.stringify(body).includes(REPLACEMENT)
+    server.fault(
+      { verb: "create", resource: "jobs", when: isIntent },
+      { status: 403, message: "no intents" },
+      { times: 2 },
+    )
+    const life = live(server)
+    await rejected(life, "load-a")
+    expect([deletions(server, "load-a"), current(server, job)?.metadata.uid]).toEqual([[], job.metadata.uid])
+    await backOnce(server, [life], [job])
+  })
+
+  const wanted: Record<string, (object: Obj) => unknown> = {
+    "a label": ({ metadata }) => metadata.labels?.team,
+    "an annotation": ({ metadata }) => metadata.annotations?.note,
+    "a field of the spec": ({ spec }) => (spec as Job["spec"]).activeDeadlineSeconds,
+  }
+  test.each(Object.entries(wanted))(
+    "a policy that wants %s on every Job does not keep it from its restart",
+    async (_, has) => {
+      const server = await serve()
+      const labels = { app: "load-a", team: "blue" }
+      const job = stand(server, "load-a", { metadata: { labels }, spec: { activeDeadlineSeconds: 60 } })
+      const deny: Policy["deny"] = ({ object }) => (has(object) ? undefined : "it is missing")
+      server.model.admission.policies.push({ name: "wants", deny })
+      await backOnce(server, [live(server)], [job])
+      expect(intentions(server, "load-a").map(({ status }) => status)).toEqual([422, 201])
+    },
+  )
+
+  const changes: Record<string, [(metadata: Obj["metadata"]) => void, RegExp]> = {
+    "drops an annotation": [
+      ({ annotations }) => delete annotations?.[REPLACEMENT],
+      /annotation .*replacement was removed/,
+    ],
+    "adds an owner": [
+      (metadata) =>
+        Object.assign(metadata, { ownerReferences: [{ apiVersion: "v1", kind: "ConfigMap", name: "c", uid: "U5" }] }),
+      /owner ConfigMap c/,
+    ],
+    "adds a finalizer": [(metadata) => Object.assign(metadata, { finalizers: ["a.test/b"] }), /finalizer a.test\/b/],
+  }
+  test.each(Object.entries(changes))(
+    "a webhook that %s of the intent is named, and nothing is deleted",
+    async (_, [change, why]) => {
+      const server = await serve()
+      const job = stand(server, "load-a")
+      const mutate: Webhook["mutate"] = ({ object }) => {
+        const copy = structuredClone(object)
+        if (copy.metadata.name.includes("-restart-")) change(copy.metadata)
+        return copy
+      }
+      server.model.admission.webhooks.push({ name: "x.test", mutate })
+      const life = live(server)
+      await rejected(life, "load-a")
+      expect(life.factsOf("RestartRejected", "load-a")[0]?.why).toMatch(why)
+      expect([deletions(server, "load-a"), current(server, job)?.metadata.uid]).toEqual([[], job.metadata.uid])
+    },
+  )
+
+  test("a webhook that answers 409 AlreadyExists itself is no yes", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    const denial = { code: 409, reason: "AlreadyExists", message: 'jobs.batch "load-a" already exists' }
+    const deny: Webhook["deny"] = ({ object }) => (object.metadata.name === "load-a" ? denial : undefined)
+    server.model.admission.webhooks.push({ name: "x.test", deny })
+    const life = live(server)
+    await rejected(life, "load-a")
+    expect([deletions(server, "load-a"), current(server, job)?.metadata.uid]).toEqual([[], job.metadata.uid])
+  })
+
+  test("a webhook that is down holds the delete up, and nothing is deleted without an answer", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    const webhook: Webhook = { name: "x.test", isDown: true }
+    server.model.admission.webhooks.push(webhook)
+    const life = live(server)
+    await until("retried", () => life.factsOf("Retrying", "load-a").length > 0)
+    expect(deletions(server, "load-a")).toEqual([])
+    webhook.isDown = false
+    await backOnce(server, [life], [job])
+  })
+
+  test("a TTL that ends before the Job is due keeps its wait: one intent when it fails, one restart when it is due", async () => {
+    const server = await serve()
+    const life = live(server, { RESTART_DELAY: "600" }, { rate: 1 })
+    await until("watching", () => callsOf(server, "watch").length > 0)
+    const job = run(server, "load-a", [attempt(3), {}], { spec: { ttlSecondsAfterFinished: 1 } })
+    await until("an intent", () => intents(server).length === 1)
+    await until("its TTL has removed it", () => !current(server, job))
+    await afterLaterFailure(server, life)
+    expect([creations(server, "load-a"), intentions(server, "load-a").length]).toEqual([[], 1])
+    life.clock.jump(600_000)
+    await allBack(server, [job])
+    await until("reported", () => outcomesOf(life, "load-a").length > 0)
+    expect([server.uids.get("default/load-a")?.length, outcomesOf(life, "load-a")]).toEqual([2, ["restarted"]])
+  })
+
+  test("a TTL that ends while the cluster rejects the Job keeps its intent, from which it is created later", async () => {
+    const server = await serve()
+    const job = run(server, "load-a", [attempt(3), {}], { spec: { ttlSecondsAfterFinished: 1 } })
+    const lift = forbid(server, "load-a")
+    const life = live(server, {}, { rate: 1 })
+    await rejected(life, "load-a")
+    await until("its TTL has removed it", () => !current(server, job))
+    expect(intents(server).length).toBe(1)
+    life.clock.jump(60_000)
+    await until("a try", () => creations(server, "load-a").length > 0)
+    lift()
+    life.clock.jump(60_000)
+    await allBack(server, [job])
+    expect(server.uids.get("default/load-a")?.length).toBe(2)
+  })
+
+  test.each(["Background", "Foreground"])(
+    "a person's %s delete cancels a restart that waits, though its TTL threatens it",
+    async (policy) => {
+      const server = await serve()
+      const job = stand(server, "load-a", { spec: { ttlSecondsAfterFinished: 60 }, status: failure(0) })
+      const life = live(server, { RESTART_DELAY: "600" }, { rate: 1 })
+      await until("an intent", () => intents(server).length === 1)
+      person(server, "delete", "load-a", { propagationPolicy: policy })
+      await until("no intent", () => !current(server, job) && intents(server).length === 0)
+      life.clock.jump(3_600_000)
+      await afterLaterFailure(server, life)
+      expect([creations(server, "load-a"), outcomesOf(life, "load-a")]).toEqual([[], ["cancelled"]])
+    },
+  )
+
+  test("a Retry-After of days holds the create up for five minutes", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    const isCreate = (call: Call) => bodyName(call) === "load-a" && !isDryRun(call)
+    const action = { status: 503, retryAfterSeconds: 999_999 }
+    server.fault({ verb: "create", resource: "jobs", when: isCreate }, action, { times: 1 })
+    const life = live(server, {}, { rate: 1 })
+    await until("held up", () => life.factsOf("Retrying", "load-a").length > 0)
+    expect(life.factsOf("Retrying", "load-a")[0]?.retryMs).toBeWithin(300_000, 301_000)
+    life.clock.jump(301_000)
+    await backOnce(server, [life], [job])
+  })
+
+  test("a Retry-After beside a yes is not waited for", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    const action = {
+      status: 409,
+      reason: "AlreadyExists",
+      message: 'jobs.batch "load-a" already exists',
+      retryAfterSeconds: 300,
+    }
+    server.fault({ verb: "create", resource: "jobs", when: isDryRun }, action, { times: 1 })
+    const life = live(server, {}, { rate: 1 })
+    await backOnce(server, [life], [job])
+    expect(life.factsOf("Retrying")).toEqual([])
+  })
+
+  test("J04 what holds a restart up is named after a minute, and is an alarm after five and each hour", async () => {
+    const server = await serve()
+    const job = stand(server, "held", HELD)
+    const metadata = { finalizers: ["example.test/pod"] }
+    standPod(server, job, "q1", { phase: "Failed", containerStatuses: [ended("main", 3)] }, metadata)
+    const life = live(server, {}, { rate: 1 })
+    await terminating(server, job)
+    const passes = async (ms: number, facts: number) => {
+      life.clock.jump(ms)
+      await until(`${facts} facts`, () => life.factsOf("HeldUp", "held").length === facts)
+    }
+    await passes(61_000, 1)
+    await passes(240_000, 2)
+    await passes(3_601_000, 3)
+    const heldUp = life.factsOf("HeldUp", "held")
+    expect(heldUp.map(({ isAlarm }) => isAlarm)).toEqual([false, true, true])
+    for (const { blockers } of heldUp)
+      expect(blockers).toMatch(
+        /finalizers .*example.test\/hold.*; pod q1 \(Failed, node node, finalizers example.test\/pod\)/,
+      )
+    release(server, "held")
+    person(server, "patch", "q1", { metadata: { finalizers: null } }, "pods")
+    await backOnce(server, [life], [job])
+  })
+
+  test("E1 a Job that nothing but the garbage collector's finalizer holds for a minute is deleted in the background", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    server.model.admission.policies.push({ name: "frozen", operations: ["UPDATE"], deny: () => "no updates" })
+    const life = live(server)
+    await terminating(server, job)
+    await backOnce(server, [life], [job])
+    const policies = deletions(server, "load-a").map(
+      ({ body }) => (body as { propagationPolicy: string }).propagationPolicy,
+    )
+    expect(policies).toEqual(["Foreground", "Background"])
+  })
+
+  test("an intent that was made unreadable while it is relied on still completes", async () => {
+    const server = await serve()
+    const job = stand(server, "held", HELD)
+    const life = live(server)
+    await terminating(server, job)
+    const [intent] = intents(server)
+    person(server, "patch", intent!.metadata.name, {
+      metadata: { annotations: { [REPLACEMENT]: "broken" }, labels: null },
+    })
+    release(server, "held")
+    await backOnce(server, [life], [job])
+  })
+
+  test("H25 an intent that somebody resumes and scales runs nothing, and the Job comes back once", async () => {
+    const server = await serve()
+    const owners: string[] = []
+    server.model.watch({ resource: "pods" }, ({ type, object }) => {
+      if (type === "ADDED") owners.push(object.metadata.ownerReferences?.[0]?.name ?? "")
+    })
+    const job = stand(server, "held", HELD)
+    const life = live(server)
+    await terminating(server, job)
+    person(server, "patch", intents(server)[0]!.metadata.name, { spec: { suspend: false, parallelism: 3 } })
+    release(server, "held")
+    await backOnce(server, [life], [job])
+    await until("it runs", () => owners.length > 0)
+    expect(owners).toEqual(["held"])
+  })
+
+  test("H23 an intent has no label and no annotation by which others prune", async () => {
+    const server = await serve()
+    const applied = { "kubectl.kubernetes.io/last-applied-configuration": "{}", "argocd.argoproj.io/tracking-id": "a" }
+    const job = stand(server, "held", { metadata: { ...HELD.metadata, annotations: applied } })
+    live(server)
+    await terminating(server, job)
+    const { labels = {}, annotations = {} } = intents(server)[0]!.metadata
+    expect(Object.keys({ ...labels, ...annotations }).filter((key) => !key.startsWith(PREFIX))).toEqual([])
+  })
+
+  test("B6 an edit of the terminating Job that the cluster rejects is reported, and the new Job lacks it", async () => {
+    const server = await serve()
+    const job = stand(server, "held", HELD)
+    const deny: Policy["deny"] = ({ object }) => (object.metadata.labels?.app === "bad" ? "no bad Jobs" : undefined)
+    server.model.admission.policies.push({ name: "bad", deny })
+    const life = live(server)
+    await terminating(server, job)
+    person(server, "patch", "held", { metadata: { labels: { app: "bad" } } })
+    await until("reported", () => life.factsOf("EditRejected", "held").length > 0)
+    expect(life.factsOf("EditRejected", "held")[0]?.why).toContain("no bad Jobs")
+    release(server, "held")
+    await backOnce(server, [life], [job])
+  })
+
+  test("an intent of version 1.0.0 is completed", async () => {
+    const server = await serve()
+    const { uid } = stand(server, "load-a").metadata
+    kubectlDelete(server, "load-a")
+    const hidden = {
+      name: "load-a",
+      uid,
+      resourceVersion: "1",
+      metadata: { labels: { app: "x" } },
+      spec: {},
+      memory: {},
+    }
+    const annotations = { note: "1", [INTENT]: JSON.stringify(hidden) }
+    const metadata = { labels: { app: "x", [INTENT]: "load-a" }, annotations }
+    stand(server, "load-a-restart-0123456789ab", { metadata, spec: { suspend: true }, status: {} })
+    const life = live(server)
+    await until("restarted", () => outcomesOf(life, "load-a").length > 0)
+    const back = server.model.job("default", "load-a")
+    expect([outcomesOf(life, "load-a"), intents(server)]).toEqual([["replaced"], []])
+    expect(back?.metadata).toMatchObject({ labels: { app: "x" }, annotations: { note: "1" } })
+  })
+
+  const spent: Record<string, [user: string, most: string[]]> = {
+    "eight calls, none of them a LIST, where pods are watched": [
+      "operator",
+      ["get", "create intent", "create dry run", "delete", "get", "get intent", "create", "delete intent"],
+    ],
+    "one LIST of pods more with the old Role": [
+      "old",
+      ["get", "create intent", "create dry run", "delete", "get", "list pods", "get intent", "create", "delete intent"],
+    ],
+  }
+  test.each(Object.entries(spent))("a restart costs %s", async (_, [user, most]) => {
+    const server = await serve()
+    const life = live(server, { CHECK_INTERVAL: "3600" }, { user })
+    await until("listed", () => callsOf(server, user === "old" ? "list" : "watch").length > 0)
+    const job = run(server, "load-a", [attempt(3), {}])
+    await until("failed", () => current(server, job)?.status?.failed)
+    life.clock.jump(user === "old" ? 3_600_000 : 0)
+    await backOnce(server, [life], [job])
+    const kindOf = (call: Call) => {
+      const name = call.name ?? bodyName(call)
+      const what = name.includes("-restart-")
+        ? "intent"
+        : isDryRun(call)
+          ? "dry run"
+          : call.resource === "pods"
+            ? "pods"
+            : ""
+      return `${call.verb} ${what}`.trim()
+    }
+    const ofRestart = server.calls.filter(
+      (call) =>
+        (/^load-a/.test(call.name ?? bodyName(call)) &&
+          ["jobs", "pods"].includes(call.resource) &&
+          !call.subresource) ||
+        call.query.labelSelector?.includes(job.metadata.uid),
+    )
+    const seen = ofRestart.map(kindOf).filter((kind) => kind !== "list" && kind !== "watch")
+    expect(most).toEqual(expect.arrayContaining(seen))
+    expect(seen.length).toBeLessThanOrEqual(most.length)
+  })
+})
