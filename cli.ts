@@ -18,7 +18,6 @@ import {
   decideOnWish,
   durationText,
   type Env,
-  emitTo,
   eventFor,
   evidenceLines,
   type Failure,
@@ -39,6 +38,7 @@ import {
   jsonText,
   judgedRules,
   labelValueFor,
+  logSink,
   type Metadata,
   messageOf,
   newestFirst,
@@ -188,7 +188,7 @@ export class Inventory {
     const failure = known ?? UNKNOWN
     const decision = intent
       ? decisionOf(intent, now)
-      : decide(view, { ...failure, changed: isChanged(job) }, config, now)
+      : decide(view, { ...failure, seenAt: now, changed: isChanged(job) }, config, now)
     const isRestarting = intent !== undefined && decision.do === "restart"
     return { view, past, failure, unexplained: known ? undefined : moment, decision, isRestarting }
   }
@@ -697,7 +697,7 @@ export async function runCommandLine(args: string[], env: Env, signals: Pick<Wor
     const line = readCommandLine(args)
     const { help, version } = line.values
     if (help === undefined && version === undefined)
-      return await runCommand(line, env, { clock: systemClock, emit: emitTo(say), ...signals })
+      return await runCommand(line, env, { clock: systemClock, emit: logSink(say), ...signals })
     await print(help !== undefined ? helpText() : `${project.version}\n`)
     return 0
   } catch (error) {

@@ -128,13 +128,7 @@ export const SETTINGS = [
     parseSelector,
     "label selector; at least one of the two is required, and if both are set, both must match",
   ),
-  setting(
-    "CHECK_INTERVAL",
-    "checkIntervalMs",
-    "60",
-    duration(1_000),
-    "polling interval if watching is not allowed; a watch silent for twice this is reopened",
-  ),
+  setting("CHECK_INTERVAL", "checkIntervalMs", "60", duration(1_000), "polling interval if watching is not allowed"),
   setting(
     "RESTART_DELAY",
     "restartDelayMs",
@@ -380,12 +374,14 @@ type RuleCause =
   | { kind: "oom" | "evicted" | "deadline" | "unknown" | "any" }
   | { kind: "exit"; least: number; most: number }
   | { kind: "log"; pattern: RegExp }
-/** From the first wait to the longest; `never`: a person has to come. */
-export type Wait = "never" | { fromMs: number; toMs: number }
+/** From the first wait to the longest; what the program asked for, up to a maximum; or never: no restart until someone intervenes. */
+export type Wait = "never" | { fromMs: number; toMs: number } | { askedUpToMs: number }
 
 const RULE_CAUSE =
   /(?<kind>oom|evicted|deadline|unknown|any)|exit:(?<least>\d{1,9})(?:-(?<most>\d{1,9}))?|log:\/(?<pattern>(?:[^/\\[\n]|\\.|\[(?:[^\]\\\n]|\\.)*\])+)\/(?<flags>i?)/y
 const RULE_WAIT = /(?<never>never)|(?<from>\w+)(?:\.\.(?<to>\w+))?/y
+/** The group of a pattern that captures the wait a program asks for. */
+const WAIT_GROUP = "(?<wait>"
 
 /** Rules as RESTART_RULES has them. Read by a scanner: a comma may stand in a pattern. Throws with the place of a mistake. */
 export function parseRules(text: string, logAllowed = true): Rule[] {
@@ -413,7 +409,7 @@ export function parseRules(text: string, logAllowed = true): Rule[] {
     if (cause.kind === "log" && !logAllowed)
       throw new Error(`at character ${beganAt + 1} a log pattern may only stand in RESTART_RULES`)
     next(/\s*=\s*/y, "= and a wait", Boolean)
-    const wait = next(RULE_WAIT, "a wait: a duration, 10s..1h or never", ruleWait)
+    const wait = next(RULE_WAIT, "a wait: a duration, 10s..1h, asked..6h or never", (groups) => ruleWait(groups, cause))
     rules.push({ text: text.slice(beganAt, at), cause, wait })
     next(/[^\S\n]*(?:[,\n]\s*|$)/y, "a comma or the end", Boolean)
   }
@@ -427,11 +423,21 @@ function ruleCause({ kind, least, most = least, pattern, flags }: Record<string,
   return { kind: "exit", least: Number(least), most: Number(most) }
 }
 
-function ruleWait({ never, from = "", to = from }: Record<string, string>): Wait {
+function ruleWait({ never, from = "", to = from }: Record<string, string>, cause: RuleCause): Wait {
   if (never) return "never"
+  if (from === "asked") return askedWait(to, cause)
   const wait = { fromMs: duration(0)(from), toMs: duration(0)(to) }
   if (wait.fromMs > wait.toMs) throw new Error("write the shorter wait first")
   return wait
+}
+
+function askedWait(most: string, cause: RuleCause): Wait {
+  if (most === "asked") throw new Error("write the longest wait too, such as asked..6h")
+  if (cause.kind !== "log" || !cause.pattern.source.includes(WAIT_GROUP))
+    throw new Error(
+      "write asked.. only after a log: pattern with a group named wait, such as log:/retry after (?<wait>.+)/=asked..6h",
+    )
+  return { askedUpToMs: duration(0)(most) }
 }
 
 const QUANTITY = /^(\d+(?:\.\d*)?|\.\d+)(?:([KMGTPE]i)|([numkMGTPE])|[eE]([+-]?\d{1,3}))?$/
@@ -524,7 +530,18 @@ export function viewJob(job: Job) {
     /** Whether it has or had a pod. */
     hasPods: [status?.active, status?.failed, status?.succeeded, status?.terminating].some(Boolean),
     ttlMs: spec?.ttlSecondsAfterFinished == null ? undefined : spec.ttlSecondsAfterFinished * 1_000,
+    /** What selects its pods, where the user wrote it: they have no label of the Job controller. */
+    ownSelector: spec?.manualSelector && spec.selector ? selectorText(spec.selector) : undefined,
   }
+}
+
+/** A label selector of an object as text. */
+function selectorText({ matchLabels, matchExpressions }: V1LabelSelector): string {
+  const operators: Record<string, string> = { Exists: "", DoesNotExist: "!", In: " in ", NotIn: " notin " }
+  const expressions = (matchExpressions ?? []).map(({ key, operator, values }) =>
+    values?.length ? `${key}${operators[operator]}(${values.join(",")})` : `${operators[operator]}${key}`,
+  )
+  return [...Object.entries(matchLabels ?? {}).map(([key, value]) => `${key}=${value}`), ...expressions].join(",")
 }
 
 /** The CronJob controller prunes its Jobs by owner, whatever `controller` says; `managedBy` is KEP-4368. */
@@ -549,7 +566,12 @@ export type PodView = ReturnType<typeof viewPod>
 export function viewPod({ metadata = {}, spec, status = {} }: Pod) {
   const owner = metadata.ownerReferences?.find(({ kind }) => kind === "Job")
   const disruption = status.conditions?.find((c) => c.type === "DisruptionTarget" && c.status === "True")
-  const view = (init: boolean) => (container: ContainerStatus) => viewContainer(container, init)
+  const sidecars = (spec?.initContainers ?? []).filter(({ restartPolicy }) => restartPolicy === "Always")
+  const toldToStopAt = stopTimeOf(metadata)
+  const view = (init: boolean) => (container: ContainerStatus) => {
+    const isSidecar = init && sidecars.some(({ name }) => name === container.name)
+    return viewContainer(container, isSidecar ? "sidecar" : init ? "init" : "main", toldToStopAt)
+  }
   return {
     ...{ name: metadata.name ?? "", uid: metadata.uid ?? "", jobUid: owner?.uid ?? "", jobName: owner?.name ?? "" },
     createdAt: instant(metadata.creationTimestamp) ?? 0,
@@ -558,7 +580,9 @@ export function viewPod({ metadata = {}, spec, status = {} }: Pod) {
     message: status.message || disruption?.message || "",
     /** Completion index of an Indexed Job's pod. */
     index: metadata.annotations?.["batch.kubernetes.io/job-completion-index"],
-    evicted: status.reason === "Evicted" || status.reason === "NodeLost" || disruption !== undefined,
+    evicted: EVICTIONS.test(status.reason ?? "") || disruption !== undefined,
+    /** Whether its containers run once each, so that the first failure is final. */
+    runsOnce: spec?.restartPolicy === "Never",
     deleting: metadata.deletionTimestamp != null,
     /** Without a controller that answers for it: its Job was deleted with --cascade=orphan. */
     orphaned: !metadata.ownerReferences?.some(({ controller }) => controller),
@@ -573,6 +597,22 @@ export function viewPod({ metadata = {}, spec, status = {} }: Pod) {
   }
 }
 
+/**
+ * The reasons of a pod that its node took away or would not run, after a reboot for example, when devices and labels are not
+ * there yet (pkg/kubelet: eviction, nodeshutdown, preemption, lifecycle/predicate.go; pkg/controller/nodelifecycle).
+ */
+const EVICTIONS =
+  /^(Evicted|NodeLost|NodeShutdown|Shutdown|Terminated|Preempting|NodeAffinity|NodeName|NodePorts|OutOf[a-z].*|Unexpected\w+|UnknownReason|TopologyAffinityError|SMTAlignmentError|InvalidNodeInfo|TaintToleration)$/
+
+/**
+ * When a pod was told to stop: its deletionTimestamp is the end of its grace period. Undefined if that is no longer known: with
+ * its last delete, once all containers have ended, the kubelet moves the timestamp to the present and the period to 0.
+ */
+function stopTimeOf({ deletionTimestamp, deletionGracePeriodSeconds }: Metadata): number | undefined {
+  if (!deletionTimestamp) return Number.POSITIVE_INFINITY
+  return deletionGracePeriodSeconds ? (instant(deletionTimestamp) ?? 0) - deletionGracePeriodSeconds * 1_000 : undefined
+}
+
 /** The view of a pod that a Job owns; undefined for any other pod. */
 function viewOfJobPod(pod: Pod): PodView | undefined {
   const view = viewPod(pod)
@@ -580,24 +620,51 @@ function viewOfJobPod(pod: Pod): PodView | undefined {
 }
 
 type ContainerStatus = NonNullable<NonNullable<Pod["status"]>["containerStatuses"]>[number]
+type Terminated = NonNullable<ContainerStatus["state"]>["terminated"]
 /** How one container of a pod ended, now or in its last run, or what it is doing. */
 export type ContainerView = ReturnType<typeof viewContainer>
 
-function viewContainer({ name, state, lastState, restartCount }: ContainerStatus, init: boolean) {
-  // A container that waits or runs again tells its failure in lastState only.
-  const end = state?.terminated ?? lastState?.terminated
+/** What a container is for: `init` ends before the others start, a `sidecar` (restartPolicy Always) is stopped after them. */
+type Role = "init" | "sidecar" | "main"
+
+/** Reasons for which the kubelet or containerd invents an exit code: 137, 255 and 128. */
+const INVENTED = ["ContainerStatusUnknown", "Unknown", "StartError", "ContainerCannotRun"]
+
+/** Whether a container ended because its pod was told to stop. Times are whole seconds. Without them, the code tells: TERM or KILL. */
+function isStop(end: Terminated, toldToStopAt: number | undefined): boolean {
+  if (toldToStopAt !== undefined) return (instant(end?.finishedAt) ?? 0) > toldToStopAt
+  return [143, 137].includes(end?.exitCode ?? 0) && end?.reason !== "OOMKilled"
+}
+
+function viewContainer(
+  { name, state, lastState, restartCount }: ContainerStatus,
+  role: Role,
+  toldToStopAt: number | undefined,
+) {
+  // A container that waits or runs again, or was stopped in its next run, tells its failure in lastState only.
+  const isNextRun = isStop(state?.terminated, toldToStopAt) && (lastState?.terminated?.exitCode ?? 0) !== 0
+  const end = isNextRun ? lastState?.terminated : (state?.terminated ?? lastState?.terminated)
+  const reason = end ? end.reason : state?.waiting?.reason
+  const isInvented = INVENTED.includes(end?.reason ?? "")
   const now: "terminated" | "running" | "waiting" = state?.terminated
     ? "terminated"
     : state?.running
       ? "running"
       : "waiting"
   return {
-    ...{ name, init, state: now, restarts: restartCount ?? 0, ended: end != null },
-    /** Undefined where nothing has ended, or where the kubelet made the code up. */
-    exitCode: end?.reason === "ContainerStatusUnknown" ? undefined : end?.exitCode,
-    signal: end?.signal || undefined,
-    reason: end?.reason ?? state?.waiting?.reason ?? "",
-    message: end?.message ?? state?.waiting?.message ?? "",
+    name,
+    role,
+    state: now,
+    restarts: restartCount ?? 0,
+    ended: end != null,
+    /** Undefined if nothing has ended, or if the code is invented. */
+    exitCode: isInvented ? undefined : end?.exitCode,
+    signal: isInvented ? undefined : end?.signal || undefined,
+    reason: reason ?? "",
+    /** Once it has ended, the termination message. */
+    message: ((end ? end.message : state?.waiting?.message) ?? "").trimEnd(),
+    /** Whether it ended because its pod was told to stop. */
+    stopped: isStop(end, toldToStopAt),
     startedAt: instant(end?.startedAt),
     finishedAt: instant(end?.finishedAt),
   }
@@ -613,29 +680,60 @@ export type Evidence = { pods: PodView[]; logs: Map<string, Tail>; morePods: num
 export type Cause = "oom" | "evicted" | "deadline" | `exit:${number}` | "unknown"
 
 /**
- * The cause of a failure; the last failed attempt decides. Reason before code: 137 alone does not tell an out-of-memory
- * kill, and a kill of a child process may end with code 0 and phase Succeeded (kubernetes/kubernetes#104454).
+ * The cause of a failure, from the container that made the last attempt fail. Reason before code: 137 alone does not prove an
+ * out-of-memory kill, and a kill of a child process may end with code 0 and phase Succeeded (kubernetes/kubernetes#104454).
  */
 export function causeOf(job: JobView, pods: PodView[]): Cause {
   const last = lastFailedPod(pods)
-  if (last?.containers.some(isOomKilled)) return "oom"
+  const failed = last && failedContainer(last)
+  if (failed && isOomKilled(failed)) return "oom"
   if (last?.evicted) return "evicted"
   if (job.reason === "DeadlineExceeded" || last?.reason === "DeadlineExceeded") return "deadline"
-  const failed = latest(last?.containers.filter(({ exitCode }) => exitCode))
-  return failed ? `exit:${failed.exitCode as number}` : "unknown"
+  return failed?.exitCode ? `exit:${failed.exitCode}` : "unknown"
 }
 
 const isOomKilled = ({ ended, reason }: ContainerView) => ended && reason === "OOMKilled"
 const hasFailed = (c: ContainerView) => c.ended && (c.exitCode !== 0 || isOomKilled(c))
-const latest = (ended: ContainerView[] = []) =>
-  ended.toSorted((a, b) => (a.finishedAt ?? 0) - (b.finishedAt ?? 0)).at(-1)
 
-/** The pod of the last failed attempt; one that was stopped because its Job had failed already says less than the others. */
+/**
+ * The container whose failure made its pod fail. A worker comes before a sidecar, which is stopped after it; one that failed by
+ * itself before one that ended because the pod was told to stop; an out-of-memory kill before an exit code, and a known end
+ * before an invented one. Of several, the first decides where each runs once; where they run again, the last.
+ */
+function failedContainer({ containers, runsOnce }: PodView): ContainerView | undefined {
+  const isKnown = (c: ContainerView) => c.exitCode !== undefined
+  const isOwnFailure = (c: ContainerView) => Number(!c.stopped) * 4 + Number(isOomKilled(c)) * 2 + Number(isKnown(c))
+  const rank = (c: ContainerView) => Number(c.role !== "sidecar") * 8 + isOwnFailure(c)
+  const time = (c: ContainerView) => (runsOnce ? -1 : 1) * (c.finishedAt ?? 0)
+  return containers
+    .filter(hasFailed)
+    .toSorted((a, b) => rank(a) - rank(b) || time(a) - time(b))
+    .at(-1)
+}
+
+/** Whether a pod is a failed attempt. In one that succeeded, only an out-of-memory kill counts: sidecars end as they like. */
+function isFailedPod(pod: PodView): boolean {
+  const isWorker = ({ role }: ContainerView) => role !== "sidecar"
+  if (pod.phase === "Succeeded") return pod.containers.filter(isWorker).some(isOomKilled)
+  return pod.phase === "Failed" || pod.evicted || pod.containers.some(hasFailed)
+}
+
+/** Whether nothing more is to be learned of a pod: what it shows after it was told to stop is the stopping. */
+function isOverPod({ phase, gone, deleting, containers }: PodView): boolean {
+  return gone || phase === "Failed" || phase === "Succeeded" || (deleting && containers.some(({ ended }) => ended))
+}
+
+/**
+ * The pod of the last failed attempt. One that is being deleted comes after the others, for the Job had already failed, and one
+ * whose containers ended only because of that comes last.
+ */
 function lastFailedPod(pods: PodView[]): PodView | undefined {
-  const failedAt = (pod: PodView) => latest(pod.containers.filter(hasFailed))?.finishedAt ?? pod.createdAt
-  const stopped = (pod: PodView) => Number(pod.deleting && !pod.evicted)
-  const failed = pods.filter((pod) => pod.phase === "Failed" || pod.evicted || pod.containers.some(hasFailed))
-  return failed.sort((a, b) => stopped(b) - stopped(a) || failedAt(a) - failedAt(b)).at(-1)
+  const sortable = pods.filter(isFailedPod).map((pod) => {
+    const failed = failedContainer(pod)
+    const rank = pod.deleting && !pod.evicted ? Number(failed?.stopped === false) : 2
+    return { pod, rank, failedAt: failed?.finishedAt ?? pod.createdAt }
+  })
+  return sortable.sort((a, b) => a.rank - b.rank || a.failedAt - b.failedAt).at(-1)?.pod
 }
 
 // ──────────────────────────────────────────── 3 What to do ────────────────────────────────────────────
@@ -658,8 +756,18 @@ const BOOKKEEPING = [
   "touched",
 ].map((name) => PREFIX + name)
 
-/** What failed: its cause, the last lines of its logs, the containers that were killed for memory, and whether its owner changed the Job. */
-export type Failure = { cause: Cause; lines: string[]; killed: string[]; changed?: boolean }
+/** What failed. */
+export interface Failure {
+  cause: Cause
+  /** The last lines of the logs, then the termination messages; those of the container that failed come last. */
+  lines: string[]
+  /** Containers that were killed for memory. */
+  killed: string[]
+  /** Whether the owner has changed the Job since it was created. */
+  changed?: boolean
+  /** When the failure was first seen, if its own time lies in the future: it cannot be later than this. */
+  seenAt?: number | undefined
+}
 
 export const UNKNOWN: Failure = { cause: "unknown", lines: [], killed: [] }
 
@@ -667,9 +775,18 @@ export const UNKNOWN: Failure = { cause: "unknown", lines: [], killed: [] }
 export function failureOf(job: JobView, { pods, logs }: Evidence): Failure {
   const last = lastFailedPod(pods)
   const containers = last?.containers ?? []
-  const lines = containers.flatMap(({ name }) => logs.get(`${last?.uid}/${name}`)?.lines ?? [])
+  const failed = last && failedContainer(last)
+  const inOrder = containers.toSorted((a, b) => Number(a === failed) - Number(b === failed))
+  const logLines = ({ name }: ContainerView) => logs.get(`${last?.uid}/${name}`)?.lines ?? []
+  const lines = inOrder.flatMap((container) => [...logLines(container), ...messageLines(container)])
   return { cause: causeOf(job, pods), lines, killed: containers.filter(isOomKilled).map(({ name }) => name) }
 }
+
+/** The lines that a program wrote to /dev/termination-log; what a runtime says there about its own failure is not the program's. */
+function messageLines({ ended, exitCode, message }: ContainerView): string[] {
+  return ended && exitCode !== undefined && message !== "" ? tailOf(message, MESSAGE_LINES).lines : []
+}
+const MESSAGE_LINES = 4_096
 
 /** What to do with a Job that failed like this, if it failed. Pure: the same input gives the same answer after a crash. */
 export function decide(job: JobView, failure: Failure, config: Config, now: number): Decision {
@@ -688,11 +805,11 @@ export function decide(job: JobView, failure: Failure, config: Config, now: numb
     return { do: "give up", because: `it was restarted ${maxRestarts} times in a row without a success` }
   const rule = rules.find((r) => covers(r.cause, failure))
   if (rule?.wait === "never") return { do: "give up", because: `rule ${rule.text}` }
-  const again = rule ? restartsUnder(job, rule.cause, failure) : 0
-  const because = rule
-    ? `rule ${rule.text}${again > 0 ? `, failure ${again + 1} in a row` : ""}`
-    : `RESTART_DELAY ${durationText(delayMs)}`
-  const dueAt = job.failedAt + (rule ? growing(rule.wait as { fromMs: number; toMs: number }, again) : delayMs)
+  const failedAt = Math.min(job.failedAt, failure.seenAt ?? job.failedAt)
+  const { waitMs, because } = rule
+    ? waitUnder(rule as WaitingRule, restartsUnder(job, rule.cause, failure), failure, failedAt)
+    : { waitMs: delayMs, because: `RESTART_DELAY ${durationText(delayMs)}` }
+  const dueAt = failedAt + waitMs
   return { do: now >= dueAt ? "restart" : "wait", dueAt, because }
 }
 
@@ -752,7 +869,8 @@ export function overridesOf(job: JobView, config: Config) {
   const paused = read("paused", oneOf({ true: true, false: false })) ?? false
   read("oom-memory-max", quantity)
   const delayMs = read("restart-delay", duration(0)) ?? config.restartDelayMs
-  const oomFirst = config.skipDelayOnOom ? parseRules(`oom=0s..${durationText(delayMs)}`) : []
+  const oomMaxMs = Math.max(delayMs, OOM_BACKOFF_MS)
+  const oomFirst = config.skipDelayOnOom ? parseRules(`oom=0s..${durationText(oomMaxMs)}`) : []
   const rules = read("restart-rules", (text) => parseRules(text, false)) ?? [
     ...oomFirst,
     ...(config.restartRules ?? []),
@@ -774,11 +892,113 @@ function covers(rule: RuleCause, { cause, lines }: Pick<Failure, "cause" | "line
   return code >= rule.least && code <= rule.most
 }
 
-/** How long the failure rests after so many in a row: from the first wait, doubled each time, to the longest; from 0 by 10 s. */
-function growing({ fromMs, toMs }: { fromMs: number; toMs: number }, again: number): number {
+/** Under SKIP_DELAY_ON_OOM the wait grows to at least this, so that a short RESTART_DELAY does not restart without pause. */
+const OOM_BACKOFF_MS = 300_000
+
+type WaitingRule = Rule & { wait: Exclude<Wait, "never"> }
+
+/** How long a rule makes a failure wait after so many restarts in a row, and why. */
+function waitUnder(
+  { text, cause, wait }: WaitingRule,
+  restarts: number,
+  { lines }: Failure,
+  failedAt: number,
+): { waitMs: number; because: string } {
+  if ("askedUpToMs" in wait) {
+    const { waitMs, because } = askedOf(lines, cause, wait.askedUpToMs, failedAt)
+    return { waitMs, because: `rule ${text}: ${because}` }
+  }
+  const because = `rule ${text}${restarts > 0 ? `, failure ${restarts + 1} in a row` : ""}`
+  return { waitMs: exponentialBackoffMs(wait, restarts), because }
+}
+
+/** Exponential backoff from fromMs, doubling up to toMs. From 0: at once, then 10 s, 20 s, ... */
+function exponentialBackoffMs({ fromMs, toMs }: { fromMs: number; toMs: number }, restarts: number): number {
   // The exponent is bounded, so that no count overflows.
-  const doubled = 2 ** Math.min(fromMs > 0 ? again : again - 1, 40)
-  return Math.min(toMs, fromMs > 0 ? fromMs * doubled : again === 0 ? 0 : 10_000 * doubled)
+  const doubled = 2 ** Math.min(fromMs > 0 ? restarts : restarts - 1, 40)
+  return Math.min(toMs, fromMs > 0 ? fromMs * doubled : restarts === 0 ? 0 : 10_000 * doubled)
+}
+
+/** What the last matching line asks for, at most so long; the maximum if it cannot be read. */
+function askedOf(lines: string[], cause: RuleCause, maxMs: number, failedAt: number) {
+  const most = durationText(maxMs)
+  const text = cause.kind === "log" ? lastWaitAskedFor(lines, cause.pattern) : ""
+  const askedMs = readAskedWait(text, failedAt)
+  if (askedMs === undefined)
+    return { waitMs: maxMs, because: `asked for ${quote(text)}, which is not a time: waiting the maximum of ${most}` }
+  const waitMs = Math.min(maxMs, Math.max(0, askedMs))
+  const asked = `asked for ${quote(text)}: ${durationText(waitMs)} after the failure`
+  return { waitMs, because: askedMs > maxMs ? `${asked}, the maximum` : asked }
+}
+
+/** What the group `wait` captured in the last line that matches. */
+function lastWaitAskedFor(lines: string[], pattern: RegExp): string {
+  const line = lines.findLast((one) => pattern.test(one)) ?? ""
+  const match = new RegExp(pattern, `${pattern.flags}d`).exec(line)
+  const text = match?.groups?.wait ?? ""
+  // A pattern that ends at a comma cuts an HTTP date after the name of its day.
+  const [from = 0] = match?.indices?.groups?.wait ?? []
+  return text === "" ? "" : (HTTP_DATE.exec(line.slice(from))?.[0] ?? text)
+}
+
+const CLOCK_TIME = String.raw`\d{2}:\d{2}:\d{2}`
+/** The three forms of RFC 9110: `Sun, 06 Nov 1994 08:49:37 GMT`, `Sunday, 06-Nov-94 08:49:37 GMT`, `Sun Nov  6 08:49:37 1994`. */
+const HTTP_DATE = new RegExp(
+  String.raw`^\s*(?:[A-Z][a-z]{2}, \d{2} [A-Z][a-z]{2} \d{4} ${CLOCK_TIME} GMT|[A-Z][a-z]{5,8}, \d{2}-[A-Z][a-z]{2}-\d{2} ${CLOCK_TIME} GMT|[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d ${CLOCK_TIME} \d{4})`,
+)
+const ISO_DATE = /^(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?) ?(Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?$/i
+const SPAN =
+  /(\d+(?:\.\d+)?)\s*(ms|milliseconds?|s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?)(?![a-z])[\s,]*(?:and\s+)?/giy
+const SPAN_MS: Record<string, number> = { ms: 1, milli: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 }
+/** Numbers from here on are epoch seconds: as a wait it would be 31 years. */
+const LEAST_EPOCH_SECONDS = 1e9
+
+/**
+ * The wait that a program asks for, in ms from the failure: seconds, a duration such as 1m30s or 5 minutes, an HTTP or ISO date
+ * (UTC unless it says otherwise) or epoch seconds. Undefined for any other text.
+ */
+export function readAskedWait(text: string, failedAt: number): number | undefined {
+  const bare = text
+    .trim()
+    .replace(/^["'([{<]+|["')\]}>.!]+$/g, "")
+    .trim()
+  if (/^\d+(?:\.\d+)?$/.test(bare)) {
+    const seconds = Number(bare)
+    return seconds * 1_000 - (seconds >= LEAST_EPOCH_SECONDS ? failedAt : 0)
+  }
+  const at = HTTP_DATE.exec(bare)?.[0] === bare ? instantOfHttpDate(bare) : instantOfIsoDate(bare)
+  return at === undefined ? readSpan(bare) : at - failedAt
+}
+
+/** The sum of a text such as `1h30m` or `2 minutes, 5 seconds`. */
+function readSpan(text: string): number | undefined {
+  SPAN.lastIndex = 0
+  let ms = 0
+  for (let at = 0; at < text.length; at = SPAN.lastIndex) {
+    const [, number = "", unit = ""] = SPAN.exec(text) ?? []
+    if (number === "") return undefined
+    const name = unit.toLowerCase()
+    ms += Number(number) * (SPAN_MS[name.startsWith("milli") ? "milli" : name] ?? SPAN_MS[name[0] ?? ""] ?? Number.NaN)
+  }
+  return text === "" ? undefined : ms
+}
+
+function instantOfHttpDate(text: string): number | undefined {
+  const [, day = "", month = "", year = ""] = /(\d{2})-([A-Z][a-z]{2})-(\d{2}) /.exec(text) ?? []
+  const clock = new RegExp(CLOCK_TIME).exec(text)?.[0]
+  // A year of two digits is at most 50 years ahead (RFC 9110, 5.6.7); rate limits are never so old that the century matters.
+  if (day !== "") return instant(`${day} ${month} 20${year} ${clock} GMT`)
+  return instant(text.endsWith("GMT") ? text : `${text} GMT`)
+}
+
+function instantOfIsoDate(text: string): number | undefined {
+  const [, date, time = "", zone = "Z"] = ISO_DATE.exec(text) ?? []
+  const offset = zone
+    .replace(/^(?:UTC|GMT|z)$/i, "Z")
+    .replace(/^([+-]\d{2}):?(\d{2})?$/, (_, hours, minutes = "00") => {
+      return `${hours}:${minutes}`
+    })
+  return date === undefined ? undefined : instant(`${date}T${time.replace(",", ".")}${offset}`)
 }
 
 /** Restarts in a row; a change of the Job by its owner begins anew, and so does a person who asks for a restart. */
@@ -797,12 +1017,18 @@ function restartsUnder(job: JobView, rule: RuleCause | undefined, failure: Failu
 /** A count from an annotation; text that is none is 0. */
 export const count = (text: string | undefined) => (/^\d{1,9}$/.test(text ?? "") ? Number(text) : 0)
 
+/** The longest wait of a rule, in a list; `never` is no wait. */
+function longestMs(wait: Wait): number[] {
+  if (wait === "never") return []
+  return ["toMs" in wait ? wait.toMs : wait.askedUpToMs]
+}
+
 /** The longest that a Job may have to wait for its restart. */
 export function longestWaitMs(job: JobView, config: Config): number {
   const { delayMs, rules } = overridesOf(job, config)
   const any = rules.findIndex(({ cause }) => cause.kind === "any")
   const reached = rules.slice(0, any < 0 ? rules.length : any + 1)
-  const waits = reached.flatMap(({ wait }) => (wait === "never" ? [] : [wait.toMs]))
+  const waits = reached.flatMap(({ wait }) => longestMs(wait))
   return Math.max(...waits, any < 0 ? delayMs : 0)
 }
 
@@ -1492,12 +1718,7 @@ export function staleRecords(
 export function podSelector({ jobUid, replacement }: Intent): string {
   const { manualSelector, selector } = replacement.spec ?? {}
   if (!manualSelector || !selector) return `batch.kubernetes.io/controller-uid=${jobUid}`
-  const { matchLabels = {}, matchExpressions = [] } = selector as V1LabelSelector
-  const operators: Record<string, string> = { Exists: "", DoesNotExist: "!", In: " in ", NotIn: " notin " }
-  const expressions = matchExpressions.map(({ key, operator, values }) => {
-    return values?.length ? `${key}${operators[operator]}(${values.join(",")})` : `${operators[operator]}${key}`
-  })
-  return [...Object.entries(matchLabels).map(([key, value]) => `${key}=${value}`), ...expressions].join(",")
+  return selectorText(selector as V1LabelSelector)
 }
 
 // ─────────────────────────────────────────── 4 How we say it ──────────────────────────────────────────
@@ -1521,6 +1742,7 @@ export type Details = {
 export type Say = (level: Level, text: string, details?: Details) => void
 
 const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu
+const UNPRINTABLE_ONE = new RegExp(UNPRINTABLE.source, "u")
 
 /** Text with all that could break a line, forge a record or drive a terminal made visible. */
 export function printable(text: string): string {
@@ -1591,8 +1813,15 @@ export function textRecord(at: number, level: string, text: string, lines: strin
 
 /** One log record for collectors: one line of JSON. */
 export function jsonRecord(at: number, level: string, text: string, details: object = {}): string {
-  const clean = (_: string, value: unknown) => (typeof value === "string" ? safe(value) : value)
-  return `${JSON.stringify({ time: new Date(at).toISOString(), level, message: text, ...details }, clean)}\n`
+  const record = { time: new Date(at).toISOString(), level, message: text, ...details }
+  return `${JSON.stringify(sanitized(record, (_, value) => (typeof value === "string" ? safe(value) : value)))}\n`
+}
+
+/** A copy of JSON data in which `clean` has replaced every value, and every key is masked and printable. */
+function sanitized(value: unknown, clean: (key: string, value: unknown) => unknown, key = ""): unknown {
+  if (Array.isArray(value)) return value.map((item) => sanitized(item, clean, key))
+  if (value === null || typeof value !== "object") return clean(key, value)
+  return Object.fromEntries(Object.entries(value).map(([name, part]) => [safe(name), sanitized(part, clean, name)]))
 }
 
 /** Rows as a table with a frame. */
@@ -1619,13 +1848,127 @@ export function alignedRows(rows: string[][]): string[] {
 
 /** JSON for people: instants (`…At`) as text, every string masked, printable and at most so long. */
 export function jsonText(value: unknown, most?: number): string {
-  const clean = (key: string, part: unknown) =>
-    typeof part === "string"
-      ? safe(part).slice(0, most)
-      : key.endsWith("At") && typeof part === "number"
-        ? instantText(part)
-        : part
-  return JSON.stringify(value, clean, 1)
+  const clean = (key: string, part: unknown) => {
+    if (typeof part === "string") return safe(part).slice(0, most)
+    return key.endsWith("At") && typeof part === "number" ? instantText(part) : part
+  }
+  return JSON.stringify(sanitized(value, clean), undefined, 1)
+}
+
+const ESCAPE = "\u001b"
+/** What is too long is cut in its middle: the error may stand at the end of a long line. */
+const LINE_CHARACTERS = 1_000
+/** A terminal's line is at most so wide for sequences that move the cursor to a column. */
+const TERMINAL_COLUMNS = 1_000
+/** CSI sequences (ECMA-48), OSC and other strings with their end, and single escapes. */
+const SEQUENCE = new RegExp(
+  `${ESCAPE}(?:\\[([0-?]*)[ -/]*([@-~])|[\\]PX^_][^${ESCAPE}\\u0007]*(?:${ESCAPE}\\\\|\\u0007)|[ -/]+[0-~]|[0-OQ-WYZ\\\\\`-~])`,
+  "y",
+)
+
+/**
+ * A line as a terminal would show it: without colours and other sequences; \r and backspace move the cursor, and what follows
+ * overwrites what is there. Other control characters stay as they are.
+ */
+export function renderLine(line: string): string {
+  if (!["\b", "\r", ESCAPE].some((control) => line.includes(control))) return line
+  const cells: string[] = []
+  let column = 0
+  for (let at = 0; at < line.length; ) {
+    SEQUENCE.lastIndex = at
+    const sequence = SEQUENCE.exec(line)
+    if (sequence) {
+      column = moveCursor(cells, column, sequence[2] ?? "", Number.parseInt(sequence[1] ?? "", 10))
+      at = SEQUENCE.lastIndex
+      continue
+    }
+    const character = String.fromCodePoint(line.codePointAt(at) as number)
+    at += character.length
+    if (character === "\r") column = 0
+    else if (character === "\b") column = Math.max(0, column - 1)
+    else column = putCharacter(cells, column, character)
+  }
+  return cells.join("")
+}
+
+/** Writes one character; a wide one takes two cells, and one without width joins the cell before it. */
+function putCharacter(cells: string[], column: number, character: string): number {
+  const width = character < "\u0300" ? 1 : Bun.stringWidth(character)
+  if (width === 0 && column > 0 && !UNPRINTABLE_ONE.test(character)) {
+    cells[column - 1] += character
+    return column
+  }
+  // What is left of a wide character that is overwritten in part is a blank.
+  if (cells[column] === "" && column > 0) cells[column - 1] = " "
+  while (cells.length < column) cells.push(" ")
+  cells[column] = character
+  if (width === 2) cells[column + 1] = ""
+  const next = column + Math.max(1, width)
+  if (cells[next] === "") cells[next] = " "
+  return next
+}
+
+/** Applies the end of a CSI sequence to a line: what erases in it or moves in it counts, all else does not. */
+function moveCursor(cells: string[], column: number, final: string, parameter: number): number {
+  const count = Math.max(1, parameter || 1)
+  const most = Math.max(cells.length, TERMINAL_COLUMNS)
+  if (final === "C") return Math.min(most, column + count)
+  if (final === "D") return Math.max(0, column - count)
+  if (final === "G") return Math.min(most, count - 1)
+  if (final !== "K" && final !== "J") return column
+  if (parameter === 1) cells.fill(" ", 0, Math.min(cells.length, column + 1))
+  else cells.length = parameter === 2 || parameter === 3 ? 0 : Math.min(cells.length, column)
+  return column
+}
+
+/** A line of at most LINE_CHARACTERS, from its beginning and its end, with a mark for what is left out. */
+function shortLine(line: string): string {
+  if (line.length <= LINE_CHARACTERS) return line
+  const head = line.slice(0, LINE_CHARACTERS / 2).replace(/[\ud800-\udbff]$/, "")
+  const tail = line.slice(-LINE_CHARACTERS / 2).replace(/^[\udc00-\udfff]/, "")
+  return `${head} … ${line.length - head.length - tail.length} characters left out … ${tail}`
+}
+
+/**
+ * What the kubelet answers with status 200, and without a newline, where it cannot read a log: after the lines that it could
+ * read, if any (k8s.io/cri-client/pkg/logs, pkg/kubelet/kubelet_pods.go and kuberuntime_container.go, 1.32 to 1.36).
+ */
+const KUBELET_MESSAGES = [
+  /unable to retrieve container logs for \S+/,
+  /container status is nil/,
+  /failed to (?:try resolving symlinks in path|open log file|seek \d+ in log file|read log file) ".*": .*/,
+  /failed to (?:tail -?\d+ lines of log file|reset seek in log file|watch directory) ".*": .*/,
+  /failed to (?:get parse function|create fsnotify watcher): .*/,
+  /pod "[^"]*" (?:cannot be found - no logs available|does not exist)/,
+  /mirror pod "[^"]*" does not have a corresponding pod/,
+  /unable to parse pod full name ".*": .*/,
+  /container "[^"]*" in pod "[^"]*" (?:is not available|is terminated|is waiting to start\b.*)/,
+  /previous terminated container "[^"]*" in pod "[^"]*" not found/,
+  /container "[^"]*" not found in pod "[^"]*"/,
+]
+const KUBELET_MESSAGE = new RegExp(`^(?:${KUBELET_MESSAGES.map(({ source }) => source).join("|")})$`)
+
+/** Takes the kubelet's own message off the end of a log. */
+function withoutKubeletMessage(text: string): { log: string; message: string } {
+  const from = text.lastIndexOf("\n") + 1
+  const message = text.slice(from)
+  return KUBELET_MESSAGE.test(message) ? { log: text.slice(0, from), message } : { log: text, message: "" }
+}
+
+/** The last lines of a log text as a terminal would show them, each cut to a bearable length. `cut`: the text is itself only a part. */
+export function tailOf(text: string, lines: number, cut = false): Tail {
+  const { log, message } = withoutKubeletMessage(text)
+  const unavailable = message === "" ? "" : `log not available: ${safe(message)}`
+  if (log === "") return { lines: [], note: unavailable || "log empty, it may have been rotated" }
+  const shown = log
+    .replace(/\r*\n$/, "")
+    .split("\n")
+    .map(renderLine)
+  const all = maskSecrets(shown.join("\n")).split("\n")
+  const kept = lines > 0 ? all.slice(-lines).map((line) => printable(shortLine(line))) : []
+  const note = cut ? "log too long to read whole, cut" : kept.length === lines ? `last ${lines} lines` : ""
+  const notes = [note, unavailable].filter(Boolean).join("; ")
+  return notes ? { lines: kept, note: notes } : { lines: kept }
 }
 
 /** A decision in words: the fact, which stays the same, and the text with the time that is left. */
@@ -1676,13 +2019,23 @@ function containerLine(c: ContainerView): string {
         ? "still running, exit code not known"
         : "never started",
     c.signal && `signal ${c.signal}`,
+    killText(c),
     c.reason,
     c.message,
     c.startedAt && c.finishedAt && `ran ${durationText(c.finishedAt - c.startedAt)}`,
     c.finishedAt && `ended ${instantText(c.finishedAt)}`,
     c.restarts > 0 && `${c.restarts} restarts`,
   ]
-  return `${c.init ? "init container" : "container"} ${c.name} (${facts.filter(Boolean).join(", ")})`
+  const kind = c.role === "init" ? "init container" : c.role === "sidecar" ? "sidecar" : "container"
+  return `${kind} ${c.name} (${facts.filter(Boolean).join(", ")})`
+}
+
+/** What is known of a container that got SIGKILL: an out-of-memory kill of a child process, for one, is not reported as such. */
+function killText(c: ContainerView): string {
+  if (c.exitCode !== 137 || c.reason === "OOMKilled") return c.stopped ? "stopped with its pod" : ""
+  return c.stopped
+    ? "SIGKILL when its pod was stopped"
+    : "killed by SIGKILL: out of memory is possible but not confirmed"
 }
 
 /** A decision for later readers: without the time that is left. */
@@ -1733,12 +2086,13 @@ export function recordFor(job: JobView, evidence: Evidence, cause: Cause, decisi
   }
 }
 
-/** How the container that failed last has ended; without one, what the pod or the Job says. */
+/** How the container that made the last attempt fail has ended; without one, what the pod or the Job says. */
 function summaryOf({ reason }: JobView, pods: PodView[]): string {
   const last = lastFailedPod(pods)
-  const failed = latest(last?.containers.filter(hasFailed))
+  const failed = last && failedContainer(last)
   if (!failed) return last?.reason || reason
-  return [`${failed.name}: exit code ${failed.exitCode ?? "not known"}`, failed.reason].filter(Boolean).join(", ")
+  const facts = [`${failed.name}: exit code ${failed.exitCode ?? "not known"}`, killText(failed), failed.reason]
+  return facts.filter(Boolean).join(", ")
 }
 
 /** A text for each container: what it is, a note, and the last lines of its log, as many as its equal share of the bytes holds. */
@@ -1881,6 +2235,7 @@ export type Fact =
   | { kind: "Retrying"; what: string; job: JobName | undefined; why: string; retryMs: number; isAlarm: boolean }
   | { kind: "Recovered"; what: string; job: JobName | undefined; afterMs: number }
   | { kind: "ClockSkew"; skewMs: number }
+  | { kind: "ClockSet"; byMs: number }
   | { kind: "Stopping"; restarts: number }
 
 /** The outcomes with which a restart ends. */
@@ -1967,14 +2322,15 @@ const LOG_LINES: Renderer = {
   Retrying: ({ what, why, retryMs, isAlarm }) =>
     line(isAlarm ? "error" : "warning", `${what}, next try in ${durationText(retryMs)}: ${why}`),
   Recovered: ({ what, afterMs }) => line("info", `${what}: over after ${durationText(afterMs)}`),
-  ClockSkew: ({ skewMs }) =>
-    line(
-      "warning",
-      `the API server's clock is ${durationText(skewMs)} ahead of this one; due times follow the server's`,
-    ),
+  ClockSkew: ({ skewMs }) => line("warning", skewText(skewMs)),
+  ClockSet: ({ byMs }) =>
+    line("info", `this machine's clock was set by ${durationText(byMs)}; the API server's time was read again`),
   Stopping: ({ restarts }) => line("info", `finishing ${restarts} restarts`),
 }
 
+const skewText = (skewMs: number) =>
+  `the API server's clock is ${durationText(Math.abs(skewMs))} ${skewMs > 0 ? "ahead of" : "behind"} this machine's; ` +
+  "due times follow the server's; set the clock that is wrong"
 const gaveUpText = (because: string) =>
   `given up: ${because}; to go on, set a new ${PREFIX}restart-now on it, or delete it and apply it again`
 const rejectedText = (why: string) => `not deleted, because the cluster would not take it back: ${why}`
@@ -2135,7 +2491,6 @@ const LOG_LIMIT_MS = 10_000
 const BODY_BYTES = 128 << 20
 const LOG_BYTES = 1 << 20
 const TAIL_CHARACTERS = 256 << 10
-const LINE_CHARACTERS = 1_000
 const EVENT_CHARACTERS = 16 << 20
 
 export type Env = Record<string, string | undefined>
@@ -2576,6 +2931,9 @@ async function* textOf(
       const timer = setTimeout(giveUp, silenceMs)
       const { done, value } = await reader.read().finally(() => clearTimeout(timer))
       if (silent) throw new Error(`no word for ${durationText(silenceMs)}`)
+      const rest = done ? decoder.decode() : ""
+      // Bytes of a character that the end has cut become a replacement character.
+      if (rest !== "") yield rest
       if (done) return
       read += value.byteLength
       yield decoder.decode(value, { stream: true })
@@ -2588,28 +2946,13 @@ async function* textOf(
 
 /** The last lines of a log. `limitBytes` cuts at the end, so it is far above what the lines need; and a server may ignore it. */
 async function readTail(response: Response, lines: number): Promise<Tail> {
-  let [text, length] = ["", 0]
+  let text = ""
+  let length = 0
   for await (const part of textOf(response, { bytes: LOG_BYTES, silenceMs: LOG_LIMIT_MS })) {
     text = (text + part).slice(-TAIL_CHARACTERS)
     length += part.length
   }
   return tailOf(text, lines, length > text.length || length >= LOG_BYTES)
-}
-
-/** The last lines of a log text, each cut to a bearable length. `cut`: the text is itself only a part. */
-export function tailOf(text: string, lines: number, cut = false): Tail {
-  // The kubelet answers 200 with this sentence when the runtime has removed the container (kubernetes/kubernetes#142258).
-  if (/^unable to retrieve container logs for \S+$/.test(text))
-    return { lines: [], note: "log not available, the container is removed" }
-  const all = maskSecrets(text.replace(/\r?\n$/, "")).split(/\r?\n/)
-  if (text === "") return { lines: [], note: "log empty, it may have been rotated" }
-  const short = (line: string) =>
-    line.length > LINE_CHARACTERS
-      ? `${line.slice(0, LINE_CHARACTERS)}… ${line.length - LINE_CHARACTERS} more characters`
-      : line
-  const kept = lines > 0 ? all.slice(-lines).map((line) => printable(short(line))) : []
-  const note = cut ? "log too long to read whole, cut" : kept.length === lines ? `last ${lines} lines` : ""
-  return note ? { lines: kept, note } : { lines: kept }
 }
 
 function eventFrom<T>(line: string): { type: string; object: T } {
@@ -2704,15 +3047,17 @@ export async function gatherEvidence(
   earlier?: Evidence,
 ): Promise<Evidence> {
   const evidence: Evidence = { pods: [], logs: new Map(earlier?.logs), morePods: 0 }
+  const complain = (error: unknown) => world.emit({ kind: "EvidenceUnavailable", job, why: messageOf(error) })
   try {
     await within(EVIDENCE_LIMIT_MS, world.kill, "looking at its pods", async (signal) => {
-      const isNew = (pod: PodView) => pod.jobUid === job.uid && !kept.some(({ uid }) => uid === pod.uid)
-      const keepNew = (pod: Pod) => [viewPod(pod)].find(isNew)
-      const selector = `batch.kubernetes.io/job-name=${job.name}`
-      const list = () => world.cluster.listPods(job.namespace, selector, keepNew, signal)
-      const all = lastFailedPod(kept) ? kept : [...kept, ...(await list()).items]
-      const failed = all
-        .filter(({ phase, containers }) => phase !== "Succeeded" || containers.some(hasFailed))
+      const list = () => podsOfJob(world, job, signal).catch((error) => complain(error) ?? [])
+      // The watch of pods may be behind that of Jobs: what it has kept is enough only if it tells of the end of each pod.
+      const listed = kept.every(isOverPod) && lastFailedPod(kept) ? [] : await list()
+      const isKept = ({ uid }: PodView) => kept.some((pod) => pod.uid === uid && isOverPod(pod))
+      const fresh = listed.filter((pod) => !isKept(pod))
+      const others = kept.filter(({ uid }) => !fresh.some((pod) => pod.uid === uid))
+      const failed = [...others, ...fresh]
+        .filter((pod) => pod.phase !== "Succeeded" || isFailedPod(pod))
         .sort((a, b) => a.createdAt - b.createdAt)
       evidence.pods = failed.slice(-EVIDENCE_PODS)
       evidence.morePods = failed.length - evidence.pods.length
@@ -2722,6 +3067,13 @@ export async function gatherEvidence(
     world.emit({ kind: "EvidenceUnavailable", job, why: messageOf(error) })
   }
   return evidence
+}
+
+/** The pods that a Job owns. */
+async function podsOfJob({ cluster }: World, job: JobView, signal: AbortSignal): Promise<PodView[]> {
+  const selector = job.ownSelector ?? `batch.kubernetes.io/job-name=${job.name}`
+  const keep = (pod: Pod) => [viewPod(pod)].find(({ jobUid }) => jobUid === job.uid)
+  return (await cluster.listPods(job.namespace, selector, keep, signal)).items
 }
 
 /** Reads each container's log until it was read after its end. What was read earlier stays if there is nothing better. */
@@ -3276,6 +3628,11 @@ async function removeIntents({ cluster, kill }: World, cache: RestartCache, inte
 // ───────────────────────────────────────────── 7 Controller ──────────────────────────────────────────
 
 const RELIST_MS = 30 * 60_000
+/** Bookmarks come about once a minute: more than two are missing. */
+const WATCH_SILENCE_MS = 150_000
+/** A wall clock that is slewed drifts by less between two turns of the loop; one that is set by less does no harm. */
+const CLOCK_SET_MS = 1_000
+const CLOCK_RETRY_MS = 5_000
 const REVIEW_MS = 10 * 60_000
 const PRUNE_MS = 86_400_000
 /** Each may hold a record of 256 KiB. */
@@ -3287,7 +3644,7 @@ const LONGEST_SLEEP_MS = 30_000
 const PODLESS_MS = 25_000
 /** Four times the longest sleep. */
 const STUCK_MS = 120_000
-/** All pods of Jobs. */
+/** All pods of Jobs, except those of Jobs with a selector of their own. */
 const POD_SELECTOR = "batch.kubernetes.io/job-name"
 /** A fresh intent of another operator is its own to carry out; one that stays is adopted. */
 const ADOPT_AFTER_MS = 60_000
@@ -3601,7 +3958,7 @@ export class Liveness {
 
   constructor(
     private readonly clock: Pick<Clock, "monotonic">,
-    private readonly staleAfterMs: number,
+    private readonly staleAfterMs: (namespace: string) => number,
   ) {}
 
   tick(): void {
@@ -3620,7 +3977,7 @@ export class Liveness {
   /** For how long nothing was heard of a namespace's Jobs, if that is too long. */
   staleForMs(namespace: string): number | undefined {
     const staleMs = this.clock.monotonic() - (this.lastEventAt.get(namespace) ?? Number.NEGATIVE_INFINITY)
-    return staleMs > this.staleAfterMs ? staleMs : undefined
+    return staleMs > this.staleAfterMs(namespace) ? staleMs : undefined
   }
 
   noteWatch(namespace: string, resource: string): void {
@@ -3668,12 +4025,18 @@ export class Operator {
   private readonly writing = new Set<Promise<void>>()
   private readonly records = new Map<string, RecordKey[]>()
   private readonly prunedAt = new Map<string, number>()
+  /** The watch of each namespace's pods. `renew` ends it, so that it is opened with another selector. */
+  private readonly podWatches = new Map<string, { ofAll: boolean; renew: AbortController }>()
+  /** The wall clock less the monotonic clock, when the skew was measured. */
+  private clockOffsetMs: number | undefined
   private readonly listedVersion = new Map<string, string>()
 
   constructor(private readonly world: World) {
     const { clock, config } = world
     this.workqueue = new Workqueue(config.restartSpacingMs)
-    this.liveness = new Liveness(clock, 2 * config.checkIntervalMs + CALL_LIMIT_MS)
+    const silenceMs = (namespace: string) =>
+      this.permissions.may(namespace, "watch batch/jobs") ? WATCH_SILENCE_MS : 2 * config.checkIntervalMs
+    this.liveness = new Liveness(clock, (namespace) => silenceMs(namespace) + CALL_LIMIT_MS)
   }
 
   /** Runs until `stop` fires, and until restarts under way have ended or `kill` fires. */
@@ -3740,27 +4103,30 @@ export class Operator {
   private async watchOrSleep(namespace: string, version: string, works: () => void): Promise<void> {
     const { clock, config, stop } = this.world
     if (this.permissions.may(namespace, "watch batch/jobs"))
-      return this.watch(namespace, "jobs", version, clock.monotonic() + RELIST_MS, works)
+      return this.watch(namespace, "jobs", {
+        resourceVersion: version,
+        untilAt: clock.monotonic() + RELIST_MS,
+        works,
+        stop,
+      })
     works()
     await clock.sleep(config.checkIntervalMs, stop)
   }
 
   /** Keeps each pod's last outcome, for pods are often gone when their Job has failed. */
   private async listAndWatchPods(namespace: string): Promise<void> {
-    const { clock, cluster, stop } = this.world
+    const { clock, stop } = this.world
     const trouble = retryBackoff(this.world, `pods in ${namespace} cannot be watched`)
+    const watched = { ofAll: false, renew: new AbortController() }
+    this.podWatches.set(namespace, watched)
     while (!stop.aborted) {
+      watched.renew = new AbortController()
       try {
-        if (!this.permissions.may(namespace, "watch /pods")) {
-          await clock.sleep(LONGEST_SLEEP_MS, stop)
-          continue
-        }
-        const { items, resourceVersion } = await cluster.listPods(namespace, POD_SELECTOR, viewOfJobPod, stop)
-        this.replacePods(namespace, items)
-        this.liveness.notePods(namespace, true)
-        await this.watch(namespace, "pods", resourceVersion, Number.POSITIVE_INFINITY, trouble.over)
+        if (!this.permissions.may(namespace, "watch /pods")) await clock.sleep(LONGEST_SLEEP_MS, stop)
+        else await this.watchPods(namespace, watched.ofAll ? "" : POD_SELECTOR, trouble.over, watched.renew.signal)
       } catch (error) {
         this.liveness.notePods(namespace, false)
+        if (watched.renew.signal.aborted) continue
         this.permissions.noteDenied(namespace, "watch /pods", error)
         await trouble.wait(error, stop)
       }
@@ -3778,24 +4144,38 @@ export class Operator {
     for (const pod of items) this.onPodEvent("ADDED", namespace, pod)
   }
 
+  private async watchPods(namespace: string, selector: string, works: () => void, renew: AbortSignal): Promise<void> {
+    const { cluster, stop } = this.world
+    const signal = AbortSignal.any([stop, renew])
+    const { items, resourceVersion } = await cluster.listPods(namespace, selector, viewOfJobPod, signal)
+    this.replacePods(namespace, items)
+    this.liveness.notePods(namespace, true)
+    const untilAt = Number.POSITIVE_INFINITY
+    await this.watch(namespace, "pods", { resourceVersion, untilAt, works, selector, stop: signal })
+  }
+
+  /** Watches the pods of a Job with a selector of its own: they have no label in common with others, so all pods are watched. */
+  private watchAllPods({ namespace, ownSelector }: JobView): void {
+    const watched = this.podWatches.get(namespace)
+    if (ownSelector === undefined || !watched || watched.ofAll) return
+    watched.ofAll = true
+    watched.renew.abort(new Error("from now on all pods are watched"))
+  }
+
   /** Watches from a version on, one watch after the other, until an error or the given monotonic time. */
   private async watch(
     namespace: string,
     resource: "jobs" | "pods",
-    version: string,
-    untilAt: number,
-    works: () => void,
+    from: { resourceVersion: string; untilAt: number; works: () => void; selector?: string; stop: AbortSignal },
   ): Promise<void> {
-    const { clock, cluster, config, stop } = this.world
-    const options = {
-      silenceMs: 2 * config.checkIntervalMs,
-      ...(resource === "pods" ? { selector: POD_SELECTOR } : {}),
-    }
+    const { clock, cluster } = this.world
+    const { untilAt, works, selector, stop } = from
+    const options = { silenceMs: WATCH_SILENCE_MS, ...(selector && { selector }) }
     const noteWorking = () => {
       this.permissions.noteWorking()
       works()
     }
-    for (let resourceVersion = version; clock.monotonic() < untilAt && !stop.aborted; ) {
+    for (let { resourceVersion } = from; clock.monotonic() < untilAt && !stop.aborted; ) {
       const startedAt = clock.monotonic()
       this.liveness.noteWatch(namespace, resource)
       for await (const { type, object } of cluster.watch(namespace, resource, { ...options, resourceVersion }, stop)) {
@@ -3882,6 +4262,7 @@ export class Operator {
     const known = this.cache.jobs.get(view.key)
     // A Job that is being restarted, whoever started that, is followed too: its last edits count for who finishes it.
     if (!known && !isSelected(view, this.world.config) && this.cache.intentsOf(view.key).length === 0) return
+    this.watchAllPods(view)
     // A late watch tells what a restart has read past already. A list is believed: etcd may have been restored.
     if (known && !isListed && compareVersions(view.resourceVersion, known.view.resourceVersion) < 0) return
     const sighting = this.cache.nextSighting()
@@ -3942,6 +4323,10 @@ export class Operator {
     const { clock, stop } = this.world
     while (!stop.aborted) {
       this.liveness.tick()
+      if (!(await this.isClockKnown())) {
+        await clock.sleep(CLOCK_RETRY_MS, stop)
+        continue
+      }
       this.reportSkew()
       for (const key of this.workqueue.takeDue(nowOf(this.world))) this.reconcile(key)
       const nextMs = (this.workqueue.nextAt() ?? Number.POSITIVE_INFINITY) - nowOf(this.world)
@@ -4229,18 +4614,35 @@ export class Operator {
     entry.looking = entry.looking.then(async () => {
       const kept = this.cache.podsOf(entry.view.uid)
       entry.evidence = await gatherEvidence(this.world, entry.view, kept.length > 0 ? kept : before, entry.evidence)
-      if (moment === "failed" && !this.world.kill.aborted) this.onFailure(entry, entry.evidence)
+      if (moment === "failed" && !this.world.kill.aborted) await this.onFailure(entry, entry.evidence)
     })
   }
 
-  private onFailure(entry: JobEntry, evidence: Evidence): void {
+  private async onFailure(entry: JobEntry, evidence: Evidence): Promise<void> {
     const { view } = entry
-    const failure = failureOf(view, evidence)
+    const failure = { ...failureOf(view, evidence), seenAt: await this.presentFor(view) }
     entry.failure = failure
     const reason = [view.reason, view.message].filter(Boolean).join(", ")
     this.emit({ kind: "FailureSeen", job: view, failedAt: view.failedAt ?? 0, cause: failure.cause, reason, evidence })
     this.record(entry, evidence, failure)
     this.enqueue(view.key)
+  }
+
+  /**
+   * The present, for a failure that lies in the future. It may be our own clock that is wrong, so the server's is read first;
+   * undefined if the failure lies in the past, or there is no answer.
+   */
+  private async presentFor({ failedAt = 0 }: JobView): Promise<number | undefined> {
+    if (failedAt <= nowOf(this.world)) return undefined
+    return (await this.readServerClock(this.world.kill)) ? nowOf(this.world) : undefined
+  }
+
+  /** Whether the server has answered: then its time is known. A rejection tells it too. */
+  private readServerClock(signal: AbortSignal): Promise<boolean> {
+    return this.world.cluster.version(signal).then(
+      () => true,
+      (error: unknown) => error instanceof ApiError,
+    )
   }
 
   private record({ view, job }: JobEntry, evidence: Evidence, failure: Failure): void {
@@ -4379,6 +4781,22 @@ export class Operator {
     if (view.uid === uid && isPodless(view)) this.emit({ kind: "NoPod", job: view, forMs: now - createdAt })
   }
 
+  /**
+   * Whether the clock skew is known. It is measured again when the wall clock was set, that is when it parts from the monotonic
+   * clock; until an answer of the API server has told its time, nothing is taken to be due.
+   */
+  private async isClockKnown(): Promise<boolean> {
+    const { clock, stop } = this.world
+    const offsetMs = clock.now() - clock.monotonic()
+    this.clockOffsetMs ??= offsetMs
+    const setByMs = offsetMs - this.clockOffsetMs
+    if (Math.abs(setByMs) < CLOCK_SET_MS) return true
+    if (!(await this.readServerClock(stop))) return false
+    this.clockOffsetMs = offsetMs
+    this.emit({ kind: "ClockSet", byMs: setByMs })
+    return true
+  }
+
   private reportSkew(): void {
     const skewMs = this.world.cluster.skewMs()
     if (Math.abs(skewMs) > SKEW_LIMIT_MS && this.firstTime(`skew ${Math.round(skewMs / 60_000)}`))
@@ -4418,8 +4836,18 @@ const JOB_LABELS = ["namespace", "job_name"]
 const LATE_SECONDS = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1_800, 7_200]
 /** A Job's counts outlive its restart; one that is gone for longer has none. */
 const COUNTS_KEPT_MS = 3_600_000
-/** More would be noise: the rest is `exit:other`. */
-const EXIT_CODES = 20
+/** Each selected Job has a series for each of these from the start: increase() needs a 0 before the first 1. */
+const CAUSES = ["oom", "evicted", "deadline", "exit", "unknown"]
+const RESULTS = ["restarted", "replaced", "rejected", "changed", "cancelled", "namespace_gone", "interrupted"]
+const MOST_COUNTED_JOBS = 10_000
+
+/** What a Job's failures and restarts came to so far. */
+interface Counts {
+  /** When the Job was last there, by the monotonic clock. */
+  thereAt: number
+  failures: Record<string, number>
+  restarts: Record<string, number>
+}
 
 /** What Prometheus gets: counts of what was said and of calls; all else is read from the operator when it is asked for. */
 export class Metrics {
@@ -4458,9 +4886,9 @@ export class Metrics {
   )
   private readonly start = this.add(Gauge, "process_start_time_seconds", "When the process began.")
   private readonly files = this.add(Gauge, "process_open_fds", "Open file descriptors.")
-  private readonly codes = new Set<string>()
-  /** When a Job with counts was last there, by the monotonic clock. */
-  private readonly thereAt = new Map<string, number>()
+  private readonly counts = new Map<string, Counts>()
+
+  constructor(private readonly clock: Pick<Clock, "monotonic"> = systemClock) {}
 
   private add<M>(
     Kind: new (metric: {
@@ -4481,32 +4909,34 @@ export class Metrics {
   /** Counts a call of the API server. */
   readonly countCall: OnCall = (verb, code) => this.calls.inc({ verb, code })
 
-  /** Counts what is said of failures and restarts. */
-  readonly hear: Say = (_level, _text, { job = "", cause, result, lateMs } = {}) => {
-    if (!cause && !result) return
-    if (this.thereAt.size > 10_000) {
-      this.thereAt.clear()
-      for (const counter of [this.failures, this.restarts]) counter.reset()
-    }
-    this.thereAt.set(job, performance.now())
-    if (cause) this.failures.inc({ ...jobLabels(job), cause: this.bounded(cause) })
-    if (result) this.restarts.inc({ ...jobLabels(job), result: result.replaceAll(" ", "_") })
-    if (lateMs !== undefined) this.lateness.observe(Math.max(0, lateMs) / 1_000)
+  /** Counts failures and restarts. */
+  readonly observe: Emit = (fact) => {
+    if (fact.kind === "FailureSeen") add(this.countsOf(fact.job.key).failures, fact.cause.replace(/:.*/, ""))
+    if (fact.kind === "RestartRejected") add(this.countsOf(fact.job.key).restarts, "rejected")
+    if (fact.kind !== "RestartFinished") return
+    const { result } = fact.outcome
+    add(this.countsOf(fact.job.key).restarts, result.replaceAll(" ", "_"))
+    if (result === "restarted") this.lateness.observe(Math.max(0, fact.lateMs) / 1_000)
   }
 
-  private bounded(cause: Cause): string {
-    if (cause.startsWith("exit:") && this.codes.size < EXIT_CODES) this.codes.add(cause)
-    return !cause.startsWith("exit:") || this.codes.has(cause) ? cause : "exit:other"
+  private countsOf(job: string): Counts {
+    const known = this.counts.get(job)
+    if (known) return known
+    if (this.counts.size >= MOST_COUNTED_JOBS) this.counts.clear()
+    const counts = { thereAt: this.clock.monotonic(), failures: {}, restarts: {} }
+    this.counts.set(job, counts)
+    return counts
   }
 
-  /** All metrics as text, in Prometheus' exposition format. `at` is one of performance.now(). */
-  async text(operator: Operator, namespaces: string[], at = performance.now()): Promise<string> {
-    for (const metric of [this.state, this.due, this.watches, this.cpu]) metric.reset()
+  /** All metrics as text, in Prometheus' exposition format. */
+  async text(operator: Operator, namespaces: string[]): Promise<string> {
+    for (const metric of [this.state, this.due, this.watches, this.cpu, this.failures, this.restarts]) metric.reset()
     for (const { key, state, dueAt } of operator.states()) {
       this.state.set({ ...jobLabels(key), state }, 1)
       if (dueAt !== undefined) this.due.set(jobLabels(key), dueAt / 1_000)
-      if (this.thereAt.has(key)) this.thereAt.set(key, at)
+      this.countsOf(key).thereAt = this.clock.monotonic()
     }
+    this.setCounts()
     for (const [key, begun] of operator.liveness.watches) {
       const [namespace = "", resource = ""] = key.split("/")
       this.watches.inc({ namespace, resource }, begun - 1)
@@ -4514,8 +4944,19 @@ export class Metrics {
     for (const namespace of namespaces)
       this.ready.set({ namespace }, operator.liveness.staleForMs(namespace) === undefined ? 1 : 0)
     this.setProcess()
-    await this.forgetGone(at)
     return this.registry.metrics()
+  }
+
+  /** The counts of a Job that is gone for an hour go. */
+  private setCounts(): void {
+    for (const [key, { thereAt, failures, restarts }] of this.counts) {
+      if (this.clock.monotonic() - thereAt > COUNTS_KEPT_MS) {
+        this.counts.delete(key)
+        continue
+      }
+      for (const cause of CAUSES) this.failures.inc({ ...jobLabels(key), cause }, failures[cause] ?? 0)
+      for (const result of RESULTS) this.restarts.inc({ ...jobLabels(key), result }, restarts[result] ?? 0)
+    }
   }
 
   private setProcess(): void {
@@ -4526,15 +4967,10 @@ export class Metrics {
     this.start.set(performance.timeOrigin / 1_000)
     if (process.platform === "linux") this.files.set(readdirSync("/proc/self/fd").length)
   }
+}
 
-  private async forgetGone(at: number): Promise<void> {
-    const gone = new Set([...this.thereAt].filter(([, thereAt]) => at - thereAt > COUNTS_KEPT_MS).map(([key]) => key))
-    for (const key of gone) this.thereAt.delete(key)
-    if (gone.size === 0) return
-    for (const counter of [this.failures, this.restarts])
-      for (const { labels } of (await counter.get()).values)
-        if (gone.has(`${labels.namespace}/${labels.job_name}`)) counter.remove(labels)
-  }
+function add(counts: Record<string, number>, name: string): void {
+  counts[name] = (counts[name] ?? 0) + 1
 }
 
 function jobLabels(key: string): { namespace: string; job_name: string } {
@@ -4596,35 +5032,109 @@ export function serveHealth(
   say("warning", `no health, HEALTH_PORT ${port} cannot be had: ${messageOf(problem)}`)
 }
 
-const [NOTIFY_LIMIT_MS, NOTIFY_PAUSE_MS] = [10_000, 5_000]
+const NOTIFY_LIMIT_MS = 10_000
+const NOTIFY_BACKOFF = { fromMs: 5_000, toMs: 15 * 60_000 }
+/** A rejected message is tried for so long. */
+const NOTIFY_FOR_MS = 86_400_000
+/** Messages that wait, of at most 1,000 characters each. */
+const MOST_MESSAGES = 500
+/** A Job that was deleted and is there again within this time is reported to be back. */
+const ALARM_OF_GONE_MS = 600_000
 
-/** Tells a person of each alarm of a Job, once, and when the Job is back. Nothing waits for it; one message after the other. */
-export function notifier(url: string, { clock, kill }: Pick<World, "clock" | "kill">, say: Say): Say {
-  const alarms = new Map<string, string>()
-  let last = Promise.resolve()
-  const send = async (message: string) => {
-    const first = await post(url, message, kill)
-    if (first) await clock.sleep(NOTIFY_PAUSE_MS, kill)
-    const problem = first && (await post(url, message, kill))
-    if (problem) say("warning", `a notification could not be sent to NOTIFY_URL: ${problem}`)
-  }
-  const queue = (message: string) => {
-    last = last.then(() => send(message))
-  }
-  return (level, text, { job, reason = "", result = "", phase = "" } = {}) => {
-    if (!job) return
-    const isBack = ["restarted", "replaced"].includes(result) || ["running", "succeeded"].includes(phase)
-    if (level === "error" && alarms.get(job) !== reason) {
-      alarms.set(job, reason)
-      queue(text)
-    } else if (isBack && alarms.delete(job)) queue(`back after an alarm: ${text}`)
+/**
+ * Tells a person of each alarm of a Job, once, and when the Job is back. Nothing waits for it. A Job's messages are sent in
+ * order, one at a time of all; each is tried until the receiver takes it, for up to a day.
+ */
+export function notifier(url: string, world: Pick<World, "clock" | "kill">, say: Say): Emit {
+  const alarms = new Map<string, { kind: Fact["kind"]; goneAt: number | undefined }>()
+  const send = outbox(url, world, say)
+  return (fact) => {
+    if (!("job" in fact) || !fact.job) return
+    const { key } = fact.job
+    const now = world.clock.monotonic()
+    for (const [job, { goneAt = now }] of alarms) if (now - goneAt > ALARM_OF_GONE_MS) alarms.delete(job)
+    const alarm = alarms.get(key)
+    const { text } = logLineOf(fact)
+    if (isAlarm(fact) && (alarm?.kind !== fact.kind || alarm.goneAt !== undefined)) {
+      alarms.set(key, { kind: fact.kind, goneAt: undefined })
+      send(key, text)
+    } else if (isRecovery(fact) && alarms.delete(key)) send(key, `back after an alarm: ${text}`)
+    else if ((fact.kind === "DeletedByOthers" || fact.kind === "RemovedByTtl") && alarm) alarm.goneAt ??= now
   }
 }
 
-/** What went wrong, in a word, for an error's message may hold the URL. Gotify reads title and message, Slack text, ntfy what its URL says. */
-async function post(url: string, text: string, signal: AbortSignal): Promise<string | undefined> {
+/** Whether a Job needs a person. */
+function isAlarm(fact: Fact): boolean {
+  if (fact.kind === "HeldUp" || fact.kind === "Retrying") return fact.isAlarm
+  return fact.kind === "GaveUp" || fact.kind === "RestartRejected"
+}
+
+/** Whether a Job that needed a person does not any more. */
+function isRecovery(fact: Fact): boolean {
+  if (fact.kind === "LeftAlone") return ["running", "succeeded"].includes(fact.phase)
+  return fact.kind === "RestartFinished" && ["restarted", "replaced"].includes(fact.outcome.result)
+}
+
+/** Messages that wait to be taken by the receiver, in bounded memory. */
+function outbox(url: string, { clock, kill }: Pick<World, "clock" | "kill">, say: Say) {
+  const queues = new Map<string, { text: string; sinceAt: number }[]>()
+  let waiting = 0
+  let turn: Promise<unknown> = Promise.resolve()
+  /** One message at a time, and none while the receiver asks for a pause. */
+  let pausedUntilAt = 0
+  const postInTurn = (text: string): Promise<Rejection | undefined> => {
+    const posted = turn.then(async () => {
+      await clock.sleep(pausedUntilAt - clock.monotonic(), kill)
+      const rejection = kill.aborted ? undefined : await post(url, text, clock.now(), kill)
+      pausedUntilAt = clock.monotonic() + (rejection?.retryAfterMs ?? 0)
+      return rejection
+    })
+    turn = posted
+    return posted
+  }
+  const deliver = async (text: string, sinceAt: number) => {
+    for (let tries = 0; !kill.aborted; tries++) {
+      const rejection = await postInTurn(text)
+      if (!rejection || kill.aborted) return
+      const isTooOld = clock.monotonic() - sinceAt > NOTIFY_FOR_MS
+      const next = isTooOld ? "given up after a day" : "trying again for up to a day"
+      if (tries === 0 || isTooOld)
+        say("warning", `a notification was not taken by NOTIFY_URL, ${next}: ${rejection.why}`)
+      if (isTooOld) return
+      await clock.sleep(exponentialBackoffMs(NOTIFY_BACKOFF, tries), kill)
+    }
+  }
+  const deliverAll = async (job: string, queue: { text: string; sinceAt: number }[]) => {
+    for (let first = queue[0]; first; first = queue[0]) {
+      await deliver(first.text, first.sinceAt)
+      queue.shift()
+      waiting--
+    }
+    queues.delete(job)
+  }
+  return (job: string, text: string): void => {
+    if (waiting >= MOST_MESSAGES)
+      return say("warning", `a notification is dropped: ${MOST_MESSAGES} wait for NOTIFY_URL already`)
+    waiting++
+    const queue = queues.get(job)
+    const message = { text, sinceAt: clock.monotonic() }
+    if (queue) return void queue.push(message)
+    const fresh = [message]
+    queues.set(job, fresh)
+    void deliverAll(job, fresh)
+  }
+}
+
+/** Why a message was not taken, in a word, for an error's message may hold the URL; and when the receiver wants the next try. */
+type Rejection = { why: string; retryAfterMs: number }
+
+/** Slack and Mattermost read `text`, in which these three characters begin links and mentions; Gotify and ntfy read the rest. */
+const slackText = (text: string) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;")
+
+/** Sends one message; returns why it was rejected. */
+async function post(url: string, text: string, now: number, signal: AbortSignal): Promise<Rejection | undefined> {
   const message = safe(text).slice(0, 1_000)
-  const body = JSON.stringify({ title: project.name, message, text: message })
+  const body = JSON.stringify({ title: project.name, message, text: slackText(message) })
   const limit = AbortSignal.any([signal, AbortSignal.timeout(NOTIFY_LIMIT_MS)])
   try {
     // A redirect would turn the POST into a GET.
@@ -4637,10 +5147,14 @@ async function post(url: string, text: string, signal: AbortSignal): Promise<str
       tls: { ca: trustedRoots() },
     })
     await response.body?.cancel()
-    return response.ok ? undefined : `answer ${response.status}`
+    if (response.ok) return undefined
+    const askedMs = readAskedWait(response.headers.get("retry-after") ?? "", now) ?? 0
+    const retryAfterMs = Math.min(NOTIFY_FOR_MS, Math.max(0, askedMs))
+    const asked = retryAfterMs > 0 ? `, asks for the next try in ${durationText(retryAfterMs)}` : ""
+    return { why: `answer ${response.status}${asked}`, retryAfterMs }
   } catch (error) {
     const { code, name } = error as { code?: unknown; name?: string }
-    return String(typeof code === "string" ? code : name)
+    return { why: String(typeof code === "string" ? code : name), retryAfterMs: 0 }
   }
 }
 
@@ -4688,12 +5202,19 @@ function configureLog({ logLevel, logFormat }: Pick<Config, "logLevel" | "logFor
   return (level, text, details) => logger[level]("{text}", { ...details, text })
 }
 
-/** Passes a fact on as a line of the log, and to whoever reads such lines. */
-export const emitTo =
-  (...listeners: Say[]): Emit =>
+/** Writes each fact as a line of the log. */
+export const logSink =
+  (say: Say): Emit =>
   (fact) => {
     const { level, text, lines, fields } = logLineOf(fact)
-    for (const listen of listeners) listen(level, text, { ...(lines && { lines }), ...fields })
+    say(level, text, { ...(lines && { lines }), ...fields })
+  }
+
+/** Passes each fact to all sinks. */
+export const toAll =
+  (...sinks: Emit[]): Emit =>
+  (fact) => {
+    for (const emit of sinks) emit(fact)
   }
 
 /** `stop` fires at the first signal, `kill` after the grace period or at the second. Process 1 has no handlers of its own. */
@@ -4710,13 +5231,18 @@ function stopSignals(say: Say): { stop: AbortSignal; kill: AbortSignal } {
 }
 
 /** Waits for the API server, for boards come up slowly after a power cut. Returns its version. */
-async function waitForServer({ cluster, clock, stop }: World, say: Say): Promise<string> {
+async function waitForServer({ cluster, clock, emit, stop }: World, say: Say): Promise<string> {
+  let isSkewReported = false
   for (let attempt = 1; !stop.aborted; attempt++) {
     try {
       return await cluster.version(stop)
     } catch (error) {
       if (error instanceof ApiError && error.status === 403) return "of unknown version"
       if (!stop.aborted) say("warning", `waiting for ${cluster.address}, attempt ${attempt}: ${messageOf(error)}`)
+      // A wrong clock may be why credentials are rejected; the rejection itself tells the server's time.
+      const skewMs = cluster.skewMs()
+      if (Math.abs(skewMs) > SKEW_LIMIT_MS && !isSkewReported) emit({ kind: "ClockSkew", skewMs })
+      isSkewReported ||= Math.abs(skewMs) > SKEW_LIMIT_MS
       await clock.sleep(backoffMs(attempt, clock.random(), error), stop)
     }
   }
@@ -4758,10 +5284,10 @@ export async function main(args: string[], env: Env): Promise<number> {
     announce(say, rows, warnings, source, env)
     const metrics = new Metrics()
     const cluster = connect(source, env, metrics.countCall)
-    const listeners = [say, metrics.hear]
+    const sinks = [logSink(say), metrics.observe]
     if (config.notifyUrl && !config.dryRun)
-      listeners.push(notifier(config.notifyUrl, { clock: systemClock, kill: signals.kill }, say))
-    const world: World = { cluster, clock: systemClock, emit: emitTo(...listeners), config, ...signals }
+      sinks.push(notifier(config.notifyUrl, { clock: systemClock, kill: signals.kill }, say))
+    const world: World = { cluster, clock: systemClock, emit: toAll(...sinks), config, ...signals }
     const operator = new Operator(world)
     const isHealthWanted =
       source.inCluster || rows.some(({ variable, from }) => variable === "HEALTH_PORT" && from !== "default")

@@ -76,11 +76,13 @@ import {
   REPLACEMENT,
   REPLACES,
   RIGHTS,
+  readAskedWait,
   readIntent,
   readPast,
   readRecord,
   readSettings,
   recordFor,
+  renderLine,
   replacementFor,
   SETTINGS,
   SettingsError,
@@ -406,6 +408,8 @@ describe("1 Settings", () => {
     "log:/[^/\\],]x[/]/i=1h": String.raw`/[^/\],]x[/]/i 3600`,
     "log:/\\[,\\\\/=1h": String.raw`/\[,\\/ 3600`,
     "log:/(?<!no )\\btoken\\b/i=never": String.raw`/(?<!no )\btoken\b/i never`,
+    "log:/retry[- ]after:? *(?<wait>[^,;]+)/i=asked..6h": "/retry[- ]after:? *(?<wait>[^,;]+)/i asked..21600",
+    "log:/(?<wait>\\d+)/=1h": "/(?<wait>\\d+)/ 3600",
     "exit:3=6h, log:/invalid token/i=never, evicted=30s, oom=0s..1h":
       "exit 3-3 21600; /invalid token/i never; evicted 30; oom 0..3600",
   }
@@ -449,6 +453,10 @@ describe("1 Settings", () => {
     "oom=1h..": [7, END],
     "oom=1h..2h..3h": [11, END],
     "oom=never..1h": [10, END],
+    "log:/(?<wait>.+)/=asked": [19, "the longest wait too, such as asked..6h"],
+    "log:/(?<wait>.+)/=asked..soon": [19, "whole seconds or a duration like 90s"],
+    "log:/retry after (.+)/=asked..6h": [24, "asked.. only after a log: pattern with a group named wait"],
+    "oom=asked..6h": [5, "asked.. only after a log: pattern with a group named wait"],
     "oom=1h any=2h": [7, END],
     "oom=1h;any=2h": [7, END],
     "log:a=1h": [1, CAUSE],
@@ -776,6 +784,78 @@ describe("2 What we see", () => {
       { deleting: true, containers: [stopped] },
       { containers: [exited("worker", 42)] },
     ],
+    "a native sidecar that was stopped later, by TERM (J02)": [
+      "exit:3",
+      { sidecars: [exited("mesh", 143, { minute: 2 })], containers: [exited("worker", 3)] },
+    ],
+    "a native sidecar that was killed later (J02)": [
+      "exit:3",
+      { sidecars: [exited("mesh", 137, { minute: 2, reason: "Error" })], containers: [exited("worker", 3)] },
+    ],
+    "a native sidecar that had failed before": [
+      "exit:3",
+      { sidecars: [exited("mesh", 1, { minute: 1 })], containers: [exited("worker", 3, { minute: 5 })] },
+    ],
+    "a native sidecar OOMKilled beside a worker that failed": [
+      "exit:3",
+      { sidecars: [oomKilled("mesh", 137, 2)], containers: [exited("worker", 3)] },
+    ],
+    "a native sidecar alone, while no worker has ended": [
+      "exit:7",
+      { sidecars: [exited("mesh", 7)], containers: [waiting("worker", "PodInitializing")] },
+    ],
+    "a pod that succeeded though its sidecar was killed later, and one that failed before": [
+      "exit:3",
+      { phase: "Succeeded", sidecars: [exited("mesh", 143, { minute: 9 })], containers: [exited("worker", 0)] },
+      { containers: [exited("worker", 3)] },
+    ],
+    "an init container that failed, beside a sidecar that was stopped": [
+      "exit:9",
+      { init: [exited("fetch", 9)], sidecars: [exited("mesh", 143, { minute: 2 })] },
+    ],
+    "code 255 by containerd after a power failure (H41)": [
+      "unknown",
+      { containers: [exited("worker", 255, { reason: "Unknown" })] },
+    ],
+    "code 255 by the program": ["exit:255", { containers: [exited("worker", 255, { reason: "Error" })] }],
+    "code 128 by containerd, which could not start it": [
+      "unknown",
+      { containers: [exited("worker", 128, { reason: "StartError" })] },
+    ],
+    "an invented code later than a real one": [
+      "exit:3",
+      { containers: [exited("worker", 3), exited("helper", 255, { reason: "Unknown", minute: 5 })] },
+    ],
+    "two workers that run once each": [
+      "exit:3",
+      { restartPolicy: "Never", containers: [exited("b", 4, { minute: 5 }), exited("a", 3, { minute: 2 })] },
+    ],
+    "a helper that ended only because its pod was told to stop": [
+      "exit:3",
+      { toldAt: 2, containers: [exited("worker", 3), exited("helper", 143, { minute: 3 })] },
+    ],
+    "a worker that was stopped in its next run": [
+      "exit:3",
+      {
+        toldAt: 2,
+        containers: [{ ...exited("worker", 143, { minute: 3 }), lastState: exited("worker", 3, { minute: 2 }).state! }],
+      },
+    ],
+    "two pods that are stopped, one of which had failed before": [
+      "exit:3",
+      { toldAt: 2, containers: [exited("worker", 143, { minute: 3 })] },
+      { toldAt: 2, containers: [exited("worker", 3, { minute: 1 })] },
+    ],
+    ...Object.fromEntries(
+      [
+        ...["NodeAffinity", "OutOfcpu", "OutOfpods", "OutOfmemory", "OutOfexample.test/gpu", "NodePorts", "NodeName"],
+        ...["UnexpectedAdmissionError", "NodeShutdown", "Terminated", "Preempting", "TopologyAffinityError"],
+      ].map((reason): [string, [Cause, ...Pods]] => [
+        `a pod that its node did not admit, or ended: ${reason}`,
+        ["evicted", { phase: "Failed", reason, message: "Pod was rejected: ..." }],
+      ]),
+    ),
+    "a pod whose node can never run it": ["unknown", { phase: "Failed", reason: "SysctlForbidden" }],
     "code 0 and no time (C11)": [
       "unknown",
       { containers: [exited("worker", 0, { startedAt: null, finishedAt: null })] },
@@ -874,7 +954,7 @@ describe("3 What to do", () => {
     })
   })
 
-  test("decide() never lets the wait after OOM kills pass RESTART_DELAY, nor overflow, whatever the annotation says", () => {
+  test("decide() never lets the wait after OOM kills pass RESTART_DELAY or 5m, nor overflow, whatever the annotation says", () => {
     const odd = fc.constantFrom("1e9", "-1", "NaN", "9".repeat(400))
     const counts = fc.oneof(fc.nat(40).map(String), fc.maxSafeNat().map(String), fc.string(), odd)
     always([counts, fc.nat(3650 * 86_400)], (text, seconds) => {
@@ -892,7 +972,8 @@ describe("3 What to do", () => {
       )
       const waitMs = !("dueAt" in decision) ? Number.NaN : decision.dueAt - NOW
       const kills = /^\d{1,9}$/.test(text) ? Number(text) : 0
-      expect(waitMs).toBe(kills === 0 ? 0 : Math.min(seconds * SECOND, 10 * SECOND * 2 ** (kills - 1)))
+      const most = Math.max(5 * MINUTE, seconds * SECOND)
+      expect(waitMs).toBe(kills === 0 ? 0 : Math.min(most, 10 * SECOND * 2 ** (kills - 1)))
       for (const count of [0, 1])
         expect(Object.values(bookkeepingFor(view, failedBy("oom"), settings()))[count]).toBe(String(kills + 1))
     })
@@ -931,6 +1012,24 @@ describe("3 What to do", () => {
       false,
     )
   })
+
+  test("failureOf() has the lines of the termination message, those of the container that failed last of all", () => {
+    const message = "\u001b[31mRetry-After: 25\u001b[0m\nbye\n"
+    const last = pod({ containers: [exited("worker", 3, { message }), exited("mesh", 0, { message: "mesh" })] })
+    const logs = new Map(["worker", "mesh"].map((name) => [`uid-p/${name}`, { lines: [`${name} log`] }]))
+    const { lines } = failureOf(viewJob(failedJob()), { pods: [last], logs, morePods: 0 })
+    expect(lines).toEqual(["mesh log", "mesh", "worker log", "Retry-After: 25", "bye"])
+  })
+
+  test.each(["StartError", "ContainerStatusUnknown", "Unknown", "ContainerCannotRun"])(
+    "failureOf() does not take what a runtime says of a %s for the program's words",
+    (reason) => {
+      const failed = exited("worker", 128, { reason, message: "exec: not found" })
+      const backOff = { ...waiting("mesh", "CrashLoopBackOff", "back-off 5m0s"), lastState: exited("mesh", 1).state }
+      const last = pod({ containers: [failed, backOff as Container] })
+      expect(failureOf(viewJob(failedJob()), { pods: [last], logs: new Map(), morePods: 0 }).lines).toEqual([])
+    },
+  )
 
   const deletions: Record<
     string,
@@ -1041,14 +1140,121 @@ describe("3 What to do", () => {
     )
   })
 
-  test("a line of the log is cut to 1000 characters before a rule sees it, and its secrets are masked", () => {
-    const { lines } = tailOf(`${"x".repeat(999)}END and more\ninvalid token=abc`, 20)
+  test("a line of the log is cut in its middle before a rule sees it, and its secrets are masked", () => {
+    const { lines } = tailOf(`BEGIN${"x".repeat(999)}MIDDLE${"x".repeat(999)}END\ninvalid token=abc`, 20)
     const isSeen = (rule: string) =>
       because(
         decide(viewJob(failedJob()), failedBy("exit:1", lines), settings({ RESTART_RULES: `${rule}=1s` }), NOW),
       ) === `rule ${rule}=1s`
-    expect(["log:/xE/", "log:/invalid token/"].map(isSeen)).toEqual([true, true])
-    expect(["log:/xEN/", "log:/and/", "log:/abc/"].map(isSeen)).toEqual([false, false, false])
+    expect(["log:/^BEGIN/", "log:/xEND$/", "log:/invalid token/"].map(isSeen)).toEqual([true, true, true])
+    expect(["log:/MIDDLE/", "log:/abc/"].map(isSeen)).toEqual([false, false])
+  })
+
+  // What a program may print, as seconds from a failure at 12:00:00 UTC on 2026-03-01, a Sunday; undefined: not a time.
+  const askedWaits: Record<string, number | undefined> = {
+    "25": 25,
+    " 25 ": 25,
+    "0": 0,
+    "2.5": 2.5,
+    '"120"': 120,
+    "120.": 120,
+    "25s": 25,
+    "25 s)": 25,
+    "1m30s": 90,
+    "1h 30m": 5_400,
+    "1.5h": 5_400,
+    "250ms": 0.25,
+    "90 seconds": 90,
+    "2 minutes, 5 seconds": 125,
+    "1 hour and 1 minute": 3_660,
+    "1 Day": 86_400,
+    "Sun, 01 Mar 2026 12:02:00 GMT": 120,
+    "Sunday, 01-Mar-26 12:02:00 GMT": 120,
+    "Sun Mar  1 12:02:00 2026": 120,
+    "Sun, 01 Mar 2026 11:00:00 GMT": -3_600,
+    "2026-03-01T12:02:00Z": 120,
+    "2026-03-01T12:02": 120,
+    "2026-03-01 12:02:00.500000+00:00": 120.5,
+    "2026-03-01T14:02:00+0200": 120,
+    "2026-03-01 12:02:00 UTC": 120,
+    "1772366520": 120,
+    "1772366520.5": 120.5,
+    "": undefined,
+    soon: undefined,
+    "-5": undefined,
+    "5 apples": undefined,
+    "1h2x": undefined,
+    "12:30": undefined,
+    "2026-13-01T12:00:00Z": undefined,
+    "Sun, 41 Mar 2026 12:02:00 GMT": undefined,
+    NaN: undefined,
+    "9e99": undefined,
+  }
+  test.each(Object.entries(askedWaits))("readAskedWait() reads %j as %p seconds", (text, seconds) => {
+    expect(readAskedWait(text, NOW)).toBe(seconds === undefined ? undefined : seconds * SECOND)
+  })
+
+  test("readAskedWait() takes a text of any kind, and is a number or undefined", () => {
+    always([fc.oneof(fc.string(), fc.string({ unit: "binary" }))], (text) => {
+      const wait = readAskedWait(text, NOW)
+      if (wait !== undefined) expect(Number.isFinite(wait)).toBe(true)
+    })
+    for (const piece of ["1h ", "1", "1h", "1 and ", "Sun, ", "2026-"])
+      expectLinear(40_000, (length) => readAskedWait(piece.repeat(length / 4), NOW))
+  })
+
+  const ASKED = "log:/retry[- ]after:? *(?<wait>[^,;]+)/i=asked..1h"
+  const askedLines: Record<string, [lines: string[], seconds: number, because: string]> = {
+    "seconds, from the failure": [["Retry-After: 25"], 25, 'asked for "25": 25s after the failure'],
+    "the last line that matches": [
+      ["Retry-After: 5", "retry after 1m30s; bye", "end"],
+      90,
+      'asked for "1m30s": 1m30s after the failure',
+    ],
+    "an HTTP date, though the pattern ends at its comma": [
+      ["Retry-After: Sun, 01 Mar 2026 12:02:00 GMT, then"],
+      120,
+      'asked for "Sun, 01 Mar 2026 12:02:00 GMT": 2m after the failure',
+    ],
+    "a date that has passed": [
+      ["Retry-After: Sun, 01 Mar 2026 11:00:00 GMT"],
+      0,
+      'asked for "Sun, 01 Mar 2026 11:00:00 GMT": 0s after the failure',
+    ],
+    "more than the maximum": [["Retry-After: 2h"], 3_600, 'asked for "2h": 1h after the failure, the maximum'],
+    "what is no time": [
+      ["Retry-After: soon"],
+      3_600,
+      'asked for "soon", which is not a time: waiting the maximum of 1h',
+    ],
+  }
+  test.each(Object.entries(askedLines))(
+    "decide() waits as long as the program asks for: %s",
+    (_, [lines, seconds, why]) => {
+      const decision = decide(viewJob(failedJob()), failedBy("exit:1", lines), settings({ RESTART_RULES: ASKED }), NOW)
+      expect([waitOf(decision), because(decision)]).toEqual([seconds, `rule ${ASKED}: ${why}`])
+    },
+  )
+
+  test("decide() waits the maximum where the group named wait has captured nothing", () => {
+    const RESTART_RULES = "log:/quota(?: for (?<wait>.+))?/=asked..1h"
+    const decision = decide(viewJob(failedJob()), failedBy("exit:1", ["quota"]), settings({ RESTART_RULES }), NOW)
+    expect(waitOf(decision)).toBe(3_600)
+  })
+
+  test("decide() takes a failure of the future for one of the moment in which it was seen (J09)", () => {
+    const view = viewJob(failedJob())
+    const seen = (aheadMs: number) => ({ ...failedBy("exit:1"), seenAt: NOW - aheadMs })
+    const config = settings({ RESTART_DELAY: "5" })
+    expect(decide(view, seen(HOUR), config, NOW - HOUR)).toMatchObject({ do: "wait", dueAt: NOW - HOUR + 5 * SECOND })
+    expect(decide(view, seen(HOUR), config, NOW - HOUR + 5 * SECOND)).toMatchObject({ do: "restart" })
+    expect(decide(view, seen(-HOUR), config, NOW)).toMatchObject({ dueAt: NOW + 5 * SECOND })
+  })
+
+  test("decide() pauses after OOM kills though RESTART_DELAY is 0 (J13)", () => {
+    const config = settings({ SKIP_DELAY_ON_OOM: "true", RESTART_DELAY: "0" })
+    const lives = livesOf(stored(failedJob(), "U1"), Array(8).fill(failedBy("oom")), config)
+    expect(lives.map(waitOf)).toEqual([0, 10, 20, 40, 80, 160, 300, 300])
   })
 
   const growths: Record<string, number[]> = {
@@ -2672,11 +2878,83 @@ describe("4 How we say it", () => {
     expect(skewFrom(new Date(NOW + aheadMs).toUTCString(), NOW + sentMs, NOW + receivedMs)).toBe(skewMs)
   })
 
-  test("tailOf() knows the kubelet's error sentence from a log that has it (C06)", () => {
-    const sentence = "unable to retrieve container logs for containerd://abc"
-    expect(tailOf(sentence, 20)).toEqual({ lines: [], note: "log not available, the container is removed" })
-    const lines = ["1", "2", sentence, "4", "5", "6", "7", "8", "9", "10"]
-    expect(tailOf(`${lines.join("\n")}\n`, 20)).toEqual({ lines })
+  // What kubelet 1.32 to 1.36 answers with status 200, from its source, with what a %v may be.
+  const kubeletMessages = [
+    "unable to retrieve container logs for containerd://abc",
+    "container status is nil",
+    'failed to try resolving symlinks in path "/var/log/pods/a_b_c/main/0.log": lstat /var/log/pods/a_b_c: no such file',
+    'failed to open log file "/var/log/pods/a/0.log": open /var/log/pods/a/0.log: too many open files',
+    'failed to tail 20 lines of log file "/x/0.log": input/output error',
+    'failed to seek 0 in log file "/x/0.log": invalid argument',
+    'failed to read log file "/x/0.log": input/output error',
+    'failed to get parse function: unsupported log format: "\\x00\\x00\\n"',
+    'container "main" in pod "p" is not available',
+    'container "main" in pod "p" is terminated',
+    'container "main" in pod "p" is waiting to start: image can\'t be pulled',
+    'container "main" in pod "p" is waiting to start - no logs yet',
+    'previous terminated container "main" in pod "p" not found',
+    'container "main" not found in pod "p"',
+    'pod "p" cannot be found - no logs available',
+    'pod "p" does not exist',
+    'mirror pod "p" does not have a corresponding pod',
+  ]
+  test.each(kubeletMessages)(
+    "tailOf() takes the kubelet's own message for a note, never for a line: %s (C06, J08)",
+    (message) => {
+      expect(tailOf(message, 20)).toEqual({ lines: [], note: `log not available: ${message}` })
+      expect(tailOf(`one\ntwo\n${message}`, 20)).toEqual({
+        lines: ["one", "two"],
+        note: `log not available: ${message}`,
+      })
+      expect(tailOf(`one\n${message}\ntwo\n`, 20)).toEqual({ lines: ["one", message, "two"] })
+      expect(tailOf(`${message}\n`, 20)).toEqual({ lines: [message] })
+    },
+  )
+
+  const rendered: Record<string, [raw: string, shown: string]> = {
+    "a colour": ["\u001b[31mError:\u001b[0m quota", "Error: quota"],
+    "colours by 256 and true colour": ["\u001b[38;5;196ma\u001b[38:2::1:2:3mb\u001b[m", "ab"],
+    "a title and a link (OSC), ended by BEL or ST": ["\u001b]0;title\u0007a\u001b]8;;https://x.test\u001b\\b", "ab"],
+    "a carriage return": ["10%\r20%\rdone", "done"],
+    "a shorter redraw, which overwrites the first characters only": ["Uploading 100%\rdone", "doneading 100%"],
+    "a redraw that erases the rest": ["Uploading 100%\r\u001b[Kdone", "done"],
+    "a line that is erased whole": ["Uploading 100%\u001b[2K\rdone", "done"],
+    "an end after the redraw": ["Uploading 100%\rdone\u001b[K", "done"],
+    "a carriage return at the end": ["done\r", "done"],
+    "a backspace": ["50%\b\b\b60%", "60%"],
+    "a backspace at the beginning": ["\b\bdone", "done"],
+    "bold by overstriking, as man pages are": ["N\bNA\bAM\bME\bE", "NAME"],
+    "moves to the left, to the right and to a column": ["abc\u001b[2DX\u001b[3CY\u001b[1GZ", "ZXc  Y"],
+    "moves to other lines": ["\u001b[2Aone\u001b[1;1Htwo\u001b[?25l", "onetwo"],
+    "a wide character that is overwritten in part": ["日本\rx", "x 本"],
+    "a combining character": ["e\u0301\rE", "E"],
+    "a character set and a reset": ["\u001b(Bdone\u001bc", "done"],
+    "an escape that is none": ["a\u001b日\u001b", "a\\u{1b}日\\u{1b}"],
+    "other control characters": ["a\u0000b\u0007c\u000bd\u009be", "a\\u{0}b\\u{7}c\\u{b}d\\u{9b}e"],
+    "a column beyond all measure": [`\u001b[999999999G${"x"}`, `${" ".repeat(486)}`],
+  }
+  test.each(Object.entries(rendered))("tailOf() shows what a terminal shows: %s (H39)", (what, [raw, shown]) => {
+    const [line = ""] = tailOf(`${raw}\n`, 1).lines
+    if (what.endsWith("measure")) expect(line.length).toBeLessThan(1_100)
+    else expect(line).toBe(shown)
+  })
+
+  test("tailOf() keeps the error at the end of a progress bar of 20 KB (H39)", () => {
+    const states = Array.from({ length: 300 }, (_, i) => `Uploading [${"#".repeat(50)}] ${i} of 300 files`)
+    const log = `${states.join("\r")}\r\u001b[KUpload failed: quota has been exceeded\n`
+    expect(tailOf(log, 20).lines).toEqual(["Upload failed: quota has been exceeded"])
+  })
+
+  test("tailOf() keeps both ends of a long line, marks what is left out, and splits no character", () => {
+    const [line = ""] = tailOf(`BEGIN${"😀".repeat(2_000)}END`, 20).lines
+    expect(line).toMatch(/^BEGIN😀+ … \d+ characters left out … 😀+END$/u)
+    const left = Number(/(\d+) characters/.exec(line)?.[1])
+    expect(line.length - ` … ${left} characters left out … `.length + left).toBe(8 + 4_000)
+  })
+
+  test("renderLine() takes time in line with the length of the text", () => {
+    for (const piece of ["a\r", "\b", "\u001b[1A", "\u001b[", "\u001b]", "\u001b[9999C", "日\r"])
+      expectLinear(40_000, (length) => renderLine(piece.repeat(length / 4)))
   })
 
   test("tailOf() keeps the last lines, says so, and takes an empty log for no error (C08, C10)", () => {
@@ -2694,7 +2972,7 @@ describe("4 How we say it", () => {
   test("tailOf() cuts long lines and says where a log was cut (C05)", () => {
     const { lines, note } = tailOf(`${"x".repeat(100_000)}\nend`, 20, true)
     expect([lines, note]).toEqual([
-      [`${"x".repeat(1_000)}… 99000 more characters`, "end"],
+      [`${"x".repeat(500)} … 99000 characters left out … ${"x".repeat(500)}`, "end"],
       "log too long to read whole, cut",
     ])
   })
@@ -2704,7 +2982,7 @@ describe("4 How we say it", () => {
     expect(tailOf(key, 5).lines).toEqual(["***", "done"])
     expect(tailOf(key.split("\n").slice(-8).join("\n"), 20).lines).toEqual(["***", "done"])
     expect(tailOf(`${"x".repeat(990)} password=hunter2`, 5).lines.join()).not.toContain("hunt")
-    expect(tailOf("\u001b[2Jgone\u2028forged", 5).lines).toEqual(["\\u{1b}[2Jgone\\u{2028}forged"])
+    expect(tailOf("\u001b[2Jgone\u2028forged", 5).lines).toEqual(["gone\\u{2028}forged"])
   })
 
   const decisions: Record<string, [ReturnType<typeof decide>, fact: string, text: string]> = {
@@ -3017,6 +3295,7 @@ describe("7 Facts", () => {
     ],
     Recovered: [{ kind: "Recovered", job: undefined, what: "its restart is held up", afterMs: MINUTE }, undefined],
     ClockSkew: [{ kind: "ClockSkew", skewMs: HOUR }, undefined],
+    ClockSet: [{ kind: "ClockSet", byMs: -HOUR }, undefined],
     Stopping: [{ kind: "Stopping", restarts: 2 }, undefined],
   }
   test.each(Object.entries(facts))(
@@ -3388,7 +3667,7 @@ describe("9 Controller", () => {
   describe("Liveness", () => {
     const livenessAt = () => {
       const clock = { at: 1_000 }
-      return { clock, liveness: new Liveness({ monotonic: () => clock.at }, 150 * SECOND) }
+      return { clock, liveness: new Liveness({ monotonic: () => clock.at }, () => 150 * SECOND) }
     }
 
     test("runs before its first tick, and until it has not ticked for two minutes", () => {
@@ -3490,7 +3769,11 @@ type PodParts = {
   [K in "name" | "phase" | "reason" | "message" | "index"]?: string
 } & {
   deleting?: boolean
+  /** The minute at which it was told to stop. */
+  toldAt?: number
+  restartPolicy?: string
   init?: Container[]
+  sidecars?: Container[]
   containers?: Container[]
   conditions?: { type: string; status: string }[]
 }
@@ -3849,6 +4132,7 @@ function meaningOf(rules: ReturnType<typeof parseRules>): string {
           ? String(cause.pattern)
           : cause.kind
     if (wait === "never") return `${what} never`
+    if ("askedUpToMs" in wait) return `${what} asked..${wait.askedUpToMs / SECOND}`
     const [from, to] = [wait.fromMs / SECOND, wait.toMs / SECOND]
     return `${what} ${from === to ? from : `${from}..${to}`}`
   })
@@ -3964,15 +4248,21 @@ function running(name: string): Container {
   return { name, restartCount: 0, state: { running: {} } } as unknown as Container
 }
 
-function pod({ name = "p", phase = "Failed", deleting, index, init, containers, ...status }: PodParts) {
+/** A pod; `toldAt` is the minute at which it was told to stop, with a grace period of half an hour. */
+function pod({ name = "p", phase = "Failed", deleting, toldAt, restartPolicy, index, ...parts }: PodParts) {
+  const { init, sidecars = [], containers, ...status } = parts
   const annotations = index === undefined ? {} : { "batch.kubernetes.io/job-completion-index": index }
-  const at = deleting ? { deletionTimestamp: "2026-03-01T11:30:00Z" } : {}
+  const told =
+    toldAt === undefined ? "2026-03-01T11:30:00Z" : instantText(Date.parse(`2026-03-01T11:${30 + toldAt}:00Z`))
+  const grace = toldAt === undefined ? {} : { deletionGracePeriodSeconds: 1_800 }
+  const at = deleting || toldAt !== undefined ? { deletionTimestamp: told, ...grace } : {}
   const metadata = { name, uid: `uid-${name}`, annotations, ownerReferences: [owner("U1")], ...at }
+  const always = sidecars.map((sidecar) => ({ name: sidecar.name, restartPolicy: "Always" }))
+  const initContainerStatuses = sidecars.length > 0 ? [...sidecars, ...(init ?? [])] : init
   return viewPod({
     metadata,
-    status: JSON.parse(
-      JSON.stringify({ phase, ...status, initContainerStatuses: init, containerStatuses: containers }),
-    ),
+    spec: { restartPolicy, initContainers: always } as never,
+    status: JSON.parse(JSON.stringify({ phase, ...status, initContainerStatuses, containerStatuses: containers })),
   })
 }
 

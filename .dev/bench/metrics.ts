@@ -6,7 +6,6 @@ import { join } from "node:path"
 import {
   answerHealth,
   connect,
-  emitTo,
   findSource,
   Metrics,
   Operator,
@@ -50,7 +49,7 @@ const cluster = connect(
 const world: World = {
   cluster,
   clock: systemClock,
-  emit: emitTo(metrics.hear),
+  emit: metrics.observe,
   config,
   stop: stop.signal,
   kill: stop.signal,

@@ -10,6 +10,7 @@
 //   E2E_KUBECTL    kubectl, if it is neither in PATH nor in ~/.cache/kube
 // About 9 minutes. The last line is `N passed, N failed`.
 import { existsSync } from "node:fs"
+import { causeGroups } from "./causes.ts"
 import { commandGroups } from "./commands.ts"
 import { dashboardGroups, dashboardOutage } from "./dashboard.ts"
 import { figures, quiet, roleName, tenAtOnce } from "./figures.ts"
@@ -457,6 +458,7 @@ async function all() {
   await protocolGroups()
   await Promise.all([
     ...ruleGroups(),
+    ...causeGroups(),
     ...healthGroups(),
     ...commandGroups(),
     ...dashboardGroups(),

@@ -7,15 +7,16 @@ import { join } from "node:path"
 import {
   type Clock,
   connect,
-  emitTo,
   type Fact,
   INTENT,
+  logSink,
   type Metrics,
   notifier,
   Operator,
   PREFIX,
   readSettings,
   type Say,
+  toAll,
 } from "../../operator.ts"
 import {
   type Action,
@@ -124,9 +125,9 @@ export function live(
   const facts: Fact[] = []
   const said: { level: string; text: string; lines: string[] }[] = []
   const record: Say = (level, text, details) => void said.push({ level, text, lines: details?.lines ?? [] })
-  const listeners = [record, ...(metrics ? [metrics.hear] : [])]
-  if (config.notifyUrl) listeners.push(notifier(config.notifyUrl, { clock, kill: kill.signal }, record))
-  const tell = emitTo(...listeners)
+  const sinks = [logSink(record), ...(metrics ? [metrics.observe] : [])]
+  if (config.notifyUrl) sinks.push(notifier(config.notifyUrl, { clock, kill: kill.signal }, record))
+  const tell = toAll(...sinks)
   const emit = (fact: Fact) => {
     facts.push(fact)
     tell(fact)
