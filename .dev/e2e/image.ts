@@ -446,7 +446,7 @@ async function example(ns: Namespace, check: Check): Promise<void> {
       await ns.failed("flickr-downloader-alice")
       await says(ns, "the cause", [/alice\b.* failed at/, "exit:3"])
       await says(ns, "its last line", ["| HTTP 429 Too Many Requests"])
-      return says(ns, "when it is restarted", [/alice\b.* to be restarted at/, /in (1h|59m)/])
+      return says(ns, "when it is restarted", [/alice\b.* restarted at/, /in (1h|59m)/])
     },
   )
 }

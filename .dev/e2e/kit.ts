@@ -201,7 +201,11 @@ export async function must(method: string, path: string, body?: unknown): Promis
 }
 
 /** Whether pods run here: a control plane without a node has Jobs whose pods only exist. */
-export const hasNode = async () => ((await must("GET", "/api/v1/nodes")).items?.length ?? 0) > 0
+export const hasNode = () => {
+  nodes ??= must("GET", "/api/v1/nodes")
+  return nodes.then(({ items }) => items!.length > 0)
+}
+let nodes: ReturnType<typeof must> | undefined
 
 const apiOf = (resource: string) =>
   ({

@@ -181,7 +181,7 @@ const annotations = () =>
     await check("a wrong annotation is said as a WARNING, and the operator's own value holds", async () => {
       const line = await operator.says("the mistake", ["wrong", "restart-delay", "soon"])
       need(line.includes("WARNING"), line)
-      await operator.says("the operator's delay", ["wrong", "to be restarted", /in (1h|59m)/])
+      await operator.says("the operator's delay", ["/wrong]", "restarted at", /in (1h|59m)/])
       return line
     })
     await check("max-restarts: after two restarts in a row the Job is left", async () => {
