@@ -1982,8 +1982,24 @@ export function sayDecision(decision: Decision, now: number): { fact: string; te
   return { fact, text: `${fact} (in ${durationText(Math.max(0, decision.dueAt - now))}): ${decision.because}` }
 }
 
+/** What a Job can be at: in metrics, alerts and `status`. */
+export const SHOWN_STATES = [
+  "running",
+  "succeeded",
+  "suspended",
+  "failing",
+  "failed",
+  "waiting",
+  "restarting",
+  "rejected",
+  "given_up",
+  "left_alone",
+  "deleting",
+] as const
+export type ShownState = (typeof SHOWN_STATES)[number]
+
 /** A Job's state in one word, for metrics. `rejected`: it was due, but the cluster would not take it back. */
-export function stateOf(view: JobView, decision: Decision | undefined, rejections: number): string {
+export function stateOf(view: JobView, decision: Decision | undefined, rejections: number): ShownState {
   if (decision?.do === "give up") return "given_up"
   if (decision && "dueAt" in decision) return rejections > 0 ? "rejected" : "waiting"
   return decision && !decision.healthy ? "left_alone" : view.deleting ? "deleting" : view.phase
@@ -4838,7 +4854,8 @@ const LATE_SECONDS = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1_800, 7_200]
 const COUNTS_KEPT_MS = 3_600_000
 /** Each selected Job has a series for each of these from the start: increase() needs a 0 before the first 1. */
 const CAUSES = ["oom", "evicted", "deadline", "exit", "unknown"]
-const RESULTS = ["restarted", "replaced", "rejected", "changed", "cancelled", "namespace_gone", "interrupted"]
+/** How a restart can end, in metrics. */
+export const RESULTS = ["restarted", "replaced", "rejected", "changed", "cancelled", "namespace_gone", "interrupted"]
 const MOST_COUNTED_JOBS = 10_000
 
 /** What a Job's failures and restarts came to so far. */

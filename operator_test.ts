@@ -2663,13 +2663,13 @@ describe("4 How we say it", () => {
     ["given_up", "failed", { do: "give up", because: "" }, 0, false],
     ["waiting", "failed", { do: "wait", dueAt: 1, because: "" }, 0, false],
     ["waiting", "failed", { do: "restart", dueAt: 1, because: "" }, 0, false],
-    ["refused", "failed", { do: "wait", dueAt: 1, because: "" }, 2, false],
+    ["rejected", "failed", { do: "wait", dueAt: 1, because: "" }, 2, false],
     ["left_alone", "failed", { do: "leave", because: "", healthy: false }, 0, false],
     ["deleting", "running", { do: "leave", because: "", healthy: true }, 0, true],
     ["running", "running", { do: "leave", because: "", healthy: true }, 0, false],
     ["failed", "failed", undefined, 0, false],
-  ] as const)("stateOf() is %s", (state, phase, decision, refusals, deleting) => {
-    expect(stateOf({ phase, deleting } as Parameters<typeof stateOf>[0], decision, refusals)).toBe(state)
+  ] as const)("stateOf() is %s", (state, phase, decision, rejections, deleting) => {
+    expect(stateOf({ phase, deleting } as Parameters<typeof stateOf>[0], decision, rejections)).toBe(state)
   })
 
   test("printable() lets nothing through that breaks a line, forges a record or drives a terminal", () => {

@@ -123,26 +123,29 @@ async function counted(
 const rules = () =>
   group("health: alerts", async (_, check) => {
     const folder = work
-    await check("promtool: each alert of deploy/alerts.yaml fires when it should, and only then", async () => {
-      const documents = Bun.YAML.parse(await readFile(join(root, "deploy/alerts.yaml"), "utf8")) as {
-        kind: string
-        spec: { groups: Group[] }
-      }[]
-      const { spec } = documents.find(({ kind }) => kind === "PrometheusRule")!
-      await writeFile(join(folder, "rules.yaml"), JSON.stringify(spec))
-      const tests = await readFile(join(root, ".dev/test/alerts_test.yaml"), "utf8")
-      await writeFile(join(folder, "alerts_test.yaml"), tests)
-      await promtool("check", "rules", join(folder, "rules.yaml"), {})
-      await promtool("test", "rules", join(folder, "alerts_test.yaml"), {})
-      const alerts = spec.groups.flatMap((group) => group.rules.map(({ alert }) => alert))
-      const untested = alerts.filter(
-        (alert) => !new RegExp(`alertname: ${alert}\\n[^-]*eval_time.*\\n *exp_alerts:\\n`).test(tests),
-      )
-      need(untested.length === 0, `not seen to fire: ${untested.join(", ")}`)
-      return alerts.join(", ")
-    })
-    await check("promtool: each query of deploy/dashboard.json can be read", async () => {
-      const text = await readFile(join(root, "deploy/dashboard.json"), "utf8")
+    await check(
+      "promtool: each alert of deploy/monitoring/alerts.yaml fires when it should, and only then",
+      async () => {
+        const documents = Bun.YAML.parse(await readFile(join(root, "deploy/monitoring/alerts.yaml"), "utf8")) as {
+          kind: string
+          spec: { groups: Group[] }
+        }[]
+        const { spec } = documents.find(({ kind }) => kind === "PrometheusRule")!
+        await writeFile(join(folder, "rules.yaml"), JSON.stringify(spec))
+        const tests = await readFile(join(root, ".dev/test/alerts_test.yaml"), "utf8")
+        await writeFile(join(folder, "alerts_test.yaml"), tests)
+        await promtool("check", "rules", join(folder, "rules.yaml"), {})
+        await promtool("test", "rules", join(folder, "alerts_test.yaml"), {})
+        const alerts = spec.groups.flatMap((group) => group.rules.map(({ alert }) => alert))
+        const untested = alerts.filter(
+          (alert) => !new RegExp(`alertname: ${alert}\\n[^-]*eval_time.*\\n *exp_alerts:\\n`).test(tests),
+        )
+        need(untested.length === 0, `not seen to fire: ${untested.join(", ")}`)
+        return alerts.join(", ")
+      },
+    )
+    await check("promtool: each query of deploy/monitoring/dashboard.json can be read", async () => {
+      const text = await readFile(join(root, "deploy/monitoring/dashboard.json"), "utf8")
       const { panels } = JSON.parse(text) as { panels: { targets: { expr: string }[] }[] }
       const queries = panels.flatMap(({ targets }) =>
         targets.map(({ expr }) => expr.replaceAll("$__rate_interval", "5m").replaceAll("$namespace", ".*")),

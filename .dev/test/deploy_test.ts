@@ -115,7 +115,7 @@ test("the probes ask the port that HEALTH_PORT has by default", () => {
 })
 
 test("alerts.yaml scrapes that pod, and is not in the kustomization", () => {
-  const [monitor, rules] = parse("deploy/alerts.yaml") as unknown as { kind: string; spec: object }[]
+  const [monitor, rules] = parse("deploy/monitoring/alerts.yaml") as unknown as { kind: string; spec: object }[]
   expect([monitor!.kind, rules!.kind]).toEqual(["PodMonitor", "PrometheusRule"])
   expect(kustomization.resources).not.toContain("alerts.yaml")
   const { selector, podMetricsEndpoints } = monitor!.spec as { selector: object; podMetricsEndpoints: object[] }

@@ -10,7 +10,9 @@ import {
   Metrics,
   notifier,
   PREFIX,
+  RESULTS,
   type Say,
+  SHOWN_STATES,
   serveHealth,
 } from "../../operator.ts"
 import project from "../../package.json" with { type: "json" }
@@ -200,13 +202,27 @@ test("alerts.yaml and dashboard.json ask for metrics that there are, and the das
   const { text } = await get("/metrics")
   const there = [...text.matchAll(/^# TYPE (\S+)/gm)].map(([, name]) => name!)
   for (const file of ["alerts.yaml", "dashboard.json"]) {
-    const asked = readFileSync(join(import.meta.dir, "../../deploy", file), "utf8").matchAll(
+    const asked = readFileSync(join(import.meta.dir, "../../deploy/monitoring", file), "utf8").matchAll(
       /\b(?:flickr_operator|process)_\w+/g,
     )
     const names = new Set([...asked].map(([name]) => name.replace(/_bucket$/, "")))
     expect([...names].filter((name) => !there.includes(name))).toEqual([])
     if (file === "dashboard.json") expect(there.filter((name) => !names.has(name))).toEqual([])
   }
+})
+
+test("alerts.yaml, dashboard.json and monitoring.md name the states and results that there are", () => {
+  const pages = ["deploy/monitoring/alerts.yaml", "deploy/monitoring/dashboard.json", ".github/docs/monitoring.md"]
+  const [alerts, dashboard, page] = pages.map((file) => readFileSync(join(import.meta.dir, "../..", file), "utf8"))
+  const asked = [...`${alerts}${dashboard}`.matchAll(/\b(?:state|result)=~?\\?"([\w|]+)/g)].flatMap(([, all]) =>
+    all!.split("|"),
+  )
+  expect(asked.length).toBeGreaterThan(4)
+  expect(asked.filter((word) => ![...SHOWN_STATES, ...RESULTS].includes(word as never))).toEqual([])
+  const named = (label: string) =>
+    new RegExp(`^.*\`${label}\` \\|(.*)$`, "m").exec(page!)?.[1]?.match(/`\w+`/g)?.map(String)
+  expect(named("state")).toEqual(SHOWN_STATES.map((state) => `\`${state}\``))
+  expect(named("result")).toEqual(RESULTS.map((result) => `\`${result}\``))
 })
 
 describe("/livez and /readyz", () => {
