@@ -11,7 +11,7 @@ import {
   type Cluster,
   ConfigError,
   connect,
-  count,
+  countFrom,
   createRecord,
   type Decision,
   decide,
@@ -173,7 +173,10 @@ export class Inventory {
     return [...(this.entries.get(key)?.records.values() ?? [])].sort((a, b) => a.failedAt - b.failedAt)
   }
 
-  /** Undefined for a Job that is not selected. One that is absent in the middle of its restart is shown from its intent. */
+  /**
+   * Undefined for a Job that is not selected. One that is absent in the middle of its restart is shown from its
+   * intent.
+   */
   statusOf(key: string, isNamed = false): JobStatus | undefined {
     const { config } = this.world
     const entry = this.entries.get(key)
@@ -251,7 +254,10 @@ const loadRecords = async (world: World, namespace: string, job?: string) =>
 const needsLog = (view: JobView, { config }: World) =>
   overridesOf(view, config).rules.some(({ cause }) => cause.kind === "log")
 
-/** Why a Job failed: from its record, whose metadata is enough unless a rule reads the log; else from the pods that are left. */
+/**
+ * Why a Job failed: from its record, whose metadata is enough unless a rule reads the log; else from the pods that
+ * are left.
+ */
 async function findFailure(world: World, view: JobView, past: PastFailure | undefined, whole = false) {
   const recorded = past?.uid === view.uid ? past : undefined
   if (recorded && !whole && !needsLog(view, world)) return { failure: { ...UNKNOWN, cause: recorded.cause } }
@@ -262,7 +268,7 @@ async function findFailure(world: World, view: JobView, past: PastFailure | unde
 
 export function factsOf({ view, past, failure, decision, isRestarting }: JobStatus, rejection?: string) {
   const isFailed = view.phase === "failed"
-  const restarts = view.phase === "succeeded" ? 0 : count(own(view, "restarts"))
+  const restarts = view.phase === "succeeded" ? 0 : countFrom(own(view, "restarts"))
   return {
     job: view.key,
     uid: view.uid,

@@ -1,6 +1,6 @@
 /**
- * The dashboard: one page, served on the admin's own machine, with the rights of the admin's kubeconfig. cli.ts loads this
- * file for the command `dashboard`; the page itself is dashboard.html.
+ * The dashboard: one page, served on the admin's own machine, with the rights of the admin's kubeconfig. cli.ts loads
+ * this file for the command `dashboard`; the page itself is dashboard.html.
  *
  * 1 What it shows and does · 2 Who may see it
  */
@@ -270,7 +270,9 @@ class Dashboard {
     this.send({ problems: Object.fromEntries(this.problems) })
   }
 
-  /** A watch notices a server that hangs only after minutes: while a page is open, asks for its version now and then. */
+  /**
+   * A watch notices a server that hangs only after minutes: while a page is open, asks for its version now and then.
+   */
   private async checkServer(): Promise<void> {
     const { cluster, clock, stop } = this.world
     for (; !stop.aborted; await clock.sleep(POLL_MS, stop)) {
@@ -414,7 +416,8 @@ class Site {
     if (status) return new Response("", { status, headers })
     if (token !== null) {
       headers.set("Set-Cookie", `${this.cookie()}=${this.session}; HttpOnly; SameSite=Strict; Path=/`)
-      // Not a 3xx: after a click in another site, such as a web terminal, browsers send no Strict cookie along a redirect.
+      // Not a 3xx: after a click in another site, such as a web terminal, browsers send no Strict cookie along a
+      // redirect.
       headers.set("Refresh", "0; url=/")
       return new Response("", { headers })
     }
@@ -428,7 +431,10 @@ class Site {
   /** Cookies know no ports: without the port in its name, a second dashboard would end the first one's session. */
   private cookie = () => `dashboard-${this.port}`
 
-  /** The status for a request that is not from the admin's own page (DNS rebinding, other sites' forms), or is none of ours. */
+  /**
+   * The status for a request that is not from the admin's own page (DNS rebinding, other sites' forms), or is none of
+   * ours.
+   */
   private rejection({ method, headers }: Request, path: string, token: string | null): number | undefined {
     const host = headers.get("host") ?? ""
     const isOurs = ["127.0.0.1", "[::1]", "localhost"].some((name) => host === `${name}:${this.port}`)
@@ -457,7 +463,8 @@ class Site {
     let close = () => {}
     const start = (stream: ReadableStreamDefaultController<string>) => {
       close = this.dashboard.open((message) => {
-        // A page that no longer reads, as in a sleeping tab, is cut off: when it connects again, it gets everything anew.
+        // A page that no longer reads, as in a sleeping tab, is cut off: when it connects again, it gets everything
+        // anew.
         if ((stream.desiredSize ?? 0) > -100) return stream.enqueue(`data: ${message}\n\n`)
         close()
         stream.close()

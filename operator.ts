@@ -1,17 +1,20 @@
 /**
- * flickr-immich-k8s-sync-operator: brings failed Kubernetes Jobs back, and never loses one.
+ * flickr-immich-k8s-sync-operator: restarts failed Kubernetes Jobs, and never loses one.
  *
- * It watches chosen Jobs. When one fails, it keeps the evidence, waits as long as the cause deserves, deletes the Job and
- * creates it anew. Between the delete and the create the Job stands only in its *intent*: a suspended Job under another
- * name, written before the delete, from which any later life of this program, or a person, finishes the restart.
+ * It watches the selected Jobs. When one fails, it captures the evidence, waits as long as the cause deserves, deletes the Job
+ * and creates it again. Before the delete it writes an *intent*: a Job that nobody runs and that holds the complete new Job. From
+ * it the restart is completed by this process, a later one, or a person.
  *
- * To be read from top to bottom; a chapter uses only those above it:
- *   1 Settings · 2 What we see · 3 What to do · 4 How we say it · 5 The cluster · 6 Acting · 7 The loop · 8 Health · 9 Commands ·
- *   10 Main
- * Chapters 1 to 4 have no effects and never read the clock: `now` is handed down. Instants are epoch milliseconds (`…At`).
+ * Read it from top to bottom; a chapter uses only earlier ones (a test checks that):
+ *   1 Text · 2 Settings · 3 Observed state · 4 Policy · 5 Replacement and intent · 6 Records · 7 Facts ·
+ *   8 Kubeconfig · 9 API client · 10 Restart · 11 Controller · 12 Log, health and notifications · 13 Main
+ * Chapters 1 to 7 are pure: `now` is handed down, and only `systemClock` reads the time. `…At` are epoch ms, `…Ms` durations.
  */
-import { createHash } from "node:crypto"
-import { readdirSync } from "node:fs"
+import { createHash, createPrivateKey, X509Certificate } from "node:crypto"
+import { existsSync, readdirSync } from "node:fs"
+import { readFile, stat } from "node:fs/promises"
+import { isIPv6 } from "node:net"
+import { basename, dirname, join, resolve } from "node:path"
 import { getCACertificates } from "node:tls"
 import type { V1ConfigMap, V1Job, V1LabelSelector, V1ObjectMeta, V1Pod } from "@kubernetes/client-node"
 import { configureSync, getLogger, type LogRecord } from "@logtape/logtape"
@@ -22,7 +25,297 @@ import project from "./package.json" with { type: "json" }
 /** The prefix of every label and annotation that the operator writes or reads. */
 export const PREFIX = "flickr-immich-k8s-sync-operator/"
 
-// ───────────────────────────────────────────── 1 Settings ─────────────────────────────────────────────
+// ──────────────────────────────────────────────── 1 Text ────────────────────────────────────────────────
+
+/** Time, as far as it can be replaced. `sleep` ends early, without an error, when a signal fires. */
+export interface Clock {
+  /** Wall-clock time in epoch ms. */
+  now(): number
+  /** Monotonic time in ms, for durations. */
+  monotonic(): number
+  sleep(ms: number, ...signals: AbortSignal[]): Promise<void>
+  /** From 0 to 1. */
+  random(): number
+}
+
+/**
+ * The system's clock: the only place that reads the time, sets timers or rolls dice. Bun fires a timer of more than
+ * 2^31-1 ms at once, so long sleeps are cut in pieces.
+ */
+export const systemClock: Clock & { after(ms: number, run: () => void): () => void } = {
+  now: Date.now,
+  monotonic: () => performance.now(),
+  random: Math.random,
+  /** Runs something later; returns how to call that off. */
+  after(ms, run) {
+    const timer = setTimeout(run, Math.min(ms, 2 ** 31 - 1))
+    return () => clearTimeout(timer)
+  },
+  async sleep(ms, ...signals) {
+    const until = performance.now() + ms
+    for (let left = ms; left > 0 && !signals.some(({ aborted }) => aborted); left = until - performance.now()) {
+      const { promise, resolve: wake } = Promise.withResolvers<void>()
+      const stopTimer = systemClock.after(left, () => wake())
+      const onAbort = () => wake()
+      for (const signal of signals) signal.addEventListener("abort", onAbort)
+      await promise
+      stopTimer()
+      // A signal like `stop` lives as long as the program: it would keep every listener.
+      for (const signal of signals) signal.removeEventListener("abort", onAbort)
+    }
+  },
+}
+
+export type Level = "trace" | "debug" | "info" | "warning" | "error" | "fatal"
+
+/** What people write in ConfigMaps and Secrets: a byte order mark, blanks, a last newline, quotes around it. */
+export function written(text: string | undefined): string {
+  const bare = (text ?? "").trim()
+  return bare.length > 1 && /^(["']).*\1$/s.test(bare) ? bare.slice(1, -1).trim() : bare
+}
+
+/** What `work` returns; undefined where it throws. */
+export function attempt<T>(work: () => T): T | undefined {
+  try {
+    return work()
+  } catch {
+    return undefined
+  }
+}
+
+/** An instant from the API; year 1 and null stand for "not known". */
+export function instant(text: string | null | undefined): number | undefined {
+  const at = Date.parse(text ?? "")
+  return at > 0 ? at : undefined
+}
+
+/** resourceVersions are whole numbers that grow (KEP-5504). */
+export const compareVersions = (a: string, b: string) => a.length - b.length || (a < b ? -1 : a > b ? 1 : 0)
+
+const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu
+const UNPRINTABLE_ONE = new RegExp(UNPRINTABLE.source, "u")
+
+/** Text with all that could break a line, forge a record or drive a terminal made visible. */
+export function printable(text: string): string {
+  return text.replaceAll("\t", " ").replace(UNPRINTABLE, (c) => `\\u{${(c.codePointAt(0) as number).toString(16)}}`)
+}
+
+const SECRET_WORD =
+  "(?:(?:api|access|private)[_ -]?key|secret|token|passw(?:or)?d|passphrase|pwd|credentials?|signature|verifier|cookie)"
+
+const IS = `(?:\\\\*["']|%2[27])?\\s*(?:[:=]+>?|%3[ad])\\s*`
+
+// In quotes, which may be escaped themselves (JSON in JSON) and follow a word (b'...'); where they are not closed, to
+// the end of line. Each repeat of a group takes stack: beyond a hundred thousand the engine turns slow, and then
+// finds nothing.
+const IN_QUOTES = `"[^"\\\\]*(?:\\\\[^][^"\\\\]*){0,20000}"|'[^'\\\\]*(?:\\\\[^][^'\\\\]*){0,20000}'|["'][^\\n]*`
+const QUOTED = `(?:[bfru]{1,2}|\\w{0,20}[([{])?(?:${IN_QUOTES}|(\\\\+)["'].*?(?:(?<!\\\\)\\2["']|$))`
+
+const SECRET_VALUE = `(?:${QUOTED}|[^\\s"'&,;<>]+)`
+const SOURCE_FILE = "(?![\\w-]{0,40}\\.(?:[cm]?[jt]sx?|py|go|rb|rs|java|kt|php|cs|cc?|cpp|h):\\d)"
+
+const SECRETS: [RegExp, string][] = [
+  [/-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)/g, "***"],
+  // A key whose beginning is above the last lines.
+  [/^[\w+/=\s\\]*-----END [A-Z ]*PRIVATE KEY-----/g, "***"],
+  [
+    new RegExp(
+      `((?:authorization|cookie)${IS})(?:${QUOTED}|(?:[^"'\\n]+|(?<==\\\\*)["'][^"'\\n]*["']?){1,20000})`,
+      "gim",
+    ),
+    "$1***",
+  ],
+  [/\b((?:[Bb]earer|[Bb]asic|BEARER|BASIC)\s+)(?=[A-Z]?[a-z.-]*[A-Z\d+/=_~])[\w+/=.~-]{8,}/g, "$1***"],
+  [new RegExp(`(${SECRET_WORD}${SOURCE_FILE}[\\w.-]{0,40}${IS})${SECRET_VALUE}`, "gim"), "$1***"],
+  [new RegExp(`(<[\\w:-]{0,40}${SECRET_WORD}[\\w-]{0,40}>)[^<]+`, "gi"), "$1***"],
+  [
+    new RegExp(`((?<![\\w-])--?(?:[\\w.-]{0,40}[-_.])?${SECRET_WORD}[\\w-]{0,40}\\s+)(?!-)${SECRET_VALUE}`, "gim"),
+    "$1***",
+  ],
+  [new RegExp(`(\\bValue:|"value":\\s*)${QUOTED}`, "g"), '$1"***"'],
+  [/(\w:\/\/)[^\s/?#"'<>]+@/g, "$1***@"],
+  [/(?<![\w-])eyJ[\w-]{8,}\.[\w-]+\.[\w-]*/g, "***"],
+]
+
+/** Text with what looks like a secret replaced by `***`. */
+export function maskSecrets(text: string): string {
+  return SECRETS.reduce((masked, [pattern, replacement]) => masked.replace(pattern, replacement), text)
+}
+
+export const safe = (text: string) => printable(maskSecrets(text))
+
+export const quote = (text: string) => JSON.stringify(text.length > 200 ? `${text.slice(0, 200)}…` : text)
+
+/** `1h30m`, `45s`, `250ms`. */
+export function durationText(ms: number): string {
+  if (ms !== 0 && Math.abs(ms) < 1_000) return `${Math.round(ms)}ms`
+  const s = Math.round(Math.abs(ms) / 1_000)
+  const text = `${Math.floor(s / 86_400)}d${Math.floor(s / 3_600) % 24}h${Math.floor(s / 60) % 60}m${s % 60}s`
+  return (ms < 0 ? "-" : "") + (text.replace(/(?<!\d)0[dhms]/g, "") || "0s")
+}
+
+/** An instant in UTC with Z, to the second. */
+export const instantText = (at: number) => new Date(at).toISOString().replace(/\.\d+Z$/, "Z")
+
+/** An error's message, with what caused it; never a stack. */
+export function messageOf(error: unknown): string {
+  const { message, code, cause } = (error ?? {}) as { message?: string; code?: unknown; cause?: unknown }
+  return (message || String(code ?? error)) + (cause ? `: ${messageOf(cause)}` : "")
+}
+
+/** One log record for people: one line, and its details indented below. */
+export function textRecord(at: number, level: string, text: string, lines: string[] = []): string {
+  const head = `${new Date(at).toISOString().replace("T", " ")} | ${level.toUpperCase().padEnd(8)} | ${safe(text)}\n`
+  return head + lines.map((line) => `    ${safe(line)}\n`).join("")
+}
+
+/** One log record for collectors: one line of JSON. */
+export function jsonRecord(at: number, level: string, text: string, details: object = {}): string {
+  const record = { time: new Date(at).toISOString(), level, message: text, ...details }
+  return `${JSON.stringify(sanitized(record, (_, value) => (typeof value === "string" ? safe(value) : value)))}\n`
+}
+
+/** A copy of JSON data in which `clean` has replaced every value, and every key is masked and printable. */
+function sanitized(value: unknown, clean: (key: string, value: unknown) => unknown, key = ""): unknown {
+  if (Array.isArray(value)) return value.map((item) => sanitized(item, clean, key))
+  if (value === null || typeof value !== "object") return clean(key, value)
+  return Object.fromEntries(Object.entries(value).map(([name, part]) => [safe(name), sanitized(part, clean, name)]))
+}
+
+/** Rows as a table with a frame. */
+export function table(rows: string[][]): string[] {
+  const widths = (rows[0] ?? []).map((_, column) =>
+    Math.max(...rows.map((row) => Bun.stringWidth(safe(row[column] ?? "")))),
+  )
+  const rule = (ends: string, joint: string) =>
+    ends[0] + widths.map((width) => "─".repeat(width + 2)).join(joint) + ends[1]
+  const pad = (cell: string, width: number) => safe(cell) + " ".repeat(width - Bun.stringWidth(safe(cell)))
+  const line = (row: string[]) => `│${row.map((cell, column) => ` ${pad(cell, widths[column] ?? 0)} `).join("│")}│`
+  return [rule("┌┐", "┬"), ...rows.map(line), rule("└┘", "┴")]
+}
+
+/** Rows in columns, two spaces apart. */
+export function alignedRows(rows: string[][]): string[] {
+  const cells = rows.map((row) => row.map(safe))
+  const widths = (cells[0] ?? []).map((_, column) =>
+    cells.reduce((most, row) => Math.max(most, Bun.stringWidth(row[column] ?? "")), 0),
+  )
+  const padded = (text: string, i: number) => text + " ".repeat((widths[i] ?? 0) - Bun.stringWidth(text) + 2)
+  return cells.map((row) => row.map(padded).join("").trimEnd())
+}
+
+/** JSON for people: instants (`…At`) as text, every string masked, printable and at most so long. */
+export function jsonText(value: unknown, most?: number): string {
+  const clean = (key: string, part: unknown) => {
+    if (typeof part === "string") return safe(part).slice(0, most)
+    return key.endsWith("At") && typeof part === "number" ? instantText(part) : part
+  }
+  return JSON.stringify(sanitized(value, clean), undefined, 1)
+}
+
+const ESCAPE = "\u001b"
+
+/** What is too long is cut in its middle: the error may stand at the end of a long line. */
+const LINE_CHARACTERS = 1_000
+
+/** A terminal's line is at most so wide for sequences that move the cursor to a column. */
+const TERMINAL_COLUMNS = 1_000
+
+/** CSI sequences (ECMA-48), OSC and other strings with their end, and single escapes. */
+const SEQUENCE = new RegExp(
+  `${ESCAPE}(?:\\[([0-?]*)[ -/]*([@-~])|[\\]PX^_][^${ESCAPE}\\u0007]*(?:${ESCAPE}\\\\|\\u0007)|[ -/]+[0-~]|[0-OQ-WYZ\\\\\`-~])`,
+  "y",
+)
+
+/**
+ * A line as a terminal would show it: without colours and other sequences; \r and backspace move the cursor, and what
+ * follows overwrites what is there. Other control characters stay as they are.
+ */
+export function renderLine(line: string): string {
+  if (!["\b", "\r", ESCAPE].some((control) => line.includes(control))) return line
+  const cells: string[] = []
+  let column = 0
+  for (let at = 0; at < line.length; ) {
+    SEQUENCE.lastIndex = at
+    const sequence = SEQUENCE.exec(line)
+    if (sequence) {
+      column = moveCursor(cells, column, sequence[2] ?? "", Number.parseInt(sequence[1] ?? "", 10))
+      at = SEQUENCE.lastIndex
+      continue
+    }
+    const character = String.fromCodePoint(line.codePointAt(at) as number)
+    at += character.length
+    if (character === "\r") column = 0
+    else if (character === "\b") column = Math.max(0, column - 1)
+    else column = putCharacter(cells, column, character)
+  }
+  return cells.join("")
+}
+
+/** Writes one character; a wide one takes two cells, and one without width joins the cell before it. */
+function putCharacter(cells: string[], column: number, character: string): number {
+  const width = character < "\u0300" ? 1 : Bun.stringWidth(character)
+  if (width === 0 && column > 0 && !UNPRINTABLE_ONE.test(character)) {
+    cells[column - 1] += character
+    return column
+  }
+  // What is left of a wide character that is overwritten in part is a blank.
+  if (cells[column] === "" && column > 0) cells[column - 1] = " "
+  while (cells.length < column) cells.push(" ")
+  cells[column] = character
+  if (width === 2) cells[column + 1] = ""
+  const next = column + Math.max(1, width)
+  if (cells[next] === "") cells[next] = " "
+  return next
+}
+
+/** Applies the end of a CSI sequence to a line: what erases in it or moves in it counts, all else does not. */
+function moveCursor(cells: string[], column: number, final: string, parameter: number): number {
+  const count = Math.max(1, parameter || 1)
+  const most = Math.max(cells.length, TERMINAL_COLUMNS)
+  if (final === "C") return Math.min(most, column + count)
+  if (final === "D") return Math.max(0, column - count)
+  if (final === "G") return Math.min(most, count - 1)
+  if (final !== "K" && final !== "J") return column
+  if (parameter === 1) cells.fill(" ", 0, Math.min(cells.length, column + 1))
+  else cells.length = parameter === 2 || parameter === 3 ? 0 : Math.min(cells.length, column)
+  return column
+}
+
+/** A line of at most LINE_CHARACTERS, from its beginning and its end, with a mark for what is left out. */
+function shortLine(line: string): string {
+  if (line.length <= LINE_CHARACTERS) return line
+  const head = line.slice(0, LINE_CHARACTERS / 2).replace(/[\ud800-\udbff]$/, "")
+  const tail = line.slice(-LINE_CHARACTERS / 2).replace(/^[\udc00-\udfff]/, "")
+  return `${head} … ${line.length - head.length - tail.length} characters left out … ${tail}`
+}
+
+/** Runs `work` with a signal that fires when the limit has passed or the caller stops; it never outlives that. */
+export async function within<T>(
+  limitMs: number,
+  signal: AbortSignal,
+  what: string,
+  work: (signal: AbortSignal) => Promise<T>,
+): Promise<T> {
+  const limit = new AbortController()
+  const stop = () => limit.abort(signal.reason)
+  const stopTimer = systemClock.after(limitMs, () =>
+    limit.abort(new Error(`${what} got no answer in ${durationText(limitMs)}`)),
+  )
+  const aborted = new Promise<never>((_, reject) =>
+    limit.signal.addEventListener("abort", () => reject(limit.signal.reason)),
+  )
+  signal.addEventListener("abort", stop)
+  if (signal.aborted) stop()
+  try {
+    return await Promise.race([work(limit.signal), aborted])
+  } finally {
+    stopTimer()
+    signal.removeEventListener("abort", stop)
+  }
+}
+
+// ────────────────────────────────────────────── 2 Settings ──────────────────────────────────────────────
 
 /** The settings as understood. */
 export interface Config {
@@ -47,11 +340,11 @@ export interface Config {
   healthPort: number
   notifyUrl: string | undefined
 }
-export type Level = "trace" | "debug" | "info" | "warning" | "error" | "fatal"
 
 /**
- * One setting: its default as a user would write it, empty for none; what reads it, and throws an Error that says what is allowed;
- * the Python operator's name for it, read where `variable` is not set; and whether it is never to be shown whole.
+ * One setting: its default as a user would write it, empty for none; what reads it, and throws an Error that says
+ * what is allowed; the Python operator's name for it, read where `variable` is not set; and whether it is never to be
+ * shown whole.
  */
 function setting<K extends keyof Config>(
   variable: string,
@@ -75,9 +368,12 @@ function setting<K extends keyof Config>(
 
 // Kubernetes allows a Job 253 characters, but its pods carry its name in a label, which holds 63.
 const NAMESPACE_NAME = /^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/
+
 export const JOB_NAME =
   /^([a-z0-9]([-a-z0-9]*[a-z0-9])?\/)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/
+
 const BOOLEANS = { true: true, false: false, yes: true, no: false, on: true, off: false, 1: true, 0: false }
+
 const LEVELS = {
   trace: "trace",
   debug: "debug",
@@ -88,9 +384,13 @@ const LEVELS = {
   critical: "fatal",
   fatal: "fatal",
 } as const
+
 const FORMATS = { text: "text", json: "json" } as const
 
-/** Every setting there is: makes the reader, `--help`, and the tables at start and in the README (a test compares them). */
+/**
+ * Every setting there is: makes the reader, `--help`, and the tables at start and in the README (a test compares
+ * them).
+ */
 export const SETTINGS = [
   setting(
     "LOG_LEVEL",
@@ -253,12 +553,6 @@ function contradictions(values: Partial<Config>): string[] {
   })
 }
 
-/** What people write in ConfigMaps and Secrets: a byte order mark, blanks, a last newline, quotes around it. */
-export function written(text: string | undefined): string {
-  const bare = (text ?? "").trim()
-  return bare.length > 1 && /^(["']).*\1$/s.test(bare) ? bare.slice(1, -1).trim() : bare
-}
-
 function showSetting(key: keyof Config, value: unknown): string {
   if (value === undefined) return "none"
   if (key === "notifyUrl") return `${new URL(value as string).origin}/***`
@@ -267,7 +561,10 @@ function showSetting(key: keyof Config, value: unknown): string {
   return texts.map((one) => (typeof one === "object" ? one.text : one)).join(", ")
 }
 
-/** A reader of durations in ms: whole seconds, or like 90s, 15m, 1h30m, 7d; at most ten years, which every date can hold. */
+/**
+ * A reader of durations in ms: whole seconds, or like 90s, 15m, 1h30m, 7d; at most ten years, which every date can
+ * hold.
+ */
 export function duration(leastMs: number) {
   return (text: string): number => {
     const match = /^(?:(\d+)|(?=\d)(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?)$/.exec(text.toLowerCase())
@@ -312,7 +609,10 @@ export function names(pattern: RegExp) {
   }
 }
 
-/** Each namespace holds two watches open, and fetch sends at most 256 requests at once: beyond that no other call gets through. */
+/**
+ * Each namespace holds two watches open, and fetch sends at most 256 requests at once: beyond that no other call gets
+ * through.
+ */
 const MOST_NAMESPACES = 100
 
 function namespaceNames(text: string): string[] {
@@ -334,12 +634,17 @@ export type Selector = {
 const LABEL = "[A-Za-z0-9](?:[-A-Za-z0-9_.]*[A-Za-z0-9])?"
 const LABEL_KEY = `(?:[a-z0-9.-]+/)?${LABEL}`
 const SET = `\\s+(?<set>in|notin)\\s*\\((?<values>\\s*(?:${LABEL})?\\s*(?:,\\s*(?:${LABEL})?\\s*)*)\\)`
+
+const CONDITION = `(?:\\s*(?<equal>==?|!=)\\s*(?<value>(?:${LABEL})?)|${SET})`
 const REQUIREMENT = new RegExp(
-  `\\s*(?:!\\s*(?<absent>${LABEL_KEY})|(?<key>${LABEL_KEY})(?:\\s*(?<equal>==?|!=)\\s*(?<value>(?:${LABEL})?)|${SET})?)\\s*(?:,(?=[^])|$)`,
+  `\\s*(?:!\\s*(?<absent>${LABEL_KEY})|(?<key>${LABEL_KEY})${CONDITION}?)\\s*(?:,(?=[^])|$)`,
   "y",
 )
 
-/** A label selector as kubectl takes it (k8s.io/apimachinery/pkg/labels, without > and <). Throws with the place of a mistake. */
+/**
+ * A label selector as kubectl takes it (k8s.io/apimachinery/pkg/labels, without > and <). Throws with the place of a
+ * mistake.
+ */
 export function parseSelector(text: string): Selector {
   const requirements: Selector["requirements"] = []
   for (let at = 0; at < text.length; at = REQUIREMENT.lastIndex) {
@@ -370,20 +675,30 @@ export function matches({ requirements }: Selector, labels: Record<string, strin
 
 /** One rule: failures of this cause wait so long. */
 export type Rule = { text: string; cause: RuleCause; wait: Wait }
+
 type RuleCause =
   | { kind: "oom" | "evicted" | "deadline" | "unknown" | "any" }
   | { kind: "exit"; least: number; most: number }
   | { kind: "log"; pattern: RegExp }
-/** From the first wait to the longest; what the program asked for, up to a maximum; or never: no restart until someone intervenes. */
+
+/**
+ * From the first wait to the longest; what the program asked for, up to a maximum; or never: no restart until someone
+ * intervenes.
+ */
 export type Wait = "never" | { fromMs: number; toMs: number } | { askedUpToMs: number }
 
 const RULE_CAUSE =
   /(?<kind>oom|evicted|deadline|unknown|any)|exit:(?<least>\d{1,9})(?:-(?<most>\d{1,9}))?|log:\/(?<pattern>(?:[^/\\[\n]|\\.|\[(?:[^\]\\\n]|\\.)*\])+)\/(?<flags>i?)/y
+
 const RULE_WAIT = /(?<never>never)|(?<from>\w+)(?:\.\.(?<to>\w+))?/y
+
 /** The group of a pattern that captures the wait a program asks for. */
 const WAIT_GROUP = "(?<wait>"
 
-/** Rules as RESTART_RULES has them. Read by a scanner: a comma may stand in a pattern. Throws with the place of a mistake. */
+/**
+ * Rules as RESTART_RULES has them. Read by a scanner: a comma may stand in a pattern. Throws with the place of a
+ * mistake.
+ */
 export function parseRules(text: string, logAllowed = true): Rule[] {
   let at = 0
   const next = <T>(pattern: RegExp, expected: string, read: (groups: Record<string, string>) => T): T => {
@@ -455,16 +770,7 @@ export function quantity(text: string): number {
   return Number(number) * factor
 }
 
-/** What `work` returns; undefined where it throws. */
-export function attempt<T>(work: () => T): T | undefined {
-  try {
-    return work()
-  } catch {
-    return undefined
-  }
-}
-
-// ──────────────────────────────────────────── 2 What we see ───────────────────────────────────────────
+// ─────────────────────────────────────────── 3 Observed state ───────────────────────────────────────────
 
 /** client-node's types with instants as the text that travels: its classes hold Dates, JSON does not. */
 type Wire<T> = T extends Date
@@ -474,10 +780,14 @@ type Wire<T> = T extends Date
     : T extends object
       ? { [K in keyof T]: Wire<T[K]> }
       : T
+
 /** Objects as the API server sends them. */
 export type Job = Wire<V1Job>
+
 export type Pod = Wire<V1Pod>
+
 export type ConfigMap = Wire<V1ConfigMap>
+
 export type Metadata = Wire<V1ObjectMeta>
 
 /** `failing`: FailureTarget is set and pods are being stopped; only `failed` may be restarted. */
@@ -553,12 +863,6 @@ function managerOf({ metadata, spec }: Job): string | undefined {
     : undefined
 }
 
-/** An instant from the API; year 1 and null stand for "not known". */
-export function instant(text: string | null | undefined): number | undefined {
-  const at = Date.parse(text ?? "")
-  return at > 0 ? at : undefined
-}
-
 /** A pod of a Job, reduced to what tells why it failed. */
 export type PodView = ReturnType<typeof viewPod>
 
@@ -598,15 +902,17 @@ export function viewPod({ metadata = {}, spec, status = {} }: Pod) {
 }
 
 /**
- * The reasons of a pod that its node took away or would not run, after a reboot for example, when devices and labels are not
- * there yet (pkg/kubelet: eviction, nodeshutdown, preemption, lifecycle/predicate.go; pkg/controller/nodelifecycle).
+ * The reasons of a pod that its node took away or would not run, after a reboot for example, when devices and labels
+ * are not there yet (pkg/kubelet: eviction, nodeshutdown, preemption, lifecycle/predicate.go;
+ * pkg/controller/nodelifecycle).
  */
 const EVICTIONS =
   /^(Evicted|NodeLost|NodeShutdown|Shutdown|Terminated|Preempting|NodeAffinity|NodeName|NodePorts|OutOf[a-z].*|Unexpected\w+|UnknownReason|TopologyAffinityError|SMTAlignmentError|InvalidNodeInfo|TaintToleration)$/
 
 /**
- * When a pod was told to stop: its deletionTimestamp is the end of its grace period. Undefined if that is no longer known: with
- * its last delete, once all containers have ended, the kubelet moves the timestamp to the present and the period to 0.
+ * When a pod was told to stop: its deletionTimestamp is the end of its grace period. Undefined if that is no longer
+ * known: with its last delete, once all containers have ended, the kubelet moves the timestamp to the present and the
+ * period to 0.
  */
 function stopTimeOf({ deletionTimestamp, deletionGracePeriodSeconds }: Metadata): number | undefined {
   if (!deletionTimestamp) return Number.POSITIVE_INFINITY
@@ -620,17 +926,25 @@ function viewOfJobPod(pod: Pod): PodView | undefined {
 }
 
 type ContainerStatus = NonNullable<NonNullable<Pod["status"]>["containerStatuses"]>[number]
+
 type Terminated = NonNullable<ContainerStatus["state"]>["terminated"]
+
 /** How one container of a pod ended, now or in its last run, or what it is doing. */
 export type ContainerView = ReturnType<typeof viewContainer>
 
-/** What a container is for: `init` ends before the others start, a `sidecar` (restartPolicy Always) is stopped after them. */
+/**
+ * What a container is for: `init` ends before the others start, a `sidecar` (restartPolicy Always) is stopped after
+ * them.
+ */
 type Role = "init" | "sidecar" | "main"
 
 /** Reasons for which the kubelet or containerd invents an exit code: 137, 255 and 128. */
 const INVENTED = ["ContainerStatusUnknown", "Unknown", "StartError", "ContainerCannotRun"]
 
-/** Whether a container ended because its pod was told to stop. Times are whole seconds. Without them, the code tells: TERM or KILL. */
+/**
+ * Whether a container ended because its pod was told to stop. Times are whole seconds. Without them, the code tells:
+ * TERM or KILL.
+ */
 function isStop(end: Terminated, toldToStopAt: number | undefined): boolean {
   if (toldToStopAt !== undefined) return (instant(end?.finishedAt) ?? 0) > toldToStopAt
   return [143, 137].includes(end?.exitCode ?? 0) && end?.reason !== "OOMKilled"
@@ -680,8 +994,9 @@ export type Evidence = { pods: PodView[]; logs: Map<string, Tail>; morePods: num
 export type Cause = "oom" | "evicted" | "deadline" | `exit:${number}` | "unknown"
 
 /**
- * The cause of a failure, from the container that made the last attempt fail. Reason before code: 137 alone does not prove an
- * out-of-memory kill, and a kill of a child process may end with code 0 and phase Succeeded (kubernetes/kubernetes#104454).
+ * The cause of a failure, from the container that made the last attempt fail. Reason before code: 137 alone does not
+ * prove an out-of-memory kill, and a kill of a child process may end with code 0 and phase Succeeded
+ * (kubernetes/kubernetes#104454).
  */
 export function causeOf(job: JobView, pods: PodView[]): Cause {
   const last = lastFailedPod(pods)
@@ -696,9 +1011,10 @@ const isOomKilled = ({ ended, reason }: ContainerView) => ended && reason === "O
 const hasFailed = (c: ContainerView) => c.ended && (c.exitCode !== 0 || isOomKilled(c))
 
 /**
- * The container whose failure made its pod fail. A worker comes before a sidecar, which is stopped after it; one that failed by
- * itself before one that ended because the pod was told to stop; an out-of-memory kill before an exit code, and a known end
- * before an invented one. Of several, the first decides where each runs once; where they run again, the last.
+ * The container whose failure made its pod fail. A worker comes before a sidecar, which is stopped after it; one that
+ * failed by itself before one that ended because the pod was told to stop; an out-of-memory kill before an exit code,
+ * and a known end before an invented one. Of several, the first decides where each runs once; where they run again,
+ * the last.
  */
 function failedContainer({ containers, runsOnce }: PodView): ContainerView | undefined {
   const isKnown = (c: ContainerView) => c.exitCode !== undefined
@@ -711,7 +1027,10 @@ function failedContainer({ containers, runsOnce }: PodView): ContainerView | und
     .at(-1)
 }
 
-/** Whether a pod is a failed attempt. In one that succeeded, only an out-of-memory kill counts: sidecars end as they like. */
+/**
+ * Whether a pod is a failed attempt. In one that succeeded, only an out-of-memory kill counts: sidecars end as they
+ * like.
+ */
 function isFailedPod(pod: PodView): boolean {
   const isWorker = ({ role }: ContainerView) => role !== "sidecar"
   if (pod.phase === "Succeeded") return pod.containers.filter(isWorker).some(isOomKilled)
@@ -724,8 +1043,8 @@ function isOverPod({ phase, gone, deleting, containers }: PodView): boolean {
 }
 
 /**
- * The pod of the last failed attempt. One that is being deleted comes after the others, for the Job had already failed, and one
- * whose containers ended only because of that comes last.
+ * The pod of the last failed attempt. One that is being deleted comes after the others, for the Job had already
+ * failed, and one whose containers ended only because of that comes last.
  */
 function lastFailedPod(pods: PodView[]): PodView | undefined {
   const sortable = pods.filter(isFailedPod).map((pod) => {
@@ -735,26 +1054,6 @@ function lastFailedPod(pods: PodView[]): PodView | undefined {
   })
   return sortable.sort((a, b) => a.rank - b.rank || a.failedAt - b.failedAt).at(-1)?.pod
 }
-
-// ──────────────────────────────────────────── 3 What to do ────────────────────────────────────────────
-
-/** What to do with a Job now, and why. `healthy`: nobody needs to care. `give up`: a person has to come. */
-export type Decision =
-  | { do: "leave"; because: string; healthy: boolean }
-  | { do: "give up"; because: string }
-  | { do: "wait" | "restart"; dueAt: number; because: string }
-
-/** Annotations by which a restarted Job carries its counts from one restart to the next. `touched` is of version 1.0.0. */
-const BOOKKEEPING = [
-  "restarts",
-  "restarts-of-cause",
-  "restarted-from",
-  "last-cause",
-  "last-failure",
-  "restart-now-done",
-  "created",
-  "touched",
-].map((name) => PREFIX + name)
 
 /** What failed. */
 export interface Failure {
@@ -782,13 +1081,151 @@ export function failureOf(job: JobView, { pods, logs }: Evidence): Failure {
   return { cause: causeOf(job, pods), lines, killed: containers.filter(isOomKilled).map(({ name }) => name) }
 }
 
-/** The lines that a program wrote to /dev/termination-log; what a runtime says there about its own failure is not the program's. */
+/**
+ * The lines that a program wrote to /dev/termination-log; what a runtime says there about its own failure is not the
+ * program's.
+ */
 function messageLines({ ended, exitCode, message }: ContainerView): string[] {
   return ended && exitCode !== undefined && message !== "" ? tailOf(message, MESSAGE_LINES).lines : []
 }
+
 const MESSAGE_LINES = 4_096
 
-/** What to do with a Job that failed like this, if it failed. Pure: the same input gives the same answer after a crash. */
+/** One of our annotations on a Job. */
+export const own = ({ annotations }: JobView, name: string): string | undefined => annotations[PREFIX + name]
+
+/** A count from an annotation; text that is none is 0. */
+export const countFrom = (text: string | undefined) => (/^\d{1,9}$/.test(text ?? "") ? Number(text) : 0)
+
+/**
+ * What the kubelet answers with status 200, and without a newline, where it cannot read a log: after the lines that
+ * it could read, if any (k8s.io/cri-client/pkg/logs, pkg/kubelet/kubelet_pods.go and kuberuntime_container.go, 1.32
+ * to 1.36).
+ */
+const KUBELET_MESSAGES = [
+  /unable to retrieve container logs for \S+/,
+  /container status is nil/,
+  /failed to (?:try resolving symlinks in path|open log file|seek \d+ in log file|read log file) ".*": .*/,
+  /failed to (?:tail -?\d+ lines of log file|reset seek in log file|watch directory) ".*": .*/,
+  /failed to (?:get parse function|create fsnotify watcher): .*/,
+  /pod "[^"]*" (?:cannot be found - no logs available|does not exist)/,
+  /mirror pod "[^"]*" does not have a corresponding pod/,
+  /unable to parse pod full name ".*": .*/,
+  /container "[^"]*" in pod "[^"]*" (?:is not available|is terminated|is waiting to start\b.*)/,
+  /previous terminated container "[^"]*" in pod "[^"]*" not found/,
+  /container "[^"]*" not found in pod "[^"]*"/,
+]
+
+const KUBELET_MESSAGE = new RegExp(`^(?:${KUBELET_MESSAGES.map(({ source }) => source).join("|")})$`)
+
+/** Takes the kubelet's own message off the end of a log. */
+function withoutKubeletMessage(text: string): { log: string; message: string } {
+  const from = text.lastIndexOf("\n") + 1
+  const message = text.slice(from)
+  return KUBELET_MESSAGE.test(message) ? { log: text.slice(0, from), message } : { log: text, message: "" }
+}
+
+/**
+ * The last lines of a log text as a terminal would show them, each cut to a bearable length. `cut`: the text is
+ * itself only a part.
+ */
+export function tailOf(text: string, lines: number, cut = false): Tail {
+  const { log, message } = withoutKubeletMessage(text)
+  const unavailable = message === "" ? "" : `log not available: ${safe(message)}`
+  if (log === "") return { lines: [], note: unavailable || "log empty, it may have been rotated" }
+  const shown = log
+    .replace(/\r*\n$/, "")
+    .split("\n")
+    .map(renderLine)
+  const all = maskSecrets(shown.join("\n")).split("\n")
+  const kept = lines > 0 ? all.slice(-lines).map((line) => printable(shortLine(line))) : []
+  const note = cut ? "log too long to read whole, cut" : kept.length === lines ? `last ${lines} lines` : ""
+  const notes = [note, unavailable].filter(Boolean).join("; ")
+  return notes ? { lines: kept, note: notes } : { lines: kept }
+}
+
+/** A failure's evidence, as lines to stand under its headline. */
+export function evidenceLines({ pods, logs, morePods }: Evidence): string[] {
+  const lines = pods.flatMap((pod) => [
+    `pod ${pod.name}${pod.index === undefined ? "" : ` (index ${pod.index})`} (${[pod.phase, pod.reason, pod.message].filter(Boolean).join(", ")})`,
+    ...(pod.containers.length === 0 ? ["  no container known; exit code unknown"] : []),
+    ...pod.containers.flatMap((container) => [
+      `  ${containerLine(container)}`,
+      ...tailLines(logs.get(`${pod.uid}/${container.name}`)),
+    ]),
+  ])
+  return [
+    ...lines,
+    ...(pods.length === 0 ? ["no pods left"] : []),
+    ...(morePods > 0 ? [`and ${morePods} more pods`] : []),
+  ]
+}
+
+const tailLines = (tail: Tail | undefined) => [
+  ...(tail?.note ? [`    (${tail.note})`] : []),
+  ...(tail?.lines ?? []).map((line) => `    | ${line}`),
+]
+
+function containerLine(c: ContainerView): string {
+  const facts = [
+    c.ended
+      ? `exit code ${c.exitCode ?? "not known"}`
+      : c.state === "running"
+        ? "still running, exit code not known"
+        : "never started",
+    c.signal && `signal ${c.signal}`,
+    killText(c),
+    c.reason,
+    c.message,
+    c.startedAt && c.finishedAt && `ran ${durationText(c.finishedAt - c.startedAt)}`,
+    c.finishedAt && `ended ${instantText(c.finishedAt)}`,
+    c.restarts > 0 && `${c.restarts} restarts`,
+  ]
+  const kind = c.role === "init" ? "init container" : c.role === "sidecar" ? "sidecar" : "container"
+  return `${kind} ${c.name} (${facts.filter(Boolean).join(", ")})`
+}
+
+/**
+ * What is known of a container that got SIGKILL: an out-of-memory kill of a child process, for one, is not reported
+ * as such.
+ */
+function killText(c: ContainerView): string {
+  if (c.exitCode !== 137 || c.reason === "OOMKilled") return c.stopped ? "stopped with its pod" : ""
+  return c.stopped
+    ? "SIGKILL when its pod was stopped"
+    : "killed by SIGKILL: out of memory is possible but not confirmed"
+}
+
+/** A Job as others name it. */
+export type JobName = Pick<JobView, "key" | "namespace" | "name" | "uid">
+
+// ─────────────────────────────────────────────── 4 Policy ───────────────────────────────────────────────
+
+/** What to do with a Job now, and why. `healthy`: nobody needs to care. `give up`: a person has to come. */
+export type Decision =
+  | { do: "leave"; because: string; healthy: boolean }
+  | { do: "give up"; because: string }
+  | { do: "wait" | "restart"; dueAt: number; because: string }
+
+/**
+ * Annotations by which a restarted Job carries its counts from one restart to the next. `touched` is of version
+ * 1.0.0.
+ */
+const BOOKKEEPING = [
+  "restarts",
+  "restarts-of-cause",
+  "restarted-from",
+  "last-cause",
+  "last-failure",
+  "restart-now-done",
+  "created",
+  "touched",
+].map((name) => PREFIX + name)
+
+/**
+ * What to do with a Job that failed like this, if it failed. Pure: the same input gives the same answer after a
+ * crash.
+ */
 export function decide(job: JobView, failure: Failure, config: Config, now: number): Decision {
   const leave = (because: string, healthy = true): Decision => ({ do: "leave", because, healthy })
   if (!isSelected(job, config)) return leave("it is not selected")
@@ -813,7 +1250,10 @@ export function decide(job: JobView, failure: Failure, config: Config, now: numb
   return { do: now >= dueAt ? "restart" : "wait", dueAt, because }
 }
 
-/** What a person's wish to restart a Job now comes to, whatever rules and limits say: only what has ended is restarted. */
+/**
+ * What a person's wish to restart a Job now comes to, whatever rules and limits say: only what has ended is
+ * restarted.
+ */
 export function decideOnWish(job: JobView): Decision {
   const leave = (because: string): Decision => ({ do: "leave", because, healthy: true })
   if (job.deleting) return leave("it is being deleted")
@@ -846,14 +1286,14 @@ export function isSelected(job: JobView, { jobNames, jobSelector }: Config): boo
   return (!jobNames || jobNames.includes(job.key)) && (!jobSelector || matches(jobSelector, job.labels))
 }
 
-/** One of our annotations on a Job. */
-export const own = ({ annotations }: JobView, name: string): string | undefined => annotations[PREFIX + name]
-
 /** Whether a person asks for a restart now; each value counts once, so that one kept in Git does not fire again. */
 const isWantedNow = (job: JobView) =>
   own(job, "restart-now") !== undefined && own(job, "restart-now") !== own(job, "restart-now-done")
 
-/** What a Job's own annotations set in place of the operator's settings; a wrong value changes nothing and is a problem. */
+/**
+ * What a Job's own annotations set in place of the operator's settings; a wrong value changes nothing and is a
+ * problem.
+ */
 export function overridesOf(job: JobView, config: Config) {
   const problems: string[] = []
   const read = <T>(name: string, parse: (text: string) => T): T | undefined => {
@@ -892,7 +1332,10 @@ function covers(rule: RuleCause, { cause, lines }: Pick<Failure, "cause" | "line
   return code >= rule.least && code <= rule.most
 }
 
-/** Under SKIP_DELAY_ON_OOM the wait grows to at least this, so that a short RESTART_DELAY does not restart without pause. */
+/**
+ * Under SKIP_DELAY_ON_OOM the wait grows to at least this, so that a short RESTART_DELAY does not restart without
+ * pause.
+ */
 const OOM_BACKOFF_MS = 300_000
 
 type WaitingRule = Rule & { wait: Exclude<Wait, "never"> }
@@ -942,20 +1385,28 @@ function lastWaitAskedFor(lines: string[], pattern: RegExp): string {
 }
 
 const CLOCK_TIME = String.raw`\d{2}:\d{2}:\d{2}`
-/** The three forms of RFC 9110: `Sun, 06 Nov 1994 08:49:37 GMT`, `Sunday, 06-Nov-94 08:49:37 GMT`, `Sun Nov  6 08:49:37 1994`. */
+
+/**
+ * The three forms of RFC 9110: `Sun, 06 Nov 1994 08:49:37 GMT`, `Sunday, 06-Nov-94 08:49:37 GMT`, `Sun Nov  6
+ * 08:49:37 1994`.
+ */
 const HTTP_DATE = new RegExp(
   String.raw`^\s*(?:[A-Z][a-z]{2}, \d{2} [A-Z][a-z]{2} \d{4} ${CLOCK_TIME} GMT|[A-Z][a-z]{5,8}, \d{2}-[A-Z][a-z]{2}-\d{2} ${CLOCK_TIME} GMT|[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d ${CLOCK_TIME} \d{4})`,
 )
+
 const ISO_DATE = /^(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?) ?(Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?$/i
+
 const SPAN =
   /(\d+(?:\.\d+)?)\s*(ms|milliseconds?|s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?)(?![a-z])[\s,]*(?:and\s+)?/giy
+
 const SPAN_MS: Record<string, number> = { ms: 1, milli: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 }
+
 /** Numbers from here on are epoch seconds: as a wait it would be 31 years. */
 const LEAST_EPOCH_SECONDS = 1e9
 
 /**
- * The wait that a program asks for, in ms from the failure: seconds, a duration such as 1m30s or 5 minutes, an HTTP or ISO date
- * (UTC unless it says otherwise) or epoch seconds. Undefined for any other text.
+ * The wait that a program asks for, in ms from the failure: seconds, a duration such as 1m30s or 5 minutes, an HTTP
+ * or ISO date (UTC unless it says otherwise) or epoch seconds. Undefined for any other text.
  */
 export function readAskedWait(text: string, failedAt: number): number | undefined {
   const bare = text
@@ -986,7 +1437,8 @@ function readSpan(text: string): number | undefined {
 function instantOfHttpDate(text: string): number | undefined {
   const [, day = "", month = "", year = ""] = /(\d{2})-([A-Z][a-z]{2})-(\d{2}) /.exec(text) ?? []
   const clock = new RegExp(CLOCK_TIME).exec(text)?.[0]
-  // A year of two digits is at most 50 years ahead (RFC 9110, 5.6.7); rate limits are never so old that the century matters.
+  // A year of two digits is at most 50 years ahead (RFC 9110, 5.6.7); rate limits are never so old that the century
+  // matters.
   if (day !== "") return instant(`${day} ${month} 20${year} ${clock} GMT`)
   return instant(text.endsWith("GMT") ? text : `${text} GMT`)
 }
@@ -1003,7 +1455,7 @@ function instantOfIsoDate(text: string): number | undefined {
 
 /** Restarts in a row; a change of the Job by its owner begins anew, and so does a person who asks for a restart. */
 function restartsInRow(job: JobView, { changed }: Failure): number {
-  return changed || isWantedNow(job) ? 0 : count(own(job, "restarts"))
+  return changed || isWantedNow(job) ? 0 : countFrom(own(job, "restarts"))
 }
 
 /** Restarts in a row whose cause a rule covers; for a pattern, those of the same cause. */
@@ -1011,11 +1463,8 @@ function restartsUnder(job: JobView, rule: RuleCause | undefined, failure: Failu
   const last = own(job, "last-cause") as Cause | undefined
   const same =
     last && (!rule || rule.kind === "log" ? last === failure.cause : covers(rule, { cause: last, lines: [] }))
-  return same && restartsInRow(job, failure) > 0 ? count(own(job, "restarts-of-cause")) : 0
+  return same && restartsInRow(job, failure) > 0 ? countFrom(own(job, "restarts-of-cause")) : 0
 }
-
-/** A count from an annotation; text that is none is 0. */
-export const count = (text: string | undefined) => (/^\d{1,9}$/.test(text ?? "") ? Number(text) : 0)
 
 /** The longest wait of a rule, in a list; `never` is no wait. */
 function longestMs(wait: Wait): number[] {
@@ -1032,12 +1481,10 @@ export function longestWaitMs(job: JobView, config: Config): number {
   return Math.max(...waits, any < 0 ? delayMs : 0)
 }
 
-/** Whether a failed Job that is gone was removed by its own TTL, not by a person; a second for clocks. */
-export function wasRemovedByTtl({ ttlMs, failedAt }: JobView, goneAt: number): boolean {
-  return ttlMs !== undefined && failedAt !== undefined && goneAt >= failedAt + ttlMs - 1_000
-}
-
-/** The bookkeeping annotations of the Job that replaces this one. A Job that succeeded, and is restarted by a person, starts anew. */
+/**
+ * The bookkeeping annotations of the Job that replaces this one. A Job that succeeded, and is restarted by a person,
+ * starts anew.
+ */
 export function bookkeepingFor(job: JobView, failure: Failure, config: Config): Record<string, string> {
   const rule = overridesOf(job, config).rules.find(({ cause }) => covers(cause, failure))
   const hasSucceeded = job.phase === "succeeded"
@@ -1051,6 +1498,53 @@ export function bookkeepingFor(job: JobView, failure: Failure, config: Config): 
   }
   const known = Object.entries(values).filter(([, value]) => value !== undefined)
   return Object.fromEntries(known.map(([name, value]) => [PREFIX + name, String(value)]))
+}
+
+/** A decision in words: the fact, which stays the same, and the text with the time that is left. */
+export function sayDecision(decision: Decision, now: number): { fact: string; text: string } {
+  if (decision.do === "leave") return { fact: decision.because, text: `left alone, ${decision.because}` }
+  if (decision.do === "give up") {
+    const text = `given up: ${decision.because}; to go on, set a new ${PREFIX}restart-now on it, or delete it and apply it again`
+    return { fact: text, text }
+  }
+  const fact = `to be restarted at ${instantText(decision.dueAt)}`
+  return { fact, text: `${fact} (in ${durationText(Math.max(0, decision.dueAt - now))}): ${decision.because}` }
+}
+
+/** What a Job can be at: in metrics, alerts and `status`. */
+export const SHOWN_STATES = [
+  "running",
+  "succeeded",
+  "suspended",
+  "failing",
+  "failed",
+  "waiting",
+  "restarting",
+  "rejected",
+  "given_up",
+  "left_alone",
+  "deleting",
+] as const
+export type ShownState = (typeof SHOWN_STATES)[number]
+
+/** A Job's state in one word, for metrics. `rejected`: it was due, but the cluster would not take it back. */
+export function stateOf(view: JobView, decision: Decision | undefined, rejections: number): ShownState {
+  if (decision?.do === "give up") return "given_up"
+  if (decision && "dueAt" in decision) return rejections > 0 ? "rejected" : "waiting"
+  return decision && !decision.healthy ? "left_alone" : view.deleting ? "deleting" : view.phase
+}
+
+/** A decision for later readers: without the time that is left. */
+function decidedText(decision: Decision): string {
+  if ("dueAt" in decision) return `to be restarted at ${instantText(decision.dueAt)}: ${decision.because}`
+  return `${decision.do === "leave" ? "left alone" : "given up"}: ${decision.because}`
+}
+
+// ─────────────────────────────────────── 5 Replacement and intent ───────────────────────────────────────
+
+/** Whether a failed Job that is gone was removed by its own TTL, not by a person; a second for clocks. */
+export function wasRemovedByTtl({ ttlMs, failedAt }: JobView, goneAt: number): boolean {
+  return ttlMs !== undefined && failedAt !== undefined && goneAt >= failedAt + ttlMs - 1_000
 }
 
 /** What a restart of a Job that failed like this wants: decided anew on the Job as it is now. */
@@ -1074,30 +1568,33 @@ const SERVER_METADATA = [
   // Without it, `kubectl create -f -` takes the replacement in whatever namespace it is restored to.
   "namespace",
 ]
+
 const SERVER_FINALIZERS = ["foregroundDeletion", "orphan"]
 const UID_LABELS = ["controller-uid", "batch.kubernetes.io/controller-uid"]
 const SERVER_LABELS = [...UID_LABELS, "job-name", "batch.kubernetes.io/job-name"]
+
 /** What Kueue writes into the pod template when it admits a Job; a copy of them makes the next admission fail. */
 const KUEUE_TEMPLATE_KEYS = ["workload", "podset", "local-queue-name", "cluster-queue-name"].map(
   (name) => `kueue.x-k8s.io/${name}`,
 )
 
 /**
- * The Job as its owner wrote it: the live one without exactly what servers and queues added. Everything else stays, unknown
- * fields too: a list of fields to keep would lose those that a newer Kubernetes adds.
+ * The Job as its owner wrote it: the live one without exactly what servers and queues added. Everything else stays,
+ * unknown fields too: a list of fields to keep would lose those that a newer Kubernetes adds.
  */
 export function replacementFor(live: Job): Job {
   const { status: _, metadata: m = {}, ...job } = structuredClone({ ...live, apiVersion: "batch/v1", kind: "Job" })
   const isGenerated = UID_LABELS.some((label) => m.uid !== undefined && m.labels?.[label] === m.uid)
   const metadata = {
-    ...without(m, SERVER_METADATA),
-    labels: isGenerated ? without(m.labels, SERVER_LABELS) : { ...m.labels },
-    annotations: without(m.annotations, ["batch.kubernetes.io/job-tracking"]),
+    ...withoutKeys(m, SERVER_METADATA),
+    labels: isGenerated ? withoutKeys(m.labels, SERVER_LABELS) : { ...m.labels },
+    annotations: withoutKeys(m.annotations, ["batch.kubernetes.io/job-tracking"]),
     finalizers: (m.finalizers ?? []).filter((name) => !SERVER_FINALIZERS.includes(name)),
   }
   const spec = job.spec as NonNullable<Job["spec"]>
   cleanTemplate(spec)
-  // A Job without labels was given its template's, generated ones included (pkg/apis/batch/v1/defaults.go): it gets them again.
+  // A Job without labels was given its template's, generated ones included (pkg/apis/batch/v1/defaults.go): it gets
+  // them again.
   if (isGenerated && Bun.deepEquals(metadata.labels, spec.template?.metadata?.labels ?? {})) metadata.labels = {}
   return withoutEmpty({ ...job, metadata, spec })
 }
@@ -1107,13 +1604,16 @@ function cleanTemplate(spec: NonNullable<Job["spec"]>): void {
   const metadata = spec.template?.metadata
   if (metadata?.creationTimestamp === null) delete metadata.creationTimestamp
   if (metadata) {
-    metadata.labels = without(metadata.labels, [...KUEUE_TEMPLATE_KEYS, ...(spec.manualSelector ? [] : SERVER_LABELS)])
-    metadata.annotations = without(metadata.annotations, KUEUE_TEMPLATE_KEYS)
+    metadata.labels = withoutKeys(metadata.labels, [
+      ...KUEUE_TEMPLATE_KEYS,
+      ...(spec.manualSelector ? [] : SERVER_LABELS),
+    ])
+    metadata.annotations = withoutKeys(metadata.annotations, KUEUE_TEMPLATE_KEYS)
   }
   if (!spec.manualSelector) delete (spec as Partial<typeof spec>).selector
 }
 
-function without<T extends object>(map: T | undefined, keys: string[]): T {
+function withoutKeys<T extends object>(map: T | undefined, keys: string[]): T {
   return Object.fromEntries(Object.entries(map ?? {}).filter(([key]) => !keys.includes(key))) as T
 }
 
@@ -1140,8 +1640,8 @@ export function buildReplacement(live: Job, { annotations, memory }: Additions):
 }
 
 /**
- * The path of a whole number in a Job that JavaScript cannot hold exactly: it would come back changed. Kubernetes allows 64 bits
- * (activeDeadlineSeconds, for one), JSON.parse keeps 53.
+ * The path of a whole number in a Job that JavaScript cannot hold exactly: it would come back changed. Kubernetes
+ * allows 64 bits (activeDeadlineSeconds, for one), JSON.parse keeps 53.
  */
 export function inexactNumber(value: unknown, path = ""): string | undefined {
   if (typeof value === "number") return Number.isSafeInteger(Math.trunc(value)) ? undefined : `${path}=${value}`
@@ -1156,15 +1656,24 @@ export function inexactNumber(value: unknown, path = ""): string | undefined {
 /** Without the finalizers: their controllers take them off a Job that is being deleted, and that is no edit. */
 function userPart(job: Job): Job {
   const { metadata: { finalizers: _, ...metadata } = {}, ...rest } = replacementFor(job)
-  return withoutEmpty({ ...rest, metadata: { ...metadata, annotations: without(metadata?.annotations, BOOKKEEPING) } })
+  return withoutEmpty({
+    ...rest,
+    metadata: { ...metadata, annotations: withoutKeys(metadata?.annotations, BOOKKEEPING) },
+  })
 }
 
-/** A fingerprint of everything that the owner wrote into a Job; it tells whether a Job that is being deleted was edited. */
+/**
+ * A fingerprint of everything that the owner wrote into a Job; it tells whether a Job that is being deleted was
+ * edited.
+ */
 export function fingerprintOf(job: Job): string {
   return hashOf(canonicalJson(userPart(job)))
 }
 
-/** JSON with sorted keys, and memory in bytes: the server writes quantities in a form of its own (1024Mi comes back as 1Gi). */
+/**
+ * JSON with sorted keys, and memory in bytes: the server writes quantities in a form of its own (1024Mi comes back as
+ * 1Gi).
+ */
 function canonicalJson(value: unknown): string {
   const canonical = (key: string, part: unknown) => {
     if (key === "memory" && typeof part === "string") return Math.round(bytesOf(part)) || part
@@ -1174,7 +1683,10 @@ function canonicalJson(value: unknown): string {
   return JSON.stringify(value, canonical)
 }
 
-/** A fingerprint of what starts a Job's counts anew when its owner changes it: its spec, its labels, and our annotations. */
+/**
+ * A fingerprint of what starts a Job's counts anew when its owner changes it: its spec, its labels, and our
+ * annotations.
+ */
 export function contentOf(job: Job): string {
   const { metadata, spec } = userPart(job)
   const annotations = Object.entries(metadata?.annotations ?? {}).filter(([key]) => key.startsWith(PREFIX))
@@ -1188,10 +1700,14 @@ export function isChanged(job: Job): boolean {
   return created !== undefined && created !== contentOf(job)
 }
 
-/** The label of an intent, with the Job's name; also the value of its `managedBy`, for which no controller makes pods. */
+/**
+ * The label of an intent, with the Job's name; also the value of its `managedBy`, for which no controller makes pods.
+ */
 export const INTENT = `${PREFIX}intent`
+
 /** The annotation of an intent with the complete replacement and nothing else: JSON, above 200 KiB gzip in base64. */
 export const REPLACEMENT = `${PREFIX}replacement`
+
 /** The annotation of an intent that says what it replaces, as JSON: see Replaces. */
 export const REPLACES = `${PREFIX}replaces`
 
@@ -1226,6 +1742,7 @@ const ANNOTATION_BYTES = 200 << 10
 
 /** What an intent is to stand for. */
 export type IntentPlan = { live: Job; additions: Additions; dueAt: number | undefined }
+
 /** An intent before it is written. */
 export type Draft = { replacement: Job; replaces: Replaces }
 
@@ -1247,15 +1764,15 @@ export function draftFrom({ jobUid: uid, jobVersion: resourceVersion, dueAt, ...
 }
 
 /**
- * An intent: data in the form of a Job that nobody runs (suspended, parallelism 0, managed by us), prunes (none of the user's labels
- * or annotations) or adopts (no owner). The pod template is the user's, so that policies judge it. `wide` is for policies that
- * reject a Job without labels, annotations or fields that they require.
+ * An intent: data in the form of a Job that nobody runs (suspended, parallelism 0, managed by us), prunes (none of
+ * the user's labels or annotations) or adopts (no owner). The pod template is the user's, so that policies judge it.
+ * `wide` is for policies that reject a Job without labels, annotations or fields that they require.
  */
 export function intentFor({ replacement, replaces }: Draft, wide = false): Job {
   const name = replacement.metadata?.name ?? ""
   const { metadata, spec } = wide ? wideShape(replacement) : { metadata: {} as Metadata, spec: {} }
   const template = structuredClone(replacement.spec?.template) as Template
-  if (template.metadata) template.metadata.labels = without(template.metadata.labels, SERVER_LABELS)
+  if (template.metadata) template.metadata.labels = withoutKeys(template.metadata.labels, SERVER_LABELS)
   return {
     apiVersion: "batch/v1",
     kind: "Job",
@@ -1284,22 +1801,24 @@ function wideShape({ metadata, spec }: Job): { metadata: Metadata; spec: object 
     Object.fromEntries(Object.entries(map ?? {}).filter(([key]) => !PRUNING_KEY.test(key)))
   return {
     metadata: { labels: bare(metadata?.labels), annotations: bare(metadata?.annotations) },
-    spec: without(spec, ["selector", "manualSelector"]),
+    spec: withoutKeys(spec, ["selector", "manualSelector"]),
   }
 }
 
 const packed = (text: string) =>
   Buffer.byteLength(text) <= ANNOTATION_BYTES ? text : Buffer.from(Bun.gzipSync(Buffer.from(text))).toString("base64")
+
 const unpacked = (text: string) =>
   text.startsWith("{") ? text : new TextDecoder().decode(Bun.gunzipSync(Buffer.from(text, "base64")))
 
 /**
- * At most 51 characters: an Indexed Job's name needs room for the index in its pods' host names (pkg/apis/batch/validation).
- * An intent that waits has another name than one that does not, so that both may stand.
+ * At most 51 characters: an Indexed Job's name needs room for the index in its pods' host names
+ * (pkg/apis/batch/validation). An intent that waits has another name than one that does not, so that both may stand.
  */
 function intentName(name: string, { uid, resourceVersion, dueAt }: Replaces): string {
   return `${shortened(name)}-restart-${hashOf([name, uid, resourceVersion, dueAt ?? []].flat().join("/"))}`
 }
+
 const shortened = (name: string) => name.slice(0, 30).replace(/[^a-z0-9]+$/, "")
 const hashOf = (text: string) => createHash("sha256").update(text).digest("hex").slice(0, 12)
 
@@ -1358,7 +1877,7 @@ function readIntentOfV1(
     name: jobName,
     labels: {},
     ...hidden.metadata,
-    annotations: without(m.annotations, [INTENT]),
+    annotations: withoutKeys(m.annotations, [INTENT]),
   }
   const original = withoutEmpty({
     ...rest,
@@ -1443,9 +1962,6 @@ function withMemory(original: Job, memory: Record<string, string>): Job {
   return job
 }
 
-/** resourceVersions are whole numbers that grow (KEP-5504). */
-export const compareVersions = (a: string, b: string) => a.length - b.length || (a < b ? -1 : a > b ? 1 : 0)
-
 /** The standing intents, the one that counts first: of the newest version, at once before later. */
 export function newestFirst(intents: Intent[]): Intent[] {
   const due = ({ dueAt }: Intent) => dueAt ?? 0
@@ -1455,9 +1971,9 @@ export function newestFirst(intents: Intent[]): Intent[] {
 }
 
 /**
- * How a restart ended, or where it stands. `replaced`: someone else created the new Job. `changed`: the Job is not what it was, nothing
- * was done. `waiting`: nothing more to do before `dueAt`. `rejected`: nothing was deleted, for the cluster rejects the
- * replacement or its intent.
+ * How a restart ended, or where it stands. `replaced`: someone else created the new Job. `changed`: the Job is not
+ * what it was, nothing was done. `waiting`: nothing more to do before `dueAt`. `rejected`: nothing was deleted, for
+ * the cluster rejects the replacement or its intent.
  */
 export type Outcome =
   | { result: "restarted" | "replaced"; uid: string }
@@ -1501,12 +2017,17 @@ export type Step =
   | { do: "delete in background"; intent: Intent }
   | { do: "wait"; for: string; blockers: Blocker[] }
   | { do: "create"; intent: Intent }
-  /** `withdraw`: the Job still stands, and another operator may be deleting it. Without an outcome the restart goes on. */
+  /**
+   * `withdraw`: the Job still stands, and another operator may be deleting it. Without an outcome the restart goes
+   * on.
+   */
   | { do: "clean up"; intents: Intent[]; outcome: Outcome | undefined; withdraw: boolean }
   | { do: "done"; outcome: Outcome }
 
 const done = (outcome: Outcome): Step => ({ do: "done", outcome })
+
 const BACKGROUND_AFTER_MS = 60_000
+
 /** A Job whose TTL ends this soon after its due time is protected too: the operator may be away at that moment. */
 const TTL_MARGIN_MS = 60_000
 
@@ -1515,9 +2036,9 @@ export const isThreatenedByTtl = ({ ttlMs, failedAt }: JobView, dueAt: number) =
   ttlMs !== undefined && failedAt !== undefined && failedAt + ttlMs <= dueAt + TTL_MARGIN_MS
 
 /**
- * Whether a Job that is gone was deleted by a person, from its last state as a watch told it. The TTL controller and we delete Foreground,
- * so that state carries a deletionTimestamp; a plain `kubectl delete` leaves none. Both times are the API server's; ten seconds
- * are for control planes with two clocks.
+ * Whether a Job that is gone was deleted by a person, from its last state as a watch told it. The TTL controller and
+ * we delete Foreground, so that state carries a deletionTimestamp; a plain `kubectl delete` leaves none. Both times
+ * are the API server's; ten seconds are for control planes with two clocks.
  */
 export function wasDeletedByPerson(last: Job, dueAt: number | undefined): boolean {
   const deletedAt = instant(last.metadata?.deletionTimestamp)
@@ -1526,9 +2047,9 @@ export function wasDeletedByPerson(last: Job, dueAt: number | undefined): boolea
 }
 
 /**
- * The whole rule of a restart: the same for this life, the next one, and two operators at once. Once an intent stands and the Job
- * is absent, the Job is created: whether our delete, an earlier life's, its TTL or a person's removed it cannot always be told apart,
- * and never losing a Job beats never resurrecting one.
+ * The whole rule of a restart: the same for this life, the next one, and two operators at once. Once an intent stands
+ * and the Job is absent, the Job is created: whether our delete, an earlier life's, its TTL or a person's removed it
+ * cannot always be told apart, and never losing a Job beats never resurrecting one.
  */
 export function nextStep(seen: Observation, now: number): Step {
   const { intents, live, latest } = seen
@@ -1593,7 +2114,10 @@ function stepBeforeDelete(seen: Observation, intent: Intent, live: Job, now: num
   return { do: "prove and delete", intent, ttl: viewJob(live).ttlMs !== undefined }
 }
 
-/** An intent that waits longer than this life wants, written when the cause was still unknown, or before a person asked. */
+/**
+ * An intent that waits longer than this life wants, written when the cause was still unknown, or before a person
+ * asked.
+ */
 function earlierIntent(
   { wish, atOnce }: Observation,
   { dueAt, additions }: Intent,
@@ -1641,7 +2165,10 @@ function editOf({ rejectedEdit }: Observation, intent: Intent, job: Job): Step |
   return writeStep({ live, additions: intent.additions, dueAt: intent.dueAt }, true)
 }
 
-/** Whether a pod of the old Job keeps the new one waiting. An orphaned one that has ended does no harm, unless it would be adopted. */
+/**
+ * Whether a pod of the old Job keeps the new one waiting. An orphaned one that has ended does no harm, unless it
+ * would be adopted.
+ */
 export function blocksReplacement(pod: PodView, { jobUid, replacement }: Intent): boolean {
   if (pod.gone) return false
   if (!pod.orphaned) return pod.jobUid === jobUid
@@ -1658,12 +2185,26 @@ export function blockersText(blockers: Blocker[]): string {
   return texts.join("; ")
 }
 
+/** The label selector that finds the pods of an intent's old Job. */
+export function podSelector({ jobUid, replacement }: Intent): string {
+  const { manualSelector, selector } = replacement.spec ?? {}
+  if (!manualSelector || !selector) return `batch.kubernetes.io/controller-uid=${jobUid}`
+  return selectorText(selector as V1LabelSelector)
+}
+
+// ────────────────────────────────────────────── 6 Records ───────────────────────────────────────────────
+
 /** A past failure, as the metadata of its record tells it; `restarts` in a row before it. */
 export type PastFailure = ReturnType<typeof readPast>
+
 const HISTORY_OF_GONE_MS = 30 * 86_400_000
 
-/** The label of what the operator keeps in ConfigMaps, `failure` or `settings`; and that of a record with its Job's name. */
+/**
+ * The label of what the operator keeps in ConfigMaps, `failure` or `settings`; and that of a record with its Job's
+ * name.
+ */
 export const RECORD = `${PREFIX}record`
+
 export const RECORD_JOB = `${PREFIX}job`
 
 /** The ConfigMap with the operator's settings, for the commands. */
@@ -1675,7 +2216,7 @@ export function readPast({ name = "", namespace = "", labels, annotations, creat
   const failedAt = instant(fact("failed-at")) ?? instant(creationTimestamp) ?? 0
   const startedAt = instant(fact("started-at"))
   const [job, cause] = [labels?.[RECORD_JOB] ?? "", (fact("cause") || "unknown") as Cause]
-  const restarts = count(fact("restarts"))
+  const restarts = countFrom(fact("restarts"))
   return {
     name,
     namespace,
@@ -1698,7 +2239,9 @@ const recordKey = (metadata: Metadata): RecordKey => {
   return { name, job, failedAt, restarts }
 }
 
-/** The records to remove: those before the last so many of each Job; all of a Job that is not `there`, after 30 days. */
+/**
+ * The records to remove: those before the last so many of each Job; all of a Job that is not `there`, after 30 days.
+ */
 export function staleRecords(
   records: RecordKey[],
   limit: number,
@@ -1714,365 +2257,20 @@ export function staleRecords(
   })
 }
 
-/** The label selector that finds the pods of an intent's old Job. */
-export function podSelector({ jobUid, replacement }: Intent): string {
-  const { manualSelector, selector } = replacement.spec ?? {}
-  if (!manualSelector || !selector) return `batch.kubernetes.io/controller-uid=${jobUid}`
-  return selectorText(selector as V1LabelSelector)
-}
-
-// ─────────────────────────────────────────── 4 How we say it ──────────────────────────────────────────
-
-/**
- * What goes with a fact: `lines` stand indented under the text, the rest are fields for log collectors. `reason` is the word that
- * an Event has; `cause` stands with a failure, `result` and `lateMs` (after it was due) with the end of a restart, `phase` with a Job
- * that is left alone. An ERROR with a `job` is an alarm.
- */
-export type Details = {
-  lines?: string[]
-  job?: string
-  reason?: string
-  cause?: Cause
-  result?: string
-  lateMs?: number
-  phase?: string
-  [field: string]: unknown
-}
-/** Says one fact, to whoever listens: the log, the metrics, a person's phone. */
-export type Say = (level: Level, text: string, details?: Details) => void
-
-const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu
-const UNPRINTABLE_ONE = new RegExp(UNPRINTABLE.source, "u")
-
-/** Text with all that could break a line, forge a record or drive a terminal made visible. */
-export function printable(text: string): string {
-  return text.replaceAll("\t", " ").replace(UNPRINTABLE, (c) => `\\u{${(c.codePointAt(0) as number).toString(16)}}`)
-}
-
-const SECRET_WORD =
-  "(?:(?:api|access|private)[_ -]?key|secret|token|passw(?:or)?d|passphrase|pwd|credentials?|signature|verifier|cookie)"
-const IS = `(?:\\\\*["']|%2[27])?\\s*(?:[:=]+>?|%3[ad])\\s*`
-// In quotes, which may be escaped themselves (JSON in JSON) and follow a word (b'...'); where they are not closed, to the end of line.
-// Each repeat of a group takes stack: beyond a hundred thousand the engine turns slow, and then finds nothing.
-const QUOTED = `(?:[bfru]{1,2}|\\w{0,20}[([{])?(?:"[^"\\\\]*(?:\\\\[^][^"\\\\]*){0,20000}"|'[^'\\\\]*(?:\\\\[^][^'\\\\]*){0,20000}'|["'][^\\n]*|(\\\\+)["'].*?(?:(?<!\\\\)\\2["']|$))`
-const SECRET_VALUE = `(?:${QUOTED}|[^\\s"'&,;<>]+)`
-const SOURCE_FILE = "(?![\\w-]{0,40}\\.(?:[cm]?[jt]sx?|py|go|rb|rs|java|kt|php|cs|cc?|cpp|h):\\d)"
-const SECRETS: [RegExp, string][] = [
-  [/-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)/g, "***"],
-  // A key whose beginning is above the last lines.
-  [/^[\w+/=\s\\]*-----END [A-Z ]*PRIVATE KEY-----/g, "***"],
-  [
-    new RegExp(
-      `((?:authorization|cookie)${IS})(?:${QUOTED}|(?:[^"'\\n]+|(?<==\\\\*)["'][^"'\\n]*["']?){1,20000})`,
-      "gim",
-    ),
-    "$1***",
-  ],
-  [/\b((?:[Bb]earer|[Bb]asic|BEARER|BASIC)\s+)(?=[A-Z]?[a-z.-]*[A-Z\d+/=_~])[\w+/=.~-]{8,}/g, "$1***"],
-  [new RegExp(`(${SECRET_WORD}${SOURCE_FILE}[\\w.-]{0,40}${IS})${SECRET_VALUE}`, "gim"), "$1***"],
-  [new RegExp(`(<[\\w:-]{0,40}${SECRET_WORD}[\\w-]{0,40}>)[^<]+`, "gi"), "$1***"],
-  [
-    new RegExp(`((?<![\\w-])--?(?:[\\w.-]{0,40}[-_.])?${SECRET_WORD}[\\w-]{0,40}\\s+)(?!-)${SECRET_VALUE}`, "gim"),
-    "$1***",
-  ],
-  [new RegExp(`(\\bValue:|"value":\\s*)${QUOTED}`, "g"), '$1"***"'],
-  [/(\w:\/\/)[^\s/?#"'<>]+@/g, "$1***@"],
-  [/(?<![\w-])eyJ[\w-]{8,}\.[\w-]+\.[\w-]*/g, "***"],
-]
-
-/** Text with what looks like a secret replaced by `***`. */
-export function maskSecrets(text: string): string {
-  return SECRETS.reduce((masked, [pattern, replacement]) => masked.replace(pattern, replacement), text)
-}
-
-export const safe = (text: string) => printable(maskSecrets(text))
-export const quote = (text: string) => JSON.stringify(text.length > 200 ? `${text.slice(0, 200)}…` : text)
-
-/** `1h30m`, `45s`, `250ms`. */
-export function durationText(ms: number): string {
-  if (ms !== 0 && Math.abs(ms) < 1_000) return `${Math.round(ms)}ms`
-  const s = Math.round(Math.abs(ms) / 1_000)
-  const text = `${Math.floor(s / 86_400)}d${Math.floor(s / 3_600) % 24}h${Math.floor(s / 60) % 60}m${s % 60}s`
-  return (ms < 0 ? "-" : "") + (text.replace(/(?<!\d)0[dhms]/g, "") || "0s")
-}
-
-/** An instant in UTC with Z, to the second. */
-export const instantText = (at: number) => new Date(at).toISOString().replace(/\.\d+Z$/, "Z")
-
-/** An error's message, with what caused it; never a stack. */
-export function messageOf(error: unknown): string {
-  const { message, code, cause } = (error ?? {}) as { message?: string; code?: unknown; cause?: unknown }
-  return (message || String(code ?? error)) + (cause ? `: ${messageOf(cause)}` : "")
-}
-
-/** One log record for people: one line, and its details indented below. */
-export function textRecord(at: number, level: string, text: string, lines: string[] = []): string {
-  const head = `${new Date(at).toISOString().replace("T", " ")} | ${level.toUpperCase().padEnd(8)} | ${safe(text)}\n`
-  return head + lines.map((line) => `    ${safe(line)}\n`).join("")
-}
-
-/** One log record for collectors: one line of JSON. */
-export function jsonRecord(at: number, level: string, text: string, details: object = {}): string {
-  const record = { time: new Date(at).toISOString(), level, message: text, ...details }
-  return `${JSON.stringify(sanitized(record, (_, value) => (typeof value === "string" ? safe(value) : value)))}\n`
-}
-
-/** A copy of JSON data in which `clean` has replaced every value, and every key is masked and printable. */
-function sanitized(value: unknown, clean: (key: string, value: unknown) => unknown, key = ""): unknown {
-  if (Array.isArray(value)) return value.map((item) => sanitized(item, clean, key))
-  if (value === null || typeof value !== "object") return clean(key, value)
-  return Object.fromEntries(Object.entries(value).map(([name, part]) => [safe(name), sanitized(part, clean, name)]))
-}
-
-/** Rows as a table with a frame. */
-export function table(rows: string[][]): string[] {
-  const widths = (rows[0] ?? []).map((_, column) =>
-    Math.max(...rows.map((row) => Bun.stringWidth(safe(row[column] ?? "")))),
-  )
-  const rule = (ends: string, joint: string) =>
-    ends[0] + widths.map((width) => "─".repeat(width + 2)).join(joint) + ends[1]
-  const line = (row: string[]) =>
-    `│${row.map((cell, column) => ` ${safe(cell)}${" ".repeat((widths[column] ?? 0) - Bun.stringWidth(safe(cell)))} `).join("│")}│`
-  return [rule("┌┐", "┬"), ...rows.map(line), rule("└┘", "┴")]
-}
-
-/** Rows in columns, two spaces apart. */
-export function alignedRows(rows: string[][]): string[] {
-  const cells = rows.map((row) => row.map(safe))
-  const widths = (cells[0] ?? []).map((_, column) =>
-    cells.reduce((most, row) => Math.max(most, Bun.stringWidth(row[column] ?? "")), 0),
-  )
-  const padded = (text: string, i: number) => text + " ".repeat((widths[i] ?? 0) - Bun.stringWidth(text) + 2)
-  return cells.map((row) => row.map(padded).join("").trimEnd())
-}
-
-/** JSON for people: instants (`…At`) as text, every string masked, printable and at most so long. */
-export function jsonText(value: unknown, most?: number): string {
-  const clean = (key: string, part: unknown) => {
-    if (typeof part === "string") return safe(part).slice(0, most)
-    return key.endsWith("At") && typeof part === "number" ? instantText(part) : part
-  }
-  return JSON.stringify(sanitized(value, clean), undefined, 1)
-}
-
-const ESCAPE = "\u001b"
-/** What is too long is cut in its middle: the error may stand at the end of a long line. */
-const LINE_CHARACTERS = 1_000
-/** A terminal's line is at most so wide for sequences that move the cursor to a column. */
-const TERMINAL_COLUMNS = 1_000
-/** CSI sequences (ECMA-48), OSC and other strings with their end, and single escapes. */
-const SEQUENCE = new RegExp(
-  `${ESCAPE}(?:\\[([0-?]*)[ -/]*([@-~])|[\\]PX^_][^${ESCAPE}\\u0007]*(?:${ESCAPE}\\\\|\\u0007)|[ -/]+[0-~]|[0-OQ-WYZ\\\\\`-~])`,
-  "y",
-)
-
-/**
- * A line as a terminal would show it: without colours and other sequences; \r and backspace move the cursor, and what follows
- * overwrites what is there. Other control characters stay as they are.
- */
-export function renderLine(line: string): string {
-  if (!["\b", "\r", ESCAPE].some((control) => line.includes(control))) return line
-  const cells: string[] = []
-  let column = 0
-  for (let at = 0; at < line.length; ) {
-    SEQUENCE.lastIndex = at
-    const sequence = SEQUENCE.exec(line)
-    if (sequence) {
-      column = moveCursor(cells, column, sequence[2] ?? "", Number.parseInt(sequence[1] ?? "", 10))
-      at = SEQUENCE.lastIndex
-      continue
-    }
-    const character = String.fromCodePoint(line.codePointAt(at) as number)
-    at += character.length
-    if (character === "\r") column = 0
-    else if (character === "\b") column = Math.max(0, column - 1)
-    else column = putCharacter(cells, column, character)
-  }
-  return cells.join("")
-}
-
-/** Writes one character; a wide one takes two cells, and one without width joins the cell before it. */
-function putCharacter(cells: string[], column: number, character: string): number {
-  const width = character < "\u0300" ? 1 : Bun.stringWidth(character)
-  if (width === 0 && column > 0 && !UNPRINTABLE_ONE.test(character)) {
-    cells[column - 1] += character
-    return column
-  }
-  // What is left of a wide character that is overwritten in part is a blank.
-  if (cells[column] === "" && column > 0) cells[column - 1] = " "
-  while (cells.length < column) cells.push(" ")
-  cells[column] = character
-  if (width === 2) cells[column + 1] = ""
-  const next = column + Math.max(1, width)
-  if (cells[next] === "") cells[next] = " "
-  return next
-}
-
-/** Applies the end of a CSI sequence to a line: what erases in it or moves in it counts, all else does not. */
-function moveCursor(cells: string[], column: number, final: string, parameter: number): number {
-  const count = Math.max(1, parameter || 1)
-  const most = Math.max(cells.length, TERMINAL_COLUMNS)
-  if (final === "C") return Math.min(most, column + count)
-  if (final === "D") return Math.max(0, column - count)
-  if (final === "G") return Math.min(most, count - 1)
-  if (final !== "K" && final !== "J") return column
-  if (parameter === 1) cells.fill(" ", 0, Math.min(cells.length, column + 1))
-  else cells.length = parameter === 2 || parameter === 3 ? 0 : Math.min(cells.length, column)
-  return column
-}
-
-/** A line of at most LINE_CHARACTERS, from its beginning and its end, with a mark for what is left out. */
-function shortLine(line: string): string {
-  if (line.length <= LINE_CHARACTERS) return line
-  const head = line.slice(0, LINE_CHARACTERS / 2).replace(/[\ud800-\udbff]$/, "")
-  const tail = line.slice(-LINE_CHARACTERS / 2).replace(/^[\udc00-\udfff]/, "")
-  return `${head} … ${line.length - head.length - tail.length} characters left out … ${tail}`
-}
-
-/**
- * What the kubelet answers with status 200, and without a newline, where it cannot read a log: after the lines that it could
- * read, if any (k8s.io/cri-client/pkg/logs, pkg/kubelet/kubelet_pods.go and kuberuntime_container.go, 1.32 to 1.36).
- */
-const KUBELET_MESSAGES = [
-  /unable to retrieve container logs for \S+/,
-  /container status is nil/,
-  /failed to (?:try resolving symlinks in path|open log file|seek \d+ in log file|read log file) ".*": .*/,
-  /failed to (?:tail -?\d+ lines of log file|reset seek in log file|watch directory) ".*": .*/,
-  /failed to (?:get parse function|create fsnotify watcher): .*/,
-  /pod "[^"]*" (?:cannot be found - no logs available|does not exist)/,
-  /mirror pod "[^"]*" does not have a corresponding pod/,
-  /unable to parse pod full name ".*": .*/,
-  /container "[^"]*" in pod "[^"]*" (?:is not available|is terminated|is waiting to start\b.*)/,
-  /previous terminated container "[^"]*" in pod "[^"]*" not found/,
-  /container "[^"]*" not found in pod "[^"]*"/,
-]
-const KUBELET_MESSAGE = new RegExp(`^(?:${KUBELET_MESSAGES.map(({ source }) => source).join("|")})$`)
-
-/** Takes the kubelet's own message off the end of a log. */
-function withoutKubeletMessage(text: string): { log: string; message: string } {
-  const from = text.lastIndexOf("\n") + 1
-  const message = text.slice(from)
-  return KUBELET_MESSAGE.test(message) ? { log: text.slice(0, from), message } : { log: text, message: "" }
-}
-
-/** The last lines of a log text as a terminal would show them, each cut to a bearable length. `cut`: the text is itself only a part. */
-export function tailOf(text: string, lines: number, cut = false): Tail {
-  const { log, message } = withoutKubeletMessage(text)
-  const unavailable = message === "" ? "" : `log not available: ${safe(message)}`
-  if (log === "") return { lines: [], note: unavailable || "log empty, it may have been rotated" }
-  const shown = log
-    .replace(/\r*\n$/, "")
-    .split("\n")
-    .map(renderLine)
-  const all = maskSecrets(shown.join("\n")).split("\n")
-  const kept = lines > 0 ? all.slice(-lines).map((line) => printable(shortLine(line))) : []
-  const note = cut ? "log too long to read whole, cut" : kept.length === lines ? `last ${lines} lines` : ""
-  const notes = [note, unavailable].filter(Boolean).join("; ")
-  return notes ? { lines: kept, note: notes } : { lines: kept }
-}
-
-/** A decision in words: the fact, which stays the same, and the text with the time that is left. */
-export function sayDecision(decision: Decision, now: number): { fact: string; text: string } {
-  if (decision.do === "leave") return { fact: decision.because, text: `left alone, ${decision.because}` }
-  if (decision.do === "give up") {
-    const text = `given up: ${decision.because}; to go on, set a new ${PREFIX}restart-now on it, or delete it and apply it again`
-    return { fact: text, text }
-  }
-  const fact = `to be restarted at ${instantText(decision.dueAt)}`
-  return { fact, text: `${fact} (in ${durationText(Math.max(0, decision.dueAt - now))}): ${decision.because}` }
-}
-
-/** What a Job can be at: in metrics, alerts and `status`. */
-export const SHOWN_STATES = [
-  "running",
-  "succeeded",
-  "suspended",
-  "failing",
-  "failed",
-  "waiting",
-  "restarting",
-  "rejected",
-  "given_up",
-  "left_alone",
-  "deleting",
-] as const
-export type ShownState = (typeof SHOWN_STATES)[number]
-
-/** A Job's state in one word, for metrics. `rejected`: it was due, but the cluster would not take it back. */
-export function stateOf(view: JobView, decision: Decision | undefined, rejections: number): ShownState {
-  if (decision?.do === "give up") return "given_up"
-  if (decision && "dueAt" in decision) return rejections > 0 ? "rejected" : "waiting"
-  return decision && !decision.healthy ? "left_alone" : view.deleting ? "deleting" : view.phase
-}
-
-/** A failure's evidence, as lines to stand under its headline. */
-export function evidenceLines({ pods, logs, morePods }: Evidence): string[] {
-  const lines = pods.flatMap((pod) => [
-    `pod ${pod.name}${pod.index === undefined ? "" : ` (index ${pod.index})`} (${[pod.phase, pod.reason, pod.message].filter(Boolean).join(", ")})`,
-    ...(pod.containers.length === 0 ? ["  no container known; exit code unknown"] : []),
-    ...pod.containers.flatMap((container) => [
-      `  ${containerLine(container)}`,
-      ...tailLines(logs.get(`${pod.uid}/${container.name}`)),
-    ]),
-  ])
-  return [
-    ...lines,
-    ...(pods.length === 0 ? ["no pods left"] : []),
-    ...(morePods > 0 ? [`and ${morePods} more pods`] : []),
-  ]
-}
-
-const tailLines = (tail: Tail | undefined) => [
-  ...(tail?.note ? [`    (${tail.note})`] : []),
-  ...(tail?.lines ?? []).map((line) => `    | ${line}`),
-]
-
-function containerLine(c: ContainerView): string {
-  const facts = [
-    c.ended
-      ? `exit code ${c.exitCode ?? "not known"}`
-      : c.state === "running"
-        ? "still running, exit code not known"
-        : "never started",
-    c.signal && `signal ${c.signal}`,
-    killText(c),
-    c.reason,
-    c.message,
-    c.startedAt && c.finishedAt && `ran ${durationText(c.finishedAt - c.startedAt)}`,
-    c.finishedAt && `ended ${instantText(c.finishedAt)}`,
-    c.restarts > 0 && `${c.restarts} restarts`,
-  ]
-  const kind = c.role === "init" ? "init container" : c.role === "sidecar" ? "sidecar" : "container"
-  return `${kind} ${c.name} (${facts.filter(Boolean).join(", ")})`
-}
-
-/** What is known of a container that got SIGKILL: an out-of-memory kill of a child process, for one, is not reported as such. */
-function killText(c: ContainerView): string {
-  if (c.exitCode !== 137 || c.reason === "OOMKilled") return c.stopped ? "stopped with its pod" : ""
-  return c.stopped
-    ? "SIGKILL when its pod was stopped"
-    : "killed by SIGKILL: out of memory is possible but not confirmed"
-}
-
-/** A decision for later readers: without the time that is left. */
-function decidedText(decision: Decision): string {
-  if ("dueAt" in decision) return `to be restarted at ${instantText(decision.dueAt)}: ${decision.because}`
-  return `${decision.do === "leave" ? "left alone" : "given up"}: ${decision.because}`
-}
-
 const RECORD_BYTES = 256 << 10
+
 const bytesIn = (text: string) => Buffer.byteLength(text) + 1
 const bounded = (text: string) => safe(text).slice(0, 1_000)
 const logKey = (pod: PodView, { name }: ContainerView) => `${pod.name}.${name}.txt`.slice(-253)
 
 /**
- * The record of a failure: an immutable ConfigMap, named by the Job's uid and the failure's instant, so that it is written once
- * whoever writes it. Its metadata is enough for a table. Its data is at most 256 KiB (an object may have 1 MiB), of which each log
- * has an equal share: what it has more is cut off at its beginning.
+ * The record of a failure: an immutable ConfigMap, named by the Job's uid and the failure's instant, so that it is
+ * written once whoever writes it. Its metadata is enough for a table. Its data is at most 256 KiB (an object may have
+ * 1 MiB), of which each log has an equal share: what it has more is cut off at its beginning.
  */
 export function recordFor(job: JobView, evidence: Evidence, cause: Cause, decision: Decision): ConfigMap {
   const { namespace, name, uid, startedAt = job.createdAt, failedAt = 0, reason, message } = job
-  const restarts = count(own(job, "restarts"))
+  const restarts = countFrom(own(job, "restarts"))
   const decided = decidedText(decision)
   const { pods, morePods } = evidence
   const whole = { namespace, job: name, uid, failedAt, cause, reason, message, restarts, decided }
@@ -2111,7 +2309,10 @@ function summaryOf({ reason }: JobView, pods: PodView[]): string {
   return facts.filter(Boolean).join(", ")
 }
 
-/** A text for each container: what it is, a note, and the last lines of its log, as many as its equal share of the bytes holds. */
+/**
+ * A text for each container: what it is, a note, and the last lines of its log, as many as its equal share of the
+ * bytes holds.
+ */
 function logTexts({ pods, logs }: Evidence, mostBytes: number): Record<string, string> {
   const all = pods.flatMap((pod) => pod.containers.map((container) => ({ pod, container })))
   const texts = all.map(({ pod, container }) => {
@@ -2125,7 +2326,10 @@ function logTexts({ pods, logs }: Evidence, mostBytes: number): Record<string, s
   return Object.fromEntries(texts)
 }
 
-/** Reads a record back; undefined for a ConfigMap that is none. What it holds may be anybody's: it is printed with care. */
+/**
+ * Reads a record back; undefined for a ConfigMap that is none. What it holds may be anybody's: it is printed with
+ * care.
+ */
 export function readRecord({
   metadata = {},
   data = {},
@@ -2146,10 +2350,31 @@ export function readRecord({
   }
 }
 
-/** A Job as others name it. */
-export type JobName = Pick<JobView, "key" | "namespace" | "name" | "uid">
+// ─────────────────────────────────────────────── 7 Facts ────────────────────────────────────────────────
 
-/** An Event on a Job, for `kubectl describe`. Core v1: every Kubernetes shows it, and no second write is needed to count. */
+/** Says one fact, to whoever listens: the log, the metrics, a person's phone. */
+export type Say = (level: Level, text: string, details?: Details) => void
+
+/**
+ * What goes with a fact: `lines` stand indented under the text, the rest are fields for log collectors. `reason` is
+ * the word that an Event has; `cause` stands with a failure, `result` and `lateMs` (after it was due) with the end of
+ * a restart, `phase` with a Job that is left alone. An ERROR with a `job` is an alarm.
+ */
+export type Details = {
+  lines?: string[]
+  job?: string
+  reason?: string
+  cause?: Cause
+  result?: string
+  lateMs?: number
+  phase?: string
+  [field: string]: unknown
+}
+
+/**
+ * An Event on a Job, for `kubectl describe`. Core v1: every Kubernetes shows it, and no second write is needed to
+ * count.
+ */
 export function eventFor(
   { namespace, name, uid }: JobName,
   level: Level,
@@ -2175,51 +2400,9 @@ export function eventFor(
   }
 }
 
-/** What the operator does in the cluster, `verb group/resource`, and what its lack costs; `!`: without it nothing is restarted. */
-export const RIGHTS: Record<string, string> = {
-  "list batch/jobs": "! no Job can be seen",
-  "get batch/jobs": "! no Job can be looked at again before its delete",
-  "create batch/jobs": "! no Job could be created again, so none is deleted",
-  "delete batch/jobs": "! no failed Job can make room for its restart",
-  "watch batch/jobs": "failures are seen by polling, up to CHECK_INTERVAL late",
-  "list /pods": "causes of failures cannot be seen, nor whether old pods are gone",
-  "watch /pods": "cause and log of a Job with restartPolicy OnFailure are lost when its pods go before the next look",
-  "get /pods/log": "log lines of failed containers cannot be kept",
-  "create /events": "kubectl describe does not tell what was done; the log does",
-  "create /configmaps": "failures are not recorded, and the commands do not know the settings",
-  "list /configmaps": "records of failures are not kept to HISTORY_LIMIT",
-  "delete /configmaps": "records of failures are not kept to HISTORY_LIMIT",
-  "get /configmaps": "the commands do not know the settings",
-  "patch /configmaps": "the commands do not know of changed settings",
-}
-
-/** Not asked for, but used where it is given: tells a wrong namespace from an empty one. */
-export const NAMESPACE_RIGHT = "get /namespaces"
-
-/** The answer of a SelfSubjectRulesReview. */
-export type Rules = {
-  incomplete: boolean
-  resourceRules: { verbs: string[]; apiGroups?: string[]; resources?: string[]; resourceNames?: string[] }[]
-}
-
-/** The keys of RIGHTS, and NAMESPACE_RIGHT, that rules allow. Where they are incomplete or name single objects, only a real 403 tells. */
-export function allowed({ incomplete, resourceRules }: Rules): Set<string> {
-  const has = (list: string[] | undefined, value: string) =>
-    list?.some((item) => item === value || item === "*") ?? false
-  const allows = (right: string) => {
-    const [verb = "", group = "", ...resource] = right.split(/[ /]/)
-    return resourceRules.some(
-      (r) => has(r.verbs, verb) && has(r.apiGroups, group) && has(r.resources, resource.join("/")),
-    )
-  }
-  return new Set([...Object.keys(RIGHTS), NAMESPACE_RIGHT].filter((right) => incomplete || allows(right)))
-}
-
-// ──────────────────────────────────────────────── 7 Facts ─────────────────────────────────────────────
-
 /**
- * What happened. Four sinks switch on `kind`: the log, Events, metrics and notifications; nobody reads another's text. Durations
- * are in ms, `…At` are epoch ms.
+ * What happened. Four sinks switch on `kind`: the log, Events, metrics and notifications; nobody reads another's
+ * text. Durations are in ms, `…At` are epoch ms.
  */
 export type Fact =
   | { kind: "FailureSeen"; job: JobName; failedAt: number; cause: Cause; reason: string; evidence: Evidence }
@@ -2256,17 +2439,19 @@ export type Fact =
 
 /** The outcomes with which a restart ends. */
 export type FinalOutcome = Exclude<Outcome, { result: "rejected" | "waiting" }>
+
 /** Takes facts, and passes them on. Never throws. */
 export type Emit = (fact: Fact) => void
 
 /** One line of the log, and the fields that collectors get with it. */
 type LogLine = { level: Level; text: string; lines?: string[]; fields?: Record<string, unknown> }
+
 type Renderer = { [K in Fact["kind"]]: (fact: Extract<Fact, { kind: K }>) => LogLine }
 
-const line = (level: Level, text: string): LogLine => ({ level, text })
+const logLine = (level: Level, text: string): LogLine => ({ level, text })
 
 /** How the log tells each fact. The Job's name is put in front. */
-const LOG_LINES: Renderer = {
+const LOG_LINE_OF: Renderer = {
   FailureSeen: ({ failedAt, cause, reason, evidence }) => ({
     level: "warning",
     text: `failed at ${instantText(failedAt)}: ${[cause, reason].filter(Boolean).join(", ")}`,
@@ -2279,14 +2464,14 @@ const LOG_LINES: Renderer = {
     fields: { phase },
   }),
   RestartScheduled: ({ dueAt, inMs, because }) =>
-    line("info", `will be restarted at ${instantText(dueAt)} (in ${durationText(Math.max(0, inMs))}): ${because}`),
-  GaveUp: ({ because, cause }) => line("error", `${gaveUpText(because)} (cause ${cause})`),
+    logLine("info", `will be restarted at ${instantText(dueAt)} (in ${durationText(Math.max(0, inMs))}): ${because}`),
+  GaveUp: ({ because, cause }) => logLine("error", `${gaveUpText(because)} (cause ${cause})`),
   RestartStarted: ({ cause, isDryRun }) =>
-    line("info", `${isDryRun ? "would be restarted now (DRY_RUN)" : "restarting"}, cause ${cause}`),
-  IntentWritten: ({ job, intent, dueAt }) => line("info", intentText(job, intent, dueAt)),
-  IntentAdopted: ({ intent }) => line("info", `continuing an unfinished restart from its intent ${intent}`),
+    logLine("info", `${isDryRun ? "would be restarted now (DRY_RUN)" : "restarting"}, cause ${cause}`),
+  IntentWritten: ({ job, intent, dueAt }) => logLine("info", intentText(job, intent, dueAt)),
+  IntentAdopted: ({ intent }) => logLine("info", `continuing an unfinished restart from its intent ${intent}`),
   IntentUnreadable: () =>
-    line(
+    logLine(
       "error",
       `is labelled as an intent, but its annotations cannot be read; if no restart is under way, delete it`,
     ),
@@ -2299,61 +2484,66 @@ const LOG_LINES: Renderer = {
     text: `${rejectedText(why)}; next try in ${durationText(retryMs)}`,
     fields: { result: "rejected" },
   }),
-  HeldUp: (fact) => line(fact.isAlarm ? "error" : "warning", heldUpText(fact)),
-  EditTaken: () => line("info", "was edited while being deleted; the new Job gets the edit"),
+  HeldUp: (fact) => logLine(fact.isAlarm ? "error" : "warning", heldUpText(fact)),
+  EditTaken: () => logLine("info", "was edited while being deleted; the new Job gets the edit"),
   EditRejected: ({ why }) =>
-    line(
+    logLine(
       "warning",
       `was edited while being deleted, but the cluster rejects the edit; the new Job will lack it: ${why}`,
     ),
   DeletedByOthers: ({ isRestart }) =>
-    line("info", isRestart ? "is being restarted by someone else" : "was deleted by someone; it is not restarted"),
-  RemovedByTtl: ({ because }) => line("warning", `was removed by its TTL and is not restarted: ${because}`),
-  WrongAnnotation: ({ problem }) => line("warning", problem),
-  Queued: ({ queue }) => line("warning", queuedText(queue)),
-  NoPod: ({ forMs }) => line("warning", noPodText(forMs)),
+    logLine("info", isRestart ? "is being restarted by someone else" : "was deleted by someone; it is not restarted"),
+  RemovedByTtl: ({ because }) => logLine("warning", `was removed by its TTL and is not restarted: ${because}`),
+  WrongAnnotation: ({ problem }) => logLine("warning", problem),
+  Queued: ({ queue }) => logLine("warning", queuedText(queue)),
+  NoPod: ({ forMs }) => logLine("warning", noPodText(forMs)),
   CannotStart: ({ pod, reason }) =>
-    line(
+    logLine(
       "warning",
       `pod ${pod} cannot start: ${reason}; a Job that never starts fails only with activeDeadlineSeconds`,
     ),
-  EvidenceUnavailable: ({ why }) => line("warning", `its pods cannot be inspected: ${why}`),
-  NotUnderstood: ({ why }) => line("error", `cannot be understood: ${why}`),
-  JobMissing: () => line("warning", "there is no such Job yet; it is watched as soon as it appears"),
+  EvidenceUnavailable: ({ why }) => logLine("warning", `its pods cannot be inspected: ${why}`),
+  NotUnderstood: ({ why }) => logLine("error", `cannot be understood: ${why}`),
+  JobMissing: () => logLine("warning", "there is no such Job yet; it is watched as soon as it appears"),
   NamespaceEmpty: ({ namespace, isMissing }) =>
-    line(
+    logLine(
       "warning",
       `namespace ${namespace} ${isMissing ? "does not exist" : "has no Jobs yet"}; if that is wrong, see NAMESPACE`,
     ),
   PermissionsReviewed: ({ namespace, missing, isEssential }) =>
     missing.length === 0
-      ? line("debug", `${namespace}: the Role allows everything that is needed`)
+      ? logLine("debug", `${namespace}: the Role allows everything that is needed`)
       : {
           level: isEssential ? "error" : "warning",
           text: `${namespace}: the Role lacks ${missing.length} rules, or the namespace does not exist yet; see deploy/rbac.yaml:`,
           lines: missing,
         },
-  WriteFailed: ({ namespace, what, why }) => line("warning", `${namespace}: ${what}: ${why}`),
-  EventFailed: ({ why }) => line("debug", `an Event could not be written: ${why}`),
+  WriteFailed: ({ namespace, what, why }) => logLine("warning", `${namespace}: ${what}: ${why}`),
+  EventFailed: ({ why }) => logLine("debug", `an Event could not be written: ${why}`),
   Retrying: ({ what, why, retryMs, isAlarm }) =>
-    line(isAlarm ? "error" : "warning", `${what}, next try in ${durationText(retryMs)}: ${why}`),
-  Recovered: ({ what, afterMs }) => line("info", `${what}: over after ${durationText(afterMs)}`),
-  ClockSkew: ({ skewMs }) => line("warning", skewText(skewMs)),
+    logLine(isAlarm ? "error" : "warning", `${what}, next try in ${durationText(retryMs)}: ${why}`),
+  Recovered: ({ what, afterMs }) => logLine("info", `${what}: over after ${durationText(afterMs)}`),
+  ClockSkew: ({ skewMs }) => logLine("warning", skewText(skewMs)),
   ClockSet: ({ byMs }) =>
-    line("info", `this machine's clock was set by ${durationText(byMs)}; the API server's time was read again`),
-  Stopping: ({ restarts }) => line("info", `finishing ${restarts} restarts`),
+    logLine("info", `this machine's clock was set by ${durationText(byMs)}; the API server's time was read again`),
+  Stopping: ({ restarts }) => logLine("info", `finishing ${restarts} restarts`),
 }
 
 const skewText = (skewMs: number) =>
   `the API server's clock is ${durationText(Math.abs(skewMs))} ${skewMs > 0 ? "ahead of" : "behind"} this machine's; ` +
   "due times follow the server's; set the clock that is wrong"
+
 const gaveUpText = (because: string) =>
   `given up: ${because}; to go on, set a new ${PREFIX}restart-now on it, or delete it and apply it again`
+
 const rejectedText = (why: string) => `not deleted, because the cluster would not take it back: ${why}`
+
 const queuedText = (queue: string) =>
   `waits in queue ${queue}; its suspend field stays as it is for the queue's controller`
+
 const noPodText = (forMs: number) =>
   `was restarted, but has had no pod for ${durationText(forMs)}; kubectl describe job shows whether quota or policy prevents it`
+
 const heldUpText = ({ waitsFor, blockers, forMs }: Extract<Fact, { kind: "HeldUp" }>) =>
   `has waited ${durationText(forMs)} for ${waitsFor}: ${blockers}; remove what holds it, and the restart continues`
 
@@ -2365,23 +2555,23 @@ function intentText({ namespace }: JobName, intent: string, dueAt: number | unde
 function finishedLine(outcome: FinalOutcome, tookMs: number): LogLine {
   switch (outcome.result) {
     case "restarted":
-      return line("info", `restarted in ${durationText(tookMs)}, new uid ${outcome.uid}`)
+      return logLine("info", `restarted in ${durationText(tookMs)}, new uid ${outcome.uid}`)
     case "replaced":
-      return line("info", `was created again by someone else, uid ${outcome.uid}; that completes its restart`)
+      return logLine("info", `was created again by someone else, uid ${outcome.uid}; that completes its restart`)
     case "cancelled":
-      return line("info", "its intent was removed, so its restart is cancelled")
+      return logLine("info", "its intent was removed, so its restart is cancelled")
     case "changed":
-      return line("info", "has changed meanwhile; not restarted")
+      return logLine("info", "has changed meanwhile; not restarted")
     case "namespace gone":
-      return line("warning", "its namespace is being deleted; it cannot be created again")
+      return logLine("warning", "its namespace is being deleted; it cannot be created again")
     case "interrupted":
-      return line("info", "its restart is left for the next start")
+      return logLine("info", "its restart is left for the next start")
   }
 }
 
 /** A fact as a line of the log. */
 export function logLineOf(fact: Fact): LogLine {
-  const { level, text, lines, fields } = (LOG_LINES[fact.kind] as (fact: Fact) => LogLine)(fact)
+  const { level, text, lines, fields } = (LOG_LINE_OF[fact.kind] as (fact: Fact) => LogLine)(fact)
   const job = "job" in fact ? fact.job : undefined
   return {
     level,
@@ -2420,9 +2610,639 @@ export function eventTextOf(fact: Fact): { level: Level; reason: string; text: s
   }
 }
 
-// ──────────────────────────────────────────── 5 The cluster ───────────────────────────────────────────
+// ───────────────────────────────────────────── 8 Kubeconfig ─────────────────────────────────────────────
 
-/** An answer of the API server that is no success, a v1 Status. Branch on `status` and `reason`, never on the message. */
+const PLUGIN_LIMIT_MS = 25_000
+
+/** What a plugin gave is renewed this long before it expires. */
+const RENEW_AHEAD_MS = 20_000
+
+/** Reads KUBECONFIG if it is set, else the pod's ServiceAccount, else ~/.kube/config. Throws ConfigError. */
+async function locateSource(env: Env, serviceAccount: string, context?: string): Promise<Source> {
+  // Bun reads this variable when the process starts: removing it here would be too late.
+  if (!/^(|0|false)$/.test(env.BUN_CONFIG_VERBOSE_FETCH ?? ""))
+    throw new ConfigError("BUN_CONFIG_VERBOSE_FETCH is set, which prints every request with its credentials: unset it")
+  const named = [...new Set(written(env.KUBECONFIG).split(":").filter(Boolean))]
+  const home = join(env.HOME || "/", ".kube", "config")
+  const inCluster = named.length === 0 && context === undefined && existsSync(join(serviceAccount, "token"))
+  const paths = named.length > 0 ? named : [home]
+  const load = async (name?: string) => (inCluster ? inClusterEntries(env, serviceAccount) : readEntries(paths, name))
+  const entries = await load(context)
+  if (!entries && named.length > 0)
+    throw new ConfigError(`cannot read ${named.join(", ")}: there is no such file, or it is empty`)
+  if (!entries)
+    throw new ConfigError(
+      `no cluster is configured: KUBECONFIG is not set, and there is neither a ServiceAccount in ${serviceAccount} ` +
+        `nor ${home}. Set KUBECONFIG; on a k3s server to /etc/rancher/k3s/k3s.yaml`,
+    )
+  await readTls(entries)
+  const from = inCluster ? "the pod's ServiceAccount" : `${named.length > 0 ? "KUBECONFIG " : ""}${paths.join(", ")}`
+  const reload = async () => {
+    // A file that is gone, or is being written at this moment, takes nothing away.
+    const now = (await load(entries.context)) ?? entries
+    if (now.server === entries.server) return accessOf(now)
+    const change = `context ${entries.context} now leads to ${now.server}, at start to ${entries.server}`
+    throw new ConfigError(`${change}: nothing is sent to either; restart the program to use the new server`)
+  }
+  return { from, inCluster, access: accessOf(entries), reload }
+}
+
+/** What is used of the configuration: checked, with absolute paths. */
+interface Entries {
+  server: string
+  cluster: Fields<"cluster">
+  user: Fields<"user">
+  exec?: Fields<"exec"> | undefined
+  provider?: Fields<"auth-provider"> | undefined
+  context?: string
+  namespace?: string | undefined
+}
+
+function accessOf(entries: Entries): Access {
+  const { server, cluster, context, namespace } = entries
+  const isVerified = server.startsWith("https:") && !cluster["insecure-skip-tls-verify"]
+  const cached: Cached = {}
+  return {
+    server,
+    isVerified,
+    proxyUrl: cluster["proxy-url"],
+    context,
+    namespace,
+    prepare: () => prepare(entries, cached),
+  }
+}
+
+function inClusterEntries(env: Env, serviceAccount: string): Entries {
+  const { KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT: port } = env
+  const rule = "beside a ServiceAccount, KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT must both be set"
+  if (!host || !port) throw new ConfigError(rule)
+  return {
+    server: `https://${isIPv6(host) ? `[${host}]` : host}:${port}`,
+    cluster: { "certificate-authority": join(serviceAccount, "ca.crt") },
+    user: { tokenFile: join(serviceAccount, "token") },
+  }
+}
+
+type NamedEntry = Yaml & { file: string }
+
+/** Follows kubectl: the first file to name an entry wins. Undefined if no file is there, or all are empty. */
+async function readEntries(paths: string[], wanted?: string): Promise<Entries | undefined> {
+  const files = (await Promise.all(paths.map(readKubeconfig))).filter((file) => file !== undefined)
+  if (files.length === 0) return undefined
+  const problems: string[] = []
+  const check = (...more: string[]) => {
+    if (problems.push(...more) > 0) throw new ConfigError(`${paths.join(", ")}: ${problems.join("; ")}`)
+  }
+  const find = (entry: "context" | "cluster" | "user", wantedName: string | undefined) => {
+    const all = files.flatMap((file) => file[`${entry}s`].map((one) => ({ ...one, file: file.path }) as NamedEntry))
+    const [first, ...others] = all.filter((one) => one.name === wantedName)
+    const names = [...new Set(all.map((one) => shownName(one.name)))].join(", ") || "none"
+    const what = `${entry} ${shownName(wantedName)}`
+    if (!first) problems.push(`there is no ${what}; the file has ${names}`)
+    if (others.some(({ file }) => file === first?.file)) problems.push(`${first?.file} has two entries for ${what}`)
+    return { value: first?.[entry], what, folder: dirname(first?.file ?? "") }
+  }
+  const current = wanted ?? files.map((file) => file.current).find(Boolean)
+  if (!current) check("current-context is missing; choose one with kubectl config use-context NAME")
+  const context = readFields("context", find("context", current), problems)
+  check()
+  const cluster = readFields("cluster", find("cluster", context.cluster), problems)
+  const { folder, value, what } = context.user ? find("user", context.user) : { folder: "", value: {}, what: "" }
+  const user = readFields("user", { folder, value, what }, problems)
+  const part = <E extends "exec" | "auth-provider">(entry: E) =>
+    user[entry] ? readFields(entry, { value: user[entry], what: `${what}: ${entry}`, folder }, problems) : undefined
+  const exec = part("exec")
+  const provider = part("auth-provider")
+  check()
+  const judge = (where: string, mistakes: Mistake[]) =>
+    problems.push(...mistakes.filter(([isWrong]) => isWrong).map(([, text]) => `${where}: ${text}`))
+  judge(`cluster ${shownName(context.cluster)}`, clusterMistakes(cluster))
+  judge(what, userMistakes(user))
+  if (exec) judge(`${what}: exec`, execMistakes(exec))
+  if (provider) judge(`${what}: auth-provider`, providerMistakes(provider))
+  check()
+  const server = (cluster.server ?? "").replace(/\/+$/, "").replace(/^https?/i, (scheme) => scheme.toLowerCase())
+  return { server, cluster, user, exec, provider, context: current ?? "", namespace: context.namespace }
+}
+
+type Yaml = { [key: string]: unknown }
+
+const isMap = (value: unknown): value is Yaml => typeof value === "object" && value !== null && !Array.isArray(value)
+const isText = (value: unknown) => typeof value === "string"
+
+type Values = { text: string; path: string; flag: boolean; texts: string[]; list: Yaml[]; map: Yaml }
+
+type Kind = keyof Values
+
+const KINDS: Record<Kind, [mustBe: string, is: (value: unknown) => boolean]> = {
+  text: ["a string, in quotes if it looks like a number", isText],
+  path: ["a path", isText],
+  flag: ["true or false", (value) => typeof value === "boolean"],
+  texts: ["a list of strings", (value) => Array.isArray(value) && value.every(isText)],
+  list: ["a list of mappings", (value) => Array.isArray(value) && value.every(isMap)],
+  map: ["a mapping", isMap],
+}
+
+/** The fields that are honoured. Any other is an error in an entry that is used: ignored, it could change who asks. */
+const FIELDS = {
+  context: { text: ["cluster", "user", "namespace"], list: ["extensions"] },
+  cluster: {
+    text: ["server", "certificate-authority-data", "tls-server-name", "proxy-url"],
+    path: ["certificate-authority"],
+    flag: ["insecure-skip-tls-verify", "disable-compression"],
+    list: ["extensions"],
+  },
+  user: {
+    text: ["token", "username", "password", "client-certificate-data", "client-key-data", "as", "as-uid"],
+    path: ["tokenFile", "client-certificate", "client-key"],
+    texts: ["as-groups"],
+    map: ["as-user-extra", "exec", "auth-provider"],
+    list: ["extensions"],
+  },
+  exec: {
+    text: ["apiVersion", "command", "installHint", "interactiveMode"],
+    flag: ["provideClusterInfo"],
+    texts: ["args"],
+    list: ["env"],
+  },
+  "auth-provider": { text: ["name"], map: ["config"] },
+} as const
+
+type Entry = keyof typeof FIELDS
+
+type Groups<E extends Entry> = (typeof FIELDS)[E]
+
+type Names<E extends Entry, K> = K extends keyof Groups<E> ? Extract<Groups<E>[K], readonly string[]>[number] : never
+
+type Fields<E extends Entry> = {
+  [F in Names<E, keyof Groups<E>>]?: { [K in Kind]: F extends Names<E, K> ? Values[K] : never }[Kind]
+}
+
+/** Reads an entry; its mistakes go to `problems`. As for kubectl, a field that is empty is absent. */
+function readFields<E extends Entry>(
+  entry: E,
+  { value, what, folder }: { value: unknown; what: string; folder: string },
+  problems: string[],
+): Fields<E> {
+  const groups: { [K in Kind]?: readonly string[] } = FIELDS[entry]
+  const fields: Yaml = {}
+  if (!isMap(value ?? {})) problems.push(`${what} must be a mapping`)
+  for (const [name, field] of isMap(value) ? Object.entries(value) : []) {
+    const kind = (Object.keys(KINDS) as Kind[]).find((one) => groups[one]?.includes(name))
+    if (!kind) problems.push(`${what}: the field ${shownValue(name)} is not supported`)
+    else if (field === null || field === "") continue
+    else if (!KINDS[kind][1](field)) problems.push(`${what}: ${name} must be ${KINDS[kind][0]}`)
+    else fields[name] = kind === "path" || isNearby(name, field) ? resolve(folder, String(field)) : field
+  }
+  return fields as Fields<E>
+}
+
+/** A plugin that is named with a path lives beside its kubeconfig; another is in PATH. */
+const isNearby = (name: string, field: unknown) => name === "command" && String(field).includes("/")
+
+const HIDDEN = "(not shown)"
+
+/** The name of an entry; in a broken file anything can stand there. */
+const shownName = (name: unknown) => (/^[\w.@:/+-]{1,100}$/.test(String(name)) ? String(name) : HIDDEN)
+
+/** A word that should not be there, unless it may be a piece of a secret. */
+const shownValue = (word: unknown) =>
+  /^(?=.{1,40}$)[a-z]+([A-Z][a-z]+)*([-_.][a-z]+)*$/.test(String(word)) ? String(word) : HIDDEN
+
+type PemField = "certificate-authority" | "client-certificate" | "client-key"
+
+/** A mistake, if its condition holds. */
+type Mistake = [isWrong: unknown, text: string]
+
+const hasField = (fields: Yaml, name: PemField) => Boolean(fields[name] ?? fields[`${name}-data`])
+
+const both = (fields: Yaml, name: PemField): Mistake => [
+  fields[name] && fields[`${name}-data`],
+  `${name} and ${name}-data are both given, and only one can be used`,
+]
+
+/** What is missing in a cluster, contradicts or is not supported. */
+function clusterMistakes(cluster: Fields<"cluster">): Mistake[] {
+  const url = URL.parse(cluster.server ?? "")
+  const proxy = cluster["proxy-url"] ?? "http://"
+  const scheme = /^(socks[\da-z]{0,2}):/.exec(proxy)?.[1] ?? "without http"
+  return [
+    [!/^https?:$/.test(url?.protocol ?? ""), "server must be a URL that begins with https://"],
+    [url && url.href !== url.origin + url.pathname, "server must be a URL without user name, query and fragment"],
+    [url?.protocol === "http:" && !isLoopback(url), "server: http:// is supported only for this machine, use https://"],
+    [!/^https?:\/\//.test(proxy), `proxy-url ${scheme}:// is not supported, use http:// or https://`],
+    [
+      cluster["insecure-skip-tls-verify"] && hasField(cluster, "certificate-authority"),
+      "insecure-skip-tls-verify and certificate-authority exclude each other",
+    ],
+    both(cluster, "certificate-authority"),
+  ]
+}
+
+function userMistakes(user: Fields<"user">): Mistake[] {
+  const { as, "as-uid": uid, "as-groups": groups = [], "as-user-extra": extra = {} } = user
+  const values = Object.values(extra)
+  const isSingle = (value: unknown) => KINDS.texts[1](value) && (value as string[]).length === 1
+  return [
+    both(user, "client-certificate"),
+    both(user, "client-key"),
+    [
+      hasField(user, "client-certificate") !== hasField(user, "client-key"),
+      "client-certificate and client-key: a client certificate and its key need each other, and one is missing",
+    ],
+    [
+      user.username && (user.token ?? user.tokenFile),
+      "a token and a username are both given, and only one can be used",
+    ],
+    [user.password && !user.username, "a password is given without a username"],
+    [user.exec && user["auth-provider"], "exec and auth-provider are both given, and only one can be used"],
+    [(uid || groups.length + values.length > 0) && !as, "as-uid, as-groups and as-user-extra need as"],
+    // fetch sends each header once: it would join them to one group.
+    [groups.length > 1, "as-groups: more than one group is not supported"],
+    [!values.every(isSingle), "as-user-extra: only a list of one string is supported for each key"],
+  ]
+}
+
+function execMistakes({ command, apiVersion = V1, interactiveMode = "Never", env = [] }: Fields<"exec">): Mistake[] {
+  const isPair = ({ name, value }: Yaml) => name && isText(name) && isText(value)
+  return [
+    [!command, "command is missing"],
+    [![V1, `${V1}beta1`].includes(apiVersion), `apiVersion must be ${V1} or ${V1}beta1`],
+    [
+      !["Never", "IfAvailable"].includes(interactiveMode),
+      "interactiveMode must be Never or IfAvailable, because a plugin gets no terminal",
+    ],
+    [!env.every(isPair), "env must have a name and a value, both strings, in each entry"],
+  ]
+}
+
+function providerMistakes({ name, config = {} }: Fields<"auth-provider">): Mistake[] {
+  return [
+    [name !== "oidc", `${shownValue(name)} is not supported, use exec`],
+    [
+      name === "oidc" && !(config["idp-issuer-url"] && config["client-id"] && config["id-token"]),
+      "oidc must have idp-issuer-url, client-id and id-token",
+    ],
+  ]
+}
+
+type Kubeconfig = Record<"contexts" | "clusters" | "users", Yaml[]> & { path: string; current: string | undefined }
+
+/** Reads one file. Undefined if there is none, or nothing in it. */
+async function readKubeconfig(path: string): Promise<Kubeconfig | undefined> {
+  const bytes = await readBytes(path).catch((error) => {
+    if (error.code !== "ENOENT") throw new ConfigError(`cannot read ${path}: ${error.code}`)
+  })
+  const config = bytes && parseYaml(path, bytes)
+  if (config === undefined || config === null) return undefined
+  if (!isMap(config) || (config.kind ?? "Config") !== "Config" || (config.apiVersion ?? "v1") !== "v1")
+    throw new ConfigError(
+      `cannot read ${path} as a kubeconfig: it must be a mapping with apiVersion v1 and kind Config`,
+    )
+  const current = config["current-context"] ?? undefined
+  if (current !== undefined && !isText(current)) throw new ConfigError(`${path}: current-context must be a string`)
+  const entriesOf = (name: string) => {
+    const entries = config[name] ?? []
+    if (Array.isArray(entries)) return entries.filter(isMap)
+    throw new ConfigError(`${path}: ${name} must be a list`)
+  }
+  const lists = { contexts: entriesOf("contexts"), clusters: entriesOf("clusters"), users: entriesOf("users") }
+  return { ...lists, path, current: current as string | undefined }
+}
+
+const BINARY = "\u{e000}"
+const MERGE = "\u{e001}"
+
+/** Parses the first document, like kubectl. An error tells where, never what stands there. */
+function parseYaml(path: string, bytes: Uint8Array): unknown {
+  const [a, b] = bytes
+  const encoding = a === 0xff && b === 0xfe ? "utf-16le" : a === 0xfe && b === 0xff ? "utf-16be" : "utf-8"
+  const text = attempt(() => new TextDecoder(encoding as Bun.Encoding, { fatal: true }).decode(bytes))
+  if (text === undefined)
+    throw new ConfigError(`cannot read ${path}: it must be text in UTF-8, or UTF-16 with a byte order mark`)
+  const start = /^(?:[ \t]*(?:[#%].*)?\r?\n)*(?:---(?=\s|$))?/.exec(text)?.[0].length ?? 0
+  const length = text.slice(start).search(/^(?:---|\.\.\.)(?=\s|$)/m)
+  const document = length < 0 ? text : text.slice(0, start + length)
+  // Bun drops the tag !!binary, and merges keys in another order than kubectl: both are marked, for `resolved`.
+  const marked = document
+    .replace(
+      /(?:!!binary|!<tag:yaml.org,2002:binary>)(\s+(?:&\S+\s+)?(?:[|>][-+\d]*[ \t]*\r?\n\s*|["'])?)/g,
+      `$1${BINARY}`,
+    )
+    .replace(/(^|[\s{,])<<(?=[ \t]*:)/gm, `$1${MERGE}`)
+  try {
+    return resolved(Bun.YAML.parse(marked))
+  } catch (error) {
+    const reason = messageOf(error).replace(/^YAML Parse error: /, "")
+    throw new ConfigError(`cannot read ${path} as YAML: ${reason}${placeOf(document)}`)
+  }
+}
+
+/** Decodes !!binary, and merges as kubectl does: what stands later wins, also where that is the merge. */
+function resolved(value: unknown): unknown {
+  if (typeof value === "string")
+    return value.startsWith(BINARY) ? Buffer.from(value.slice(1), "base64").toString() : value.replaceAll(MERGE, "<<")
+  if (Array.isArray(value)) return value.map(resolved)
+  if (!isMap(value)) return value
+  const entries = Object.entries(value).flatMap(([key, inner]) => {
+    const merged = [resolved(inner)].flat().toReversed()
+    return key === MERGE ? merged.flatMap((one) => Object.entries(one ?? {})) : [[key, resolved(inner)] as const]
+  })
+  return Object.fromEntries(entries)
+}
+
+/** Where an error is, which Bun does not tell: after the longest beginning that can be parsed. */
+function placeOf(text: string): string {
+  const lines = text.split("\n")
+  const parses = (part: string) => attempt(() => [Bun.YAML.parse(part)]) !== undefined
+  let line = lines.length - 1
+  while (line > 0 && !parses(lines.slice(0, line).join("\n"))) line--
+  const before = lines.slice(0, line).map((one) => `${one}\n`)
+  let column = lines[line]?.length ?? 0
+  while (column > 0 && !parses(before.join("") + lines[line]?.slice(0, column))) column--
+  return ` (line ${line + 1}, column ${column + 1})`
+}
+
+const readOnce = new Map<string, Uint8Array>()
+
+/** Reads a file. A FIFO, or a shell's <(command), can be read only once: what it held is kept. */
+async function readBytes(path: string): Promise<Uint8Array> {
+  const kept = readOnce.get(path)
+  if (kept) return kept
+  const isFile = (await stat(path)).isFile()
+  const bytes = await readFile(path)
+  if (!isFile) readOnce.set(path, bytes)
+  return bytes
+}
+
+/** Reads the file that a field names. An error has the folder alone: the name could be a secret in the wrong place. */
+function readNamed(field: string, path: string): Promise<Uint8Array> {
+  return readBytes(path).catch((error) => {
+    throw new ConfigError(`${field} names a file in ${dirname(path)} that cannot be read: ${error.code}`)
+  })
+}
+
+const CERTIFICATE = /-----BEGIN CERTIFICATE-----[\s\S]+?-----END CERTIFICATE-----/g
+const PRIVATE_KEY = /-----BEGIN ([A-Z]+ )?PRIVATE KEY-----[\s\S]+?-----END ([A-Z]+ )?PRIVATE KEY-----/g
+
+/** The PEM blocks of a field, from its data or its file; none if it is not given. */
+async function readPem(fields: Fields<"cluster"> & Fields<"user">, field: PemField): Promise<string[]> {
+  const path = fields[field]
+  const data = fields[`${field}-data`]?.replace(/[\r\n]/g, "")
+  if (path === undefined && data === undefined) return []
+  const bytes = path === undefined ? Buffer.from(data ?? "", "base64") : await readNamed(field, path)
+  const isKey = field === "client-key"
+  const blocks = Buffer.from(bytes)
+    .toString("latin1")
+    .match(isKey ? PRIVATE_KEY : CERTIFICATE)
+  const isBase64 = path !== undefined || /^[A-Za-z0-9+/]+={0,2}$/.test(data ?? "")
+  const isUsable = (pem: string) => attempt(() => (isKey ? createPrivateKey(pem) : new X509Certificate(pem)))
+  if (isBase64 && blocks?.every(isUsable)) return blocks
+  const content = isKey ? "a private key without a passphrase" : "certificates"
+  throw new ConfigError(
+    path === undefined
+      ? `${field}-data must be the base64 of ${content} in PEM form`
+      : `${field}: ${path} must hold ${content} in PEM form`,
+  )
+}
+
+/** Reads and checks what TLS needs: at start, and again and again, for files are renewed. */
+async function readTls({ server, cluster, user }: Entries): Promise<Tls> {
+  if (server.startsWith("http:")) return {}
+  const ca = await readPem(cluster, "certificate-authority")
+  const cert = await readPem(user, "client-certificate")
+  const [key] = await readPem(user, "client-key")
+  checkPair("client-certificate", cert[0], key)
+  return {
+    ca: ca.length > 0 ? ca : trustedRoots(),
+    // As for Go, an intermediate CA is enough.
+    allowPartialTrustChain: true,
+    ...(key && { cert: cert.join("\n"), key }),
+    ...(cluster["tls-server-name"] && { serverName: cluster["tls-server-name"] }),
+    // Said either way: what is left open, NODE_TLS_REJECT_UNAUTHORIZED decides.
+    rejectUnauthorized: !cluster["insecure-skip-tls-verify"],
+  }
+}
+
+function checkPair(name: string, cert: string | undefined, key: string | undefined): void {
+  if (cert && key && !new X509Certificate(cert).checkPrivateKey(createPrivateKey(key)))
+    throw new ConfigError(`${name} and its key do not belong together`)
+}
+
+/** What is sent with each call, read from the files as they are now. */
+async function prepare(entries: Entries, cached: Cached): Promise<{ headers: Record<string, string>; tls: Tls }> {
+  const { server, cluster, user } = entries
+  const tls = await readTls(entries)
+  // As for kubectl, credentials go nowhere without TLS.
+  const { authorization, ...identity } = server.startsWith("https:") ? await credentialsOf(entries, cached) : {}
+  const { as, "as-uid": uid, "as-groups": groups = [], "as-user-extra": extra = {} } = user
+  const headers = Object.entries({
+    Accept: "application/json, */*",
+    "User-Agent": `${project.name}/${project.version}`,
+    "Accept-Encoding": cluster["disable-compression"] && "identity",
+    Authorization: authorization,
+    "Impersonate-User": as,
+    "Impersonate-Uid": uid,
+    "Impersonate-Group": groups[0],
+    ...Object.fromEntries(
+      Object.entries(extra).map(([key, value]) => [`Impersonate-Extra-${encodeURIComponent(key)}`, value]),
+    ),
+  }).filter(([, value]) => value)
+  return {
+    headers: Object.fromEntries(headers.map(([name, value]) => [name, headerText(name, String(value))])),
+    tls: { ...tls, ...identity },
+  }
+}
+
+/** A value as the bytes of UTF-8, as Go sends it. */
+function headerText(name: string, value: string): string {
+  if (/\p{Cc}/u.test(value)) throw new Error(`the value for the header ${name} has control characters`)
+  return Buffer.from(value).toString("latin1")
+}
+
+type Credentials = { authorization?: string; cert?: string; key?: string }
+
+const bearer = (token: string): Credentials => ({ authorization: `Bearer ${token.trim()}` })
+
+/** As whom to ask. As for kubectl, what the kubeconfig has itself goes before a plugin. */
+async function credentialsOf(entries: Entries, cached: Cached): Promise<Credentials> {
+  const { user, exec, provider } = entries
+  const { token, tokenFile, username, password = "" } = user
+  if (tokenFile) return bearer(await readToken(tokenFile).catch((error) => token ?? Promise.reject(error)))
+  if (token) return bearer(token)
+  if (username) return { authorization: `Basic ${Buffer.from(`${username}:${password}`).toString("base64")}` }
+  if (provider) return bearer(validIdToken(String(provider.config?.["id-token"])))
+  if (!exec || user["client-certificate"] || user["client-certificate-data"]) return {}
+  if (
+    !cached.status ||
+    systemClock.now() >= (instant(cached.status.expirationTimestamp) ?? Number.POSITIVE_INFINITY) - RENEW_AHEAD_MS
+  )
+    cached.status = await runPlugin(exec, exec.provideClusterInfo ? await clusterInfoOf(entries) : undefined)
+  const { token: given, clientCertificateData: cert, clientKeyData: key } = cached.status
+  return { ...(given && bearer(given)), ...(cert && key && { cert, key }) }
+}
+
+async function readToken(path: string): Promise<string> {
+  const token = new TextDecoder().decode(await readNamed("tokenFile", path)).trim()
+  if (!token) throw new Error(`tokenFile: ${path} is empty`)
+  return token
+}
+
+/** It is not refreshed: kubectl would not learn of the new refresh-token, and its login would end. */
+function validIdToken(token: string): string {
+  const claims = attempt(() => JSON.parse(Buffer.from(token.split(".")[1] ?? "", "base64url").toString()))
+  if (claims?.exp * 1_000 > systemClock.now() + RENEW_AHEAD_MS) return token
+  throw new Error("auth-provider oidc: the id-token has expired; log in again with kubectl, or use exec")
+}
+
+const V1 = "client.authentication.k8s.io/v1"
+
+/** What a plugin answered last. */
+type Cached = { status?: ExecStatus }
+
+type ExecStatus = {
+  token?: string
+  clientCertificateData?: string
+  clientKeyData?: string
+  expirationTimestamp?: string
+}
+
+/** The cluster as a plugin is told of it, if it asks. */
+async function clusterInfoOf({ server, cluster }: Entries): Promise<Yaml> {
+  const { extensions = [], "certificate-authority": path, ...fields } = cluster
+  const data = path && Buffer.from(await readNamed("certificate-authority", path)).toString("base64")
+  const config = extensions.find(({ name }) => name === "client.authentication.k8s.io/exec")?.extension
+  return { ...fields, server, ...(data && { "certificate-authority-data": data }), config }
+}
+
+/** Runs a credential plugin in a process group of its own, which ends with this program, or when it takes too long. */
+async function runPlugin(exec: Fields<"exec">, cluster: Yaml | undefined): Promise<ExecStatus> {
+  const { apiVersion = V1, command = "", args = [], installHint = "" } = exec
+  const extra = Object.fromEntries((exec.env ?? []).map(({ name, value }) => [String(name), String(value)]))
+  const request = { apiVersion, kind: "ExecCredential", spec: { interactive: false, cluster } }
+  const env = { ...process.env, ...extra, KUBERNETES_EXEC_INFO: JSON.stringify(request) }
+  const plugin = `the credential plugin ${shownValue(basename(command))}`
+  const program = Bun.which(command)
+  if (!program) throw new Error(`${plugin} is not installed or not in PATH. ${installHint}`.trim())
+  const child = Bun.spawn([program, ...args], { env, stderr: "pipe", detached: true })
+  const end = () => attempt(() => child.exitCode === null && process.kill(-child.pid, "SIGKILL"))
+  process.on("exit", end)
+  let complaint = ""
+  const listen = async () => {
+    const decoder = new TextDecoder()
+    for await (const part of child.stderr)
+      complaint = (complaint + decoder.decode(part, { stream: true })).slice(-1_000)
+  }
+  try {
+    const ended = Promise.all([child.stdout.text(), child.exited, listen()])
+    const [output, code] = await within(PLUGIN_LIMIT_MS, new AbortController().signal, "we", () => ended)
+    if (code !== 0) throw new Error(`exit code ${code}`)
+    return readStatus(output, apiVersion)
+  } catch (error) {
+    const values = [...args, ...Object.values(extra)].flatMap((value) => [value, value.replace(/^-[\w-]+=/, "")])
+    const secrets = values.filter((value) => value.length > 3 && shownValue(value) === HIDDEN)
+    const said = secrets.reduce((text, secret) => text.replaceAll(secret, "***"), complaint.trim())
+    throw new Error(`${plugin} failed: ${messageOf(error)}${said && `; it said: ${said}`}`)
+  } finally {
+    process.off("exit", end)
+    end()
+  }
+}
+
+function readStatus(output: string, apiVersion: string): ExecStatus {
+  // The parser's own message would show a piece of what may be a secret.
+  const answer = attempt(() => JSON.parse(output) as { apiVersion?: string; status?: ExecStatus })
+  const { token, clientCertificateData: cert, clientKeyData: key } = answer?.status ?? {}
+  if (!answer?.status || (!token && !cert && !key))
+    throw new Error("its output must be an ExecCredential with a token or a client certificate")
+  if ((answer.apiVersion ?? apiVersion) !== apiVersion) throw new Error(`its answer must have apiVersion ${apiVersion}`)
+  if (!cert !== !key) throw new Error("a client certificate and its key need each other, and it gave only one")
+  checkPair("its client certificate", cert, key)
+  return answer.status
+}
+
+/** A configuration that cannot connect to any cluster; the message says what to do. */
+export class ConfigError extends Error {
+  override name = "ConfigError"
+}
+
+export const SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+
+export type Env = Record<string, string | undefined>
+
+/** Where the configuration comes from, what it said at start, and how to read it again. `reload` throws ConfigError. */
+export type Source = { from: string; inCluster: boolean; access: Access; reload(): Promise<Access> }
+
+/** How to reach a cluster, and as whom. */
+export interface Access {
+  readonly server: string
+  readonly isVerified: boolean
+  /** The proxy that the kubeconfig names, the context in use, and its namespace. */
+  readonly proxyUrl?: string | undefined
+  readonly context?: string | undefined
+  readonly namespace?: string | undefined
+  /** Headers and TLS for fetch. Reads files anew, for they change, and runs a credential plugin when it has to. */
+  prepare(): Promise<{ headers: Record<string, string>; tls: Tls }>
+}
+
+export type Tls = BunFetchRequestInitTLS & { allowPartialTrustChain?: boolean }
+
+export const isLoopback = ({ hostname }: URL) => /^(localhost|\[::1\]|127\..*)$/.test(hostname)
+
+/** The roots of the system, and Bun's own. */
+export const trustedRoots = () => [...new Set([...getCACertificates("system"), ...getCACertificates("default")])]
+
+// ───────────────────────────────────────────── 9 API client ─────────────────────────────────────────────
+
+/**
+ * What the operator does in the cluster, `verb group/resource`, and what its lack costs; `!`: without it nothing is
+ * restarted.
+ */
+export const RIGHTS: Record<string, string> = {
+  "list batch/jobs": "! no Job can be seen",
+  "get batch/jobs": "! no Job can be looked at again before its delete",
+  "create batch/jobs": "! no Job could be created again, so none is deleted",
+  "delete batch/jobs": "! no failed Job can make room for its restart",
+  "watch batch/jobs": "failures are seen by polling, up to CHECK_INTERVAL late",
+  "list /pods": "causes of failures cannot be seen, nor whether old pods are gone",
+  "watch /pods": "cause and log of a Job with restartPolicy OnFailure are lost when its pods go before the next look",
+  "get /pods/log": "log lines of failed containers cannot be kept",
+  "create /events": "kubectl describe does not tell what was done; the log does",
+  "create /configmaps": "failures are not recorded, and the commands do not know the settings",
+  "list /configmaps": "records of failures are not kept to HISTORY_LIMIT",
+  "delete /configmaps": "records of failures are not kept to HISTORY_LIMIT",
+  "get /configmaps": "the commands do not know the settings",
+  "patch /configmaps": "the commands do not know of changed settings",
+}
+
+/** Not asked for, but used where it is given: tells a wrong namespace from an empty one. */
+export const NAMESPACE_RIGHT = "get /namespaces"
+
+/** The answer of a SelfSubjectRulesReview. */
+export type Rules = {
+  incomplete: boolean
+  resourceRules: { verbs: string[]; apiGroups?: string[]; resources?: string[]; resourceNames?: string[] }[]
+}
+
+/**
+ * The keys of RIGHTS, and NAMESPACE_RIGHT, that rules allow. Where they are incomplete or name single objects, only a
+ * real 403 tells.
+ */
+export function allowed({ incomplete, resourceRules }: Rules): Set<string> {
+  const has = (list: string[] | undefined, value: string) =>
+    list?.some((item) => item === value || item === "*") ?? false
+  const allows = (right: string) => {
+    const [verb = "", group = "", ...resource] = right.split(/[ /]/)
+    return resourceRules.some(
+      (r) => has(r.verbs, verb) && has(r.apiGroups, group) && has(r.resources, resource.join("/")),
+    )
+  }
+  return new Set([...Object.keys(RIGHTS), NAMESPACE_RIGHT].filter((right) => incomplete || allows(right)))
+}
+
+/**
+ * An answer of the API server that is no success, a v1 Status. Branch on `status` and `reason`, never on the message.
+ */
 export class ApiError extends Error {
   override name = "ApiError"
   constructor(
@@ -2435,11 +3255,6 @@ export class ApiError extends Error {
   ) {
     super(`${status} ${reason}: ${text}`)
   }
-}
-
-/** A configuration that cannot connect to any cluster; the message says what to do. */
-export class ConfigError extends Error {
-  override name = "ConfigError"
 }
 
 /** All that the operator does in a cluster. Every verb throws ApiError, or an Error where no answer came in time. */
@@ -2455,15 +3270,24 @@ export interface Cluster {
   rules(namespace: string, signal: AbortSignal): Promise<Rules>
   /** Undefined where we may not know. */
   namespaceExists(namespace: string, signal: AbortSignal): Promise<boolean | undefined>
-  /** Lists all pages, read from the store, not from a cache. Holds what `keep` returns for each Job, never the Jobs of two pages. */
+  /**
+   * Lists all pages, read from the store, not from a cache. Holds what `keep` returns for each Job, never the Jobs of
+   * two pages.
+   */
   listJobs<T>(namespace: string, selector: string, keep: Keep<Job, T>, signal: AbortSignal): Promise<Listed<T>>
   getJob(namespace: string, name: string, signal: AbortSignal): Promise<Job | undefined>
   /** `dryRun`: everything but the write. `strict`: unknown fields are an error. */
   createJob(namespace: string, job: Job, options: CreateOptions, signal: AbortSignal): Promise<Job>
-  /** Sets annotations, or removes those that are null. Rejected with Conflict unless uid and resourceVersion still hold. */
+  /**
+   * Sets annotations, or removes those that are null. Rejected with Conflict unless uid and resourceVersion still
+   * hold.
+   */
   annotateJob(job: JobVersion, annotations: Record<string, string | null>, signal: AbortSignal): Promise<Job>
   createEvent(namespace: string, event: object, signal: AbortSignal): Promise<unknown>
-  /** The Events with a reason, oldest first as the server lists them; by an admin's rights, not by the operator's Role. */
+  /**
+   * The Events with a reason, oldest first as the server lists them; by an admin's rights, not by the operator's
+   * Role.
+   */
   listEvents(namespace: string, reason: string, signal: AbortSignal): Promise<JobEvent[]>
   /** Metadata alone: a hundredth of what logs would be. */
   listConfigMaps(namespace: string, selector: string, signal: AbortSignal): Promise<Listed<Metadata>>
@@ -2475,7 +3299,10 @@ export interface Cluster {
   /** As listJobs() does. */
   listPods<T>(namespace: string, selector: string, keep: Keep<Pod, T>, signal: AbortSignal): Promise<Listed<T>>
   readLog(namespace: string, pod: string, container: string, options: LogOptions, signal: AbortSignal): Promise<Tail>
-  /** Ends when the server ends it; throws after silence and for an ERROR event. Yields bookmarks too. ConfigMaps as metadata. */
+  /**
+   * Ends when the server ends it; throws after silence and for an ERROR event. Yields bookmarks too. ConfigMaps as
+   * metadata.
+   */
   watch<R extends keyof Watched>(
     namespace: string,
     resource: R,
@@ -2483,52 +3310,47 @@ export interface Cluster {
     signal: AbortSignal,
   ): Events<Watched[R]>
 }
+
 /** Reduces one object of a list to what its reader needs; undefined drops it. */
 export type Keep<Item, Kept> = (item: Item) => Kept | undefined
+
 /** What was kept of a list, and the version of the list. */
 export type Listed<Kept> = { items: Kept[]; resourceVersion: string }
+
 /** Of ConfigMaps the metadata alone. */
 export type Watched = { jobs: Job; pods: Pod; configmaps: Pick<ConfigMap, "metadata"> }
+
 export type JobVersion = Pick<JobView, "namespace" | "name" | "uid" | "resourceVersion">
+
 export type Events<T> = AsyncIterable<{ type: string; object: T }>
+
 type RawEvent = { involvedObject?: { uid?: string }; message?: string; lastTimestamp?: string | null }
+
 /** An Event on the Job of a uid. */
 export type JobEvent = { uid: string; text: string; at: number }
+
 export type LogOptions = { lines: number; previous: boolean }
+
 export type CreateOptions = { dryRun?: boolean; strict?: boolean }
+
 export type DeleteOptions = { uid: string; resourceVersion?: string; propagationPolicy: "Foreground" | "Background" }
+
 export type WatchOptions = { resourceVersion: string; selector?: string; silenceMs: number }
 
-export const SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 const CALL_LIMIT_MS = 30_000
+
 /** From this difference on, a clock is named as a reason for 401. */
 const CLOCK_LIMIT_MS = 60_000
+
 const LOG_LIMIT_MS = 10_000
 const BODY_BYTES = 128 << 20
 const LOG_BYTES = 1 << 20
 const TAIL_CHARACTERS = 256 << 10
 const EVENT_CHARACTERS = 16 << 20
 
-export type Env = Record<string, string | undefined>
-/** Where the configuration comes from, what it said at start, and how to read it again. `reload` throws ConfigError. */
-export type Source = { from: string; inCluster: boolean; access: Access; reload(): Promise<Access> }
-
-/** How to reach a cluster, and as whom. */
-export interface Access {
-  readonly server: string
-  readonly isVerified: boolean
-  /** The proxy that the kubeconfig names, the context in use, and its namespace. */
-  readonly proxyUrl?: string | undefined
-  readonly context?: string | undefined
-  readonly namespace?: string | undefined
-  /** Headers and TLS for fetch. Reads files anew, for they change, and runs a credential plugin when it has to. */
-  prepare(): Promise<{ headers: Record<string, string>; tls: Tls }>
-}
-export type Tls = BunFetchRequestInitTLS & { allowPartialTrustChain?: boolean }
-
 /**
- * Reads KUBECONFIG if it is set, else the pod's ServiceAccount, else ~/.kube/config. Throws ConfigError. A FIFO is waited for
- * until `stop` fires.
+ * Reads KUBECONFIG if it is set, else the pod's ServiceAccount, else ~/.kube/config. Throws ConfigError. A FIFO is
+ * waited for until `stop` fires.
  */
 export async function findSource(
   env: Env,
@@ -2536,12 +3358,13 @@ export async function findSource(
   context?: string,
   stop = new AbortController().signal,
 ): Promise<Source> {
-  const kubeconfig = await import("./kubeconfig.ts")
-  return within(2 ** 31 - 1, stop, "the kubeconfig", () => kubeconfig.findSource(env, serviceAccount, context))
+  return within(2 ** 31 - 1, stop, "the kubeconfig", () => locateSource(env, serviceAccount, context))
 }
 
 type Init = RequestInit & BunFetchRequestInit
+
 type Query = Record<string, string | undefined>
+
 type Call<T = unknown> = {
   query?: Query
   body?: object
@@ -2549,13 +3372,18 @@ type Call<T = unknown> = {
   accept?: string
   read?: (response: Response) => Promise<T>
 }
+
 const METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 const METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+
 /** One page of a list; `continue` leads to the next. */
 type Page<T> = { items: T[] | null; metadata: { resourceVersion: string; continue?: string } }
+
 const PAGE_ITEMS = "500"
+
 /** Hears of each call: its verb as Kubernetes names it, and the status, `none` where no answer came. */
 export type OnCall = (verb: string, code: string) => void
+
 const VERBS: Record<string, string> = { GET: "get", POST: "create", PATCH: "patch", DELETE: "delete" }
 
 /** Connects with a configuration; nothing is sent yet. Throws ConfigError. */
@@ -2666,7 +3494,7 @@ class ApiServer {
     signal: AbortSignal,
     accept: string,
   ) {
-    const timeoutSeconds = String(240 + Math.floor(Math.random() * 60))
+    const timeoutSeconds = String(240 + Math.floor(systemClock.random() * 60))
     const query = {
       watch: "true",
       allowWatchBookmarks: "true",
@@ -2686,8 +3514,9 @@ class ApiServer {
   }
 
   /**
-   * Reads a list page by page. Each page is reduced before the next is requested, so that memory holds what is kept and one
-   * page, however long the list is. A continue token that expired between two pages starts the list again, once.
+   * Reads a list page by page. Each page is reduced before the next is requested, so that memory holds what is kept
+   * and one page, however long the list is. A continue token that expired between two pages starts the list again,
+   * once.
    */
   async list<T, K>(
     path: string,
@@ -2726,7 +3555,7 @@ class ApiServer {
   }
 
   async send<T>(method: string, path: string, signal: AbortSignal, call: Call<T> = {}): Promise<T> {
-    const { limitMs = CALL_LIMIT_MS, read = json<T> } = call
+    const { limitMs = CALL_LIMIT_MS, read = readJson<T> } = call
     for (let again = false; ; again = true) {
       const used = this.credentials()
       try {
@@ -2752,7 +3581,7 @@ class ApiServer {
     const wrong = `this machine's clock is ${durationText(Math.abs(this.skew))} ${side} the server's`
     if (isRefused) error.message += `; ${wrong}, which alone can be the reason: set it`
     if (error instanceof Error && /EXPIRED|NOT_YET_VALID/.test(code))
-      error.message += `; this machine's clock says ${instantText(Date.now())}`
+      error.message += `; this machine's clock says ${instantText(systemClock.now())}`
     return error
   }
 
@@ -2760,7 +3589,7 @@ class ApiServer {
     const { query = {}, body, accept } = call
     const search = new URLSearchParams(defined(query))
     const url = `${this.address}${path}${search.size > 0 ? `?${search}` : ""}`
-    const sentAt = Date.now()
+    const sentAt = systemClock.now()
     const type = method === "PATCH" ? "application/merge-patch+json" : "application/json"
     const headers = {
       ...(init.headers as Record<string, string>),
@@ -2783,14 +3612,17 @@ class ApiServer {
       throw error
     })
     this.onCall(verb, String(response.status))
-    this.skew = skewFrom(response.headers.get("date"), sentAt, Date.now()) ?? this.skew
+    this.skew = skewFrom(response.headers.get("date"), sentAt, systemClock.now()) ?? this.skew
     return response
   }
 
-  /** Credentials change on disk and expire: read again after 10 s. Parallel calls share one reading, and one run of a plugin. */
+  /**
+   * Credentials change on disk and expire: read again after 10 s. Parallel calls share one reading, and one run of a
+   * plugin.
+   */
   private credentials(): Promise<Init> {
-    if (this.prepared && Math.abs(Date.now() - this.prepared.at) < 10_000) return this.prepared.init
-    const fresh = { at: Date.now(), init: this.prepare() }
+    if (this.prepared && Math.abs(systemClock.now() - this.prepared.at) < 10_000) return this.prepared.init
+    const fresh = { at: systemClock.now(), init: this.prepare() }
     this.prepared = fresh
     fresh.init.catch(() => {
       if (this.prepared === fresh) this.prepared = undefined
@@ -2814,7 +3646,8 @@ class ApiServer {
 }
 
 /** A body as JSON; one beyond all measure is not read on. */
-export const json = async <T>(response: Response) => JSON.parse(await textUntil(response, BODY_BYTES)) as T
+export const readJson = async <T>(response: Response) => JSON.parse(await textUntil(response, BODY_BYTES)) as T
+
 const textUntil = async (response: Response, bytes: number) =>
   (await Array.fromAsync(textOf(response, { bytes }))).join("")
 
@@ -2841,32 +3674,12 @@ const isReason = (error: unknown, reason: string) =>
 const isRejection = (error: unknown): error is ApiError =>
   error instanceof ApiError && [400, 403, 404, 405, 413, 415, 422].includes(error.status)
 
-/** Runs `work` with a signal that fires when the limit has passed or the caller stops; it never outlives that. */
-export async function within<T>(
-  limitMs: number,
-  signal: AbortSignal,
-  what: string,
-  work: (signal: AbortSignal) => Promise<T>,
-): Promise<T> {
-  const limit = new AbortController()
-  const stop = () => limit.abort(signal.reason)
-  const timer = setTimeout(() => limit.abort(new Error(`${what} got no answer in ${durationText(limitMs)}`)), limitMs)
-  const aborted = new Promise<never>((_, reject) =>
-    limit.signal.addEventListener("abort", () => reject(limit.signal.reason)),
-  )
-  signal.addEventListener("abort", stop)
-  if (signal.aborted) stop()
-  try {
-    return await Promise.race([work(limit.signal), aborted])
-  } finally {
-    clearTimeout(timer)
-    signal.removeEventListener("abort", stop)
-  }
-}
-
 export type Proxy = { url: string; from: string; respectNoProxy: boolean }
 
-/** The proxy that the environment names for an address, as for Go: never for this machine; ALL_PROXY is not read. Bun heeds NO_PROXY. */
+/**
+ * The proxy that the environment names for an address, as for Go: never for this machine; ALL_PROXY is not read. Bun
+ * heeds NO_PROXY.
+ */
 function proxyFor(address: string, env: Env): Proxy | undefined {
   const url = new URL(address)
   const from = ["HTTPS_PROXY", "https_proxy"].find((name) => env[name])
@@ -2878,16 +3691,12 @@ function proxyFor(address: string, env: Env): Proxy | undefined {
   throw new ConfigError(`${from} must name a proxy with http:// or https://, others are not supported`)
 }
 
-export const isLoopback = ({ hostname }: URL) => /^(localhost|\[::1\]|127\..*)$/.test(hostname)
-
-/** The roots of the system, and Bun's own. */
-export const trustedRoots = () => [...new Set([...getCACertificates("system"), ...getCACertificates("default")])]
-
 const defined = (all: object) => Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined))
 
 /**
- * How far the server's clock is ahead in ms, by the Date header of an answer: it was written somewhere in the server's second, at
- * about half of the way. Undefined where the answer took so long that this tells less than it hides, or our clock was set back.
+ * How far the server's clock is ahead in ms, by the Date header of an answer: it was written somewhere in the
+ * server's second, at about half of the way. Undefined where the answer took so long that this tells less than it
+ * hides, or our clock was set back.
  */
 export function skewFrom(date: string | null, sentAt: number, receivedAt: number): number | undefined {
   const [serverAt, tookMs] = [instant(date), receivedAt - sentAt]
@@ -2898,11 +3707,13 @@ export function skewFrom(date: string | null, sentAt: number, receivedAt: number
 
 async function errorFrom(response: Response): Promise<ApiError> {
   const text = await textUntil(response, 64 << 10)
-  const plain = { message: text, reason: response.status === 404 ? "NotFound" : "" }
-  // A proxy's page, or half an answer, is no Status: the code alone must do.
-  const status = { ...plain, ...attempt(() => JSON.parse(text) as Status), code: response.status }
-  const header = response.headers.get("retry-after") ?? ""
-  return errorOf(status, /^\d{1,6}$/.test(header) ? Number(header) : undefined)
+  // A proxy's page, or half an answer, is no Status: the code alone must do, and 404 does not say that an object is
+  // gone.
+  const status = { message: text, reason: "", ...attempt(() => JSON.parse(text) as Status), code: response.status }
+  // A number of seconds, or a date, which is of the same clock as the Date header.
+  const date = response.headers.get("date")
+  const askedMs = readAskedWait(response.headers.get("retry-after") ?? "", instant(date) ?? 0)
+  return errorOf(status, askedMs === undefined ? undefined : Math.max(0, askedMs) / 1_000)
 }
 
 /** What the API server calls a Status, as far as it counts here. */
@@ -2922,8 +3733,8 @@ function errorOf(
 }
 
 /**
- * A body as text, until so many bytes, the signal, or its end; throws after silence. What is left is cancelled: an unread
- * body stays in memory (oven-sh/bun#10763), and so does one that is ended by an abort (oven-sh/bun#32659).
+ * A body as text, until so many bytes, the signal, or its end; throws after silence. What is left is cancelled: an
+ * unread body stays in memory (oven-sh/bun#10763), and so does one that is ended by an abort (oven-sh/bun#32659).
  */
 async function* textOf(
   response: Response,
@@ -2944,8 +3755,8 @@ async function* textOf(
   signal?.addEventListener("abort", cancel)
   try {
     for (let read = 0; reader && read < bytes && !signal?.aborted; ) {
-      const timer = setTimeout(giveUp, silenceMs)
-      const { done, value } = await reader.read().finally(() => clearTimeout(timer))
+      const stopTimer = systemClock.after(silenceMs, giveUp)
+      const { done, value } = await reader.read().finally(stopTimer)
       if (silent) throw new Error(`no word for ${durationText(silenceMs)}`)
       const rest = done ? decoder.decode() : ""
       // Bytes of a character that the end has cut become a replacement character.
@@ -2960,7 +3771,10 @@ async function* textOf(
   }
 }
 
-/** The last lines of a log. `limitBytes` cuts at the end, so it is far above what the lines need; and a server may ignore it. */
+/**
+ * The last lines of a log. `limitBytes` cuts at the end, so it is far above what the lines need; and a server may
+ * ignore it.
+ */
 async function readTail(response: Response, lines: number): Promise<Tail> {
   let text = ""
   let length = 0
@@ -2980,18 +3794,7 @@ function eventFrom<T>(line: string): { type: string; object: T } {
   throw new Error("the watch sent a line that is not an event about an object with metadata")
 }
 
-// ────────────────────────────────────────────── 6 Acting ──────────────────────────────────────────────
-
-/** Time, as far as it can be replaced. `sleep` ends early, without an error, when a signal fires. */
-export interface Clock {
-  /** Wall-clock time in epoch ms. */
-  now(): number
-  /** Monotonic time in ms, for durations. */
-  monotonic(): number
-  sleep(ms: number, ...signals: AbortSignal[]): Promise<void>
-  /** From 0 to 1. */
-  random(): number
-}
+// ────────────────────────────────────────────── 10 Restart ──────────────────────────────────────────────
 
 /** What acting needs from outside. `stop`: begin nothing new. `kill`: give up what is under way; intents stay. */
 export interface World {
@@ -3018,7 +3821,10 @@ export function nowOf({ clock, cluster }: World): number {
 
 const LONGEST_RETRY_AFTER_MS = 300_000
 
-/** Exponential from 0.25 s to 30 s, half of it by chance so that many do not come back at once; never less than the server asks. */
+/**
+ * Exponential from 0.25 s to 30 s, half of it by chance so that many do not come back at once; never less than the
+ * server asks.
+ */
 export function backoffMs(attempt: number, random: number, error: unknown): number {
   const most = Math.min(30_000, 250 * 2 ** Math.min(attempt, 10))
   return (
@@ -3028,8 +3834,8 @@ export function backoffMs(attempt: number, random: number, error: unknown): numb
 }
 
 /**
- * Backoff for something that is retried until it works. Each error is reported once, with the time of the next try. A restart that is rejected,
- * or long in trouble, is an alarm: a person has to know.
+ * Backoff for something that is retried until it works. Each error is reported once, with the time of the next try. A
+ * restart that is rejected, or long in trouble, is an alarm: a person has to know.
  */
 function retryBackoff({ clock, emit }: World, what: string, job?: JobName) {
   let attempt = 0
@@ -3055,7 +3861,10 @@ function retryBackoff({ clock, emit }: World, what: string, job?: JobName) {
   }
 }
 
-/** Looks at a failed Job's pods: those that the watch has kept, else those that are left. What cannot be read becomes a note. */
+/**
+ * Looks at a failed Job's pods: those that the watch has kept, else those that are left. What cannot be read becomes
+ * a note.
+ */
 export async function gatherEvidence(
   world: World,
   job: JobView,
@@ -3067,7 +3876,8 @@ export async function gatherEvidence(
   try {
     await within(EVIDENCE_LIMIT_MS, world.kill, "looking at its pods", async (signal) => {
       const list = () => podsOfJob(world, job, signal).catch((error) => complain(error) ?? [])
-      // The watch of pods may be behind that of Jobs: what it has kept is enough only if it tells of the end of each pod.
+      // The watch of pods may be behind that of Jobs: what it has kept is enough only if it tells of the end of each
+      // pod.
       const listed = kept.every(isOverPod) && lastFailedPod(kept) ? [] : await list()
       const isKept = ({ uid }: PodView) => kept.some((pod) => pod.uid === uid && isOverPod(pod))
       const fresh = listed.filter((pod) => !isKept(pod))
@@ -3092,7 +3902,9 @@ async function podsOfJob({ cluster }: World, job: JobView, signal: AbortSignal):
   return (await cluster.listPods(job.namespace, selector, keep, signal)).items
 }
 
-/** Reads each container's log until it was read after its end. What was read earlier stays if there is nothing better. */
+/**
+ * Reads each container's log until it was read after its end. What was read earlier stays if there is nothing better.
+ */
 async function readLogs(
   { cluster, config }: World,
   namespace: string,
@@ -3117,10 +3929,16 @@ async function readLogs(
   await Promise.all(pod.containers.map(read))
 }
 
-/** A refusal may be that of a server which has just started and does not know its Roles yet: it passes within half a minute. */
+/**
+ * A refusal may be that of a server which has just started and does not know its Roles yet: it passes within half a
+ * minute.
+ */
 const REFUSALS = 7
 
-/** Tries until it works or the program ends, in silence: it is nothing that a restart waits for. Throws a refusal that stays. */
+/**
+ * Tries until it works or the program ends, in silence: it is nothing that a restart waits for. Throws a refusal that
+ * stays.
+ */
 export async function persist({ clock, stop }: World, work: () => Promise<unknown>): Promise<void> {
   for (let attempt = 1; ; attempt++) {
     try {
@@ -3181,9 +3999,13 @@ export const RULES = {
   wasDeletedByPerson,
   wishFor,
 }
+
 const rulesOf = ({ rules = RULES }: World) => rules
 
-/** What a restart shares with whoever runs it: what the watches have told, and what the restart itself reads and writes. */
+/**
+ * What a restart shares with whoever runs it: what the watches have told, and what the restart itself reads and
+ * writes.
+ */
 export interface RestartCache {
   /** The intents that are known for a Job. */
   intentsOf(key: string): Intent[]
@@ -3218,7 +4040,9 @@ interface Progress {
   deletedBy: Intent | undefined
   gone: AbortSignal | undefined
   isPastDelete: boolean
-  /** Steps that were performed. A restart needs six; more without a pause would be a rule that does not come to rest. */
+  /**
+   * Steps that were performed. A restart needs six; more without a pause would be a rule that does not come to rest.
+   */
   steps: number
   waitingSince: number | undefined
   unblockedSince: number | undefined
@@ -3234,8 +4058,9 @@ const MOST_STEPS = 10
 const [REPORT_AFTER_MS, ALARM_AFTER_MS, ALARM_AGAIN_MS] = [60_000, 300_000, 3_600_000]
 
 /**
- * Takes a restart as far as it can go: observe, nextStep, perform, until a step is done. Errors only slow it down. Ends with
- * `waiting` where there is nothing to do before a due time; then it is to be called again at that time, and when the Job changes.
+ * Takes a restart as far as it can go: observe, nextStep, perform, until a step is done. Errors only slow it down.
+ * Ends with `waiting` where there is nothing to do before a due time; then it is to be called again at that time, and
+ * when the Job changes.
  */
 export async function reconcileRestart(world: World, cache: RestartCache, restart: Restart): Promise<Outcome> {
   const { kill, stop } = world
@@ -3260,7 +4085,10 @@ export async function reconcileRestart(world: World, cache: RestartCache, restar
   return { result: "interrupted" }
 }
 
-/** Reads what nextStep() decides on. Intents that something relies on are read after the Job; all were known before it. */
+/**
+ * Reads what nextStep() decides on. Intents that something relies on are read after the Job; all were known before
+ * it.
+ */
 async function observe(
   world: World,
   cache: RestartCache,
@@ -3274,6 +4102,8 @@ async function observe(
   if (live) cache.onJobRead(live)
   const isGoing = !live || isTerminating(live)
   if (live && uidOf(live) !== progress.deletedBy?.jobUid) progress.deletedBy = undefined
+  // An intent stood beside a Job that was going; a watch may have told its removal before this look.
+  const wasReliedOn = progress.isPastDelete
   const { known, confirmed } = await restoreWithdrawn(world, cache, job, before, progress)
   const isReliedOn = !live || (!isGoing && known.some(({ jobUid }) => jobUid === uidOf(live)))
   const fresh = confirmed ?? (live && progress.fresh)
@@ -3286,13 +4116,13 @@ async function observe(
   const blockers = intent && isGoing ? await blockersOf(world, cache, intent, live, progress) : []
   return {
     intents,
-    intentWasRemoved: known.length > 0 && intents.length === 0,
+    intentWasRemoved: (known.length > 0 || wasReliedOn) && intents.length === 0,
     live,
     latest,
     deletedByPerson: cache.deletedByPerson(intent?.jobUid ?? job.uid, intent?.dueAt),
     wish: source && uidOf(source) === job.uid ? wishFor?.(source) : undefined,
     blockers,
-    unblockedForMs: unblockedForMs(clock, progress, live, blockers),
+    unblockedForMs: measureUnblockedMs(clock, progress, live, blockers),
     rejectedEdit: progress.rejectedEdit,
     wasRejected,
     atOnce,
@@ -3300,9 +4130,9 @@ async function observe(
 }
 
 /**
- * Another operator's proof may have been rejected just after ours was admitted, and have withdrawn the intent by which we deleted. At the
- * first look after our delete a missing intent is written again; from then on, its removal cancels the restart. Returns
- * the intents as known after that, and the one that was read here.
+ * Another operator's proof may have been rejected just after ours was admitted, and have withdrawn the intent by
+ * which we deleted. At the first look after our delete a missing intent is written again; from then on, its removal
+ * cancels the restart. Returns the intents as known after that, and the one that was read here.
  */
 async function restoreWithdrawn(
   world: World,
@@ -3340,7 +4170,10 @@ async function readIntents(world: World, cache: RestartCache, known: Intent[], f
   return (await Promise.all(known.map(read))).flat()
 }
 
-/** What keeps the old Job, or its pods, from being gone. Pods that a watch has not shown are listed, but not at every look. */
+/**
+ * What keeps the old Job, or its pods, from being gone. Pods that a watch has not shown are listed, but not at every
+ * look.
+ */
 async function blockersOf(
   world: World,
   cache: RestartCache,
@@ -3349,7 +4182,8 @@ async function blockersOf(
   progress: Progress,
 ): Promise<Blocker[]> {
   const waitedMs = world.clock.monotonic() - (progress.waitingSince ?? world.clock.monotonic())
-  // A watch can be deaf, or have missed the end of a pod while it was reopened: after a while pods are listed in any case.
+  // A watch can be deaf, or have missed the end of a pod while it was reopened: after a while pods are listed in any
+  // case.
   const isTrusted = !intent.replacement.spec?.manualSelector && waitedMs < LIST_PODS_AFTER_MS
   const watched = isTrusted ? cache.podsOf(intent.jobUid) : undefined
   const isListed = !watched && (!live || waitedMs >= LIST_PODS_AFTER_MS)
@@ -3360,7 +4194,10 @@ async function blockersOf(
   return live ? [{ finalizers: live.metadata?.finalizers ?? [] }, ...held] : held
 }
 
-/** Pods that the Role does not let us see cannot be waited for: the Foreground delete has. A 403 that passes is an error like others. */
+/**
+ * Pods that the Role does not let us see cannot be waited for: the Foreground delete has. A 403 that passes is an
+ * error like others.
+ */
 async function listPodsOf({ cluster, kill }: World, intent: Intent): Promise<PodView[]> {
   try {
     return (await cluster.listPods(intent.namespace, podSelector(intent), viewPod, kill)).items
@@ -3372,7 +4209,12 @@ async function listPodsOf({ cluster, kill }: World, intent: Intent): Promise<Pod
 }
 
 /** For how long nothing but the garbage collector's own finalizer has held the terminating Job. */
-function unblockedForMs(clock: Clock, progress: Progress, live: Job | undefined, [own, ...pods]: Blocker[]): number {
+function measureUnblockedMs(
+  clock: Clock,
+  progress: Progress,
+  live: Job | undefined,
+  [own, ...pods]: Blocker[],
+): number {
   const isUnblocked =
     live !== undefined && own !== undefined && pods.length === 0 && own.finalizers.join() === "foregroundDeletion"
   progress.unblockedSince = isUnblocked ? (progress.unblockedSince ?? clock.monotonic()) : undefined
@@ -3402,13 +4244,15 @@ async function perform(
     case "create":
       return createReplacement(world, cache, job, progress, seen, step.intent)
     case "clean up":
-      if (step.withdraw && !(await withdraw(world, cache, job, step.intents))) return undefined
+      if (step.withdraw && !(await withdrawIntents(world, cache, job, step.intents))) return undefined
       await removeIntents(world, cache, step.intents)
       return step.outcome
   }
 }
 
-/** Until the Job or one of its pods is seen to go, or it is time for another look; after a stop there is little time. */
+/**
+ * Until the Job or one of its pods is seen to go, or it is time for another look; after a stop there is little time.
+ */
 async function pause({ clock, kill, stop }: World, progress: Progress): Promise<undefined> {
   progress.waitingSince ??= clock.monotonic()
   const firstMs = progress.gone ? FIRST_LOOK_WATCHED_MS : FIRST_LOOK_MS
@@ -3472,7 +4316,7 @@ async function writeIntent(
   proveFirst: boolean,
 ): Promise<Intent | Error | undefined> {
   if (proveFirst) {
-    const verdict = await prove(world, job, draft.replacement)
+    const verdict = await proveAdmission(world, job, draft.replacement)
     if (verdict !== "absent" && !verdict.admitted) return verdict.error
   }
   let rejection: Error | undefined
@@ -3525,7 +4369,7 @@ async function takeUpIntent({ cluster, kill }: World, cache: RestartCache, { nam
 }
 
 /** Asks the cluster whether it would admit this very Job, under its own name. */
-async function prove(world: World, { namespace, name }: JobName, replacement: Job) {
+async function proveAdmission(world: World, { namespace, name }: JobName, replacement: Job) {
   try {
     await world.cluster.createJob(namespace, replacement, { dryRun: true, strict: true }, world.kill)
     return "absent" as const
@@ -3535,8 +4379,9 @@ async function prove(world: World, { namespace, name }: JobName, replacement: Jo
 }
 
 /**
- * What the answer to a dry run of a Job that exists says. The server checks a name last: AlreadyExists in its own words means that
- * everything else was passed. A webhook can answer 409 too, in other words. Throws what a later try may answer differently.
+ * What the answer to a dry run of a Job that exists says. The server checks a name last: AlreadyExists in its own
+ * words means that everything else was passed. A webhook can answer 409 too, in other words. Throws what a later try
+ * may answer differently.
  */
 export function verdictOf(error: unknown, name: string): { admitted: true } | { admitted: false; error: ApiError } {
   if (!(error instanceof ApiError)) throw error
@@ -3562,10 +4407,10 @@ async function proveAndDelete(
 ): Promise<Outcome | undefined> {
   const reject = async (error: Error): Promise<Outcome | undefined> => {
     // A TTL may remove the Job while it is rejected: then the intent is all that is left of it.
-    if (!ttl && !(await withdraw(world, cache, job, seen.intents))) return undefined
+    if (!ttl && !(await withdrawIntents(world, cache, job, seen.intents))) return undefined
     return { result: "rejected", error }
   }
-  const verdict = await prove(world, job, intent.replacement)
+  const verdict = await proveAdmission(world, job, intent.replacement)
   // Absent, or the server could not read it: neither is a yes.
   if (verdict === "absent") return undefined
   if (!verdict.admitted) return reject(verdict.error)
@@ -3592,10 +4437,10 @@ async function deleteInBackground({ cluster, kill }: World, { namespace, jobName
 }
 
 /**
- * Removes intents of a Job that stands. False where the Job is gone, or going, after all: another operator may have had a yes for
- * the same intent a moment ago. Then it is written again.
+ * Removes intents of a Job that stands. False where the Job is gone, or going, after all: another operator may have
+ * had a yes for the same intent a moment ago. Then it is written again.
  */
-async function withdraw(world: World, cache: RestartCache, job: JobName, intents: Intent[]): Promise<boolean> {
+async function withdrawIntents(world: World, cache: RestartCache, job: JobName, intents: Intent[]): Promise<boolean> {
   await removeIntents(world, cache, intents)
   const live = await world.cluster.getJob(job.namespace, job.name, world.kill)
   if (live && !isTerminating(live)) return true
@@ -3618,7 +4463,8 @@ async function createReplacement(
     progress.seen = { ...seen, live: created, latest: created }
     return undefined
   } catch (error) {
-    // In a namespace that is gone so is the intent: the next look sees it. Of a server that comes up 404 is not the last word.
+    // In a namespace that is gone so is the intent: the next look sees it. Of a server that comes up 404 is not the
+    // last word.
     if (isReason(error, "NamespaceTerminating")) return { result: "namespace gone" }
     if (!isReason(error, "AlreadyExists")) throw error
     // Somebody else created it, or our own answer was lost. A webhook can say so too, and then the Job is not there.
@@ -3641,37 +4487,48 @@ async function removeIntents({ cluster, kill }: World, cache: RestartCache, inte
   }
 }
 
-// ───────────────────────────────────────────── 7 Controller ──────────────────────────────────────────
+// ──────────────────────────────────────────── 11 Controller ─────────────────────────────────────────────
 
 const RELIST_MS = 30 * 60_000
+
 /** Bookmarks come about once a minute: more than two are missing. */
 const WATCH_SILENCE_MS = 150_000
+
 /** A wall clock that is slewed drifts by less between two turns of the loop; one that is set by less does no harm. */
 const CLOCK_SET_MS = 1_000
+
 const CLOCK_RETRY_MS = 5_000
 const REVIEW_MS = 10 * 60_000
 const PRUNE_MS = 86_400_000
+
 /** Each may hold a record of 256 KiB. */
 const MOST_WRITES = 40
+
 /** With the backoff between them about half a minute. */
 const DENIALS = 7
+
 const LONGEST_SLEEP_MS = 30_000
+
 /** With the longest sleep added, below a minute. */
 const PODLESS_MS = 25_000
+
 /** Four times the longest sleep. */
 const STUCK_MS = 120_000
+
 /** All pods of Jobs, except those of Jobs with a selector of their own. */
 const POD_SELECTOR = "batch.kubernetes.io/job-name"
+
 /** A fresh intent of another operator is its own to carry out; one that stays is adopted. */
 const ADOPT_AFTER_MS = 60_000
+
 const MOST_TOMBSTONES = 200
 const MOST_STRAYS = 200
 const CLOCK_SET_BACK_MS = 5_000
 const AGAIN_MS = 200
 
 /**
- * The lifecycle of a watched Job in this operator. `restarting`: a reconcileRestart() is under way. `settled`: its restart has ended, so what a late
- * watch still tells of this uid is no news.
+ * The lifecycle of a watched Job in this operator. `restarting`: a reconcileRestart() is under way. `settled`: its
+ * restart has ended, so what a late watch still tells of this uid is no news.
  */
 export type JobState =
   | { is: "idle"; because: string }
@@ -3727,8 +4584,9 @@ type Tombstone = { job: Job; watched: boolean }
 /**
  * What the watches have told, indexed so that every lookup is O(1).
  *
- * Invariants: an entry holds the newest version that was seen of its Job. Pods are kept by the uid of their Job; those of Jobs without
- * an entry are few, and the oldest go first. A removed intent does not come back by a late watch.
+ * Invariants: an entry holds the newest version that was seen of its Job. Pods are kept by the uid of their Job;
+ * those of Jobs without an entry are few, and the oldest go first. A removed intent does not come back by a late
+ * watch.
  */
 export class Cache {
   readonly jobs = new Map<string, JobEntry>()
@@ -3760,8 +4618,8 @@ export class Cache {
   }
 
   /**
-   * `adoptAt`: in monotonic time, from when this operator takes the intent up; the first sighting decides. `since`: the sighting
-   * after which it was read for certain; a removal that was noticed before was a false 404.
+   * `adoptAt`: in monotonic time, from when this operator takes the intent up; the first sighting decides. `since`:
+   * the sighting after which it was read for certain; a removal that was noticed before was a false 404.
    */
   addIntent(intent: Intent, adoptAt: number, since = Number.NEGATIVE_INFINITY): void {
     if ((this.removedIntents.get(intent.uid) ?? Number.NEGATIVE_INFINITY) > since) return
@@ -3848,8 +4706,8 @@ function remember(set: Set<string>, item: string, most: number): string | undefi
 }
 
 /**
- * What the Role allows in each namespace. Invariant: a 403 that stays overrides the review, a new review overrides the 403; one
- * that passes is an API server that has just started and does not know its Roles yet.
+ * What the Role allows in each namespace. Invariant: a 403 that stays overrides the review, a new review overrides
+ * the 403; one that passes is an API server that has just started and does not know its Roles yet.
  */
 export class Permissions {
   private readonly reviews = new Map<string, { allowed: Set<string>; at: number }>()
@@ -3892,11 +4750,13 @@ export class Permissions {
 
 /** When a key is to be reconciled, and with which others its restart keeps its distance. */
 export type Schedule = { at: number; since: number }
+
 type QueueItem = { key: string; at: number }
 
 /**
- * Keys with due times. Invariant: of a key, the earliest time that was asked for since it was last taken counts, and it stands in `schedules`; items
- * of the heap that say otherwise are void. Restarts of one group are `spacingMs` apart.
+ * Keys with due times. Invariant: of a key, the earliest time that was asked for since it was last taken counts, and
+ * it stands in `schedules`; items of the heap that say otherwise are void. Restarts of one group are `spacingMs`
+ * apart.
  */
 export class Workqueue {
   readonly schedules = new Map<string, Schedule>()
@@ -3950,7 +4810,10 @@ export class Workqueue {
     return undefined
   }
 
-  /** When a restart of a group may start, at the earliest. If the clock was set back, the last restart counts as one of now. */
+  /**
+   * When a restart of a group may start, at the earliest. If the clock was set back, the last restart counts as one
+   * of now.
+   */
   freeAt(group: string, now: number): number {
     const last = this.lastRestarts.get(group)
     if (this.spacingMs === 0 || last === undefined) return now
@@ -3964,7 +4827,9 @@ export class Workqueue {
   }
 }
 
-/** Whether the loop runs, and how fresh the cache is. Invariant: all times are monotonic, for the wall clock may jump. */
+/**
+ * Whether the loop runs, and how fresh the cache is. Invariant: all times are monotonic, for the wall clock may jump.
+ */
 export class Liveness {
   /** Watches started, keyed by namespace and resource. */
   readonly watches = new Map<string, number>()
@@ -4016,10 +4881,10 @@ const isPodless = ({ phase, hasPods, deleting }: JobView) => phase === "running"
 const isRestarted = (view: JobView) => own(view, "restarted-from") !== undefined
 
 /** What a list keeps of a Job: the whole object only where more than its view will be needed. */
-type Kept = { view: JobView; job: Job | undefined; finalizers: string[]; intent: Job | undefined }
+type KeptJob = { view: JobView; job: Job | undefined; finalizers: string[]; intent: Job | undefined }
 
 /** Reduces a Job to what the cache keeps of it. */
-export function keepJob(job: Job): Kept {
+export function keepJob(job: Job): KeptJob {
   const view = viewJob(job)
   const intent = isIntent(job) ? job : undefined
   const isWhole = view.failedAt !== undefined || view.phase === "failing" || view.deleting
@@ -4027,8 +4892,8 @@ export function keepJob(job: Job): Kept {
 }
 
 /**
- * The operator: watches fill the cache, every change enqueues its Job, and reconcile() decides on it. It wires four objects, and
- * holds what concerns more than one of them: the restarts under way, by Job, never two of the same.
+ * The operator: watches fill the cache, every change enqueues its Job, and reconcile() decides on it. It wires four
+ * objects, and holds what concerns more than one of them: the restarts under way, by Job, never two of the same.
  */
 export class Operator {
   readonly cache = new Cache()
@@ -4170,7 +5035,10 @@ export class Operator {
     await this.watch(namespace, "pods", { resourceVersion, untilAt, works, selector, stop: signal })
   }
 
-  /** Watches the pods of a Job with a selector of its own: they have no label in common with others, so all pods are watched. */
+  /**
+   * Watches the pods of a Job with a selector of its own: they have no label in common with others, so all pods are
+   * watched.
+   */
   private watchAllPods({ namespace, ownSelector }: JobView): void {
     const watched = this.podWatches.get(namespace)
     if (ownSelector === undefined || !watched || watched.ofAll) return
@@ -4219,8 +5087,11 @@ export class Operator {
 
   // Cache.
 
-  /** A list is one moment: what it has was seen, what it lacks is gone, except where a restart has read more since it was asked for. */
-  private replaceCache(namespace: string, items: Kept[], version: string, since: number): void {
+  /**
+   * A list is one moment: what it has was seen, what it lacks is gone, except where a restart has read more since it
+   * was asked for.
+   */
+  private replaceCache(namespace: string, items: KeptJob[], version: string, since: number): void {
     if (compareVersions(version, this.listedVersion.get(namespace) ?? "") < 0) this.cache.clear(namespace)
     this.listedVersion.set(namespace, version)
     const listed = new Set(items.map(({ view }) => view.key))
@@ -4273,7 +5144,7 @@ export class Operator {
     this.enqueue(key)
   }
 
-  private onJobSeen(kept: Kept, isListed: boolean): void {
+  private onJobSeen(kept: KeptJob, isListed: boolean): void {
     const { view } = kept
     const known = this.cache.jobs.get(view.key)
     // A Job that is being restarted, whoever started that, is followed too: its last edits count for who finishes it.
@@ -4287,8 +5158,10 @@ export class Operator {
     } else {
       if (known) this.forget(known)
       this.cache.addJob(newEntry(kept, sighting))
-      if (isRestarted(view))
-        this.workqueue.noteRestart(groupOf(view), Math.min(view.createdAt + 999, nowOf(this.world)))
+      // One of the future is from before the clock was set back: it says nothing.
+      const now = nowOf(this.world)
+      if (isRestarted(view) && view.createdAt <= now)
+        this.workqueue.noteRestart(groupOf(view), Math.min(view.createdAt + 999, now))
       for (const pod of this.cache.podsOf(view.uid)) this.reportCannotStart(view, pod)
     }
     this.reportWarnings(view)
@@ -4423,6 +5296,9 @@ export class Operator {
       return this.collectEvidence(entry, "failed")
     }
     if (view.phase === "failing" && !view.deleting && !view.manager) this.collectEvidence(entry, "failing")
+    // With a TTL of 0 its pods go with it: their logs cannot wait until it is gone.
+    if (view.phase === "failed" && view.deleting && !view.manager && isSelected(view, config) && !failure)
+      this.collectEvidence(entry, "failed")
     entry.decision = decision
     this.reportDecision(entry, decision, known.cause, now)
     if ("dueAt" in decision) return this.schedule(entry, intent, decision)
@@ -4436,7 +5312,10 @@ export class Operator {
       this.startRestart(this.restartOf(entry), intent.dueAt ?? now)
   }
 
-  /** A TTL shorter than collecting evidence may take: without evidence after a moment, an intent with the longest wait goes first. */
+  /**
+   * A TTL shorter than collecting evidence may take: without evidence after a moment, an intent with the longest wait
+   * goes first.
+   */
   private protectFromTtl(entry: JobEntry, intent: Intent | undefined): void {
     const { view } = entry
     const { config } = this.world
@@ -4596,7 +5475,8 @@ export class Operator {
   }
 
   private finishRejected(job: JobName, entry: JobEntry | undefined, error: Error): void {
-    // The half that is left to chance lets two restarts that need the same free place of a quota pass one after the other.
+    // The half that is left to chance lets two restarts that need the same free place of a quota pass one after the
+    // other.
     const longestMs = Math.min(300_000, 30_000 * 2 ** Math.min(entry?.rejections ?? 0, 4))
     const retryMs = longestMs / 2 + (this.world.clock.random() * longestMs) / 2
     const retryAt = nowOf(this.world) + retryMs
@@ -4619,7 +5499,10 @@ export class Operator {
 
   // Evidence and records.
 
-  /** Looks at a Job's pods once for each moment, one look after the other; after the one at its failure the cause is known. */
+  /**
+   * Looks at a Job's pods once for each moment, one look after the other; after the one at its failure the cause is
+   * known.
+   */
   private collectEvidence(entry: JobEntry, moment: string): void {
     if (moment === "failed" && entry.state.is !== "restarting" && entry.state.is !== "settled")
       moveTo(entry, { is: "collecting evidence" })
@@ -4645,8 +5528,8 @@ export class Operator {
   }
 
   /**
-   * The present, for a failure that lies in the future. It may be our own clock that is wrong, so the server's is read first;
-   * undefined if the failure lies in the past, or there is no answer.
+   * The present, for a failure that lies in the future. It may be our own clock that is wrong, so the server's is
+   * read first; undefined if the failure lies in the past, or there is no answer.
    */
   private async presentFor({ failedAt = 0 }: JobView): Promise<number | undefined> {
     if (failedAt <= nowOf(this.world)) return undefined
@@ -4692,8 +5575,11 @@ export class Operator {
     this.writing.add(done)
   }
 
-  /** Once: the settings. Once a day: records of Jobs that are gone for long, and those that an earlier life has left over. */
-  private tidyUp(namespace: string, items: Kept[]): void {
+  /**
+   * Once: the settings. Once a day: records of Jobs that are gone for long, and those that an earlier life has left
+   * over.
+   */
+  private tidyUp(namespace: string, items: KeptJob[]): void {
     const { clock, config } = this.world
     if (this.firstTime(`settings ${namespace}`))
       this.writeInBackground(namespace, "get /configmaps", "settings are not written for the commands", () =>
@@ -4767,7 +5653,7 @@ export class Operator {
   }
 
   /** A configured name that does not exist is reported once: a typo would otherwise go unnoticed. */
-  private async reportMissing(namespace: string, items: Kept[]): Promise<void> {
+  private async reportMissing(namespace: string, items: KeptJob[]): Promise<void> {
     const { cluster, config, stop } = this.world
     const existing = new Set(items.map(({ view }) => view.key))
     for (const key of config.jobNames ?? []) {
@@ -4780,7 +5666,10 @@ export class Operator {
     this.emit({ kind: "NamespaceEmpty", namespace, isMissing: exists === false })
   }
 
-  /** A restarted Job without a pod: by quota or policy, or overlooked by the controller (kubernetes/kubernetes#142142). */
+  /**
+   * A restarted Job without a pod: by quota or policy, or overlooked by the controller
+   * (kubernetes/kubernetes#142142).
+   */
   private checkPodless({ view }: JobEntry, now: number): void {
     if (!isPodless(view) || !isRestarted(view) || this.reportedOnce.has(`podless ${view.uid}`)) return
     const checkAt = view.createdAt + PODLESS_MS
@@ -4798,8 +5687,8 @@ export class Operator {
   }
 
   /**
-   * Whether the clock skew is known. It is measured again when the wall clock was set, that is when it parts from the monotonic
-   * clock; until an answer of the API server has told its time, nothing is taken to be due.
+   * Whether the clock skew is known. It is measured again when the wall clock was set, that is when it parts from the
+   * monotonic clock; until an answer of the API server has told its time, nothing is taken to be due.
    */
   private async isClockKnown(): Promise<boolean> {
     const { clock, stop } = this.world
@@ -4829,7 +5718,7 @@ export class Operator {
 
 const MOST_REPORTED = 50_000
 
-const newEntry = ({ view, job, finalizers }: Kept, sighting: number): JobEntry => ({
+const newEntry = ({ view, job, finalizers }: KeptJob, sighting: number): JobEntry => ({
   view,
   job,
   finalizers,
@@ -4846,14 +5735,17 @@ const newEntry = ({ view, job, finalizers }: Kept, sighting: number): JobEntry =
   goneAt: undefined,
 })
 
-// ────────────────────────────────────────────── 8 Health ──────────────────────────────────────────────
+// ─────────────────────────────────── 12 Log, health and notifications ───────────────────────────────────
 
 const JOB_LABELS = ["namespace", "job_name"]
 const LATE_SECONDS = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1_800, 7_200]
+
 /** A Job's counts outlive its restart; one that is gone for longer has none. */
 const COUNTS_KEPT_MS = 3_600_000
+
 /** Each selected Job has a series for each of these from the start: increase() needs a 0 before the first 1. */
 const CAUSES = ["oom", "evicted", "deadline", "exit", "unknown"]
+
 /** How a restart can end, in metrics. */
 export const RESULTS = ["restarted", "replaced", "rejected", "changed", "cancelled", "namespace_gone", "interrupted"]
 const MOST_COUNTED_JOBS = 10_000
@@ -4866,48 +5758,59 @@ interface Counts {
   restarts: Record<string, number>
 }
 
-/** What Prometheus gets: counts of what was said and of calls; all else is read from the operator when it is asked for. */
+/**
+ * What Prometheus gets: counts of what was said and of calls; all else is read from the operator when it is asked
+ * for.
+ */
 export class Metrics {
   private readonly registry = new Registry()
-  private readonly failures = this.add(Counter, "failures_total", "Failures of Jobs that were seen.", [
+  private readonly failures = this.newMetric(Counter, "failures_total", "Failures of Jobs that were seen.", [
     ...JOB_LABELS,
     "cause",
   ])
-  private readonly restarts = this.add(Counter, "restarts_total", "Restarts that have ended, by how.", [
+  private readonly restarts = this.newMetric(Counter, "restarts_total", "Restarts that have ended, by how.", [
     ...JOB_LABELS,
     "result",
   ])
-  private readonly lateness = this.add(Histogram, "restart_lateness_seconds", "From the due time to the new Job.")
-  private readonly state = this.add(Gauge, "job_state", "1 for the state that a selected Job is in.", [
+  private readonly lateness = this.newMetric(Histogram, "restart_lateness_seconds", "From the due time to the new Job.")
+  private readonly state = this.newMetric(Gauge, "job_state", "1 for the state that a selected Job is in.", [
     ...JOB_LABELS,
     "state",
   ])
-  private readonly due = this.add(
+  private readonly due = this.newMetric(
     Gauge,
     "job_due_timestamp_seconds",
     "When a failed Job is or was to be restarted.",
     JOB_LABELS,
   )
-  private readonly calls = this.add(Counter, "api_calls_total", "Calls of the API server, by verb and status.", [
+  private readonly calls = this.newMetric(Counter, "api_calls_total", "Calls of the API server, by verb and status.", [
     "verb",
     "code",
   ])
-  private readonly watches = this.add(Counter, "watch_restarts_total", "Watches begun anew.", ["namespace", "resource"])
-  private readonly ready = this.add(Gauge, "ready", "Whether what is known of a namespace is fresh.", ["namespace"])
-  private readonly build = this.add(Gauge, "build_info", "Always 1; the labels tell the version.", ["version", "bun"])
-  private readonly cpu = this.add(Counter, "process_cpu_seconds_total", "User and system CPU time spent.")
-  private readonly memory = this.add(
+  private readonly watches = this.newMetric(Counter, "watch_restarts_total", "Watches begun anew.", [
+    "namespace",
+    "resource",
+  ])
+  private readonly ready = this.newMetric(Gauge, "ready", "Whether what is known of a namespace is fresh.", [
+    "namespace",
+  ])
+  private readonly build = this.newMetric(Gauge, "build_info", "Always 1; the labels tell the version.", [
+    "version",
+    "bun",
+  ])
+  private readonly cpu = this.newMetric(Counter, "process_cpu_seconds_total", "User and system CPU time spent.")
+  private readonly memory = this.newMetric(
     Gauge,
     "process_resident_memory_bytes",
     "Resident memory, with the pages of the binary.",
   )
-  private readonly start = this.add(Gauge, "process_start_time_seconds", "When the process began.")
-  private readonly files = this.add(Gauge, "process_open_fds", "Open file descriptors.")
+  private readonly start = this.newMetric(Gauge, "process_start_time_seconds", "When the process began.")
+  private readonly files = this.newMetric(Gauge, "process_open_fds", "Open file descriptors.")
   private readonly counts = new Map<string, Counts>()
 
   constructor(private readonly clock: Pick<Clock, "monotonic"> = systemClock) {}
 
-  private add<M>(
+  private newMetric<M>(
     Kind: new (metric: {
       name: string
       help: string
@@ -4928,11 +5831,11 @@ export class Metrics {
 
   /** Counts failures and restarts. */
   readonly observe: Emit = (fact) => {
-    if (fact.kind === "FailureSeen") add(this.countsOf(fact.job.key).failures, fact.cause.replace(/:.*/, ""))
-    if (fact.kind === "RestartRejected") add(this.countsOf(fact.job.key).restarts, "rejected")
+    if (fact.kind === "FailureSeen") newMetric(this.countsOf(fact.job.key).failures, fact.cause.replace(/:.*/, ""))
+    if (fact.kind === "RestartRejected") newMetric(this.countsOf(fact.job.key).restarts, "rejected")
     if (fact.kind !== "RestartFinished") return
     const { result } = fact.outcome
-    add(this.countsOf(fact.job.key).restarts, result.replaceAll(" ", "_"))
+    newMetric(this.countsOf(fact.job.key).restarts, result.replaceAll(" ", "_"))
     if (result === "restarted") this.lateness.observe(Math.max(0, fact.lateMs) / 1_000)
   }
 
@@ -4986,7 +5889,7 @@ export class Metrics {
   }
 }
 
-function add(counts: Record<string, number>, name: string): void {
+function newMetric(counts: Record<string, number>, name: string): void {
   counts[name] = (counts[name] ?? 0) + 1
 }
 
@@ -5051,16 +5954,19 @@ export function serveHealth(
 
 const NOTIFY_LIMIT_MS = 10_000
 const NOTIFY_BACKOFF = { fromMs: 5_000, toMs: 15 * 60_000 }
+
 /** A rejected message is tried for so long. */
 const NOTIFY_FOR_MS = 86_400_000
+
 /** Messages that wait, of at most 1,000 characters each. */
 const MOST_MESSAGES = 500
+
 /** A Job that was deleted and is there again within this time is reported to be back. */
 const ALARM_OF_GONE_MS = 600_000
 
 /**
- * Tells a person of each alarm of a Job, once, and when the Job is back. Nothing waits for it. A Job's messages are sent in
- * order, one at a time of all; each is tried until the receiver takes it, for up to a day.
+ * Tells a person of each alarm of a Job, once, and when the Job is back. Nothing waits for it. A Job's messages are
+ * sent in order, one at a time of all; each is tried until the receiver takes it, for up to a day.
  */
 export function notifier(url: string, world: Pick<World, "clock" | "kill">, say: Say): Emit {
   const alarms = new Map<string, { kind: Fact["kind"]; goneAt: number | undefined }>()
@@ -5072,7 +5978,7 @@ export function notifier(url: string, world: Pick<World, "clock" | "kill">, say:
     for (const [job, { goneAt = now }] of alarms) if (now - goneAt > ALARM_OF_GONE_MS) alarms.delete(job)
     const alarm = alarms.get(key)
     const { text } = logLineOf(fact)
-    if (isAlarm(fact) && (alarm?.kind !== fact.kind || alarm.goneAt !== undefined)) {
+    if (isAlarmFact(fact) && (alarm?.kind !== fact.kind || alarm.goneAt !== undefined)) {
       alarms.set(key, { kind: fact.kind, goneAt: undefined })
       send(key, text)
     } else if (isRecovery(fact) && alarms.delete(key)) send(key, `back after an alarm: ${text}`)
@@ -5081,7 +5987,7 @@ export function notifier(url: string, world: Pick<World, "clock" | "kill">, say:
 }
 
 /** Whether a Job needs a person. */
-function isAlarm(fact: Fact): boolean {
+function isAlarmFact(fact: Fact): boolean {
   if (fact.kind === "HeldUp" || fact.kind === "Retrying") return fact.isAlarm
   return fact.kind === "GaveUp" || fact.kind === "RestartRejected"
 }
@@ -5142,10 +6048,16 @@ function outbox(url: string, { clock, kill }: Pick<World, "clock" | "kill">, say
   }
 }
 
-/** Why a message was not taken, in a word, for an error's message may hold the URL; and when the receiver wants the next try. */
+/**
+ * Why a message was not taken, in a word, for an error's message may hold the URL; and when the receiver wants the
+ * next try.
+ */
 type Rejection = { why: string; retryAfterMs: number }
 
-/** Slack and Mattermost read `text`, in which these three characters begin links and mentions; Gotify and ntfy read the rest. */
+/**
+ * Slack and Mattermost read `text`, in which these three characters begin links and mentions; Gotify and ntfy read
+ * the rest.
+ */
 const slackText = (text: string) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;")
 
 /** Sends one message; returns why it was rejected. */
@@ -5175,31 +6087,10 @@ async function post(url: string, text: string, now: number, signal: AbortSignal)
   }
 }
 
-// ─────────────────────────────────────────────── 9 Main─ ──────────────────────────────────────────────
-
-const GRACE_MS = 20_000
-
-/** The system's clock. Bun fires a timer of more than 2^31-1 ms at once: long sleeps are cut in pieces. */
-export const systemClock: Clock = {
-  now: Date.now,
-  monotonic: () => performance.now(),
-  random: Math.random,
-  async sleep(ms, ...signals) {
-    const until = performance.now() + ms
-    for (let left = ms; left > 0 && !signals.some(({ aborted }) => aborted); left = until - performance.now()) {
-      const { promise, resolve: done } = Promise.withResolvers<void>()
-      const timer = setTimeout(done, Math.min(left, 2 ** 31 - 1))
-      const wake = () => done()
-      for (const signal of signals) signal.addEventListener("abort", wake)
-      await promise
-      clearTimeout(timer)
-      // A signal like `stop` lives as long as the program: it would keep every listener.
-      for (const signal of signals) signal.removeEventListener("abort", wake)
-    }
-  },
-}
-
-/** Sends the log to stderr from a level on. The text goes in as a property: as a message its braces would be placeholders. */
+/**
+ * Sends the log to stderr from a level on. The text goes in as a property: as a message its braces would be
+ * placeholders.
+ */
 function configureLog({ logLevel, logFormat }: Pick<Config, "logLevel" | "logFormat">): Say {
   const sink = ({ level, timestamp, properties }: LogRecord) => {
     const { text, ...details } = properties as { text: string; lines?: string[] }
@@ -5234,14 +6125,21 @@ export const toAll =
     for (const emit of sinks) emit(fact)
   }
 
-/** `stop` fires at the first signal, `kill` after the grace period or at the second. Process 1 has no handlers of its own. */
+// ─────────────────────────────────────────────── 13 Main ────────────────────────────────────────────────
+
+const GRACE_MS = 20_000
+
+/**
+ * `stop` fires at the first signal, `kill` after the grace period or at the second. Process 1 has no handlers of its
+ * own.
+ */
 function stopSignals(say: Say): { stop: AbortSignal; kill: AbortSignal } {
   const [stop, kill] = [new AbortController(), new AbortController()]
   const onSignal = (name: string) => {
     if (stop.signal.aborted) return kill.abort(new Error("stopped"))
     say("info", `${name}: stopping`)
     stop.abort(new Error("stopped"))
-    setTimeout(() => kill.abort(new Error("stopped")), GRACE_MS).unref()
+    systemClock.after(GRACE_MS, () => kill.abort(new Error("stopped")))
   }
   for (const name of ["SIGTERM", "SIGINT"]) process.on(name, () => onSignal(name))
   return { stop: stop.signal, kill: kill.signal }

@@ -1,6 +1,6 @@
 /**
- * The pure chapters of operator.ts, in their order, where no test needs a server. The others are tested in .dev/test against an
- * embedded API server, and the whole in .dev/e2e on a real cluster.
+ * The pure chapters of operator.ts, in their order, where no test needs a server. The others are tested in .dev/test
+ * against an embedded API server, and the whole in .dev/e2e on a real cluster.
  *
  * Faults that people reported in public about such tools each have an id, which is part of the names of their tests:
  * .github/docs/reports.md lists them with the reports.
@@ -3805,7 +3805,10 @@ function rowsOf(table: Record<string, string>): [expected: string, text: string]
   )
 }
 
-/** By CPU time, which a busy machine does not stretch: four times the length takes four times as long, not sixteen times. */
+/**
+ * By CPU time, which a busy machine does not stretch: four times the length takes four times as long, not sixteen
+ * times.
+ */
 function expectLinear(length: number, work: (length: number) => unknown): void {
   const cost = (part: number) => {
     const before = process.cpuUsage()
@@ -4182,8 +4185,9 @@ function anyArrivals(): fc.Arbitrary<Arrival[]> {
 type Begun = Arrival & { key: string; at: number; dueAt: number; heldMs: number }
 
 /**
- * The restarts that a Workqueue begins, as the operator asks it: at each arrival, when the next is due, and every 30 s. `at` is time as it
- * passes, on no clock; `heldMs`, how long one was held back once it was due by the clock, counted from the last move of it.
+ * The restarts that a Workqueue begins, as the operator asks it: at each arrival, when the next is due, and every 30
+ * s. `at` is time as it passes, on no clock; `heldMs`, how long one was held back once it was due by the clock,
+ * counted from the last move of it.
  */
 function spaced(arrivals: Arrival[], spacingMs: number, moves: [atMs: number, byMs: number][] = []): Begun[] {
   const queue = new Workqueue(spacingMs)
@@ -4276,7 +4280,10 @@ function serverMetadata() {
   }
 }
 
-/** A Job as the API server stores what was posted: pkg/apis/batch/v1/defaults.go, then pkg/registry/batch/job/strategy.go. */
+/**
+ * A Job as the API server stores what was posted: pkg/apis/batch/v1/defaults.go, then
+ * pkg/registry/batch/job/strategy.go.
+ */
 function stored(posted: Job, uid: string, defaulted = true): Job {
   const { metadata: m = {}, spec: s, ...rest } = structuredClone(posted) as Job & { spec: NonNullable<Job["spec"]> }
   const own = s.template.metadata?.labels

@@ -598,11 +598,19 @@ describe("What it answers", () => {
       ],
       [
         502,
-        { "retry-after": new Date(Date.now() + 9_000).toUTCString() },
+        { "retry-after": "Sun, 01 Mar 2026 12:00:09 GMT", date: "Sun, 01 Mar 2026 12:00:00 GMT" },
         "<html>Bad Gateway</html>",
-        { reason: "", message: expect.stringContaining("Bad Gateway") },
+        { reason: "", message: expect.stringContaining("Bad Gateway"), retryAfterMs: 9_000 },
       ],
-      [404, {}, "404 page not found", { reason: "NotFound" }],
+      [
+        503,
+        { "retry-after": "Sun, 01 Mar 2026 11:00:00 GMT", date: "Sun, 01 Mar 2026 12:00:00 GMT" },
+        "over",
+        { retryAfterMs: 0 },
+      ],
+      [503, { "retry-after": "soon" }, "no wait", { retryAfterMs: 0 }],
+      [404, {}, "404 page not found", { reason: "" }],
+      [404, {}, status(404, "NotFound"), { reason: "NotFound" }],
       [409, {}, status(409, "AlreadyExists"), { reason: "AlreadyExists" }],
       [
         403,
