@@ -1201,7 +1201,7 @@ export type JobName = Pick<JobView, "key" | "namespace" | "name" | "uid">
 
 // ─────────────────────────────────────────────── 4 Policy ───────────────────────────────────────────────
 
-/** What to do with a Job now, and why. `healthy`: nobody needs to care. `give up`: a person has to come. */
+/** What to do with a Job now, and why. `healthy`: no action needed. `give up`: no more restarts until someone intervenes. */
 export type Decision =
   | { do: "leave"; because: string; healthy: boolean }
   | { do: "give up"; because: string }
@@ -3199,15 +3199,15 @@ export const trustedRoots = () => [...new Set([...getCACertificates("system"), .
  * restarted.
  */
 export const RIGHTS: Record<string, string> = {
-  "list batch/jobs": "! no Job can be seen",
-  "get batch/jobs": "! no Job can be looked at again before its delete",
-  "create batch/jobs": "! no Job could be created again, so none is deleted",
-  "delete batch/jobs": "! no failed Job can make room for its restart",
-  "watch batch/jobs": "failures are seen by polling, up to CHECK_INTERVAL late",
-  "list /pods": "causes of failures cannot be seen, nor whether old pods are gone",
-  "watch /pods": "cause and log of a Job with restartPolicy OnFailure are lost when its pods go before the next look",
+  "list batch/jobs": "! Jobs cannot be listed, so no failure is found",
+  "get batch/jobs": "! Jobs cannot be read again before they are deleted, so none is restarted",
+  "create batch/jobs": "! the new Job cannot be created, so none is deleted",
+  "delete batch/jobs": "! failed Jobs cannot be deleted, so none is restarted",
+  "watch batch/jobs": "failures are found by polling, up to CHECK_INTERVAL late",
+  "list /pods": "causes cannot be determined, nor whether old pods are gone",
+  "watch /pods": "cause and log of a Job with restartPolicy OnFailure are lost when its pods are removed too soon",
   "get /pods/log": "log lines of failed containers cannot be kept",
-  "create /events": "kubectl describe does not tell what was done; the log does",
+  "create /events": "kubectl describe job does not show what was done; the log does",
   "create /configmaps": "failures are not recorded, and the commands do not know the settings",
   "list /configmaps": "records of failures are not kept to HISTORY_LIMIT",
   "delete /configmaps": "records of failures are not kept to HISTORY_LIMIT",
@@ -3757,7 +3757,7 @@ async function* textOf(
     for (let read = 0; reader && read < bytes && !signal?.aborted; ) {
       const stopTimer = systemClock.after(silenceMs, giveUp)
       const { done, value } = await reader.read().finally(stopTimer)
-      if (silent) throw new Error(`no word for ${durationText(silenceMs)}`)
+      if (silent) throw new Error(`no data received for ${durationText(silenceMs)}`)
       const rest = done ? decoder.decode() : ""
       // Bytes of a character that the end has cut become a replacement character.
       if (rest !== "") yield rest
@@ -5929,7 +5929,7 @@ export async function answerHealth(
   return blind.length === 0 ? answer(200, "ok") : answer(503, blind.join("\n"))
 }
 
-/** Serves health on all addresses, IPv6 and IPv4. A port that cannot be had is said, and stops nothing. */
+/** Serves health on all addresses, IPv6 and IPv4. A port that is taken is reported, and stops nothing. */
 export function serveHealth(
   port: number,
   operator: Operator,
@@ -5949,7 +5949,7 @@ export function serveHealth(
       problem = error
     }
   }
-  say("warning", `no health, HEALTH_PORT ${port} cannot be had: ${messageOf(problem)}`)
+  say("warning", `health endpoints are disabled: cannot listen on HEALTH_PORT ${port}: ${messageOf(problem)}`)
 }
 
 const NOTIFY_LIMIT_MS = 10_000

@@ -282,7 +282,9 @@ describe("/livez and /readyz", () => {
     const say: Say = (level, text) => void said.push(`${level}: ${text}`)
     serveHealth(taken.port!, life.operator, metrics, { config: life.config }, say)
     expect(said).toEqual([
-      expect.stringMatching(new RegExp(`^warning: no health, HEALTH_PORT ${taken.port} cannot be had: .*in use`)),
+      expect.stringMatching(
+        new RegExp(`^warning: health endpoints are disabled: cannot listen on HEALTH_PORT ${taken.port}: .*in use`),
+      ),
     ])
   })
 })

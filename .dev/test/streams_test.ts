@@ -205,7 +205,7 @@ describe("A watch", () => {
       for (const ms of [300, 600, 900]) setTimeout(() => response.write(event("ADDED", job())), ms)
     })
     const begunAt = performance.now()
-    expect((await errorOf(watched(await connected(server), never, 800))).message).toBe("no word for 800ms")
+    expect((await errorOf(watched(await connected(server), never, 800))).message).toBe("no data received for 800ms")
     expect(performance.now() - begunAt).toBeGreaterThan(1_500)
     await until(() => server.sockets.size === 0)
   })
