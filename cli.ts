@@ -369,7 +369,8 @@ async function historyOfJob(context: CommandContext): Promise<number> {
     logs: Object.fromEntries(evidence.logs),
   }))
   const lines = whole.flatMap(({ past: { cause, failedAt, restarts, decided }, reason, evidence }) => [
-    `${instantText(failedAt)} ${[cause, reason].filter(Boolean).join(", ")}; failure ${restarts + 1} in a row; ${decided}`,
+    `${instantText(failedAt)} ${[cause, reason].filter(Boolean).join(", ")}; ` +
+      `failure ${restarts + 1} in a row; ${decided}`,
     ...evidenceLines(evidence).map((line) => `    ${line}`),
   ])
   await context.print(json, lines.length > 0 ? lines.map((line) => [line]) : [[`no failure of ${key} is recorded`]])

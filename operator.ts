@@ -1,14 +1,15 @@
 /**
  * flickr-immich-k8s-sync-operator: restarts failed Kubernetes Jobs, and never loses one.
  *
- * It watches the selected Jobs. When one fails, it captures the evidence, waits as long as the cause deserves, deletes the Job
- * and creates it again. Before the delete it writes an *intent*: a Job that nobody runs and that holds the complete new Job. From
- * it the restart is completed by this process, a later one, or a person.
+ * It watches the selected Jobs. When one fails, it captures the evidence, waits as long as the cause deserves, deletes
+ * the Job and creates it again. Before the delete it writes an *intent*: a Job that nobody runs and that holds the
+ * complete new Job. From it the restart is completed by this process, a later one, or a person.
  *
  * Read it from top to bottom; a chapter uses only earlier ones (a test checks that):
  *   1 Text · 2 Settings · 3 Observed state · 4 Policy · 5 Replacement and intent · 6 Records · 7 Facts ·
  *   8 Kubeconfig · 9 API client · 10 Restart · 11 Controller · 12 Log, health and notifications · 13 Main
- * Chapters 1 to 7 are pure: `now` is handed down, and only `systemClock` reads the time. `…At` are epoch ms, `…Ms` durations.
+ * Chapters 1 to 7 are pure: `now` is handed down, and only `systemClock` reads the time. `…At` are epoch ms, `…Ms`
+ * are durations.
  */
 import { createHash, createPrivateKey, X509Certificate } from "node:crypto"
 import { existsSync, readdirSync } from "node:fs"
@@ -222,8 +223,9 @@ const LINE_CHARACTERS = 1_000
 const TERMINAL_COLUMNS = 1_000
 
 /** CSI sequences (ECMA-48), OSC and other strings with their end, and single escapes. */
+const CONTROL_STRING = `[\\]PX^_][^${ESCAPE}\\u0007]*(?:${ESCAPE}\\\\|\\u0007)`
 const SEQUENCE = new RegExp(
-  `${ESCAPE}(?:\\[([0-?]*)[ -/]*([@-~])|[\\]PX^_][^${ESCAPE}\\u0007]*(?:${ESCAPE}\\\\|\\u0007)|[ -/]+[0-~]|[0-OQ-WYZ\\\\\`-~])`,
+  `${ESCAPE}(?:\\[([0-?]*)[ -/]*([@-~])|${CONTROL_STRING}|[ -/]+[0-~]|[0-OQ-WYZ\\\\\`-~])`,
   "y",
 )
 
@@ -687,8 +689,13 @@ type RuleCause =
  */
 export type Wait = "never" | { fromMs: number; toMs: number } | { askedUpToMs: number }
 
-const RULE_CAUSE =
-  /(?<kind>oom|evicted|deadline|unknown|any)|exit:(?<least>\d{1,9})(?:-(?<most>\d{1,9}))?|log:\/(?<pattern>(?:[^/\\[\n]|\\.|\[(?:[^\]\\\n]|\\.)*\])+)\/(?<flags>i?)/y
+const EXIT_CODES = /exit:(?<least>\d{1,9})(?:-(?<most>\d{1,9}))?/
+/** As JavaScript reads a regular expression: a slash may stand in brackets, or behind a backslash. */
+const LOG_PATTERN = /log:\/(?<pattern>(?:[^/\\[\n]|\\.|\[(?:[^\]\\\n]|\\.)*\])+)\/(?<flags>i?)/
+const RULE_CAUSE = new RegExp(
+  `(?<kind>oom|evicted|deadline|unknown|any)|${EXIT_CODES.source}|${LOG_PATTERN.source}`,
+  "y",
+)
 
 const RULE_WAIT = /(?<never>never)|(?<from>\w+)(?:\.\.(?<to>\w+))?/y
 
@@ -750,7 +757,8 @@ function askedWait(most: string, cause: RuleCause): Wait {
   if (most === "asked") throw new Error("write the longest wait too, such as asked..6h")
   if (cause.kind !== "log" || !cause.pattern.source.includes(WAIT_GROUP))
     throw new Error(
-      "write asked.. only after a log: pattern with a group named wait, such as log:/retry after (?<wait>.+)/=asked..6h",
+      "write asked.. only after a log: pattern with a group named wait, " +
+        "such as log:/retry after (?<wait>.+)/=asked..6h",
     )
   return { askedUpToMs: duration(0)(most) }
 }
@@ -906,8 +914,13 @@ export function viewPod({ metadata = {}, spec, status = {} }: Pod) {
  * are not there yet (pkg/kubelet: eviction, nodeshutdown, preemption, lifecycle/predicate.go;
  * pkg/controller/nodelifecycle).
  */
-const EVICTIONS =
-  /^(Evicted|NodeLost|NodeShutdown|Shutdown|Terminated|Preempting|NodeAffinity|NodeName|NodePorts|OutOf[a-z].*|Unexpected\w+|UnknownReason|TopologyAffinityError|SMTAlignmentError|InvalidNodeInfo|TaintToleration)$/
+const EVICTIONS = new RegExp(
+  `^(${[
+    "Evicted|NodeLost|NodeShutdown|Shutdown|Terminated|Preempting",
+    "NodeAffinity|NodeName|NodePorts|OutOf[a-z].*|Unexpected\\w+|UnknownReason",
+    "TopologyAffinityError|SMTAlignmentError|InvalidNodeInfo|TaintToleration",
+  ].join("|")})$`,
+)
 
 /**
  * When a pod was told to stop: its deletionTimestamp is the end of its grace period. Undefined if that is no longer
@@ -1147,7 +1160,7 @@ export function tailOf(text: string, lines: number, cut = false): Tail {
 /** A failure's evidence, as lines to stand under its headline. */
 export function evidenceLines({ pods, logs, morePods }: Evidence): string[] {
   const lines = pods.flatMap((pod) => [
-    `pod ${pod.name}${pod.index === undefined ? "" : ` (index ${pod.index})`} (${[pod.phase, pod.reason, pod.message].filter(Boolean).join(", ")})`,
+    podLine(pod),
     ...(pod.containers.length === 0 ? ["  no container known; exit code unknown"] : []),
     ...pod.containers.flatMap((container) => [
       `  ${containerLine(container)}`,
@@ -1159,6 +1172,11 @@ export function evidenceLines({ pods, logs, morePods }: Evidence): string[] {
     ...(pods.length === 0 ? ["no pods left"] : []),
     ...(morePods > 0 ? [`and ${morePods} more pods`] : []),
   ]
+}
+
+function podLine({ name, index, phase, reason, message }: PodView): string {
+  const facts = [phase, reason, message].filter(Boolean).join(", ")
+  return `pod ${name}${index === undefined ? "" : ` (index ${index})`} (${facts})`
 }
 
 const tailLines = (tail: Tail | undefined) => [
@@ -1302,7 +1320,8 @@ export function overridesOf(job: JobView, config: Config) {
       return text === undefined ? undefined : parse(written(text))
     } catch (error) {
       problems.push(
-        `annotation ${PREFIX}${name} cannot be ${quote(text ?? "")}, so the operator's setting holds: ${messageOf(error)}`,
+        `annotation ${PREFIX}${name} cannot be ${quote(text ?? "")}, ` +
+          `so the operator's setting holds: ${messageOf(error)}`,
       )
     }
   }
@@ -1391,13 +1410,17 @@ const CLOCK_TIME = String.raw`\d{2}:\d{2}:\d{2}`
  * 08:49:37 1994`.
  */
 const HTTP_DATE = new RegExp(
-  String.raw`^\s*(?:[A-Z][a-z]{2}, \d{2} [A-Z][a-z]{2} \d{4} ${CLOCK_TIME} GMT|[A-Z][a-z]{5,8}, \d{2}-[A-Z][a-z]{2}-\d{2} ${CLOCK_TIME} GMT|[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d ${CLOCK_TIME} \d{4})`,
+  `^\\s*(?:${[
+    String.raw`[A-Z][a-z]{2}, \d{2} [A-Z][a-z]{2} \d{4} ${CLOCK_TIME} GMT`,
+    String.raw`[A-Z][a-z]{5,8}, \d{2}-[A-Z][a-z]{2}-\d{2} ${CLOCK_TIME} GMT`,
+    String.raw`[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d ${CLOCK_TIME} \d{4}`,
+  ].join("|")})`,
 )
 
 const ISO_DATE = /^(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?) ?(Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?$/i
 
-const SPAN =
-  /(\d+(?:\.\d+)?)\s*(ms|milliseconds?|s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?)(?![a-z])[\s,]*(?:and\s+)?/giy
+const SPAN_UNIT = "ms|milliseconds?|s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?"
+const SPAN = new RegExp(String.raw`(\d+(?:\.\d+)?)\s*(${SPAN_UNIT})(?![a-z])[\s,]*(?:and\s+)?`, "giy")
 
 const SPAN_MS: Record<string, number> = { ms: 1, milli: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 }
 
@@ -1500,11 +1523,15 @@ export function bookkeepingFor(job: JobView, failure: Failure, config: Config): 
   return Object.fromEntries(known.map(([name, value]) => [PREFIX + name, String(value)]))
 }
 
+/** How a person makes the operator go on. */
+const gaveUpText = (because: string) =>
+  `given up: ${because}; to go on, set a new ${PREFIX}restart-now on it, or delete it and apply it again`
+
 /** A decision in words: the fact, which stays the same, and the text with the time that is left. */
 export function sayDecision(decision: Decision, now: number): { fact: string; text: string } {
   if (decision.do === "leave") return { fact: decision.because, text: `left alone, ${decision.because}` }
   if (decision.do === "give up") {
-    const text = `given up: ${decision.because}; to go on, set a new ${PREFIX}restart-now on it, or delete it and apply it again`
+    const text = gaveUpText(decision.because)
     return { fact: text, text }
   }
   const fact = `to be restarted at ${instantText(decision.dueAt)}`
@@ -1792,8 +1819,18 @@ export function intentFor({ replacement, replaces }: Draft, wide = false): Job {
 type Template = NonNullable<Job["spec"]>["template"]
 
 /** Keys by which known tools find, prune or adopt what they applied. */
-const PRUNING_KEY =
-  /^kubectl\.kubernetes\.io\/|^applyset\.kubernetes\.io\/|^(kapp|kbld)\.k14s\.io\/|\.cattle\.io\/|\.fluxcd\.io\/|^argocd\.argoproj\.io\/|^app\.kubernetes\.io\/(instance|managed-by)$|^meta\.helm\.sh\/|^kueue\.x-k8s\.io\/(?!queue-name$)|^downscaler\//
+const PRUNING_KEY = new RegExp(
+  [
+    String.raw`^(kubectl|applyset)\.kubernetes\.io/`,
+    String.raw`^(kapp|kbld)\.k14s\.io/`,
+    String.raw`\.(cattle|fluxcd)\.io/`,
+    String.raw`^argocd\.argoproj\.io/`,
+    String.raw`^app\.kubernetes\.io/(instance|managed-by)$`,
+    String.raw`^meta\.helm\.sh/`,
+    String.raw`^kueue\.x-k8s\.io/(?!queue-name$)`,
+    "^downscaler/",
+  ].join("|"),
+)
 
 /** The user's metadata and spec as far as an intent may carry them: nothing that others prune by, and no selector. */
 function wideShape({ metadata, spec }: Job): { metadata: Metadata; spec: object } {
@@ -2515,7 +2552,7 @@ const LOG_LINE_OF: Renderer = {
       ? logLine("debug", `${namespace}: the Role allows everything that is needed`)
       : {
           level: isEssential ? "error" : "warning",
-          text: `${namespace}: the Role lacks ${missing.length} rules, or the namespace does not exist yet; see deploy/rbac.yaml:`,
+          text: `${namespace}: no such namespace yet, or its Role lacks ${missing.length} rules; see deploy/rbac.yaml:`,
           lines: missing,
         },
   WriteFailed: ({ namespace, what, why }) => logLine("warning", `${namespace}: ${what}: ${why}`),
@@ -2533,23 +2570,21 @@ const skewText = (skewMs: number) =>
   `the API server's clock is ${durationText(Math.abs(skewMs))} ${skewMs > 0 ? "ahead of" : "behind"} this machine's; ` +
   "due times follow the server's; set the clock that is wrong"
 
-const gaveUpText = (because: string) =>
-  `given up: ${because}; to go on, set a new ${PREFIX}restart-now on it, or delete it and apply it again`
-
 const rejectedText = (why: string) => `not deleted, because the cluster would not take it back: ${why}`
 
 const queuedText = (queue: string) =>
   `waits in queue ${queue}; its suspend field stays as it is for the queue's controller`
 
 const noPodText = (forMs: number) =>
-  `was restarted, but has had no pod for ${durationText(forMs)}; kubectl describe job shows whether quota or policy prevents it`
+  `was restarted, but has had no pod for ${durationText(forMs)}; kubectl describe job tells of quota and policy`
 
 const heldUpText = ({ waitsFor, blockers, forMs }: Extract<Fact, { kind: "HeldUp" }>) =>
   `has waited ${durationText(forMs)} for ${waitsFor}: ${blockers}; remove what holds it, and the restart continues`
 
 function intentText({ namespace }: JobName, intent: string, dueAt: number | undefined): string {
   const when = dueAt === undefined ? "" : ` and will happen at ${instantText(dueAt)}, even if its TTL removes it first`
-  return `its restart is recorded in intent ${intent}${when}; to cancel it: kubectl -n ${namespace} delete job ${intent}`
+  const cancel = `kubectl -n ${namespace} delete job ${intent}`
+  return `its restart is recorded in intent ${intent}${when}; to cancel it: ${cancel}`
 }
 
 function finishedLine(outcome: FinalOutcome, tookMs: number): LogLine {
@@ -3393,8 +3428,14 @@ export const connect = (source: Source, env: Env = process.env, onCall: OnCall =
 /** What each verb asks of the API server. */
 function verbsOf(server: ApiServer): Cluster {
   const { address, isVerified, proxy } = server
+  const connection = { address, isVerified, proxy, skewMs: () => server.skew }
+  return { ...connection, ...jobVerbs(server), ...podVerbs(server), ...recordVerbs(server), ...otherVerbs(server) }
+}
+
+type Verbs<K extends keyof Cluster> = Pick<Cluster, K>
+
+function otherVerbs(server: ApiServer): Verbs<"version" | "rules" | "namespaceExists" | "watch"> {
   return {
-    ...{ address, isVerified, proxy, skewMs: () => server.skew },
     version: (signal) =>
       server.send<{ gitVersion: string }>("GET", "/version", signal).then(({ gitVersion }) => gitVersion),
     async rules(namespace, signal) {
@@ -3407,12 +3448,30 @@ function verbsOf(server: ApiServer): Cluster {
       const look = server.send("GET", `/api/v1/namespaces/${encodeURIComponent(namespace)}`, signal)
       return look.then(() => true).catch((error) => (isReason(error, "NotFound") ? false : undefined))
     },
+    watch: (namespace, resource, options, signal) =>
+      server.watch(pathOf(resource, namespace), options, signal, resource === "configmaps" ? METADATA : ""),
+  }
+}
+
+function jobVerbs(
+  server: ApiServer,
+): Verbs<"listJobs" | "getJob" | "createJob" | "annotateJob" | "deleteJob" | "listEvents" | "createEvent"> {
+  return {
     listJobs: (namespace, selector, keep, signal) =>
       server.list(pathOf("jobs", namespace), { labelSelector: selector || undefined }, keep, signal),
     getJob: (namespace, name, signal) => server.find(pathOf("jobs", namespace, name), signal),
     createJob(namespace, body, { dryRun = false, strict = false }, signal) {
       const query = { dryRun: dryRun ? "All" : undefined, fieldValidation: strict ? "Strict" : undefined }
       return server.send("POST", pathOf("jobs", namespace), signal, { body, query })
+    },
+    annotateJob({ namespace, name, uid, resourceVersion }, annotations, signal) {
+      const body = { metadata: { uid, resourceVersion, annotations } }
+      return server.send("PATCH", pathOf("jobs", namespace, name), signal, { body })
+    },
+    deleteJob(namespace, name, { propagationPolicy, ...preconditions }, signal) {
+      return server.send("DELETE", pathOf("jobs", namespace, name), signal, {
+        body: { propagationPolicy, preconditions },
+      })
     },
     async listEvents(namespace, reason, signal) {
       const keep = ({ involvedObject, message, lastTimestamp }: RawEvent): JobEvent => ({
@@ -3423,11 +3482,13 @@ function verbsOf(server: ApiServer): Cluster {
       const selection = { fieldSelector: `involvedObject.kind=Job,reason=${reason}` }
       return (await server.list(pathOf("events", namespace), selection, keep, signal)).items
     },
-    annotateJob({ namespace, name, uid, resourceVersion }, annotations, signal) {
-      const body = { metadata: { uid, resourceVersion, annotations } }
-      return server.send("PATCH", pathOf("jobs", namespace, name), signal, { body })
-    },
     createEvent: (namespace, body, signal) => server.send("POST", pathOf("events", namespace), signal, { body }),
+  }
+}
+
+type ConfigMapVerb = "listConfigMaps" | "getConfigMap" | "createConfigMap" | "patchConfigMap" | "deleteConfigMap"
+function recordVerbs(server: ApiServer): Verbs<ConfigMapVerb> {
+  return {
     listConfigMaps(namespace, selector, signal) {
       const keep = ({ metadata }: { metadata: Metadata }) => metadata
       return server.list(pathOf("configmaps", namespace), { labelSelector: selector }, keep, signal, METADATA_LIST)
@@ -3438,11 +3499,11 @@ function verbsOf(server: ApiServer): Cluster {
     patchConfigMap: (namespace, name, body, signal) =>
       server.send("PATCH", pathOf("configmaps", namespace, name), signal, { body }),
     deleteConfigMap: (namespace, name, signal) => server.send("DELETE", pathOf("configmaps", namespace, name), signal),
-    deleteJob(namespace, name, { propagationPolicy, ...preconditions }, signal) {
-      return server.send("DELETE", pathOf("jobs", namespace, name), signal, {
-        body: { propagationPolicy, preconditions },
-      })
-    },
+  }
+}
+
+function podVerbs(server: ApiServer): Verbs<"listPods" | "readLog"> {
+  return {
     listPods: (namespace, selector, keep, signal) =>
       server.list(pathOf("pods", namespace), { labelSelector: selector || undefined }, keep, signal),
     readLog(namespace, pod, container, { lines, previous }, signal) {
@@ -3455,8 +3516,6 @@ function verbsOf(server: ApiServer): Cluster {
       const read = (response: Response) => readTail(response, lines)
       return server.send("GET", `${pathOf("pods", namespace, pod)}/log`, signal, { query, limitMs: LOG_LIMIT_MS, read })
     },
-    watch: (namespace, resource, options, signal) =>
-      server.watch(pathOf(resource, namespace), options, signal, resource === "configmaps" ? METADATA : ""),
   }
 }
 
@@ -3653,7 +3712,8 @@ const textUntil = async (response: Response, bytes: number) =>
 
 function pathOf(resource: "jobs" | "pods" | "events" | "configmaps", namespace: string, name?: string): string {
   const group = resource === "jobs" ? "/apis/batch/v1" : "/api/v1"
-  return `${group}/namespaces/${encodeURIComponent(namespace)}/${resource}${name === undefined ? "" : `/${encodeURIComponent(name)}`}`
+  const path = `${group}/namespaces/${encodeURIComponent(namespace)}/${resource}`
+  return name === undefined ? path : `${path}/${encodeURIComponent(name)}`
 }
 
 /** Whether the server does not take our credentials, or we not its certificate: on disk there may be newer ones. */
@@ -6180,7 +6240,7 @@ function announceWay(say: Say, { address, isVerified, proxy }: Cluster, env: Env
   else if (!isVerified)
     say(
       "warning",
-      `INSECURE: insecure-skip-tls-verify is set, so anyone could answer in place of ${address}, and gets the credentials`,
+      `INSECURE: insecure-skip-tls-verify is set: anyone could answer in place of ${address} and get the credentials`,
     )
   const unused = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"].filter((name) => env[name])
   if (proxy) say("info", `connecting through ${proxy.url}, as ${proxy.from}`)
