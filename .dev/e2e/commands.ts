@@ -1,7 +1,6 @@
 // The history and the commands on a real cluster: real failures, an admin's kubeconfig, beside an operator and without
 // one.
 
-import { kubectl } from "./image.ts"
 import {
   binary,
   type Check,
@@ -25,6 +24,7 @@ import {
   until,
   work,
 } from "./kit.ts"
+import { kubectl } from "./programs.ts"
 
 const labels = { e2e: "yes" }
 const chosen = { JOB_SELECTOR: "e2e=yes", RESTART_DELAY: "1h" }

@@ -4,7 +4,6 @@ import { readFile, writeFile } from "node:fs/promises"
 import { join } from "node:path"
 import { parse } from "../test/metrics_kit.ts"
 import { clusterDir, killPart, startPart } from "./generations.ts"
-import { attempt, kubectl, kubectlProgram } from "./image.ts"
 import {
   type Check,
   failedAt,
@@ -20,6 +19,7 @@ import {
   until,
   work,
 } from "./kit.ts"
+import { attempt, kubectl, kubectlProgram } from "./programs.ts"
 
 const labels = { e2e: "yes" }
 const chosen = { JOB_SELECTOR: "e2e=yes" }

@@ -5,11 +5,38 @@
 //   bun .dev/e2e/image.ts [GROUPS]     these checks alone
 //   bun .dev/e2e/image.ts build        only builds, so that the next run finds all layers in buildah's cache
 //                                      (KUBECONFIG may name a cluster that is down)
-import { existsSync, readdirSync } from "node:fs"
-import { chmod, cp, mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises"
-import { homedir } from "node:os"
+import { mkdir, readdir, readFile, rm } from "node:fs/promises"
 import { basename, dirname, join } from "node:path"
 import project from "../../package.json" with { type: "json" }
+import {
+  applyExample,
+  audited,
+  chosen,
+  deploy,
+  deployNamespace,
+  type Ended,
+  healthPortOf,
+  isReady,
+  logOf,
+  name,
+  nodeDir,
+  ofOperator,
+  operatorJob,
+  operatorPod,
+  overlay,
+  type Pod,
+  podGroup,
+  podsOf,
+  type Rule,
+  rbac,
+  reference,
+  removeVolume,
+  restartsOf,
+  rightsOf,
+  rulesOf,
+  says,
+  scaleToNothing,
+} from "./deployment.ts"
 import {
   abandon,
   allGone,
@@ -22,13 +49,12 @@ import {
   differences,
   failedAt,
   failingJob,
-  group,
   jobThat,
-  type Manifest,
   must,
   Namespace,
   need,
   prefix,
+  root,
   runningJob,
   Skip,
   seconds,
@@ -36,48 +62,11 @@ import {
   until,
   work,
 } from "./kit.ts"
+import { attempt, kubectl, kubectlProgram, run } from "./programs.ts"
 
-const root = join(import.meta.dir, "../..")
-const nodeDir = process.env.E2E_NODE_DIR
-const name = project.name
 const platforms = ["amd64", "arm64"] as const
-const chosen = { [`${prefix}restart`]: "true" }
-const deployNamespace = "flickr-downloader"
-const ofOperator = `app.kubernetes.io/name=${name}`
 const now = () => performance.now()
 const mebibytes = (bytes: number) => `${(bytes / 2 ** 20).toFixed(1)} MiB`
-
-// ---------------------------------------------------------------- programs
-
-type Done = { code: number; out: string; err: string }
-
-export async function attempt(command: string[], input = "", env: Record<string, string> = {}): Promise<Done> {
-  const child = Bun.spawn(command, {
-    stdin: Buffer.from(input),
-    stdout: "pipe",
-    stderr: "pipe",
-    cwd: root,
-    env: { ...process.env, ...env },
-  })
-  const [out, err, code] = await Promise.all([
-    new Response(child.stdout).text(),
-    new Response(child.stderr).text(),
-    child.exited,
-  ])
-  return { code, out: out.trim(), err: err.trim() }
-}
-
-/** What a program prints; it must succeed. */
-async function run(...command: string[]): Promise<string> {
-  const { code, out, err } = await attempt(command)
-  need(code === 0, `${command.join(" ")}: exit code ${code}: ${err || out}`)
-  return out
-}
-
-const cache = `${homedir()}/.cache/kube`
-const cached = existsSync(cache) ? readdirSync(cache).map((version) => `${cache}/${version}/kubectl`) : []
-export const kubectlProgram = process.env.E2E_KUBECTL || Bun.which("kubectl") || cached.find(existsSync) || "kubectl"
-export const kubectl = (...args: string[]) => run(kubectlProgram, ...args)
 
 // ---------------------------------------------------------------- the image
 
@@ -90,13 +79,6 @@ type Image = {
   config: ImageConfig
 }
 type ImageConfig = { User?: string; Entrypoint?: string[]; Cmd?: string[]; Labels?: Record<string, string> }
-
-const reference = async () => {
-  const { images } = Bun.YAML.parse(await readFile(join(root, "deploy/kustomization.yaml"), "utf8")) as {
-    images: { newName: string; newTag: string }[]
-  }
-  return `docker.io/${images[0]!.newName}:${images[0]!.newTag}`
-}
 
 /** Builds the Dockerfile for a platform on stand-ins for its base images, which no registry has to be asked for. */
 async function build(platform: string): Promise<string> {
@@ -200,146 +182,6 @@ async function load(): Promise<string> {
   return reference()
 }
 
-// ---------------------------------------------------------------- deploy/
-
-type Changes = {
-  /** As a user would write them into config.env. */
-  settings?: Record<string, string>
-  /** False: on the pods' network, on which no API server answers. */
-  host?: boolean
-  binding?: boolean
-}
-let overlays = 0
-/** On the host's network each operator needs a port of its own. */
-const healthPorts = new Map<string, number>()
-const healthPortOf = ({ name }: Namespace) => {
-  if (!healthPorts.has(name)) healthPorts.set(name, 18_100 + healthPorts.size)
-  return healthPorts.get(name)!
-}
-
-/** A kustomization on a copy of deploy/: the namespace, some settings, and what clusters of .dev/cluster lack. */
-async function overlay(ns: Namespace, { settings = {}, host = true, binding = true }: Changes = {}): Promise<string> {
-  const folder = join(work, `overlay-${++overlays}`)
-  await cp(join(root, "deploy"), join(folder, "deploy"), { recursive: true })
-  const file = join(folder, "deploy/config.env")
-  let text = await readFile(file, "utf8")
-  const elsewhere: Record<string, string> = ns.name === deployNamespace ? {} : { NAMESPACE: ns.name }
-  if (host) elsewhere.HEALTH_PORT = String(healthPortOf(ns))
-  for (const [variable, value] of Object.entries({ ...elsewhere, ...settings })) {
-    const line = new RegExp(`^#?${variable}=.*$`, "m")
-    need(line.test(text), `config.env has no ${variable}`)
-    text = text.replace(line, `${variable}=${value}`)
-  }
-  await writeFile(file, text)
-  const server = new URL(await kubectl("config", "view", "--minify", "-o", "jsonpath={.clusters[0].cluster.server}"))
-  const env = [
-    { name: "KUBERNETES_SERVICE_HOST", value: server.hostname },
-    { name: "KUBERNETES_SERVICE_PORT", value: server.port },
-  ]
-  const onHost = [
-    { op: "add", path: "/spec/template/spec/hostNetwork", value: true },
-    { op: "add", path: "/spec/template/spec/containers/0/env", value: env },
-    { op: "replace", path: "/spec/template/spec/containers/0/ports/0/containerPort", value: healthPortOf(ns) },
-  ]
-  const drop = { $patch: "delete", apiVersion: "rbac.authorization.k8s.io/v1", kind: "RoleBinding", metadata: { name } }
-  const patches = [
-    ...(host ? [{ target: { kind: "Deployment" }, patch: JSON.stringify(onHost) }] : []),
-    ...(binding ? [] : [{ patch: JSON.stringify(drop) }]),
-  ]
-  const kustomization = { resources: ["deploy"], namespace: ns.name, patches }
-  await writeFile(join(folder, "kustomization.yaml"), JSON.stringify(kustomization))
-  return folder
-}
-
-const deploy = async (ns: Namespace, changes: Changes = {}) => kubectl("apply", "-k", await overlay(ns, changes))
-
-type Rule = { apiGroups: string[]; resources: string[]; verbs: string[] }
-/** The documents of rbac.yaml. */
-const rbac = async () =>
-  Bun.YAML.parse(await readFile(join(root, "deploy/rbac.yaml"), "utf8")) as (Manifest & { rules: Rule[] })[]
-const rightsOf = (rules: Rule[]) =>
-  rules.flatMap(({ apiGroups, resources, verbs }) =>
-    apiGroups.flatMap((group) => resources.flatMap((resource) => verbs.map((verb) => `${verb} ${group}/${resource}`))),
-  )
-const rulesOf = async () => (await rbac()).find(({ kind }) => kind === "Role")!.rules
-
-type Pod = Thing & {
-  status?: { phase?: string; containerStatuses?: ContainerStatus[] }
-}
-const isReady = (pod: Pod | undefined) =>
-  pod?.status?.conditions?.some(({ type, status }) => type === "Ready" && status === "True")
-type Ended = { exitCode: number; reason: string }
-type ContainerStatus = { restartCount: number; state: { running?: object; terminated?: Ended } }
-
-/** A group whose operators are pods: when a check fails, what they have said is printed. */
-const podGroup = (name: string, body: (ns: Namespace, check: Check) => Promise<void>, where?: Namespace) =>
-  group(name, (own, check) => {
-    const ns = where ?? own
-    return body(ns, (claim, prove) =>
-      check(claim, async () => {
-        try {
-          return await prove()
-        } catch (error) {
-          const said = (await logOf(ns)).slice(-40).join("\n            ")
-          console.log(`          ${ns.name}, the operator's pods:\n            ${said}`)
-          throw error
-        }
-      }),
-    )
-  })
-
-const podsOf = async (ns: Namespace, selector = ofOperator) => {
-  const path = `${ns.path("pods")}?labelSelector=${encodeURIComponent(selector)}`
-  return (await must("GET", path)).items as Pod[]
-}
-const isUp = (pod: Pod) =>
-  !pod.metadata.deletionTimestamp && pod.status?.containerStatuses?.[0]?.state.running !== undefined
-const restartsOf = (pod: Pod) => pod.status?.containerStatuses?.[0]?.restartCount ?? 0
-/** The operator's pod, once one runs that is none of these. */
-const operatorPod = (ns: Namespace, ...older: Pod[]) =>
-  until(
-    `a pod of the operator runs in ${ns.name}`,
-    async () =>
-      (await podsOf(ns)).find((pod) => isUp(pod) && !older.some(({ metadata }) => metadata.uid === pod.metadata.uid)),
-    180_000,
-  )
-/** What all its pods have said so far. */
-const logOf = async (ns: Namespace, ...options: string[]) =>
-  (await attempt([kubectlProgram, "-n", ns.name, "logs", "-l", ofOperator, "--tail=-1", ...options])).out.split("\n")
-const says = (ns: Namespace, what: string, patterns: (RegExp | string)[], ms = 90_000) =>
-  until(
-    `kubectl logs shows ${what} (${patterns.join(" and ")})`,
-    async () =>
-      (await logOf(ns)).find((line) =>
-        patterns.every((p) => (typeof p === "string" ? line.includes(p) : p.test(line))),
-      ),
-    ms,
-  )
-const scaleToNothing = async (ns: Namespace) => {
-  await kubectl("-n", ns.name, "scale", "deployment", name, "--replicas=0")
-  await until("the operator's pod is gone", async () => (await podsOf(ns)).length === 0, 45_000)
-}
-const operatorJob = (options: { name: string }) => failingJob({ ...options, labels: chosen })
-
-/** Applies example-job.yaml, with a volume to be found for its claim. */
-async function applyExample(ns: Namespace): Promise<void> {
-  const path = join(nodeDir!, "volumes", ns.name)
-  await mkdir(path, { recursive: true })
-  await chmod(path, 0o777)
-  const spec = {
-    capacity: { storage: "1Mi" },
-    accessModes: ["ReadWriteOnce"],
-    hostPath: { path },
-    claimRef: { namespace: ns.name, name: "flickr-downloader-alice" },
-  }
-  await must("POST", "/api/v1/persistentvolumes", { metadata: { name: ns.name }, spec })
-  await kubectl("-n", ns.name, "apply", "-f", "deploy/example-job.yaml")
-}
-const removeVolume = async (ns: Namespace) => {
-  await call("DELETE", `/api/v1/persistentvolumes/${ns.name}`)
-  await rm(join(nodeDir!, "volumes", ns.name), { recursive: true, force: true })
-}
-
 /** The process of a pod that runs the operator. */
 async function processOf(pod: Pod): Promise<string> {
   for (const pid of (await readdir("/proc")).filter((entry) => /^\d+$/.test(entry))) {
@@ -422,7 +264,7 @@ async function install(ns: Namespace, check: Check): Promise<Pod> {
     await deploy(ns)
     pod = await operatorPod(ns)
     const up = now()
-    await says(ns, "that the Role suffices", ["the Role allows all that is needed"])
+    await says(ns, "that the Role suffices", ["the Role allows everything that is needed"])
     return `pod up after ${seconds(up - begun)}, its line seen after ${seconds(now() - begun)}`
   })
   need(pod, "the operator does not run")
@@ -555,11 +397,11 @@ async function busy(ns: Namespace, check: Check, pod: Pod): Promise<void> {
   for (const name of names) await call("DELETE", ns.path("jobs", name), { propagationPolicy: "Background" })
 }
 
-/** Runs that block of shell of the README which has this word in it, as a user would, in another namespace. */
-async function readme(word: string, ns: Namespace, edit = (script: string) => script): Promise<void> {
-  const blocks = (await readFile(join(root, "README.md"), "utf8")).matchAll(/```sh\n([^`]*)```/g)
-  const found = [...blocks].map(([, text]) => text!).find((text) => text.includes(word))
-  need(found, `the README has no block of shell with ${word}`)
+/** Runs that block of shell of a page which has these words in it, as a user would, in another namespace. */
+async function recipe(page: string, words: string, ns: Namespace, edit = (script: string) => script): Promise<void> {
+  const blocks = (await readFile(join(root, page), "utf8")).matchAll(/```sh\n([^`]*)```/g)
+  const found = [...blocks].map(([, text]) => text!).find((text) => text.includes(words))
+  need(found, `${page} has no block of shell with ${words}`)
   const bin = join(work, `bin-${ns.name}`)
   await mkdir(bin)
   await run("ln", "-s", Bun.which(kubectlProgram) ?? kubectlProgram, join(bin, "kubectl"))
@@ -570,7 +412,7 @@ async function readme(word: string, ns: Namespace, edit = (script: string) => sc
 
 async function byHand(ns: Namespace, check: Check): Promise<void> {
   const claim =
-    "scaled to 0 in the middle of a restart: the intent stays, and the README's command brings the Job back from it"
+    "scaled to 0 in the middle of a restart: the intent stays, and the documented command brings the Job back from it"
   await check(claim, async () => {
     const { old, release } = await midway(ns, "by-hand")
     await scaleToNothing(ns)
@@ -578,7 +420,8 @@ async function byHand(ns: Namespace, check: Check): Promise<void> {
     await until("the old Job is gone", async () => !(await ns.job("by-hand")))
     const [intent] = await ns.intents()
     need(intent, "no Job and no intent")
-    await readme("fromjson", ns, (script) => script.replace(/^intent=.*$/m, `intent=${intent.metadata.name}`))
+    const { name } = intent.metadata
+    await recipe("deploy/README.md", "create -f -", ns, (script) => script.replace(/^intent=.*$/m, `intent=${name}`))
     const changed = differences(content(old), content((await ns.job("by-hand"))!))
     need(changed.length === 0, `changed: ${changed.join("\n")}`)
     await ns.noIntent()
@@ -825,17 +668,17 @@ const migration = () =>
       return rules.join(", ")
     })
     await check(
-      "with the README's command the Role has all that is needed and no more; the Jobs are restarted",
+      "with the documented command the Role has all that is needed and no more; the Jobs are restarted",
       async () => {
         const [old] = await podsOf(ns)
-        await readme("patch role", ns)
+        await recipe(".github/docs/from-python.md", "patch role", ns)
         await operatorPod(ns, old!)
         const { rules } = (await ns.find("roles", "flickr-operator")) as Thing & { rules: Rule[] }
         need(
           Bun.deepEquals(rightsOf(rules).toSorted(), rightsOf(await rulesOf()).toSorted()),
           "the Role is not the one of rbac.yaml now",
         )
-        await says(ns, "that the Role suffices", ["the Role allows all that is needed"])
+        await says(ns, "that the Role suffices", ["the Role allows everything that is needed"])
         return comeBack()
       },
     )
@@ -851,25 +694,6 @@ const migration = () =>
   })
 
 // ---------------------------------------------------------------- permissions, as the API server saw them
-
-/** A call by a ServiceAccount, `namespace:name`. */
-type Asked = { user: string; right: string }
-
-async function audited(): Promise<Asked[]> {
-  const lines = (await readFile(process.env.E2E_AUDIT_LOG!, "utf8")).split("\n")
-  type Event = {
-    verb: string
-    requestURI: string
-    user: { username: string }
-    userAgent?: string
-    objectRef?: { apiGroup?: string; resource?: string; subresource?: string }
-  }
-  const ours = lines.filter((line) => line.includes(`"userAgent":"${name}/`)).map((line) => JSON.parse(line) as Event)
-  return ours.map(({ verb, requestURI, user, objectRef: { apiGroup = "", resource, subresource } = {} }) => ({
-    user: user.username.replace("system:serviceaccount:", ""),
-    right: `${verb} ${resource ? `${apiGroup}/${subresource ? `${resource}/${subresource}` : resource}` : requestURI}`,
-  }))
-}
 
 /** What every ServiceAccount may. */
 const everyones = ["create authorization.k8s.io/selfsubjectrulesreviews", "get /version"]

@@ -1,10 +1,10 @@
 // What the end-to-end checks stand on: the cluster as the user of KUBECONFIG sees it, namespaces with their
 // ServiceAccounts, Jobs as adjectives, the operator's built binary as a child process, the audit log, the checks'
 // books.
-import { existsSync, readdirSync, readFileSync } from "node:fs"
+import { existsSync, readFileSync } from "node:fs"
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises"
 import type { RequestOptions } from "node:https"
-import { homedir, tmpdir } from "node:os"
+import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { KubeConfig } from "@kubernetes/client-node"
 import { OLD_ROLE, OPERATOR_ROLE } from "../apiserver/roles.ts"
@@ -97,15 +97,6 @@ export async function group(name: string, body: (ns: Namespace, check: Check) =>
         120_000,
       )
   }
-}
-
-/** kubectl, from E2E_KUBECTL, PATH or the cache of .dev/cluster/build.sh. */
-export function kubectlProgram(): string {
-  const cache = `${homedir()}/.cache/kube`
-  const cached = existsSync(cache) ? readdirSync(cache).map((version) => `${cache}/${version}/kubectl`) : []
-  const program = process.env.E2E_KUBECTL || Bun.which("kubectl") || cached.find(existsSync)
-  if (!program) throw new Skip("no kubectl found: name it in E2E_KUBECTL")
-  return program
 }
 
 /** Prints the closing line; true if nothing failed and something passed. */

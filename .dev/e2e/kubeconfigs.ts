@@ -5,7 +5,8 @@ import type { ServerResponse } from "node:http"
 import { connect, findSource } from "../../operator.ts"
 import { base64, type Call, serve, trusted } from "../test/https_server.ts"
 import { type Case, cases, startPlace } from "../test/kubeconfigs.ts"
-import { apiServer, failingJob, group, kubectlProgram, need, seconds } from "./kit.ts"
+import { apiServer, failingJob, group, need, seconds } from "./kit.ts"
+import { kubectlProgram } from "./programs.ts"
 
 const VERDICTS = ["same", "rejected by name", "different", "cannot", "unlike kubectl on purpose"] as const
 type Verdict = (typeof VERDICTS)[number]
@@ -28,7 +29,7 @@ async function compare({ make, right, unlike }: Case, kubectl: string): Promise<
 export const kubeconfigGroup = () =>
   group("kubeconfigs", (_, check) =>
     check("no kubeconfig leads to other credentials than with kubectl, or fails without a reason", async () => {
-      const kubectl = kubectlProgram()
+      const kubectl = kubectlProgram
       const names: Record<Verdict, string[]> = {
         same: [],
         "rejected by name": [],

@@ -32,7 +32,6 @@ import {
   failingJob,
   group,
   jobThat,
-  kubectlProgram,
   type Manifest,
   must,
   type Namespace,
@@ -49,6 +48,7 @@ import {
   withOomKills,
 } from "./kit.ts"
 import { contextSwitch, kubeconfigGroup } from "./kubeconfigs.ts"
+import { attempt, kubectlProgram } from "./programs.ts"
 import { protocolGroups } from "./protocol.ts"
 import { ruleGroups } from "./rules.ts"
 import { soakGroup } from "./soak.ts"
@@ -97,15 +97,6 @@ async function comesBack(ns: Namespace, name: string, delayMs: number, latestMs:
   return `after ${after / 1000} s`
 }
 
-function kubectl(...args: string[]) {
-  const program = kubectlProgram()
-  return (input: string) => {
-    const done = Bun.spawnSync([program, ...args], { stdin: Buffer.from(input) })
-    need(done.success, `kubectl: ${done.stderr}`)
-    return done.stdout.toString().trim()
-  }
-}
-
 const roundTrip = (role: Role) =>
   group(`round trip ${role}`, async (ns, check) => {
     // Much less than the CHECK_INTERVAL where the Role allows a watch, whatever else the machine does.
@@ -127,10 +118,14 @@ const roundTrip = (role: Role) =>
         comesBack(ns, "bare", 5000, latest),
       ),
       check(`with ${roleName(role)} a Job of kubectl apply comes back and can be applied again unchanged`, async () => {
-        const apply = kubectl("-n", ns.name, "apply", "-f", "-")
-        apply(applied)
+        const apply = async (manifest: string) => {
+          const { code, out, err } = await attempt([kubectlProgram, "-n", ns.name, "apply", "-f", "-"], manifest)
+          need(code === 0, `kubectl: ${err}`)
+          return out
+        }
+        await apply(applied)
         const after = await comesBack(ns, "applied", 5000, latest)
-        const answer = apply(applied)
+        const answer = await apply(applied)
         need(answer === "job.batch/applied unchanged", answer)
         return after
       }),

@@ -3,7 +3,6 @@
 import { policy, webhook } from "./admission.ts"
 import { answered } from "./commands.ts"
 import { Generations } from "./generations.ts"
-import { attempt, kubectlProgram } from "./image.ts"
 import {
   type Check,
   calls,
@@ -27,6 +26,7 @@ import {
   type Thing,
   until,
 } from "./kit.ts"
+import { attempt, kubectlProgram } from "./programs.ts"
 import { ttlGroups } from "./ttl.ts"
 import { versionGroups } from "./versions.ts"
 

@@ -1,0 +1,34 @@
+// Programs that the checks run: kubectl, and what an admin has on a shell.
+import { existsSync, readdirSync } from "node:fs"
+import { homedir } from "node:os"
+import { need, root } from "./kit.ts"
+
+export type Done = { code: number; out: string; err: string }
+
+export async function attempt(command: string[], input = "", env: Record<string, string> = {}): Promise<Done> {
+  const child = Bun.spawn(command, {
+    stdin: Buffer.from(input),
+    stdout: "pipe",
+    stderr: "pipe",
+    cwd: root,
+    env: { ...process.env, ...env },
+  })
+  const [out, err, code] = await Promise.all([
+    new Response(child.stdout).text(),
+    new Response(child.stderr).text(),
+    child.exited,
+  ])
+  return { code, out: out.trim(), err: err.trim() }
+}
+
+/** What a program prints; it must succeed. */
+export async function run(...command: string[]): Promise<string> {
+  const { code, out, err } = await attempt(command)
+  need(code === 0, `${command.join(" ")}: exit code ${code}: ${err || out}`)
+  return out
+}
+
+const cache = `${homedir()}/.cache/kube`
+const cached = existsSync(cache) ? readdirSync(cache).map((version) => `${cache}/${version}/kubectl`) : []
+export const kubectlProgram = process.env.E2E_KUBECTL || Bun.which("kubectl") || cached.find(existsSync) || "kubectl"
+export const kubectl = (...args: string[]) => run(kubectlProgram, ...args)
