@@ -333,7 +333,6 @@ describe("Following a namespace", () => {
     expect([...kinds].sort()).toEqual([
       "create selfsubjectrulesreviews",
       "get pods log",
-      "get version",
       "list jobs",
       "list pods",
       "watch jobs",
