@@ -8,7 +8,7 @@
 import { existsSync, mkdirSync, rmdirSync } from "node:fs"
 import { readFile, writeFile } from "node:fs/promises"
 import { join } from "node:path"
-import type { Call, Json, Manifest, Namespace, Thing } from "../e2e/kit.ts"
+import type { Call, Json, Manifest, Namespace, Operator, Thing } from "../e2e/kit.ts"
 
 const CONTROLLERS = "--kube-api-qps=2000 --kube-api-burst=4000 --concurrent-job-syncs=50 --concurrent-gc-syncs=50"
 const JOBS = Number(process.env.BENCH_JOBS ?? 10_000)
@@ -29,7 +29,7 @@ process.env.KUBECONFIG = join(folder, "admin.kubeconfig")
 process.env.E2E_AUDIT_LOG = join(folder, "audit.log")
 // It reads both when it is loaded.
 const kit = await import("../e2e/kit.ts")
-const { binary, calls, close, group, must, Operator, until } = kit
+const { binary, calls, close, group, must, until } = kit
 const need: typeof kit.need = kit.need
 const now = () => performance.timeOrigin + performance.now()
 const seconds = (ms: number) => `${(ms / 1_000).toFixed(1)} s`
@@ -113,14 +113,18 @@ const tally = (made: Call[]) => {
   return [...groups].map(([what, all]) => `${what}: ${all.length}`).sort()
 }
 
-async function firstLook(ns: Namespace, spawnedAt: number): Promise<number> {
-  const made = () => calls(ns)
+async function firstLook(ns: Namespace, operator: Operator): Promise<number> {
   const watches = async () => {
-    const begun = (await made()).filter(({ verb, code }) => verb === "watch" && code === 200)
+    need(operator.running, `it has ended: ${operator.lines.slice(-5).join(" ")}`)
+    await Bun.sleep(1_000) // the audit log is long
+    const begun = (await calls(ns)).filter(({ verb, code }) => verb === "watch" && code === 200)
     return ["jobs", "pods"].every((resource) => begun.some(({ what }) => what === resource)) && begun
   }
   const begun = await until("Jobs and pods are watched", watches, 120_000)
-  return Math.max(...["jobs", "pods"].map((resource) => begun.find(({ what }) => what === resource)!.at)) - spawnedAt
+  return (
+    Math.max(...["jobs", "pods"].map((resource) => begun.find(({ what }) => what === resource)!.at)) -
+    operator.spawnedAt
+  )
 }
 
 async function small(ns: Namespace): Promise<void> {
@@ -168,10 +172,10 @@ async function large(ns: Namespace): Promise<void> {
     LOG_LEVEL: "INFO",
     HEALTH_PORT: "0",
   }
-  const operator = new Operator(env, group.run(binary), "/bin/sh")
+  const operator = new kit.Operator(env, group.run(binary), "/bin/sh")
   ns.operators.push(operator)
   try {
-    report("first look", (await firstLook(ns, operator.spawnedAt)) / 1_000, 5, "s")
+    report("first look", (await firstLook(ns, operator)) / 1_000, 5, "s")
     await Bun.sleep(30_000)
     need(operator.running, `it has ended: ${operator.lines.slice(-5).join(" ")}`)
     const rest = await memoryOf(operator.pid)
