@@ -39,6 +39,26 @@ export interface Clock {
   random(): number
 }
 
+const abortListeners = new WeakMap<AbortSignal, Set<() => void>>()
+
+/**
+ * Calls `run` when a signal fires; returns what cancels that. Thousands of calls and sleeps share a signal like `stop`,
+ * and an EventTarget compares each new listener with all that it has: so one listener stands for all.
+ */
+export function onAbort(signal: AbortSignal, run: () => void): () => void {
+  const known = abortListeners.get(signal)
+  const listeners = known ?? new Set()
+  if (!known) {
+    abortListeners.set(signal, listeners)
+    const runAll = () => {
+      for (const listener of listeners) listener()
+    }
+    signal.addEventListener("abort", runAll, { once: true })
+  }
+  listeners.add(run)
+  return () => void listeners.delete(run)
+}
+
 /**
  * The system's clock: the only place that reads the time, sets timers or rolls dice. Bun fires a timer of more than
  * 2^31-1 ms at once, so long sleeps are cut in pieces.
@@ -57,12 +77,11 @@ export const systemClock: Clock & { after(ms: number, run: () => void): () => vo
     for (let left = ms; left > 0 && !signals.some(({ aborted }) => aborted); left = until - performance.now()) {
       const { promise, resolve: wake } = Promise.withResolvers<void>()
       const stopTimer = systemClock.after(left, () => wake())
-      const onAbort = () => wake()
-      for (const signal of signals) signal.addEventListener("abort", onAbort)
+      // A signal like `stop` lives as long as the program: it would keep every listener.
+      const cancels = signals.map((signal) => onAbort(signal, () => wake()))
       await promise
       stopTimer()
-      // A signal like `stop` lives as long as the program: it would keep every listener.
-      for (const signal of signals) signal.removeEventListener("abort", onAbort)
+      for (const cancel of cancels) cancel()
     }
   },
 }
@@ -307,13 +326,13 @@ export async function within<T>(
   const aborted = new Promise<never>((_, reject) =>
     limit.signal.addEventListener("abort", () => reject(limit.signal.reason)),
   )
-  signal.addEventListener("abort", stop)
+  const cancel = onAbort(signal, stop)
   if (signal.aborted) stop()
   try {
     return await Promise.race([work(limit.signal), aborted])
   } finally {
     stopTimer()
-    signal.removeEventListener("abort", stop)
+    cancel()
   }
 }
 
@@ -3812,7 +3831,7 @@ async function* textOf(
     silent = true
     cancel()
   }
-  signal?.addEventListener("abort", cancel)
+  const forget = signal && onAbort(signal, cancel)
   try {
     for (let read = 0; reader && read < bytes && !signal?.aborted; ) {
       const stopTimer = systemClock.after(silenceMs, giveUp)
@@ -3826,7 +3845,7 @@ async function* textOf(
       yield decoder.decode(value, { stream: true })
     }
   } finally {
-    signal?.removeEventListener("abort", cancel)
+    forget?.()
     cancel()
   }
 }

@@ -5,7 +5,7 @@
  * Faults that people reported in public about such tools each have an id, which is part of the names of their tests:
  * .github/docs/reports.md lists them with the reports.
  */
-import { describe, expect, test } from "bun:test"
+import { describe, expect, spyOn, test } from "bun:test"
 import { readFileSync } from "node:fs"
 import fc from "fast-check"
 import { helpText } from "./cli.ts"
@@ -64,6 +64,7 @@ import {
   newestFirst,
   nextStep,
   type Observation,
+  onAbort,
   overridesOf,
   Permissions,
   type Pod,
@@ -112,6 +113,25 @@ const NONE: Additions = { annotations: {}, memory: {} }
 const COULD_RUN = "it could run: suspend, parallelism or managedBy was changed"
 /** How the end of exited() is told. */
 const RAN = ", ran 1m, ended 2026-03-01T11:01:00Z"
+
+describe("onAbort()", () => {
+  test("runs what was not cancelled, once", () => {
+    const stop = new AbortController()
+    const ran: string[] = []
+    const cancels = ["a", "b", "c"].map((name) => onAbort(stop.signal, () => ran.push(name)))
+    cancels[1]?.()
+    stop.abort()
+    stop.abort()
+    expect(ran).toEqual(["a", "c"])
+  })
+
+  test("adds one listener to a signal, however many wait for it", () => {
+    const { signal } = new AbortController()
+    const added = spyOn(signal, "addEventListener")
+    for (let i = 0; i < 1_000; i++) onAbort(signal, () => {})
+    expect(added).toHaveBeenCalledTimes(1)
+  })
+})
 
 describe("1 Settings", () => {
   test("readSettings() has the defaults of the Python operator", () => {

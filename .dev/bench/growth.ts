@@ -1,9 +1,10 @@
-// `bun .dev/bench/growth.ts`: how the operator's CPU time grows with the number of Jobs. In memory: the real Operator against a small
-// fake of the API server whose every call costs the same, so that the operator's own work dominates. Prints the CPU time of
+// `bun .dev/bench/growth.ts`: how the operator's CPU time grows with the number of Jobs. In memory: the real Operator
+// against a small fake of the API server whose every call costs the same, so that the operator's own work dominates.
+// Prints the CPU time of
 //   - 1,000, 2,000, 4,000 and 8,000 Jobs that fail at once, until all are restarted (RESTART_DELAY=0)
 //   - 200 failures, one after the other, among 100 and among 10,000 Jobs
-// and the ratios; ends with 1 where one is above its goal. Each figure is the best of three, each in a process of its own, after a
-// warm-up. `bun .dev/bench/growth.ts burst 8000` or `single 10000` measures one figure, for a profiler.
+// and the ratios; ends with 1 where one is above its goal. Each figure is the best of three, each in a process of its own,
+// after a warm-up. `growth.ts burst 8000` or `growth.ts single 10000` measures one figure, for a profiler.
 import {
   ApiError,
   type Cluster,
@@ -99,7 +100,8 @@ class Fake {
     if (pod) this.tell("pods", "DELETED", pod)
     this.pods.delete(job.metadata.uid)
     const gone = { ...job, metadata: { ...job.metadata, deletionTimestamp: nowText() } }
-    this.tell("jobs", "DELETED", { ...gone, metadata: { ...gone.metadata, resourceVersion: String(++this.version) } })
+    const resourceVersion = String(++this.version)
+    this.tell("jobs", "DELETED", { ...gone, metadata: { ...gone.metadata, resourceVersion } })
     const of = job.metadata.labels?.[INTENT]
     if (of === undefined) return
     this.intents.get(of)?.delete(name)
