@@ -77,7 +77,6 @@ export const systemClock: Clock & { after(ms: number, run: () => void): () => vo
     for (let left = ms; left > 0 && !signals.some(({ aborted }) => aborted); left = until - performance.now()) {
       const { promise, resolve: wake } = Promise.withResolvers<void>()
       const stopTimer = systemClock.after(left, () => wake())
-      // A signal like `stop` lives as long as the program: it would keep every listener.
       const cancels = signals.map((signal) => onAbort(signal, () => wake()))
       await promise
       stopTimer()
@@ -1238,7 +1237,10 @@ export type JobName = Pick<JobView, "key" | "namespace" | "name" | "uid">
 
 // ─────────────────────────────────────────────── 4 Policy ───────────────────────────────────────────────
 
-/** What to do with a Job now, and why. `healthy`: no action needed. `give up`: no more restarts until someone intervenes. */
+/**
+ * What to do with a Job now, and why. `healthy`: no action needed. `give up`: no more restarts until someone
+ * intervenes.
+ */
 export type Decision =
   | { do: "leave"; because: string; healthy: boolean }
   | { do: "give up"; because: string }
@@ -4130,7 +4132,9 @@ interface Progress {
 }
 
 const FIRST_LOOK_MS = 120
-const FIRST_LOOK_WATCHED_MS = 1_000
+/** A watch tells of the end at once; this is for one that is deaf. */
+const FIRST_LOOK_WATCHED_MS = 5_000
+const LOOK_AFTER_STOP_MS = 1_000
 const LONGEST_LOOK_MS = 30_000
 const LIST_PODS_AFTER_MS = 10_000
 const MOST_STEPS = 10
@@ -4335,7 +4339,7 @@ async function perform(
 async function pause({ clock, kill, stop }: World, progress: Progress): Promise<undefined> {
   progress.waitingSince ??= clock.monotonic()
   const firstMs = progress.gone ? FIRST_LOOK_WATCHED_MS : FIRST_LOOK_MS
-  const longestMs = stop.aborted ? FIRST_LOOK_WATCHED_MS : LONGEST_LOOK_MS
+  const longestMs = stop.aborted ? LOOK_AFTER_STOP_MS : LONGEST_LOOK_MS
   const lookMs = Math.min(longestMs, Math.max(firstMs, (clock.monotonic() - progress.waitingSince) / 5))
   const signals = [progress.gone, stop.aborted ? undefined : stop].filter((signal) => signal !== undefined)
   await clock.sleep(lookMs, kill, ...signals)
@@ -4581,7 +4585,8 @@ const REVIEW_MS = 10 * 60_000
 const PRUNE_MS = 86_400_000
 
 /** Each may hold a record of 256 KiB. */
-const MOST_WRITES = 40
+const MOST_WRITES = 20
+const MOST_WAITING_WRITES = 2_000
 
 /** With the backoff between them about half a minute. */
 const DENIALS = 7
@@ -4602,6 +4607,7 @@ const ADOPT_AFTER_MS = 60_000
 
 const MOST_TOMBSTONES = 200
 const MOST_STRAYS = 200
+const MOST_REPORTED = 25_000
 const CLOCK_SET_BACK_MS = 5_000
 const AGAIN_MS = 200
 
@@ -4775,7 +4781,29 @@ export class Cache {
   }
 }
 
-/** Adds to a bounded set; returns what had to go for it. */
+/** A bounded memory in two generations: when the younger is full, it becomes the older. Adding is O(1). */
+class RecentSet {
+  private younger = new Set<string>()
+  private older = new Set<string>()
+
+  constructor(private readonly most: number) {}
+
+  has(item: string): boolean {
+    return this.younger.has(item) || this.older.has(item)
+  }
+
+  /** Returns whether it is new. */
+  add(item: string): boolean {
+    if (this.has(item)) return false
+    this.younger.add(item)
+    if (this.younger.size < this.most) return true
+    this.older = this.younger
+    this.younger = new Set()
+    return true
+  }
+}
+
+/** Adds to a small bounded set; returns what had to go for it. */
 function remember(set: Set<string>, item: string, most: number): string | undefined {
   set.add(item)
   if (set.size <= most) return undefined
@@ -4980,9 +5008,10 @@ export class Operator {
   readonly permissions = new Permissions()
   readonly liveness: Liveness
   private readonly restarts = new Map<string, { done: Promise<void>; dueAt: number; gone: AbortController }>()
-  private readonly reportedOnce = new Set<string>()
-  /** Writes that nothing waits for. */
+  private readonly reported = new RecentSet(MOST_REPORTED)
+  /** Writes that nothing waits for: under way, and waiting. */
   private readonly writing = new Set<Promise<void>>()
+  private readonly writes: (() => Promise<void>)[] = []
   private readonly records = new Map<string, RecordKey[]>()
   private readonly prunedAt = new Map<string, number>()
   /** The watch of each namespace's pods. `renew` ends it, so that it is opened with another selector. */
@@ -5005,7 +5034,7 @@ export class Operator {
     await Promise.all([this.runLoop(), ...config.namespaces.map((namespace) => this.listAndWatch(namespace))])
     if (this.restarts.size > 0) this.emit({ kind: "Stopping", restarts: this.restarts.size })
     await Promise.all([...this.restarts.values()].map(({ done }) => done))
-    await Promise.all(this.writing)
+    while (this.writing.size > 0) await Promise.all(this.writing)
   }
 
   /** The state of each selected Job, and when its restart is due or was, while it is not over. */
@@ -5628,8 +5657,8 @@ export class Operator {
     if (config.historyLimit === 0) return
     const changed = job !== undefined && isChanged(job)
     const decision = decide({ ...view, deleting: false }, { ...failure, changed }, config, nowOf(this.world))
-    const record = recordFor(view, evidence, failure.cause, decision)
     this.writeInBackground(view.namespace, "create /configmaps", "a failure is not recorded", async () => {
+      const record = recordFor(view, evidence, failure.cause, decision)
       await createRecord(this.world, record)
       const past = [...(this.records.get(view.key) ?? []), recordKey(record.metadata ?? {})]
       this.records.set(view.key, past.slice(-config.historyLimit))
@@ -5641,17 +5670,26 @@ export class Operator {
     })
   }
 
-  /** Best-effort writes with a bounded queue. A permanent rejection is reported once. */
+  /** Best-effort writes, a few at a time, in a bounded queue. A permanent rejection is reported once. */
   private writeInBackground(namespace: string, right: string, what: string, work: () => Promise<unknown>): void {
     if (this.world.config.dryRun || !this.permissions.may(namespace, right)) return
     const report = (why: string) => {
       if (this.firstTime(`${namespace} ${what} ${why}`)) this.emit({ kind: "WriteFailed", namespace, what, why })
     }
-    if (this.writing.size >= MOST_WRITES) return report(`${MOST_WRITES} others wait already`)
-    const done = persist(this.world, work)
-      .catch((error) => report(messageOf(error)))
-      .then(() => void this.writing.delete(done))
-    this.writing.add(done)
+    if (this.writes.length >= MOST_WAITING_WRITES) return report(`${MOST_WAITING_WRITES} others wait already`)
+    this.writes.push(() => persist(this.world, work).catch((error) => report(messageOf(error))))
+    this.startWrites()
+  }
+
+  private startWrites(): void {
+    while (this.writing.size < MOST_WRITES && this.writes.length > 0) {
+      const write = this.writes.shift() as () => Promise<void>
+      const done = write().then(() => {
+        this.writing.delete(done)
+        this.startWrites()
+      })
+      this.writing.add(done)
+    }
   }
 
   /**
@@ -5750,7 +5788,7 @@ export class Operator {
    * (kubernetes/kubernetes#142142).
    */
   private checkPodless({ view }: JobEntry, now: number): void {
-    if (!isPodless(view) || !isRestarted(view) || this.reportedOnce.has(`podless ${view.uid}`)) return
+    if (!isPodless(view) || !isRestarted(view) || this.reported.has(`podless ${view.uid}`)) return
     const checkAt = view.createdAt + PODLESS_MS
     if (now < checkAt) return this.enqueue(view.key, checkAt)
     if (this.firstTime(`podless ${view.uid}`)) this.reportPodless(view, now).catch(() => {})
@@ -5789,13 +5827,9 @@ export class Operator {
 
   /** Whether a fact is new; the memory is bounded, and forgets the oldest. */
   private firstTime(fact: string): boolean {
-    if (this.reportedOnce.has(fact)) return false
-    remember(this.reportedOnce, fact, MOST_REPORTED)
-    return true
+    return this.reported.add(fact)
   }
 }
-
-const MOST_REPORTED = 50_000
 
 const newEntry = ({ view, job, finalizers }: KeptJob, sighting: number): JobEntry => ({
   view,
