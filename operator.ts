@@ -15,7 +15,7 @@ import { createHash, createPrivateKey, X509Certificate } from "node:crypto"
 import { existsSync, readdirSync } from "node:fs"
 import { readFile, stat } from "node:fs/promises"
 import { isIPv6 } from "node:net"
-import { basename, dirname, join, resolve } from "node:path"
+import { basename, delimiter, dirname, join, resolve } from "node:path"
 import { getCACertificates } from "node:tls"
 import type { V1ConfigMap, V1Job, V1LabelSelector, V1ObjectMeta, V1Pod } from "@kubernetes/client-node"
 import { configureSync, getLogger, type LogRecord } from "@logtape/logtape"
@@ -2678,8 +2678,8 @@ async function locateSource(env: Env, serviceAccount: string, context?: string):
   // Bun reads this variable when the process starts: removing it here would be too late.
   if (!/^(|0|false)$/.test(env.BUN_CONFIG_VERBOSE_FETCH ?? ""))
     throw new ConfigError("BUN_CONFIG_VERBOSE_FETCH is set, which prints every request with its credentials: unset it")
-  const named = [...new Set(written(env.KUBECONFIG).split(":").filter(Boolean))]
-  const home = join(env.HOME || "/", ".kube", "config")
+  const named = [...new Set(written(env.KUBECONFIG).split(delimiter).filter(Boolean))]
+  const home = join(env.HOME || env.USERPROFILE || "/", ".kube", "config")
   const inCluster = named.length === 0 && context === undefined && existsSync(join(serviceAccount, "token"))
   const paths = named.length > 0 ? named : [home]
   const load = async (name?: string) => (inCluster ? inClusterEntries(env, serviceAccount) : readEntries(paths, name))
@@ -2691,8 +2691,10 @@ async function locateSource(env: Env, serviceAccount: string, context?: string):
       `no cluster is configured: KUBECONFIG is not set, and there is neither a ServiceAccount in ${serviceAccount} ` +
         `nor ${home}. Set KUBECONFIG; on a k3s server to /etc/rancher/k3s/k3s.yaml`,
     )
-  await readTls(entries)
   const from = inCluster ? "the pod's ServiceAccount" : `${named.length > 0 ? "KUBECONFIG " : ""}${paths.join(", ")}`
+  await readTls(entries).catch((error) => {
+    throw new ConfigError(`${from}: ${messageOf(error)}`)
+  })
   const reload = async () => {
     // A file that is gone, or is being written at this moment, takes nothing away.
     const now = (await load(entries.context)) ?? entries
@@ -2880,13 +2882,16 @@ const both = (fields: Yaml, name: PemField): Mistake => [
 /** What is missing in a cluster, contradicts or is not supported. */
 function clusterMistakes(cluster: Fields<"cluster">): Mistake[] {
   const url = URL.parse(cluster.server ?? "")
-  const proxy = cluster["proxy-url"] ?? "http://"
-  const scheme = /^(socks[\da-z]{0,2}):/.exec(proxy)?.[1] ?? "without http"
+  const proxy = cluster["proxy-url"] ?? "http://none"
+  const scheme = /^(socks[\da-z]{0,2}):/i.exec(proxy)?.[1] ?? "without http"
   return [
     [!/^https?:$/.test(url?.protocol ?? ""), "server must be a URL that begins with https://"],
     [url && url.href !== url.origin + url.pathname, "server must be a URL without user name, query and fragment"],
     [url?.protocol === "http:" && !isLoopback(url), "server: http:// is supported only for this machine, use https://"],
-    [!/^https?:\/\//.test(proxy), `proxy-url ${scheme}:// is not supported, use http:// or https://`],
+    [
+      !/^https?:$/.test(URL.parse(proxy)?.protocol ?? ""),
+      `proxy-url ${scheme}:// is not supported, use http:// or https://`,
+    ],
     [
       cluster["insecure-skip-tls-verify"] && hasField(cluster, "certificate-authority"),
       "insecure-skip-tls-verify and certificate-authority exclude each other",
@@ -2966,6 +2971,8 @@ async function readKubeconfig(path: string): Promise<Kubeconfig | undefined> {
   return { ...lists, path, current: current as string | undefined }
 }
 
+/** Beyond this size, looking for the place of an error would take seconds. */
+const PLACE_CHARACTERS = 256 << 10
 const BINARY = "\u{e000}"
 const MERGE = "\u{e001}"
 
@@ -2986,11 +2993,13 @@ function parseYaml(path: string, bytes: Uint8Array): unknown {
       `$1${BINARY}`,
     )
     .replace(/(^|[\s{,])<<(?=[ \t]*:)/gm, `$1${MERGE}`)
+    .replace(/(["'])<<\1(?=[ \t]*:)/g, "$1<< $1") // which is no merge for kubectl
   try {
     return resolved(Bun.YAML.parse(marked))
   } catch (error) {
     const reason = messageOf(error).replace(/^YAML Parse error: /, "")
-    throw new ConfigError(`cannot read ${path} as YAML: ${reason}${placeOf(document)}`)
+    const place = error instanceof SyntaxError && document.length < PLACE_CHARACTERS ? placeOf(document) : ""
+    throw new ConfigError(`cannot read ${path} as YAML: ${reason}${place}`)
   }
 }
 
@@ -3081,8 +3090,9 @@ async function readTls({ server, cluster, user }: Entries): Promise<Tls> {
 }
 
 function checkPair(name: string, cert: string | undefined, key: string | undefined): void {
-  if (cert && key && !new X509Certificate(cert).checkPrivateKey(createPrivateKey(key)))
-    throw new ConfigError(`${name} and its key do not belong together`)
+  if (!cert || !key) return
+  if (!attempt(() => new X509Certificate(cert).checkPrivateKey(createPrivateKey(key))))
+    throw new ConfigError(`${name} and its key do not belong together, or are not in PEM form`)
 }
 
 /** What is sent with each call, read from the files as they are now. */

@@ -342,7 +342,7 @@ const certificates: Case[] = [
   by(
     "H12 the key of another certificate",
     (p) => ({ user: { ...certOf(p), "client-key-data": base64(p.bob.key) } }),
-    /client-certificate and its key do not belong together/,
+    /KUBECONFIG .*: client-certificate and its key do not belong together/,
   ),
   by(
     "H12 an encrypted key",
@@ -477,6 +477,16 @@ const servers: Case[] = [
     /http:\/\/ is supported only for this machine/,
   ),
   by("a proxy", (p) => ({ cluster: { "proxy-url": p.proxy }, user: { token: "t0ken" } }), TOKEN),
+  by(
+    "a proxy in capitals",
+    (p) => ({ cluster: { "proxy-url": p.proxy.replace("http", "HTTP") }, user: { token: "t0ken" } }),
+    TOKEN,
+  ),
+  by(
+    "a proxy without a scheme",
+    (p) => ({ cluster: { "proxy-url": p.proxy.replace("http://", "") }, user: { token: "t0ken" } }),
+    /proxy-url without http:\/\/ is not supported/,
+  ),
   by("an empty proxy", { cluster: { "proxy-url": "" }, user: { token: "t0ken" } }, TOKEN),
   by(
     "a socks proxy",
@@ -581,6 +591,13 @@ const plugins: Case[] = [
     { user: exec(P1, { interactiveMode: "Always" }) },
     /interactiveMode must be Never or IfAvailable/,
   ),
+  by("exec that is an empty mapping", { user: { exec: {} } }, /exec: command is missing/),
+  by("numbers as arguments of a plugin", { user: exec(P1, { args: [1] }) }, /exec: args must be a list of strings/),
+  by(
+    "environment of a plugin without a name",
+    { user: exec(P1, { env: [{ value: "x" }] }) },
+    /exec: env must have a name and a value/,
+  ),
   by("exec without a command", { user: exec("", { command: "" }) }, /user me: exec: command is missing/),
   by(
     "exec and auth-provider",
@@ -638,6 +655,18 @@ const texts: Case[] = [
     TOKEN,
   ),
   of("an anchor", (p) => yaml(p, "    token: &t t0ken\n    as: *t"), { ...TOKEN, impersonate: { user: "t0ken" } }),
+  of(
+    "a merge key in quotes",
+    (p) => yaml(p, '    "<<": *x', "x: &x {token: t0ken}\n"),
+    /the field \(not shown\) is not supported/,
+  ),
+  of("an anchor that contains itself", (p) => yaml(p, T, "x: &x {y: *x}\n"), /as YAML: .*call stack/),
+  of("an unknown anchor", (p) => yaml(p, "    token: *s3cr3t"), /as YAML: Unresolved alias \(line 15/),
+  of(
+    "yes for a flag",
+    (p) => yaml(p, T).replace("    server:", "    insecure-skip-tls-verify: yes\n    server:"),
+    /insecure-skip-tls-verify must be true or false/,
+  ),
   of("H17 !!binary", (p) => yaml(p, `    token: !!binary ${base64("t0ken")}`), TOKEN),
   of("H17 !!binary in quotes", (p) => yaml(p, `    token: !!binary "${base64("t0ken")}"`), TOKEN),
   of(
