@@ -1,7 +1,7 @@
 // What the dashboard costs where there is much: 1,000 Jobs, of which 20 have failed, and 10,000 records, on the embedded server. Prints,
 // claims nothing: bun .dev/bench/dashboard.ts [BINARY]
 import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs"
-import { tmpdir } from "node:os"
+import { availableParallelism, loadavg, tmpdir } from "node:os"
 import { join } from "node:path"
 import { chromium } from "playwright-core"
 import { failedStatus, putRecord } from "../apiserver/history.ts"
@@ -125,18 +125,33 @@ console.log(
 console.log(`memory then           ${mebibytes(child.pid)}; at most ${memoryOf(child.pid, "VmHWM").toFixed(0)} MiB`)
 await page.close()
 
+/** Notes in the page when its first failure is drawn, and when that is on the screen; in ms since the navigation began. */
+const stopwatch = `new MutationObserver((_, observer) => {
+  if (!document.querySelector(".lane .mark")) return
+  observer.disconnect()
+  requestAnimationFrame(() => requestAnimationFrame(() => { window.firstPictureMs = performance.now() }))
+}).observe(document, { subtree: true, childList: true })`
 if (existsSync(CHROMIUM)) {
   const browser = await chromium.launch({ executablePath: CHROMIUM, args: ["--no-sandbox"] })
-  for (let i = 0; i < 3; i++) {
+  const tookMs: number[] = []
+  for (let i = 0; i < 5; i++) {
     const tab = await browser.newPage({ viewport: { width: 1440, height: 900 } })
-    const began = performance.now()
+    await tab.addInitScript(stopwatch)
     await tab.goto(address.href)
-    await tab.locator(".lane .mark").first().waitFor({ state: "attached" })
-    console.log(`first picture         ${(performance.now() - began).toFixed(0)} ms after the address was opened`)
+    await tab.waitForURL((url) => url.search === "")
+    let shownMs: number | undefined
+    while (shownMs === undefined) {
+      await Bun.sleep(50)
+      shownMs = (await tab.evaluate("window.firstPictureMs")) as number | undefined
+    }
+    tookMs.push(shownMs)
     await tab.close()
   }
+  const sorted = tookMs.toSorted((a, b) => a - b).map((ms) => ms.toFixed(0))
+  console.log(`first picture         ${sorted[2]} ms after the page was opened (${sorted[0]} to ${sorted[4]})`)
   await browser.close()
 }
+console.log(`load of the machine   ${loadavg()[0]?.toFixed(1)} on ${availableParallelism()} cores`)
 child.kill()
 await server.close()
 rmSync(folder, { recursive: true })
