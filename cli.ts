@@ -8,7 +8,6 @@ import { createInterface } from "node:readline/promises"
 import { parseArgs } from "node:util"
 import {
   alignedRows,
-  type Cluster,
   ConfigError,
   connect,
   countFrom,
@@ -104,9 +103,14 @@ export class CommandError extends Error {
   }
 }
 
-/** The settings as the operator wrote them in a namespace, else those of the environment. Throws a CommandError. */
-export async function settingsFor(cluster: Cluster, namespace: string, env: Env, signal: AbortSignal) {
-  const map = await cluster.getConfigMap(namespace, SETTINGS_MAP, signal)
+type Reader = Pick<World, "cluster" | "stop">
+
+/**
+ * The settings as the operator wrote them in a namespace, else those of the environment. Without either throws a
+ * CommandError, or with `isLenient` returns the defaults, for every Job.
+ */
+export async function settingsFor({ cluster, stop }: Reader, namespace: string, env: Env, isLenient = false) {
+  const map = await cluster.getConfigMap(namespace, SETTINGS_MAP, stop)
   if (map) {
     const writtenAt = map.metadata?.annotations?.[`${PREFIX}written-at`]
     const from = `as the operator wrote them in ${namespace} at ${writtenAt}`
@@ -118,6 +122,8 @@ export async function settingsFor(cluster: Cluster, namespace: string, env: Env,
   } catch (error) {
     if (!(error instanceof SettingsError)) throw error
     const missing = `no operator has written its settings in namespace ${namespace}`
+    const { config } = readSettings({ NAMESPACE: namespace, JOB_SELECTOR: `!${INTENT}` })
+    if (isLenient) return { config, from: `are the defaults, for every Job: ${missing}` }
     throw new CommandError(2, `${missing}: name another with -n, or set them in the environment`, ...error.mistakes)
   }
 }
@@ -173,15 +179,12 @@ export class Inventory {
     return [...(this.entries.get(key)?.records.values() ?? [])].sort((a, b) => a.failedAt - b.failedAt)
   }
 
-  /**
-   * Undefined for a Job that is not selected. One that is absent in the middle of its restart is shown from its
-   * intent.
-   */
+  /** Undefined for a Job that is not selected. One that is absent during its restart is shown from its intent. */
   statusOf(key: string, isNamed = false): JobStatus | undefined {
     const { config } = this.world
     const entry = this.entries.get(key)
     const [intent] = newestFirst([...(entry?.intents.values() ?? [])])
-    const job = entry?.job ?? (intent && jobOf(intent))
+    const job = entry?.job ?? (intent && inNamespace(intent.replacement, intent.namespace))
     if (!job || !(isNamed || intent || isSelected(viewJob(job), config))) return undefined
     const now = nowOf(this.world)
     const view = viewJob(job)
@@ -209,10 +212,7 @@ export class Inventory {
   }
 }
 
-const jobOf = ({ namespace, replacement }: Intent): Job => ({
-  ...replacement,
-  metadata: { ...replacement.metadata, namespace },
-})
+const inNamespace = (job: Job, namespace: string): Job => ({ ...job, metadata: { ...job.metadata, namespace } })
 
 /** What an intent has decided already. */
 function decisionOf({ name, dueAt }: Intent, now: number): Decision {
@@ -230,11 +230,8 @@ async function loadStatuses(world: World, namespace: string, name?: string): Pro
     const job = name === undefined ? undefined : await cluster.getJob(namespace, name, kill)
     if (job) keep(job)
   }
-  const loadRecords = async () => {
-    for (const metadata of await listRecords(world, namespace, name))
-      inventory.take("configmaps", "LISTED", { metadata })
-  }
-  await Promise.all([loadJobs(), loadRecords()])
+  const [records] = await Promise.all([listRecords(world, namespace, name), loadJobs()])
+  for (const metadata of records) inventory.take("configmaps", "LISTED", { metadata })
   const statuses = () =>
     [...inventory.entries.keys()].flatMap((key) => inventory.statusOf(key, name !== undefined) ?? [])
   await Promise.all(statuses().map((status) => status.unexplained && inventory.look(status)))
@@ -254,10 +251,7 @@ const loadRecords = async (world: World, namespace: string, job?: string) =>
 const needsLog = (view: JobView, { config }: World) =>
   overridesOf(view, config).rules.some(({ cause }) => cause.kind === "log")
 
-/**
- * Why a Job failed: from its record, whose metadata is enough unless a rule reads the log; else from the pods that
- * are left.
- */
+/** Why a Job failed: from its record, whose metadata is enough unless a rule reads the log; else from its pods. */
 async function findFailure(world: World, view: JobView, past: PastFailure | undefined, whole = false) {
   const recorded = past?.uid === view.uid ? past : undefined
   if (recorded && !whole && !needsLog(view, world)) return { failure: { ...UNKNOWN, cause: recorded.cause } }
@@ -302,8 +296,7 @@ const shortName = ({ namespaces }: CommandContext, key: string) =>
 
 async function status(context: CommandContext): Promise<number> {
   const { world, namespaces, settings } = context
-  const statuses = await Promise.all(namespaces.map((namespace) => loadStatuses(world, namespace)))
-  const jobs = await withRejections(world, statuses.flat())
+  const jobs = (await Promise.all(namespaces.map((namespace) => loadFacts(world, namespace)))).flat()
   const now = nowOf(world)
   const span = (ms: number) => durationText(Math.max(0, Math.round(ms / 1_000)) * 1_000)
   const rows = jobs.map(({ job, state, nextRestartAt, cause = "", failuresInRow, lastFailureAt, why }) => [
@@ -327,13 +320,12 @@ export async function rejectionsIn({ cluster, kill }: World, namespace: string):
   return new Map(events.map(({ uid, text }) => [uid, text]))
 }
 
-/** Facts about Jobs; those whose restart is overdue with the cluster's answer to it. */
-async function withRejections(world: World, statuses: JobStatus[]) {
-  const overdue = statuses.filter((status) => isOverdue(status, nowOf(world)))
-  const namespaces = [...new Set(overdue.map(({ view }) => view.namespace))]
-  const answers = await Promise.all(namespaces.map((namespace) => rejectionsIn(world, namespace)))
-  const texts = new Map(answers.flatMap((answer) => [...answer]))
-  return statuses.map((status) => factsOf(status, overdue.includes(status) ? texts.get(status.view.uid) : undefined))
+/** Facts about the selected Jobs of a namespace; those whose restart is overdue with the cluster's answer to it. */
+async function loadFacts(world: World, namespace: string) {
+  const statuses = await loadStatuses(world, namespace)
+  const isLate = (status: JobStatus) => isOverdue(status, nowOf(world))
+  const rejections = statuses.some(isLate) ? await rejectionsIn(world, namespace) : new Map<string, string>()
+  return statuses.map((status) => factsOf(status, isLate(status) ? rejections.get(status.view.uid) : undefined))
 }
 
 export const isOverdue = ({ decision, isRestarting }: JobStatus, now: number) =>
@@ -362,15 +354,11 @@ async function historyOfJob(context: CommandContext): Promise<number> {
     throw new CommandError(3, `there is no Job ${key}, and no record of a failure of it`)
   const maps = await Promise.all(records.map((past) => cluster.getConfigMap(namespace, past.name, kill)))
   const whole = maps.flatMap((map) => (map && readRecord(map)) ?? [])
-  const json = whole.map(({ past, reason, evidence }) => ({
-    ...past,
-    reason,
-    ...evidence,
-    logs: Object.fromEntries(evidence.logs),
-  }))
-  const lines = whole.flatMap(({ past: { cause, failedAt, restarts, decided }, reason, evidence }) => [
-    `${instantText(failedAt)} ${[cause, reason].filter(Boolean).join(", ")}; ` +
-      `failure ${restarts + 1} in a row; ${decided}`,
+  const json = whole.map(({ past, reason, evidence: { logs, ...evidence } }) => {
+    return { ...past, reason, ...evidence, logs: Object.fromEntries(logs) }
+  })
+  const lines = whole.flatMap(({ past: { cause, failedAt: at, restarts, decided }, reason, evidence }) => [
+    `${instantText(at)} ${[cause, reason].filter(Boolean).join(", ")}; failure ${restarts + 1} in a row; ${decided}`,
     ...evidenceLines(evidence).map((line) => `    ${line}`),
   ])
   await context.print(json, lines.length > 0 ? lines.map((line) => [line]) : [[`no failure of ${key} is recorded`]])
@@ -506,14 +494,8 @@ function detailsOf(outcome: Outcome | { result: "fault"; error: unknown }): stri
 
 /** Writes the Event that the operator would write; best effort. */
 async function reportRestart(world: World, job: JobName): Promise<void> {
-  const event = eventFor(
-    job,
-    "info",
-    "Restarted",
-    "restarted, for a person asked for it",
-    nowOf(world),
-    world.clock.random(),
-  )
+  const text = "restarted, for a person asked for it"
+  const event = eventFor(job, "info", "Restarted", text, nowOf(world), world.clock.random())
   await world.cluster.createEvent(job.namespace, event, world.kill).catch(() => {})
 }
 
@@ -537,11 +519,7 @@ const serveDashboard = async (context: CommandContext) => (await import("./dashb
 export const COMMANDS = {
   status: { jobs: "", run: status, help: "show each Job's state, next restart and why" },
   history: { jobs: "[JOB]", run: history, help: "list past failures; of one JOB with all evidence" },
-  restart: {
-    jobs: "JOB...",
-    run: restart,
-    help: "restart failed or finished Jobs now",
-  },
+  restart: { jobs: "JOB...", run: restart, help: "restart failed or finished Jobs now" },
   explain: { jobs: "JOB", run: explain, help: "explain the decision on a Job: inputs, rules, settings" },
   dashboard: { jobs: "", run: serveDashboard, help: "serve a page for your browser, on this machine alone" },
 }
@@ -561,13 +539,8 @@ const OPTIONS: Record<string, { type: "boolean" | "string"; short?: string; with
 
 /** Reads the command line; no command runs the operator. Throws a CommandError with every mistake. */
 export function readCommandLine(args: string[]) {
-  const { tokens, positionals } = parseArgs({
-    args,
-    options: OPTIONS,
-    allowPositionals: true,
-    strict: false,
-    tokens: true,
-  })
+  const parsing = { args, options: OPTIONS, allowPositionals: true, strict: false, tokens: true } as const
+  const { tokens, positionals } = parseArgs(parsing)
   const [name, ...names] = positionals
   const command = name !== undefined && Object.hasOwn(COMMANDS, name) ? (name as keyof typeof COMMANDS) : undefined
   const mistakes: string[] = []
@@ -663,12 +636,6 @@ export async function print(text: string): Promise<void> {
   await Bun.write(Bun.stdout, text).catch((error) => (error.code === "EPIPE" ? 0 : Promise.reject(error)))
 }
 
-/** Without settings of anybody the dashboard shows every Job, and says what is missing. */
-function everyJob(namespace: string, { message }: CommandError) {
-  const { config } = readSettings({ NAMESPACE: namespace, JOB_SELECTOR: `!${INTENT}` })
-  return { config, from: `are the defaults, for every Job: ${message.split("\n")[0]}` }
-}
-
 /** Runs a command with a kubeconfig, or in the operator's pod. Returns its exit code. */
 async function runCommand(
   { command, names, values }: ReturnType<typeof readCommandLine>,
@@ -679,12 +646,10 @@ async function runCommand(
   const cluster = connect(source, env)
   const nearest = written(env.NAMESPACE) || source.access.namespace || "flickr-downloader"
   const namespace = values.namespace ?? (nearest.split(/[,\s]/)[0] as string)
-  const { config, from } = await settingsFor(cluster, namespace, env, world.stop).catch((error) => {
-    if (command !== "dashboard" || !(error instanceof CommandError)) throw error
-    return everyJob(namespace, error)
-  })
+  const isDashboard = command === "dashboard"
+  const { config, from } = await settingsFor({ cluster, stop: world.stop }, namespace, env, isDashboard)
   // Only a restart must not be cut off in the middle.
-  const kill = command === "restart" || command === "dashboard" ? world.kill : world.stop
+  const kill = command === "restart" || isDashboard ? world.kill : world.stop
   return COMMANDS[command as keyof typeof COMMANDS].run({
     world: { ...world, kill, cluster, config },
     names,
@@ -699,16 +664,15 @@ async function runCommand(
 
 /** Runs what the command line asks for; returns the exit code. */
 export async function runCommandLine(args: string[], env: Env, signals: Pick<World, "stop" | "kill">): Promise<number> {
-  const say = reportToStderr
   try {
     const line = readCommandLine(args)
     const { help, version } = line.values
     if (help === undefined && version === undefined)
-      return await runCommand(line, env, { clock: systemClock, emit: logSink(say), ...signals })
+      return await runCommand(line, env, { clock: systemClock, emit: logSink(reportToStderr), ...signals })
     await print(help !== undefined ? helpText() : `${project.version}\n`)
     return 0
   } catch (error) {
-    for (const mistake of messageOf(error).split("\n")) say("fatal", mistake)
+    for (const mistake of messageOf(error).split("\n")) reportToStderr("fatal", mistake)
     if (error instanceof CommandError) return error.code
     return error instanceof SettingsError || error instanceof ConfigError ? 2 : 1
   }

@@ -182,8 +182,8 @@ class Dashboard {
   }
 
   private async loadSettings(): Promise<void> {
-    const { cluster, config, stop } = this.world
-    const fresh = await settingsFor(cluster, config.namespaces[0] ?? "", this.env, stop)
+    const { config } = this.world
+    const fresh = await settingsFor(this.world, config.namespaces[0] ?? "", this.env, true)
     this.world.config = { ...fresh.config, namespaces: config.namespaces }
     this.settings = fresh.from
     for (const key of this.inventory.entries.keys()) this.onChange(key)
@@ -270,9 +270,7 @@ class Dashboard {
     this.send({ problems: Object.fromEntries(this.problems) })
   }
 
-  /**
-   * A watch notices a server that hangs only after minutes: while a page is open, asks for its version now and then.
-   */
+  /** A watch notices a hanging server only after minutes: while a page is open, asks for the server's version. */
   private async checkServer(): Promise<void> {
     const { cluster, clock, stop } = this.world
     for (; !stop.aborted; await clock.sleep(POLL_MS, stop)) {
@@ -335,8 +333,9 @@ const hashes = (tag: string) =>
 const securityHeaders = () => ({
   "Cache-Control": "no-store",
   "Content-Security-Policy": [
-    `default-src 'none'; script-src ${hashes("script")}; style-src ${hashes("style")}; connect-src 'self'; img-src data:`,
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
+    `default-src 'none'; script-src ${hashes("script")}; style-src ${hashes("style")}`,
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "require-trusted-types-for 'script'; trusted-types 'none'",
   ].join("; "),
   "Cross-Origin-Opener-Policy": "same-origin",
   "Cross-Origin-Resource-Policy": "same-origin",
@@ -431,10 +430,7 @@ class Site {
   /** Cookies know no ports: without the port in its name, a second dashboard would end the first one's session. */
   private cookie = () => `dashboard-${this.port}`
 
-  /**
-   * The status for a request that is not from the admin's own page (DNS rebinding, other sites' forms), or is none of
-   * ours.
-   */
+  /** The status for a request that is not from the admin's own page (DNS rebinding, other sites' forms). */
   private rejection({ method, headers }: Request, path: string, token: string | null): number | undefined {
     const host = headers.get("host") ?? ""
     const isOurs = ["127.0.0.1", "[::1]", "localhost"].some((name) => host === `${name}:${this.port}`)
