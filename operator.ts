@@ -5377,11 +5377,8 @@ export class Operator {
     const { config } = this.world
     if (intent && !config.dryRun) return this.reconcileGoneWithIntent(entry, intent)
     if (!job || view.phase !== "failed" || view.manager) return this.forget(entry)
+    if (!this.wasRemovedByTtl(entry)) return this.forgetDeleted(entry, intent !== undefined)
     if (!failure) return this.collectEvidence(entry, "failed")
-    if (!this.wasRemovedByTtl(entry)) {
-      this.emit({ kind: "DeletedByOthers", job: view, isRestart: intent !== undefined })
-      return this.forget(entry)
-    }
     const wish = wishFor(job, failure, config, nowOf(this.world))
     if ("dueAt" in wish.decision && !config.dryRun) return this.startRestart(this.restartOf(entry), wish.decision.dueAt)
     const because = "dueAt" in wish.decision ? "DRY_RUN" : wish.decision.because
@@ -5394,6 +5391,15 @@ export class Operator {
     const leftMs = intent.dueAt === undefined ? this.adoptInMs(intent) : 0
     if (leftMs > 0) return this.enqueue(entry.view.key, nowOf(this.world) + leftMs)
     this.startRestart(this.restartOf(entry), intent.dueAt ?? nowOf(this.world))
+  }
+
+  /** What was seen of a failure before somebody deleted the Job is recorded; its pods are not looked at any more. */
+  private forgetDeleted(entry: JobEntry, isRestart: boolean): void {
+    const { view, looked } = entry
+    const evidence = entry.evidence ?? { pods: this.cache.podsOf(view.uid), logs: new Map(), morePods: 0 }
+    if (!looked.has("failed")) this.record(entry, evidence, failureOf(view, evidence))
+    this.emit({ kind: "DeletedByOthers", job: view, isRestart })
+    this.forget(entry)
   }
 
   private wasRemovedByTtl({ view, job, goneAt = 0 }: JobEntry): boolean {
@@ -5415,8 +5421,8 @@ export class Operator {
     }
     if (view.phase === "failing" && !view.deleting && !view.manager) this.collectEvidence(entry, "failing")
     // With a TTL of 0 its pods go with it: their logs cannot wait until it is gone.
-    if (view.phase === "failed" && view.deleting && !view.manager && isSelected(view, config) && !failure)
-      this.collectEvidence(entry, "failed")
+    const isExpiring = view.deleting && view.ttlMs !== undefined && view.phase === "failed"
+    if (isExpiring && !view.manager && isSelected(view, config) && !failure) this.collectEvidence(entry, "failed")
     entry.decision = decision
     this.reportDecision(entry, decision, known.cause, now)
     if ("dueAt" in decision) return this.schedule(entry, intent, decision)
