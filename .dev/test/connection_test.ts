@@ -339,15 +339,20 @@ describe("Who we are", () => {
     expect(runs()).toBe(2)
   })
 
-  test("E10 a plugin that hangs is given up and ended", async () => {
+  test("E10 J12 a plugin that asks and waits is given up and ended, and its question stands in the error", async () => {
     const pid = join(folder, "pid")
-    const hanging = { exec: { command: "sh", args: ["-c", `echo $$ > ${pid}.new; mv ${pid}.new ${pid}; sleep 1000`] } }
+    const hanging = {
+      exec: {
+        command: "sh",
+        args: ["-c", `printf 'User name: ' >&2; echo $$ > ${pid}.new; mv ${pid}.new ${pid}; sleep 1000`],
+      },
+    }
     const cluster = await connected(await serve(quiet()), undefined, hanging)
     jest.useFakeTimers()
     const error = errorOf(cluster.version(never))
     await until(() => existsSync(pid))
     jest.advanceTimersByTime(25_001)
-    expect((await error).message).toBe("the credential plugin sh failed: we got no answer in 25s")
+    expect((await error).message).toBe("the credential plugin sh failed: we got no answer in 25s; it said: User name:")
     jest.useRealTimers()
     const isAlive = () => existsSync(`/proc/${readFileSync(pid, "utf8").trim()}`)
     await until(() => !isAlive())
