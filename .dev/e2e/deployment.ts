@@ -18,7 +18,7 @@ import {
   until,
   work,
 } from "./kit.ts"
-import { attempt, kubectl, kubectlProgram } from "./programs.ts"
+import { kubectl, kubectlProgram, tryCommand } from "./programs.ts"
 
 export const nodeDir = process.env.E2E_NODE_DIR
 export const name = project.name
@@ -139,7 +139,7 @@ export const operatorPod = (ns: Namespace, ...older: Pod[]) =>
   )
 /** What all its pods have said so far. */
 export const logOf = async (ns: Namespace, ...options: string[]) =>
-  (await attempt([kubectlProgram, "-n", ns.name, "logs", "-l", ofOperator, "--tail=-1", ...options])).out.split("\n")
+  (await tryCommand([kubectlProgram, "-n", ns.name, "logs", "-l", ofOperator, "--tail=-1", ...options])).out.split("\n")
 export const says = (ns: Namespace, what: string, patterns: (RegExp | string)[], ms = 90_000) =>
   until(
     `kubectl logs shows ${what} (${patterns.join(" and ")})`,

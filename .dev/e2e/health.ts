@@ -19,7 +19,7 @@ import {
   until,
   work,
 } from "./kit.ts"
-import { attempt, kubectl, kubectlProgram } from "./programs.ts"
+import { kubectl, kubectlProgram, tryCommand } from "./programs.ts"
 
 const labels = { e2e: "yes" }
 const chosen = { JOB_SELECTOR: "e2e=yes" }
@@ -41,7 +41,7 @@ const answer = async (port: number, path: string) => {
 async function promtool(...args: [...string[], { input?: string }]): Promise<string> {
   const { input = "" } = args.pop() as { input?: string }
   if (!Bun.which("promtool")) throw new Skip("there is no promtool: .dev/cluster/packages.sh")
-  const { code, out, err } = await attempt(["promtool", ...(args as string[])], input)
+  const { code, out, err } = await tryCommand(["promtool", ...(args as string[])], input)
   need(code === 0, `promtool ${args.join(" ")}: exit code ${code}: ${out} ${err}`)
   return `${out}${err}`
 }
@@ -165,7 +165,7 @@ const gitTools = () =>
   group("git", async (ns, check) => {
     const manifest = failingJob({ name: "from-git", labels })
     const apply = (job: object, ...args: string[]) =>
-      attempt(
+      tryCommand(
         [kubectlProgram, "-n", ns.name, "apply", "--server-side", "--field-manager=git", ...args, "-f", "-"],
         JSON.stringify(job),
       )
@@ -195,7 +195,7 @@ async function serverSide(
   check: Check,
   manifest: ReturnType<typeof failingJob>,
   young: Thing,
-  apply: (job: object, ...args: string[]) => ReturnType<typeof attempt>,
+  apply: (job: object, ...args: string[]) => ReturnType<typeof tryCommand>,
 ): Promise<void> {
   await check(
     "after a restart, server-side apply of the same manifest is no conflict, and changes no uid",

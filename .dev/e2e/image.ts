@@ -62,7 +62,7 @@ import {
   until,
   work,
 } from "./kit.ts"
-import { attempt, kubectl, kubectlProgram, run } from "./programs.ts"
+import { kubectl, kubectlProgram, run, tryCommand } from "./programs.ts"
 
 const platforms = ["amd64", "arm64"] as const
 const now = () => performance.now()
@@ -86,7 +86,7 @@ async function build(platform: string): Promise<string> {
   const [base, bun] = [/^ARG BASE=(.*)$/m, /^FROM .*?(\S+) AS build$/m].map((pattern) => pattern.exec(dockerfile)![1]!)
   for (const image of [base!, bun!]) {
     const standIn = image.includes("distroless") ? `localhost/stand-in-${platform}` : image
-    if ((await attempt(["buildah", "inspect", "--type", "image", standIn])).code !== 0)
+    if ((await tryCommand(["buildah", "inspect", "--type", "image", standIn])).code !== 0)
       await run(".dev/cluster/base-images.sh", image)
   }
   const options = [
@@ -406,7 +406,7 @@ async function recipe(page: string, words: string, ns: Namespace, edit = (script
   await mkdir(bin)
   await run("ln", "-s", Bun.which(kubectlProgram) ?? kubectlProgram, join(bin, "kubectl"))
   const script = edit(found).replaceAll(`-n ${deployNamespace} `, `-n ${ns.name} `)
-  const { code, err } = await attempt(["bash", "-euo", "pipefail"], script, { PATH: `${bin}:${process.env.PATH}` })
+  const { code, err } = await tryCommand(["bash", "-euo", "pipefail"], script, { PATH: `${bin}:${process.env.PATH}` })
   need(code === 0, `exit code ${code}: ${err}`)
 }
 
@@ -466,12 +466,12 @@ const restricted = () =>
     await check("where it is enforced, deploy/ and the example are taken without a warning", async () => {
       const files = ["-k", await overlay(ns, { host: false })]
       for (const what of [files, ["-n", ns.name, "-f", "deploy/example-job.yaml"]]) {
-        const { code, out, err } = await attempt([kubectlProgram, "apply", "--dry-run=server", ...what])
+        const { code, out, err } = await tryCommand([kubectlProgram, "apply", "--dry-run=server", ...what])
         need(code === 0 && err === "" && out !== "", err || out)
       }
     })
     await check("a pod that breaks it is refused there", async () => {
-      const { code, err } = await attempt([kubectlProgram, "apply", "--dry-run=server", "-k", await overlay(ns)])
+      const { code, err } = await tryCommand([kubectlProgram, "apply", "--dry-run=server", "-k", await overlay(ns)])
       need(code === 0 && /would violate PodSecurity/.test(err), err)
       const spec = { hostNetwork: true, containers: [{ name: "main", image: "none" }] }
       const { status, body } = await call("POST", `${ns.path("pods")}?dryRun=All`, { metadata: { name: "bad" }, spec })

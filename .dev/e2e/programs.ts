@@ -5,7 +5,7 @@ import { need, root } from "./kit.ts"
 
 export type Done = { code: number; out: string; err: string }
 
-export async function attempt(command: string[], input = "", env: Record<string, string> = {}): Promise<Done> {
+export async function tryCommand(command: string[], input = "", env: Record<string, string> = {}): Promise<Done> {
   const child = Bun.spawn(command, {
     stdin: Buffer.from(input),
     stdout: "pipe",
@@ -23,7 +23,7 @@ export async function attempt(command: string[], input = "", env: Record<string,
 
 /** What a program prints; it must succeed. */
 export async function run(...command: string[]): Promise<string> {
-  const { code, out, err } = await attempt(command)
+  const { code, out, err } = await tryCommand(command)
   need(code === 0, `${command.join(" ")}: exit code ${code}: ${err || out}`)
   return out
 }

@@ -26,7 +26,7 @@ import {
   type Thing,
   until,
 } from "./kit.ts"
-import { attempt, kubectlProgram } from "./programs.ts"
+import { kubectlProgram, tryCommand } from "./programs.ts"
 import { ttlGroups } from "./ttl.ts"
 import { versionGroups } from "./versions.ts"
 
@@ -93,7 +93,7 @@ const rest = (ns: Namespace): Manifest => ({
 })
 async function kubectl(ns: Namespace, line: string, input: Manifest[] = [], env = {}): Promise<string> {
   const text = input.map((manifest) => JSON.stringify(manifest)).join("\n")
-  const { code, out, err } = await attempt([kubectlProgram, "-n", ns.name, ...line.split(" ")], text, env)
+  const { code, out, err } = await tryCommand([kubectlProgram, "-n", ns.name, ...line.split(" ")], text, env)
   need(code === 0, `kubectl ${line}: ${err || out}`)
   return out
 }
