@@ -48,7 +48,7 @@ import {
   withOomKills,
 } from "./kit.ts"
 import { contextSwitch, kubeconfigGroup } from "./kubeconfigs.ts"
-import { attempt, kubectlProgram } from "./programs.ts"
+import { kubectlProgram, tryCommand } from "./programs.ts"
 import { protocolGroups } from "./protocol.ts"
 import { ruleGroups } from "./rules.ts"
 import { soakGroup } from "./soak.ts"
@@ -119,7 +119,7 @@ const roundTrip = (role: Role) =>
       ),
       check(`with ${roleName(role)} a Job of kubectl apply comes back and can be applied again unchanged`, async () => {
         const apply = async (manifest: string) => {
-          const { code, out, err } = await attempt([kubectlProgram, "-n", ns.name, "apply", "-f", "-"], manifest)
+          const { code, out, err } = await tryCommand([kubectlProgram, "-n", ns.name, "apply", "-f", "-"], manifest)
           need(code === 0, `kubectl: ${err}`)
           return out
         }
