@@ -170,7 +170,8 @@ export class Inventory {
     if (past) put(entry.records, past)
     else if (intent) put(entry.intents, intent)
     else if (!isIntent(object)) entry.job = type === "DELETED" ? undefined : { ...object, metadata }
-    this.entries.set(key, entry)
+    if (entry.job || entry.intents.size > 0 || entry.records.size > 0) this.entries.set(key, entry)
+    else this.entries.delete(key)
     return key
   }
 

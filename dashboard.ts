@@ -195,6 +195,7 @@ class Dashboard {
     const before = new Map([...this.changed].map((key) => [key, this.lanes.get(key)]))
     for (const key of this.changed) {
       const status = this.inventory.statusOf(key)
+      this.dueAt.delete(key)
       if (status) this.lanes.set(key, JSON.stringify(this.laneOf(status), visible))
       else this.lanes.delete(key)
       if (status?.unexplained) this.lookAt(status, status.unexplained)
@@ -227,8 +228,7 @@ class Dashboard {
     const { key, uid, phase, startedAt, completedAt, failedAt, reason } = view
     const isLate = isOverdue(status, nowOf(this.world))
     const facts = factsOf(status, isLate ? this.rejections.get(uid) : undefined)
-    if (facts.nextRestartAt === undefined) this.dueAt.delete(key)
-    else this.dueAt.set(key, facts.nextRestartAt)
+    if (facts.nextRestartAt !== undefined) this.dueAt.set(key, facts.nextRestartAt)
     const records = this.inventory.recordsOf(key)
     const failures = records.map(({ name, startedAt, failedAt, cause, restarts, summary }) => {
       return { name, startedAt, failedAt, cause, inRow: restarts + 1, summary }
