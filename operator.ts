@@ -1631,7 +1631,7 @@ const KUEUE_TEMPLATE_KEYS = ["workload", "podset", "local-queue-name", "cluster-
  * unknown fields too: a list of fields to keep would lose those that a newer Kubernetes adds.
  */
 export function replacementFor(live: Job): Job {
-  const { status: _, metadata: m = {}, ...job } = structuredClone({ ...live, apiVersion: "batch/v1", kind: "Job" })
+  const { status: _, metadata: m = {}, ...job } = { ...live, apiVersion: "batch/v1", kind: "Job" }
   const isGenerated = UID_LABELS.some((label) => m.uid !== undefined && m.labels?.[label] === m.uid)
   const metadata = {
     ...withoutKeys(m, SERVER_METADATA),
@@ -1639,26 +1639,28 @@ export function replacementFor(live: Job): Job {
     annotations: withoutKeys(m.annotations, ["batch.kubernetes.io/job-tracking"]),
     finalizers: (m.finalizers ?? []).filter((name) => !SERVER_FINALIZERS.includes(name)),
   }
-  const spec = job.spec as NonNullable<Job["spec"]>
-  cleanTemplate(spec)
+  const spec = cleanSpec(job.spec as JobSpec)
   // A Job without labels was given its template's, generated ones included (pkg/apis/batch/v1/defaults.go): it gets
   // them again.
   if (isGenerated && Bun.deepEquals(metadata.labels, spec.template?.metadata?.labels ?? {})) metadata.labels = {}
   return withoutEmpty({ ...job, metadata, spec })
 }
 
-/** Takes the generated selector and labels out of a spec, and what Kueue added to its pod template. */
-function cleanTemplate(spec: NonNullable<Job["spec"]>): void {
-  const metadata = spec.template?.metadata
-  if (metadata?.creationTimestamp === null) delete metadata.creationTimestamp
-  if (metadata) {
-    metadata.labels = withoutKeys(metadata.labels, [
-      ...KUEUE_TEMPLATE_KEYS,
-      ...(spec.manualSelector ? [] : SERVER_LABELS),
-    ])
-    metadata.annotations = withoutKeys(metadata.annotations, KUEUE_TEMPLATE_KEYS)
+type JobSpec = NonNullable<Job["spec"]>
+
+/** A spec without the generated selector and labels, and without what Kueue added to its pod template. */
+function cleanSpec({ selector, template, ...rest }: JobSpec): JobSpec {
+  const spec = { ...rest, ...(rest.manualSelector && { selector }), template } as JobSpec
+  if (!template?.metadata) return spec
+  const { creationTimestamp, ...metadata } = template.metadata
+  const serverLabels = rest.manualSelector ? [] : SERVER_LABELS
+  const cleaned = {
+    ...metadata,
+    ...(creationTimestamp != null && { creationTimestamp }),
+    labels: withoutKeys(metadata.labels, [...KUEUE_TEMPLATE_KEYS, ...serverLabels]),
+    annotations: withoutKeys(metadata.annotations, KUEUE_TEMPLATE_KEYS),
   }
-  if (!spec.manualSelector) delete (spec as Partial<typeof spec>).selector
+  return { ...spec, template: { ...template, metadata: cleaned } }
 }
 
 function withoutKeys<T extends object>(map: T | undefined, keys: string[]): T {
@@ -2002,6 +2004,7 @@ const containersOf = ({ spec }: Job) => [
 
 /** A Job with new memory limits; the request follows where it was equal. The first value stays in an annotation. */
 function withMemory(original: Job, memory: Record<string, string>): Job {
+  if (Object.keys(memory).length === 0) return original
   const job = structuredClone(original)
   const first = (job.metadata?.annotations?.[`${PREFIX}oom-memory-first`] ?? "").split(",").filter(Boolean)
   for (const { name, resources } of containersOf(job)) {
@@ -2012,7 +2015,7 @@ function withMemory(original: Job, memory: Record<string, string>): Job {
     if (requests?.memory === limits.memory) Object.assign(requests ?? {}, { memory: limit })
     limits.memory = limit
   }
-  if (Object.keys(memory).length > 0 && first.length > 0)
+  if (first.length > 0)
     job.metadata = {
       ...job.metadata,
       annotations: { ...job.metadata?.annotations, [`${PREFIX}oom-memory-first`]: first.join() },
@@ -4655,9 +4658,9 @@ export interface JobEntry {
   evidence: Evidence | undefined
   /** Known once the evidence of a failure is complete. */
   failure: Failure | undefined
-  /** Moments at which its pods were looked at. */
-  looked: Set<string>
-  looking: Promise<void>
+  /** Moments at which its pods were looked at; undefined before the first. */
+  looked: Set<string> | undefined
+  looking: Promise<void> | undefined
   /** The last decision that was reported. */
   reported: string
   rejections: number
@@ -5397,7 +5400,7 @@ export class Operator {
   private forgetDeleted(entry: JobEntry, isRestart: boolean): void {
     const { view, looked } = entry
     const evidence = entry.evidence ?? { pods: this.cache.podsOf(view.uid), logs: new Map(), morePods: 0 }
-    if (!looked.has("failed")) this.record(entry, evidence, failureOf(view, evidence))
+    if (!looked?.has("failed")) this.record(entry, evidence, failureOf(view, evidence))
     this.emit({ kind: "DeletedByOthers", job: view, isRestart })
     this.forget(entry)
   }
@@ -5630,11 +5633,12 @@ export class Operator {
   private collectEvidence(entry: JobEntry, moment: string): void {
     if (moment === "failed" && entry.state.is !== "restarting" && entry.state.is !== "settled")
       moveTo(entry, { is: "collecting evidence" })
+    entry.looked ??= new Set()
     if (entry.looked.has(moment)) return
     entry.looked.add(moment)
     // A TTL of 0 has the Job forgotten, with its pods, before its turn to be looked at.
     const before = this.cache.podsOf(entry.view.uid)
-    entry.looking = entry.looking.then(async () => {
+    entry.looking = (entry.looking ?? Promise.resolve()).then(async () => {
       const kept = this.cache.podsOf(entry.view.uid)
       entry.evidence = await gatherEvidence(this.world, entry.view, kept.length > 0 ? kept : before, entry.evidence)
       if (moment === "failed" && !this.world.kill.aborted) await this.onFailure(entry, entry.evidence)
@@ -5856,8 +5860,8 @@ const newEntry = ({ view, job, finalizers }: KeptJob, sighting: number): JobEntr
   decision: undefined,
   evidence: undefined,
   failure: undefined,
-  looked: new Set(),
-  looking: Promise.resolve(),
+  looked: undefined,
+  looking: undefined,
   reported: "",
   rejections: 0,
   retryAt: 0,
