@@ -49,6 +49,9 @@ import {
 // ────────────────────────────────────── 1 What it shows and does ──────────────────────────────────────
 
 const POLL_MS = 10_000
+const ANSWER_MS = 5_000
+/** What Bun adds to a failed fetch is for programmers. */
+const BUN_ADVICE = / For more information, pass `verbose: true` .*/
 /** By then an operator has recorded a failure. */
 const RECORDED_MS = 3_000
 
@@ -56,7 +59,7 @@ const RECORDED_MS = 3_000
 const visible = (_: string, value: unknown) => (typeof value === "string" ? printable(value) : value)
 
 /** Keeps an inventory current by watches, and sends what changes to every open page. */
-class Dashboard {
+export class Dashboard {
   private readonly inventory: Inventory
   /** Of each Job what the pages draw, as JSON. */
   private readonly lanes = new Map<string, string>()
@@ -266,7 +269,7 @@ class Dashboard {
     const isOutage = !(error instanceof ApiError && error.status < 500)
     const sinceAt = this.problems.get(what)?.sinceAt ?? nowOf(this.world)
     if (error === undefined) this.problems.delete(what)
-    else this.problems.set(what, { text: messageOf(error), isOutage, sinceAt })
+    else this.problems.set(what, { text: messageOf(error).replace(BUN_ADVICE, ""), isOutage, sinceAt })
     this.send({ problems: Object.fromEntries(this.problems) })
   }
 
@@ -275,8 +278,11 @@ class Dashboard {
     const { cluster, clock, stop } = this.world
     for (; !stop.aborted; await clock.sleep(POLL_MS, stop)) {
       if (this.pages.size === 0) continue
-      const version = cluster.version(AbortSignal.any([stop, AbortSignal.timeout(5_000)]))
-      const error = await version.then(() => {}).catch((error) => error)
+      const over = new AbortController()
+      const late = clock.sleep(ANSWER_MS, stop, over.signal).then(() => Promise.reject(new Error("it does not answer")))
+      const answer = Promise.race([cluster.version(over.signal), late])
+      const error = await answer.then(() => {}).catch((error: unknown) => error)
+      over.abort(new Error("stopped"))
       this.report("API server", error instanceof ApiError ? undefined : error)
       await this.readRejections()
       // Also keeps the connection of the page alive.
