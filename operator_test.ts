@@ -51,6 +51,7 @@ import {
   type Job,
   type JobState,
   jsonRecord,
+  jsonText,
   keepJob,
   Liveness,
   labelValueFor,
@@ -2708,6 +2709,12 @@ describe("4 How we say it", () => {
         expect(jsonRecord(NOW, "info", text, { lines: [text] }).split(/[\n\r\u0085\u2028\u2029]/)).toHaveLength(2)
       },
     )
+  })
+
+  test("jsonText() makes keys harmless like values (J15)", () => {
+    const text = jsonText({ "a\u009b2J": 1, nested: [{ "b\u202e": "c\u202e" }] })
+    expect(text.replaceAll("\n", "")).not.toMatch(/[\p{Cc}\p{Cf}]/u)
+    expect(Object.keys(JSON.parse(text))).toEqual(["a\\u{9b}2J", "nested"])
   })
 
   // C13: each with its secret planted as {{...}}; nothing of that may be left.

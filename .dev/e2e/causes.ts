@@ -202,7 +202,7 @@ const everyCause = () =>
       })
     await Promise.all(Object.entries(rows).map(([what, row]) => prove(what, row)))
     if (process.env.E2E_CAPTURE) await writeFile(process.env.E2E_CAPTURE, `${JSON.stringify(captured, undefined, 1)}\n`)
-    await check("a SIGKILL without OOMKilled is reported as such, and nothing else is", async () => {
+    await check("J06 a SIGKILL without OOMKilled is reported as such, and nothing else is", async () => {
       const hints = operator.saying("killed by SIGKILL: out of memory is possible but not confirmed")
       need(hints.length >= 1, "it is not")
       return hints[0]?.trim()

@@ -52,6 +52,20 @@ describe("The evidence", () => {
     expect(life.evidence("load-a")).toBe("no pods left")
   })
 
+  test.each(["operator", "old"])(
+    "J03 pods of a Job with its own selector are found under the Role of %s",
+    async (user) => {
+      const server = await serve()
+      const labels = { run: "own-7" }
+      const job = stand(server, "load-a", { spec: { manualSelector: true, selector: { matchLabels: labels } } })
+      const status = { phase: "Failed", containerStatuses: [ended("main", 7)] }
+      standPod(server, job, "q1", status, { labels: { ...labels, stands: "" } })
+      const life = live(server, { DRY_RUN: "true" }, { user })
+      await until("reported", () => life.factsOf("FailureSeen", "load-a").length > 0)
+      expect(life.factsOf("FailureSeen", "load-a")[0]?.cause).toBe("exit:7")
+    },
+  )
+
   test("C01 each container's state and log are kept, with one request that names it", async () => {
     const server = await serve()
     const container = (name: string) => ({ name, image: "load:1" })

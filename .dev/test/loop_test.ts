@@ -111,7 +111,7 @@ describe("Following a namespace", () => {
     ])
   })
 
-  test("D04 what a watch that is open but dead has missed is found after more than two bookmarks' silence", async () => {
+  test("D04 J14 what a watch that is open but dead has missed is found after more than two bookmarks' silence", async () => {
     const server = await serve()
     const job = stand(server, "load-a", { status: {}, spec: { suspend: true } })
     scaleLimits(100)

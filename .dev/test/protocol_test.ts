@@ -55,7 +55,7 @@ describe("The restart protocol", () => {
     "ValidatingAdmissionPolicy 'teams' with binding 'teams-binding' denied request: team a may not create it"
   const rejected = (life: Life, name: string, times = 1) =>
     until(`${name} rejected`, () => life.factsOf("RestartRejected", name).length >= times)
-  test("a Job that the cluster would not take back stands, and its intent is removed", async () => {
+  test("H27 J05 a Job that the cluster would not take back stands, and its intent is removed", async () => {
     const server = await serve()
     const job = stand(server, "load-a")
     forbid(server, "load-a")
@@ -109,7 +109,7 @@ describe("The restart protocol", () => {
     "a field of the spec": ({ spec }) => (spec as Job["spec"]).activeDeadlineSeconds,
   }
   test.each(Object.entries(wanted))(
-    "a policy that wants %s on every Job does not keep it from its restart",
+    "H29 a policy that wants %s on every Job does not keep it from its restart",
     async (_, has) => {
       const server = await serve()
       const labels = { app: "load-a", team: "blue" }
@@ -220,7 +220,7 @@ describe("The restart protocol", () => {
     },
   )
 
-  test("a Retry-After of days holds the create up for five minutes", async () => {
+  test("J01 a Retry-After of days holds the create up for five minutes", async () => {
     const server = await serve()
     const job = stand(server, "load-a")
     const isCreate = (call: Call) => bodyName(call) === "load-a" && !isDryRun(call)

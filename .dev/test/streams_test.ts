@@ -103,6 +103,15 @@ describe("Logs", () => {
     expect(process.memoryUsage().rss - before).toBeLessThan(96 << 20)
   })
 
+  const cut: [string, number[], string][] = [
+    ["that ends within a character", [0x61, 0xe2, 0x96], "a\ufffd"],
+    ["of a part of a character alone", [0xe2, 0x96], "\ufffd"],
+  ]
+  test.each(cut)("J07 a log %s keeps a replacement character for it", async (_, bytes, line) => {
+    const server = await serve((_, response) => void response.end(Buffer.from(bytes)))
+    expect((await read(server)).lines).toEqual([line])
+  })
+
   const sentence = "unable to retrieve container logs for containerd://abc"
   const ten = Array.from({ length: 10 }, (_, n) => (n === 2 ? sentence : `line ${n}`))
   const hundreds = Array.from({ length: 500 }, (_, n) => (n === 199 ? "the error" : `line ${n + 1}`))
