@@ -1807,7 +1807,8 @@ describe("5 Replacement and intent", () => {
     })
   })
 
-  const live = stored(failedJob({ metadata: { labels: { app: "load" }, annotations: { note: "1" } } }), "U1")
+  const written = { labels: { app: "load" }, annotations: { note: "1" }, finalizers: ["example.test/mine"] }
+  const live = stored(failedJob({ metadata: written }), "U1")
   const edits: Record<string, [Edit, isSame: boolean]> = {
     "a delete": [
       { ...deleted, deletionGracePeriodSeconds: 0, finalizers: ["foregroundDeletion"], resourceVersion: "9" },
@@ -2316,7 +2317,7 @@ describe("5 Replacement and intent", () => {
         "delete in background",
       ],
       "and its finalizers are taken off by their controllers": [
-        { intents: [intentOf()], live: going({ finalizers: [] }) },
+        { intents: [intentOf({}, { metadata: { finalizers: ["example.test/mine"] } })], live: going() },
         "wait for the old Job to go",
       ],
       "and a person has edited it (B6)": [
