@@ -2172,6 +2172,9 @@ function stepBeforeDelete(seen: Observation, intent: Intent, live: Job, now: num
   const earlier = earlierIntent(seen, intent, live, now)
   if (earlier) return earlier
   if (intent.dueAt !== undefined && now < intent.dueAt) return done({ result: "waiting", dueAt: intent.dueAt })
+  // Whoever's clock is behind would take our delete for a person's: an intent without a due time tells every operator otherwise.
+  if (intent.dueAt !== undefined)
+    return writeStep({ live, additions: wish?.additions ?? intent.additions, dueAt: undefined }, false)
   return { do: "prove and delete", intent, ttl: viewJob(live).ttlMs !== undefined }
 }
 
@@ -4459,9 +4462,19 @@ async function takeUpIntent({ cluster, kill }: World, cache: RestartCache, { nam
   if (!found) return undefined
   const intent = readIntent(found)
   if (intent && !intent.deleting) return void cache.onIntentRead(intent)
-  const finalizers = found.metadata?.finalizers?.join(", ")
-  const why = intent ? `is still being deleted, held by finalizers ${finalizers}` : "cannot be read"
-  return new Error(`the intent ${name} of an earlier try ${why}; remove it`)
+  if (isTerminating(found)) {
+    const finalizers = found.metadata?.finalizers?.join(", ")
+    return new Error(`the intent ${name} of an earlier try is still being deleted, held by finalizers ${finalizers}`)
+  }
+  // A webhook spoiled it, and it could not be removed at once: it protects nothing, and its name is in the way.
+  const options = { uid: uidOf(found) ?? "", propagationPolicy: "Background" } as const
+  try {
+    await cluster.deleteJob(namespace, name, options, kill)
+    return undefined
+  } catch (error) {
+    if (isRejection(error)) return new Error(`the intent ${name} cannot be read, and not be removed: ${error.message}`)
+    throw error
+  }
 }
 
 /** Asks the cluster whether it would admit this very Job, under its own name. */
@@ -5507,7 +5520,8 @@ export class Operator {
     const { key } = restart.job
     const startedAt = clock.monotonic()
     const entry = this.cache.jobs.get(key)
-    if (entry && entry.state.is !== "settled") moveTo(entry, { is: "restarting", dueAt })
+    // An intent may be of an earlier Job than the one that stands.
+    if (entry?.view.uid === restart.job.uid && entry.state.is !== "settled") moveTo(entry, { is: "restarting", dueAt })
     const failure = entry?.failure
     this.workqueue.remove(key)
     const done = reconcileRestart(this.world, this.restartCache(restart.job), restart).then((outcome) => {

@@ -2257,7 +2257,10 @@ describe("5 Replacement and intent", () => {
     "an intent waits": {
       "and is not due": [{ intents: [laterIntent()], wish: wish("wait", NOW + HOUR) }, "done: waiting for 1h"],
       "and is not due, for an earlier life": [{ intents: [laterIntent()], wish: undefined }, "done: waiting for 1h"],
-      "and is due: it is proved only now (B2)": [{ intents: [laterIntent(0)] }, "prove and delete"],
+      "and is due: one without a due time is written, so that no clock makes our delete a person's": [
+        { intents: [laterIntent(0)] },
+        "write intent",
+      ],
       "longer than this life wants": [
         { intents: [laterIntent()], wish: wish("wait", NOW + MINUTE) },
         "write intent, due in 1m",
