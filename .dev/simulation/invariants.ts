@@ -28,6 +28,8 @@ export const EXCEPTIONS = {
   besidePods:
     "beside old pods a Job was made by a person, by a create that was under way, from an intent older than the last Job, or because a look at the pods was answered 403",
   ttlFirst: "the TTL took the failed Job before any operator could write its intent, or one for its last edit",
+  withdrawRaced:
+    "another operator, whose proof was rejected, removed the intent between this one's last look at it and its delete: no delete can be bound to an intent; the Job comes back from memory unless its operator dies",
   lostToTtl:
     "...and it never came back: who had seen it fail was gone, or took it for a person's delete, for a clock had moved",
   waitsByMovedClock:
@@ -35,12 +37,13 @@ export const EXCEPTIONS = {
   namespaceGone: "the namespace was deleted with its Jobs",
   ranWithoutManagedBy:
     "a person resumed and scaled an intent on a server without the feature JobManagedBy, or gave it a deadline and a TTL there",
-  version100: "an intent of 1.0.0 can be pruned and resumed, and 1.0.0 deletes without a proof",
+  unreadable:
+    "a webhook spoiled an intent that could not be removed at once: it protects nothing, and stays, named in the log, until a person removes it or its Job is restarted",
+  version100: "an intent of 1.0.0 can be pruned, resumed and edited, and 1.0.0 deletes without a proof",
 } as const
 
-type Actor = Call | "person" | "tool" | "controller"
-
-export type { Actor }
+/** Who changes something: an operator, a person, a tool that prunes what is its own, a person who sweeps by one label. */
+export type Actor = Call | "person" | "tool" | "sweeper" | "controller"
 
 interface Generation {
   uid: string
@@ -65,11 +68,15 @@ interface Past {
   remover: Actor | "ttl" | undefined
   /** The last failed Job, as it was when it went. */
   lastFailed: Job | undefined
+  /** When it went, in steps. */
+  goneAt: number
   /** The uid of a failed Job that is gone and must come back. */
   owed: string | undefined
   /** The processes that had seen the failure of a Job that its TTL took without an intent: one that lives on must bring it back. */
   ttlTook: Process[] | undefined
   failedVersion: number
+  /** When the last one failed, in virtual time. */
+  failedAt: number
   /** When each generation failed, to the second. */
   failures: string[]
   /** Uids whose intent a person removed, and when that was last, in steps. */
@@ -77,6 +84,8 @@ interface Past {
   cancelledAt: number
   /** When an operator removed an intent last, in steps. */
   endedAt: number
+  /** An operator deleted the Job after another one had removed the intent. */
+  withdrawn: { uid: string; from: Process } | undefined
 }
 
 /** What the invariants need of the simulation. */
@@ -113,6 +122,8 @@ const BOOKKEEPING = [
   "created",
   "touched",
 ].map((name) => PREFIX + name)
+/** Repeated kills for memory wait up to this long, whatever the delay is. */
+const OOM_MOST_MS = 300_000
 const GENERATED = ["controller-uid", "job-name", "batch.kubernetes.io/controller-uid", "batch.kubernetes.io/job-name"]
 const isCall = (actor: Actor | "ttl" | undefined): actor is Call => typeof actor === "object"
 const isV1 = (actor: Actor | "ttl" | undefined) => isCall(actor) && actor.process.version === "1.0.0"
@@ -141,6 +152,9 @@ function userPart({ metadata, spec }: Job): unknown {
     template.spec,
   ]
 }
+/** A webhook has changed an intent: whoever wrote it must not rely on it. */
+const hasFlaw = ({ metadata: { labels, ownerReferences, finalizers } }: Job) =>
+  labels?.[`${PREFIX}intent`] === undefined || Boolean(ownerReferences?.length || finalizers?.length)
 const finalizersOf = ({ metadata }: Job) =>
   metadata.finalizers?.filter((f) => f !== "foregroundDeletion" && f !== "orphan")
 
@@ -174,13 +188,16 @@ export class Invariants {
       deletedVersion: "",
       remover: undefined,
       lastFailed: undefined,
+      goneAt: 0,
       owed: undefined,
       ttlTook: undefined,
       failedVersion: 0,
+      failedAt: 0,
       failures: [],
       cancelled: new Set(),
       cancelledAt: 0,
       endedAt: 0,
+      withdrawn: undefined,
     }
     this.pasts.set(name, past)
     return past
@@ -243,6 +260,7 @@ export class Invariants {
     const failed = condition(job, "Failed")
     if (failed && !condition(before, "Failed")) {
       past.failedVersion = Number(job.metadata.resourceVersion)
+      past.failedAt = this.sim.now
       past.failures.push(failed.lastTransitionTime ?? "")
     }
     if (type === "DELETED") return this.onGone(before, actor, past)
@@ -323,11 +341,15 @@ export class Invariants {
     if ((isWritten && past.unseen.has(last.uid)) || past.editedAt > (process.seen.get(name) ?? 0))
       return this.except("editUnseen")
     if (past.beforeEdit?.isRejected) return this.except("editRejected")
+    if (this.intentsOf(name).some((intent) => intent.isV1 && intent.uid === last.uid)) return this.except("version100")
     const texts = [userPart(job), finalizersOf(job), past.wanted, past.finalizers].map((part) => JSON.stringify(part))
     this.sim.violate(`${name} was rolled back: created as ${texts[0]} ${texts[1]}, wanted ${texts[2]} ${texts[3]}`)
   }
   private checkNotEarly(call: Call, { lastFailed, remover }: Past): void {
     if (!lastFailed || isV1(call) || isV1(remover)) return
+    // An intent without a due time is for now, whatever the clock says; that was checked when it was written.
+    const { name, uid } = lastFailed.metadata
+    if (!this.standing(name).every((intent) => intent.uid === uid && !Number.isNaN(intent.dueAt))) return
     // It may have been under way while the clock was set back.
     const earlyMs = this.dueOf(lastFailed)[0] - Math.max(this.sim.serverNow(), call.sentAt)
     if (earlyMs > this.sim.toleranceMs())
@@ -362,7 +384,10 @@ export class Invariants {
     }
     if (intents.length === 0) {
       if (past.cancelled.has(uid)) this.except("cancelRaced")
-      else sim.violate(`${who} in a version that has no intent`)
+      else if (past.endedAt > call.sawIntentsAt) {
+        this.except("withdrawRaced")
+        past.withdrawn = { uid, from: process }
+      } else sim.violate(`${who} in a version that has no intent`)
     }
     this.checkProven(who, name, call, intents)
     const earlyMs = this.dueOf(job)[0] - Math.max(sim.serverNow(), call.sentAt)
@@ -381,13 +406,17 @@ export class Invariants {
       this.sim.violate(`${who} with a proof of something else than its intent holds`)
   }
 
-  /** The earliest and the latest time at which a failed Job may be restarted. */
+  /** The earliest and the latest time at which a failed Job may be restarted, by the server's clock. */
   private dueOf(job: Job): [earliest: number, latest: number] {
-    const { delayMs, controllerAheadMs } = this.sim.history.flavour
-    const latest = failedAt(job) + delayMs + Math.max(0, -controllerAheadMs)
+    const { delayMs, controllerAheadMs, jobs } = this.sim.history.flavour
+    const maybeOom = jobs.some(({ ends }) => ends.includes("oom"))
+    const longestMs = maybeOom ? Math.max(delayMs, OOM_MOST_MS) : delayMs
+    const latest = failedAt(job) + longestMs + Math.max(0, -controllerAheadMs)
     if (job.metadata.annotations?.[`${PREFIX}restart-now`] !== undefined) return [Number.NEGATIVE_INFINITY, latest]
-    const maybeOom = this.sim.history.flavour.jobs.some(({ ends }) => ends.includes("oom"))
-    return [maybeOom ? failedAt(job) : failedAt(job) + delayMs, latest]
+    // Where the clock was set back, a failure in the future counts as one of now.
+    const sinceMs = this.sim.now - this.pastOf(job.metadata.name).failedAt
+    const from = Math.min(failedAt(job), this.sim.serverNow() - sinceMs)
+    return [maybeOom ? from : from + delayMs, latest]
   }
   private checkInTime(job: Job): void {
     const lateMs = this.sim.serverNow() - this.dueOf(job)[1]
@@ -400,9 +429,12 @@ export class Invariants {
   private onGone(job: Job, actor: Actor, past: Past): void {
     const { name, uid } = job.metadata
     past.remover = past.deletedBy.get(uid) ?? actor
+    past.goneAt = this.sim.step
     past.lastFailed = condition(job, "Failed") ? job : undefined
     if (!past.lastFailed || this.sim.isNamespaceGone) return
-    if (isCall(past.remover)) past.owed = uid
+    const isWithdrawn = past.withdrawn?.uid === uid && !this.standing(name).some((i) => i.uid === uid)
+    if (isWithdrawn) past.ttlTook = [past.withdrawn!.from]
+    else if (isCall(past.remover)) past.owed = uid
     if (past.remover !== "ttl") return
     // An intent for an older version is void, and may be about to be removed.
     if (this.standing(name).some((i) => i.uid === uid && i.version === past.deletedVersion)) past.owed = uid
@@ -451,9 +483,9 @@ export class Invariants {
       if (isV1) past.cancelled.add(uid)
       return
     }
-    if (actor === "tool") {
+    if (actor === "tool" || actor === "sweeper") {
       if (isV1) this.except("version100")
-      else if (isWide) this.except("prunedWide")
+      else if (isWide && actor === "sweeper") this.except("prunedWide")
       else sim.violate(`a tool pruned the intent ${object.metadata.name}`)
     }
     past.ttlTook = undefined
@@ -464,6 +496,7 @@ export class Invariants {
     const { sim } = this
     const { jobName: name, uid, version } = intent
     this.bornAt.set(object.metadata.uid, sim.now)
+    if (hasFlaw(object)) this.onRejected(name)
     past.cancelled.delete(uid)
     this.longest("most intents of one Job", this.intentsOf(name).length)
     if (!isCall(actor)) return
@@ -471,9 +504,14 @@ export class Invariants {
     if (!actor.process.stood.has(uid)) past.unseen.add(uid)
     const live = sim.model.job(object.metadata.namespace, name)
     if (!live && past.generations.at(-1)?.uid === uid) {
-      if (past.remover === "person" && !past.cancelled.has(uid) && this.intentsOf(name).length === 1)
-        this.except("cameBackLate")
-      else if (past.remover === "ttl") past.owed = uid
+      if (past.remover === "person" && !past.cancelled.has(uid) && this.intentsOf(name).length === 1) {
+        // An intent that stood when the Job went may be written again: another operator may have deleted the Job for it.
+        const stood = past.endedAt > past.goneAt
+        const knew =
+          !stood && actor.sawJobAt > past.goneAt && past.lastFailed?.spec.ttlSecondsAfterFinished === undefined
+        if (!knew) this.except("cameBackLate")
+        else sim.violate(`operator ${actor.process.id} knew that a person deleted ${name}, and wrote an intent for it`)
+      } else if (past.remover === "ttl" && !hasFlaw(object)) past.owed = uid
     }
     const isOfLive = live?.metadata.uid === uid && live.metadata.resourceVersion === version
     if (!live || !isOfLive || live.metadata.deletionTimestamp || intent.isV1) return
@@ -483,11 +521,11 @@ export class Invariants {
     const earlyMs = this.dueOf(live)[0] - at
     if (earlyMs > sim.toleranceMs()) sim.violate(`an intent was written for ${name} ${earlyMs} ms before it was due`)
   }
-  /** The server has rejected a replacement that was to be proved. */
-  onProofRejected(name: string, replacement: unknown): void {
-    const past = this.pastOf(name)
+  /** The server has rejected a replacement, or the intent for it. */
+  onRejected(name: string): void {
+    const { beforeEdit } = this.pastOf(name)
     const live = this.sim.model.job(NAMESPACE, name)
-    if (past.beforeEdit && (!live || live.metadata.deletionTimestamp) && replacement) past.beforeEdit.isRejected = true
+    if (beforeEdit && (!live || live.metadata.deletionTimestamp)) beforeEdit.isRejected = true
   }
 
   // Promise 3: nothing runs twice.
@@ -593,8 +631,9 @@ export class Invariants {
     const excess = this.excess()
     if (excess) sim.violate(excess)
   }
-  private checkIntentGone({ object, jobName }: StoredIntent, boundMs: number): void {
+  private checkIntentGone({ object, jobName, uid }: StoredIntent, boundMs: number): void {
     const { sim } = this
+    if (uid === "") return this.except("unreadable")
     // The clock may have been set back: then it is not due for long, and older ones of its Job stay as long.
     const waits = this.intentsOf(jobName).some(({ dueAt }) => dueAt > sim.serverNow())
     const ageMs = sim.now - (this.bornAt.get(object.metadata.uid) ?? 0)

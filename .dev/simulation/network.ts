@@ -134,6 +134,10 @@ export class Stream {
 /** The Job that an intent stands for, by the intent's name; undefined for what is no intent. */
 export const jobOfIntent = (name: string | undefined) => /^(.+)-restart-[0-9a-f]{8,}$/.exec(name ?? "")?.[1]
 
+/** The answer to a dry run that admits the Job: AlreadyExists in the server's own sentence. */
+export const isOwnAlreadyExists = ({ status, body }: Answer) =>
+  status === 409 && /^(object is being deleted: )?jobs\.batch "/.test((body as { message?: string }).message ?? "")
+
 type Send = <T>(kind: CallKind, request: Omit<Request, "namespace">, name: string, signal: AbortSignal) => Promise<T>
 
 /** The cluster as one process reaches it. */
@@ -169,10 +173,9 @@ export class Network {
         return operator.tailOf(await send("log", request, "", signal), lines)
       },
       ...this.recordVerbs(),
-      listEvents: async () => [],
-      annotateJob: async () => {
-        throw new Error("the operator annotates no Job")
-      },
+      // Only the commands do these.
+      annotateJob: () => Promise.reject(new Error("the operator does not annotate Jobs")),
+      listEvents: () => Promise.reject(new Error("the operator does not read Events")),
       createEvent: (_, body, signal) => send("other", { verb: "create", resource: "events", body }, "", signal),
       watch: this.watch.bind(this) as operator.Cluster["watch"],
     }
@@ -216,7 +219,7 @@ export class Network {
       deleteConfigMap: (_, name, signal) => send("record", { verb: "delete", resource, name }, "", signal),
       getConfigMap: (_, name, signal) =>
         orUndefined(send<operator.ConfigMap>("record", { verb: "get", resource, name }, "", signal)),
-      listConfigMaps: async (_, selector, signal) => {
+      listConfigMaps: (_, selector, signal) => {
         const keep = ({ metadata }: operator.ConfigMap) => metadata ?? {}
         return this.list("record", resource, selector, keep, "", signal)
       },
@@ -332,11 +335,11 @@ export class Network {
     if (!isCopy && (kind === "getJob" || kind === "listIntents" || kind === "getIntent" || kind === "createIntent"))
       process.looked.set(`${kind === "getJob" ? "job" : "intents"} ${name}`, world.step)
     const answer = world.requestAs(call, { ...request, user: "operator" })
-    const { reason, message = "" } = answer.body as { reason?: string; message?: string }
+    const { reason } = answer.body as { reason?: string }
     if (kind === "proof" && !isCopy)
       process.proofs.set(name, {
         replacement: request.body,
-        isAdmitted: answer.status === 409 && /^(object is being deleted: )?jobs\.batch "/.test(message),
+        isAdmitted: isOwnAlreadyExists(answer),
         answeredAt: world.now,
       })
     world.note(`operator ${process.id} ${kind} ${name}: ${answer.status} ${answer.status < 300 ? "" : reason}`)

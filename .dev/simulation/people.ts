@@ -15,7 +15,11 @@ const IS_OWN: Record<PruneTool, (metadata: Metadata) => boolean> = {
   "label app": ({ labels }) => labels?.app === "yes",
   "annotation note": ({ annotations }) => annotations?.note !== undefined,
 }
+/** Whether a tool goes by a single label or annotation of the user, which a policy may require on intents too. */
+export const isSweep = (tool: PruneTool) => tool === "label app" || tool === "annotation note"
 const HOLD = "example.com/hold"
+/** The user's, and one that a webhook gave to an intent of 1.0.0, and that to its Job. */
+const FINALIZERS = [HOLD, "example.com/webhook"]
 
 export class People {
   private edits = 0
@@ -78,11 +82,13 @@ export class People {
   }
   /** The controller of a user's finalizer does its work and takes it off. */
   releaseFinalizer({ metadata: { name, uid, finalizers } }: Obj): void {
-    if (!finalizers?.includes(HOLD)) return
+    const isHeld = (all: string[] | undefined) => all?.some((f) => FINALIZERS.includes(f))
+    if (!isHeld(finalizers)) return
     const release = () => {
       const live = this.model.job(NAMESPACE, name)
-      if (live?.metadata.uid !== uid || !live.metadata.finalizers?.includes(HOLD)) return
-      this.patch(name, { metadata: { finalizers: live.metadata.finalizers.filter((f) => f !== HOLD) } })
+      if (live?.metadata.uid !== uid || !isHeld(live.metadata.finalizers)) return
+      const left = live.metadata.finalizers?.filter((f) => !FINALIZERS.includes(f))
+      this.patch(name, { metadata: { finalizers: left } })
       // A policy may have rejected it.
       this.after(10_000, release)
     }

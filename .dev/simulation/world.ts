@@ -13,6 +13,7 @@ import {
   type Due,
   isAlive,
   isOfCall,
+  isOwnAlreadyExists,
   isStopping,
   NAMESPACE,
   Network,
@@ -20,7 +21,7 @@ import {
   START,
   type World,
 } from "./network.ts"
-import { People } from "./people.ts"
+import { isSweep, People } from "./people.ts"
 import type { Program } from "./programs.ts"
 
 /** All that is copied here is plain data, and structuredClone would take a third of the time. */
@@ -198,7 +199,7 @@ export class Simulation implements World, Observed {
     this.runUntil(() => this.nextEvent > this.history.events.length && this.callsInTrouble === 0)
     this.endFaults()
     this.badUntil = this.now + 1
-    const mostMs = BOUND_MS + this.history.flavour.delayMs
+    const mostMs = BOUND_MS + Math.max(this.history.flavour.delayMs, 300_000)
     let quietMs = 0
     for (let ms = 0; ms < mostMs && quietMs < 120_000; ms += 30_000) {
       this.runFor(30_000)
@@ -278,8 +279,8 @@ export class Simulation implements World, Observed {
   }
   requestAs(call: Call, request: Request): Answer {
     const answer = this.as(call, () => this.model.request(request))
-    if (call.kind === "proof" && answer.status >= 400 && answer.status !== 409)
-      this.invariants.onProofRejected(call.name, request.body)
+    const isAdmitted = answer.status < 300 || isOwnAlreadyExists(answer)
+    if ((call.kind === "proof" || call.kind === "createIntent") && !isAdmitted) this.invariants.onRejected(call.name)
     return answer
   }
   perform(action: Action, by?: Call): void {
@@ -299,7 +300,7 @@ export class Simulation implements World, Observed {
       case "start":
         return this.start(action.dryRun, action.version)
       case "prune":
-        return this.as("tool", () => this.people.prune(action.by))
+        return this.as(isSweep(action.by) ? "sweeper" : "tool", () => this.people.prune(action.by))
       case "admission":
         return this.addRule(action.rule, action.ms)
       case "quota":
@@ -491,14 +492,15 @@ export class Simulation implements World, Observed {
     if (process.isDead) return new Promise(() => {})
     this.limitRate(process, "sleeps", 60_000, 4_000)
     if (this.broken !== undefined) return new Promise(() => {})
-    if (!(ms > 0) || signals.some(({ aborted }) => aborted)) return Promise.resolve()
+    if (Number.isNaN(ms) || signals.some(({ aborted }) => aborted)) return Promise.resolve()
     return new Promise((resolve) => {
       const wake = () => {
         due.run = undefined
         for (const signal of signals) signal.removeEventListener("abort", wake)
         if (!process.isDead) resolve()
       }
-      const due = this.after(ms, wake)
+      // Timers count whole milliseconds.
+      const due = this.after(Math.max(1, Math.ceil(ms)), wake)
       for (const signal of signals) signal.addEventListener("abort", wake)
     })
   }
