@@ -332,9 +332,10 @@ export class Network {
     if (failWith === 0 || world.now < world.outageUntil) return undefined
     if (failWith) return { status: failWith, body: failure(failWith, REASONS[failWith] ?? "InternalError", "injected") }
     if (request.verb === "watch") return this.open(request)
-    if (!isCopy && (kind === "getJob" || kind === "listIntents" || kind === "getIntent" || kind === "createIntent"))
-      process.looked.set(`${kind === "getJob" ? "job" : "intents"} ${name}`, world.step)
     const answer = world.requestAs(call, { ...request, user: "operator" })
+    if (!isCopy && kind === "getJob") process.looked.set(`job ${name}`, world.step)
+    const showsIntents = kind === "listIntents" || kind === "getIntent" || kind === "createIntent"
+    if (!isCopy && showsIntents && answer.status < 300) process.looked.set(`intents ${name}`, world.step)
     const { reason } = answer.body as { reason?: string }
     if (kind === "proof" && !isCopy)
       process.proofs.set(name, {
@@ -342,7 +343,8 @@ export class Network {
         isAdmitted: isOwnAlreadyExists(answer),
         answeredAt: world.now,
       })
-    world.note(`operator ${process.id} ${kind} ${name}: ${answer.status} ${answer.status < 300 ? "" : reason}`)
+    const what = request.name && request.name !== name ? `${kind} ${request.name}` : `${kind} ${name}`
+    world.note(`operator ${process.id} ${what}: ${answer.status} ${answer.status < 300 ? "" : reason}`)
     return answer
   }
   /** What the process learns from an answer. */
