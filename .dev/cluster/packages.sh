@@ -8,15 +8,21 @@ missing=()
 for p in "${packages[@]}"; do
   [[ $(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null) == installed ]] || missing+=("$p")
 done
-promtool=$(command -v promtool || true)
-[[ ${#missing[@]} == 0 && $promtool ]] && exit 0
-echo "installing ${missing[*]} ${promtool:-promtool}"
+# Prometheus and Alertmanager: out of their packages, not with them, which would start services.
+programs=()
+for p in promtool prometheus prometheus-alertmanager; do command -v "$p" >/dev/null || programs+=("$p"); done
+[[ -d /usr/share/prometheus/alertmanager ]] || programs+=(prometheus-alertmanager)
+[[ ${#missing[@]} == 0 && ${#programs[@]} == 0 ]] && exit 0
+echo "installing ${missing[*]} ${programs[*]}"
 export DEBIAN_FRONTEND=noninteractive
 apt-get -qq update </dev/null
 ((${#missing[@]} == 0)) || apt-get -qq install -y --no-install-recommends "${missing[@]}" </dev/null >/dev/null
-[[ $promtool ]] && exit 0
-# Out of its package, not with it: that would start a server.
+((${#programs[@]} == 0)) && exit 0
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-(cd "$work" && chmod 755 . && apt-get -qq download prometheus </dev/null)
-dpkg-deb --fsys-tarfile "$work"/prometheus_*.deb | tar xC /usr/local/bin --strip-components=3 ./usr/bin/promtool
+(cd "$work" && chmod 755 . && apt-get -qq -o APT::Sandbox::User=root download prometheus prometheus-alertmanager </dev/null)
+for package in "$work"/*.deb; do dpkg-deb -x "$package" "$work/root"; done
+for p in "${programs[@]}"; do install "$work/root/usr/bin/$p" /usr/local/bin/; done
+# Alertmanager reads its templates even if no receiver uses them.
+mkdir -p /usr/share/prometheus
+cp -r "$work/root/usr/share/prometheus/alertmanager" /usr/share/prometheus/

@@ -26,7 +26,7 @@ const chosen = { JOB_SELECTOR: "e2e=yes" }
 const root = join(import.meta.dir, "../..")
 
 /** A port that is free now. */
-function freePort(): number {
+export function freePort(): number {
   const server = Bun.serve({ port: 0, hostname: "::", fetch: () => new Response() })
   const { port } = server
   server.stop(true)

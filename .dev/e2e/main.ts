@@ -49,6 +49,7 @@ import {
 } from "./kit.ts"
 import { contextSwitch, kubeconfigGroup } from "./kubeconfigs.ts"
 import { kubectlProgram, tryCommand } from "./programs.ts"
+import { prometheusGroup } from "./prometheus.ts"
 import { protocolGroups } from "./protocol.ts"
 import { ruleGroups } from "./rules.ts"
 import { soakGroup } from "./soak.ts"
@@ -456,6 +457,7 @@ async function all() {
     ...ruleGroups(),
     ...causeGroups(),
     ...healthGroups(),
+    prometheusGroup(),
     ...commandGroups(),
     ...dashboardGroups(),
     contextSwitch(),
