@@ -229,7 +229,7 @@ const asking = () =>
         const old = await ns.failed(name)
         const waited = createdAt(await ns.another(old)) - failedAt(old)!
         need(waited >= waitMs && waited <= waitMs + 3_000, `after ${waited} ms`)
-        return `after ${seconds(waited)}: ${operator.saying(`/${name}] to be restarted at`)[0]?.replace(/.*: rule/, "rule")}`
+        return `after ${seconds(waited)}: ${operator.saying(`/${name}] will be restarted at`)[0]?.replace(/.*: rule/, "rule")}`
       })
     await Promise.all([
       isBack("printed", "echo HTTP 429, Retry-After: 25; exit 1", 25_000),
@@ -238,7 +238,7 @@ const asking = () =>
       check("what cannot be read is the maximum: status shows one hour", async () => {
         await ns.create("jobs", jobThat("echo Retry-After: soon; exit 1", { name: "unreadable", labels }))
         const old = await ns.failed("unreadable")
-        await operator.says("when", ["/unreadable] to be restarted at"])
+        await operator.says("when", ["/unreadable] will be restarted at"])
         const text = await command("status", "-n", ns.name, "-o", "json")
         const due = new Date(failedAt(old)! + 3_600_000).toISOString().replace(".000", "")
         need(text.includes(due), `no ${due} in ${text}`)
