@@ -193,16 +193,16 @@ export async function until(what: string | (() => string), is: () => unknown, ms
 // ── Jobs ──
 
 export type Wanted = { spec?: object; pod?: object; metadata?: object; script?: Attempt[]; namespace?: string }
-export const instant = (at: number) => `${new Date(at).toISOString().slice(0, 19)}Z`
+export const timestamp = (at: number) => `${new Date(at).toISOString().slice(0, 19)}Z`
 export const FAILED = {
   type: "Failed",
   status: "True",
   reason: "BackoffLimitExceeded",
   message: "Job has reached the specified backoff limit",
 }
-export const failure = (agoMs = 5_000, more: object = {}) => ({
+export const failedAgo = (agoMs = 5_000, more: object = {}) => ({
   failed: 1,
-  conditions: [{ ...FAILED, lastTransitionTime: instant(Date.now() - agoMs), ...more }],
+  conditions: [{ ...FAILED, lastTransitionTime: timestamp(Date.now() - agoMs), ...more }],
 })
 
 export const manifest = (name: string, { spec, pod, metadata, script, namespace = "default" }: Wanted = {}) => ({
@@ -225,7 +225,7 @@ export const manifest = (name: string, { spec, pod, metadata, script, namespace 
 
 /** A Job as it stands in the cluster, failed if not told otherwise. */
 export function stand(server: Server, name: string, wanted: Wanted & { status?: object } = {}): Job {
-  return server.model.put({ ...manifest(name, wanted), status: wanted.status ?? failure() }) as Job
+  return server.model.put({ ...manifest(name, wanted), status: wanted.status ?? failedAgo() }) as Job
 }
 export function person(
   server: Server,
@@ -241,7 +241,7 @@ export function person(
 /** A Job that the embedded controller runs, attempt by attempt. */
 export const run = (server: Server, name: string, script: Attempt[], wanted: Wanted = {}) =>
   person(server, "create", name, manifest(name, { ...wanted, script }))
-export const attempt = (exitCode: number, log = "", more: object = {}): Attempt => ({
+export const exits = (exitCode: number, log = "", more: object = {}): Attempt => ({
   runMs: 5,
   containers: { main: { exitCode, log, ...more } },
 })
@@ -266,7 +266,7 @@ export function standPod(
 }
 export const ended = (name: string, exitCode: number, more: object = {}) => ({
   name,
-  state: { terminated: { exitCode, reason: "Error", finishedAt: instant(Date.now()), ...more } },
+  state: { terminated: { exitCode, reason: "Error", finishedAt: timestamp(Date.now()), ...more } },
 })
 
 export const HELD = { metadata: { labels: { app: "held" }, finalizers: ["example.test/hold"] } }
@@ -441,7 +441,7 @@ export function atStep(server: Server, step: string, job: Job, run: () => unknow
 }
 
 /** The server is gone for some time. Not waited for its stop: connections that are just being made hold it up. */
-export function restart(server: Server, downMs: number, reset = false): Promise<void> {
+export function restartServer(server: Server, downMs: number, reset = false): Promise<void> {
   void server.stop()
   return Bun.sleep(downMs).then(() => server.start({ reset }))
 }
@@ -456,4 +456,4 @@ export function cronOwned(server: Server): object {
   return { ownerReferences: [{ apiVersion: "batch/v1", kind: "CronJob", name: "cron", uid, controller: true }] }
 }
 export const fail = (server: Server, name: string, namespace = "default") =>
-  server.model.setStatus("jobs", namespace, name, failure())
+  server.model.setStatus("jobs", namespace, name, failedAgo())

@@ -10,7 +10,6 @@ import {
   afterLaterFailure,
   allBack,
   atStep,
-  attempt,
   backOnce,
   bodyName,
   callsOf,
@@ -20,11 +19,11 @@ import {
   current,
   deletions,
   ended,
+  exits,
   expectOnce,
   FAULTS,
-  failure,
+  failedAgo,
   HELD,
-  instant,
   intents,
   isBack,
   isDryRun,
@@ -37,7 +36,7 @@ import {
   person,
   release,
   removedByTtl,
-  restart,
+  restartServer,
   run,
   scaleLimits,
   serve,
@@ -47,6 +46,7 @@ import {
   steps,
   terminating,
   tidyUp,
+  timestamp,
   until,
 } from "./acting_kit.ts"
 
@@ -69,7 +69,7 @@ describe("Bad weather within a restart", () => {
       steps.map(async (step) => {
         const server = await serve()
         const job = standAt(server, step)
-        atStep(server, step, job, () => restart(server, 60))
+        atStep(server, step, job, () => restartServer(server, 60))
         return { server, job, life: live(server) }
       }),
     )
@@ -189,7 +189,7 @@ describe("The delete and the create", () => {
       containerStatuses: [{ name: "main", state: { running: {} } }],
     }
     standPod(server, job, "q1", status, {
-      deletionTimestamp: instant(Date.now()),
+      deletionTimestamp: timestamp(Date.now()),
       deletionGracePeriodSeconds: 30,
       finalizers: ["example.test/hold"],
     })
@@ -271,7 +271,7 @@ describe("The delete and the create", () => {
     const server = await serve({ gcMs: 1_000 })
     const life = live(server, { RESTART_DELAY: "3600" })
     await until("watching", () => server.calls.filter(({ verb }) => verb === "watch").length === 2)
-    const job = run(server, "load-a", [attempt(3, "last words\n"), {}], { spec: { ttlSecondsAfterFinished: 0 } })
+    const job = run(server, "load-a", [exits(3, "last words\n"), {}], { spec: { ttlSecondsAfterFinished: 0 } })
     await until("gone", () => !current(server, job))
     life.clock.jump(3_600_000)
     await allBack(server, [job])
@@ -286,9 +286,9 @@ describe("The delete and the create", () => {
     const server = await serve({ gcMs: 80 })
     const life = live(server, { RESTART_DELAY: "7200" }, { rate: 100 })
     await until("watching", () => server.calls.filter(({ verb }) => verb === "watch").length === 2)
-    run(server, "load-a", [attempt(3), {}], { spec: { ttlSecondsAfterFinished: 0 } })
+    run(server, "load-a", [exits(3), {}], { spec: { ttlSecondsAfterFinished: 0 } })
     await until("it waits", () => life.factsOf("IntentWritten").length === 1)
-    const again = run(server, "load-a", [{}, attempt(3), {}], {
+    const again = run(server, "load-a", [{}, exits(3), {}], {
       metadata: { annotations: { "flickr-immich-k8s-sync-operator/restart-delay": "0" } },
     })
     await allBack(server, [again])
@@ -476,7 +476,7 @@ describe("The delete and the create", () => {
 
   test("G01 a very long delay is neither cut short nor forgotten", async () => {
     const server = await serve()
-    const job = stand(server, "load-a", { status: failure(0) })
+    const job = stand(server, "load-a", { status: failedAgo(0) })
     const life = live(server, { RESTART_DELAY: "9999999" }, { rate: 1 })
     await until("scheduled", () => life.scheduled().length === 1)
     life.clock.jump(9_999_000_000)
@@ -497,7 +497,7 @@ describe("The delete and the create", () => {
 
   test("D09 reconnects, relists and replays report no fact twice", async () => {
     const server = await serve()
-    stand(server, "waits", { status: failure() })
+    stand(server, "waits", { status: failedAgo() })
     stand(server, "tick", { metadata: cronOwned(server) })
     stand(server, "runs", { status: {}, spec: { suspend: true } })
     const life = live(server, { RESTART_DELAY: "86400", JOB_NAMES: "waits,tick,runs,missing,later" })
@@ -505,7 +505,7 @@ describe("The delete and the create", () => {
     for (let round = 1; round <= 3; round++) {
       const watches = callsOf(server, "watch").length
       server.model.setStatus("jobs", "default", "waits", { ready: round })
-      await restart(server, 5)
+      await restartServer(server, 5)
       await until(
         "watching again",
         () => callsOf(server, "watch").length > watches && callsOf(server, "watch").at(-1)?.status === 200,
@@ -533,7 +533,7 @@ describe("The delete and the create", () => {
     const server = await serve()
     const life = live(server, { JOB_NAMES: "load-a,load-b" })
     await until("reported", () => life.about("load-b", /no such Job/).length > 0)
-    await restart(server, 5)
+    await restartServer(server, 5)
     await until("listed again", () => callsOf(server, "list", "jobs", ({ query }) => !query.labelSelector).length > 1)
     for (const name of ["load-a", "load-b"])
       expect(life.about(name, /no such Job/).map(({ level }) => level)).toEqual(["warning"])
@@ -555,12 +555,12 @@ describe("Stopping", () => {
     const server = await serve()
     const away = await serve()
     await away.stop()
-    stand(server, "load-a", { status: failure(0) })
+    stand(server, "load-a", { status: failedAgo(0) })
     server.addUser("hangs", OPERATOR_ROLE)
     const inLog = await serve()
     inLog.fault({ subresource: "log" }, { endlessBody: true })
     server.fault({ verb: "list", resource: "jobs", when: ({ user }) => user === "hangs" }, { hang: true }, { times: 9 })
-    run(inLog, "load-a", [attempt(3, "x\n")])
+    run(inLog, "load-a", [exits(3, "x\n")])
     const lives = [
       live(server, { RESTART_DELAY: "3600", JOB_NAMES: "no-such" }),
       live(server, { RESTART_DELAY: "3600" }),

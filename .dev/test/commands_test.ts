@@ -6,13 +6,13 @@ import { draftOf, INTENT, intentFor, PREFIX, RECORD, type Job as RealJob } from 
 import type { Job } from "../apiserver/model.ts"
 import {
   allBack,
-  attempt,
   callsOf,
   cronOwned,
   current,
   deletions,
   endings,
-  failure,
+  exits,
+  failedAgo,
   folder,
   HELD,
   intents,
@@ -103,8 +103,8 @@ describe("status", () => {
     stand(server, "runs", { status: {} })
     stand(server, "other")
     stand(server, "paused", { metadata: { annotations: { [`${PREFIX}paused`]: "true" } } })
-    run(server, "alice", [attempt(3, "x\n")])
-    run(server, "bob", [attempt(4, "never again\n")])
+    run(server, "alice", [exits(3, "x\n")])
+    run(server, "bob", [exits(4, "never again\n")])
     await until("failed", () => ["alice", "bob"].every((name) => server.model.job("default", name)?.status.failed))
     const life = live(server, { JOB_SELECTOR: "app!=other", ...EXIT_3 })
     await until("recorded", () => callsOf(server, "create", "configmaps").length >= 3)
@@ -139,7 +139,7 @@ describe("status", () => {
 
   test("without an operator's settings goes by the environment's, and says what is missing where there are none", async () => {
     const server = await serve()
-    stand(server, "load-a", { status: failure(0) })
+    stand(server, "load-a", { status: failedAgo(0) })
     const own = await command(server, "status", { JOB_NAMES: "load-a", RESTART_DELAY: "60" })
     expect([own.code, own.err, own.rows()[1]?.slice(0, 2)]).toEqual([
       0,
@@ -173,7 +173,7 @@ describe("status", () => {
     const server = await serve()
     const job = stand(server, "taken", {
       spec: { ttlSecondsAfterFinished: 5 },
-      status: failure(3_600_000),
+      status: failedAgo(3_600_000),
     }) as unknown as RealJob
     const additions = { annotations: { [`${PREFIX}restarted-from`]: job.metadata?.uid ?? "" }, memory: {} }
     const intent = intentFor(draftOf({ live: job, additions, dueAt: Date.now() + 3_600_000 }))
@@ -191,7 +191,7 @@ describe("status", () => {
 
   test("has colours on a terminal unless they are not wanted, and leaves no column out", async () => {
     const server = await settled(EXIT_3)
-    stand(server, "a-job-with-a-name", { status: failure(0) })
+    stand(server, "a-job-with-a-name", { status: failedAgo(0) })
     const { screen, lines } = await onTerminal(server, "status", 40)
     expect(screen).toContain("\u001b[33ma-job-with-a-name")
     expect(lines[0]).toContain("WHY")
@@ -206,8 +206,8 @@ describe("history", () => {
   async function recorded() {
     const server = await serve()
     const life = live(server, EXIT_3)
-    run(server, "alice", [attempt(3, "signing in\ntoken=hunter2\n")])
-    run(server, "bob", [attempt(4, "y\n")])
+    run(server, "alice", [exits(3, "signing in\ntoken=hunter2\n")])
+    run(server, "bob", [exits(4, "y\n")])
     await until("recorded", () => callsOf(server, "create", "configmaps").length === 3)
     life.stop()
     await life.done
@@ -306,7 +306,7 @@ describe("history", () => {
 describe("restart", () => {
   test("brings a failed and a finished Job back by the safe protocol, with the evidence kept, and says how to cancel it", async () => {
     const server = await settled()
-    run(server, "alice", [attempt(3, "x\n"), {}], { spec: { backoffLimit: 0 } })
+    run(server, "alice", [exits(3, "x\n"), {}], { spec: { backoffLimit: 0 } })
     const held = stand(server, "held", { ...HELD, status: { conditions: [{ type: "Complete", status: "True" }] } })
     await until("failed", () => server.model.job("default", "alice")?.status.failed)
     const alice = server.model.job("default", "alice")!
@@ -440,7 +440,7 @@ describe("restart", () => {
 describe("explain", () => {
   test("tells the decision, its inputs, the rule that matched, those before and those after", async () => {
     const server = await settled(EXIT_3)
-    run(server, "alice", [attempt(3, "x\n")], {
+    run(server, "alice", [exits(3, "x\n")], {
       metadata: { annotations: { [`${PREFIX}group`]: "key", [`${PREFIX}max-restarts`]: "many" } },
     })
     await until("failed", () => server.model.job("default", "alice")?.status.failed)

@@ -7,13 +7,13 @@ import { connect, PREFIX, RECORD, RECORD_JOB, readSettings } from "../../operato
 import { putRecord } from "../apiserver/history.ts"
 import {
   allBack,
-  attempt,
   callsOf,
   current,
   deletions,
   endings,
+  exits,
   fail,
-  failure,
+  failedAgo,
   folder,
   HELD,
   Hurried,
@@ -305,7 +305,7 @@ describe("What it shows", () => {
 
   test("a failure that nobody recorded is looked at once, and told from the pods that are left", async () => {
     const server = await serve()
-    run(server, "load-a", [attempt(5, "no space left\n")])
+    run(server, "load-a", [exits(5, "no space left\n")])
     await until("failed", () => server.model.job("default", "load-a")?.status.failed)
     const { get, page } = await dashboard(server)
     const { lanes } = await page()
@@ -447,7 +447,7 @@ describe("What it shows", () => {
 
   test("changed settings reach an open page", async () => {
     const server = await serve()
-    stand(server, "load-a", { status: failure(0) })
+    stand(server, "load-a", { status: failedAgo(0) })
     const page = await (await dashboard(server)).page()
     const before = page.lanes.get("default/load-a")!.nextRestartAt!
     const data = { JOB_SELECTOR: "!other", RESTART_DELAY: "2h" }

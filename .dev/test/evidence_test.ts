@@ -7,11 +7,11 @@ import { OPERATOR_ROLE } from "../apiserver/roles.ts"
 import {
   afterLaterFailure,
   allBack,
-  attempt,
   backOnce,
   callsOf,
   ended,
-  failure,
+  exits,
+  failedAgo,
   isBack,
   live,
   logs,
@@ -29,7 +29,7 @@ tidyUp()
 describe("The evidence", () => {
   /** Fails with restartPolicy OnFailure: no pod is left then. */
   const failsWithoutPods = (server: Server) =>
-    run(server, "load-a", [attempt(3, "one\n"), { ...attempt(3, "two\n"), graceMs: 1_000 }, {}], {
+    run(server, "load-a", [exits(3, "one\n"), { ...exits(3, "two\n"), graceMs: 1_000 }, {}], {
       pod: { restartPolicy: "OnFailure" },
       spec: { backoffLimit: 1 },
     })
@@ -109,7 +109,7 @@ describe("The evidence", () => {
   test("B09 a deadline is the cause, whether the Job or the pod tells it", async () => {
     const server = await serve()
     const jobs = [
-      stand(server, "by-job", { status: failure(5_000, { reason: "DeadlineExceeded" }) }),
+      stand(server, "by-job", { status: failedAgo(5_000, { reason: "DeadlineExceeded" }) }),
       stand(server, "by-pod"),
     ]
     const status = { phase: "Failed", reason: "DeadlineExceeded", containerStatuses: [ended("main", 137)] }
@@ -162,7 +162,7 @@ describe("The evidence", () => {
     wait("secret missing")
     const life = live(server)
     await until("warned", () => life.about("load-a", /cannot start/).length > 0)
-    server.model.setStatus("jobs", "default", "load-a", failure(0, { reason: "DeadlineExceeded" }))
+    server.model.setStatus("jobs", "default", "load-a", failedAgo(0, { reason: "DeadlineExceeded" }))
     await until("back", () => isBack(server, job))
     expect(life.evidence("load-a")).toMatch(/never started, CreateContainerConfigError, secret missing/)
     expect(logs(server)).toEqual([])
@@ -229,7 +229,7 @@ describe("The evidence", () => {
       OPERATOR_ROLE.filter(({ resources }) => resources?.[0] !== "pods/log"),
     )
     const life = live(server, {}, { user: "no-logs" })
-    const job = run(server, "load-a", [attempt(3), {}])
+    const job = run(server, "load-a", [exits(3), {}])
     await backOnce(server, [life], [job])
     const missing = life.said.filter(
       ({ text, lines, level }) => level === "warning" && /get pods\/log/.test([text, ...lines].join("\n")),

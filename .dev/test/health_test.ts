@@ -19,10 +19,10 @@ import project from "../../package.json" with { type: "json" }
 import type { Call } from "../apiserver/http.ts"
 import {
   allBack,
-  attempt,
   bodyName,
   callsOf,
   endings,
+  exits,
   isBack,
   isDryRun,
   kubectlDelete,
@@ -64,9 +64,9 @@ describe("/metrics", () => {
   test("counts are what happened: failures by cause, restarts by result, calls by verb and code, watches; states and due times", async () => {
     const server = await serve()
     const { life, samples, get } = observed(server, { RESTART_RULES: "exit:4=never, exit:5=1h", CHECK_INTERVAL: "60" })
-    const twice = run(server, "twice", [attempt(3), attempt(3), {}])
-    run(server, "never", [attempt(4)])
-    run(server, "later", [attempt(5)])
+    const twice = run(server, "twice", [exits(3), exits(3), {}])
+    run(server, "never", [exits(4)])
+    run(server, "later", [exits(5)])
     await until("all three", () => server.uids.get("default/twice")?.length === 3)
     await seen(life, "never", /given up/)
     await until("later scheduled", () => life.factsOf("RestartScheduled", "later").length > 0)
@@ -118,7 +118,7 @@ describe("/metrics", () => {
   test("the text is clean by Prometheus' rules, and by promtool where that is there", async () => {
     const server = await serve()
     const { life, get, samples } = observed(server)
-    run(server, "load-a", [attempt(3), {}])
+    run(server, "load-a", [exits(3), {}])
     await seen(life, "load-a", /restarted in/)
     const { text } = await get("/metrics")
     expect(lint(text)).toEqual([])
@@ -226,7 +226,7 @@ test("alerts.yaml, dashboard.json and monitoring.md name the states and results 
 })
 
 describe("/livez and /readyz", () => {
-  test("ready when each namespace was listed; not when a watch is silent for more than two bookmarks and a call's limit", async () => {
+  test("/readyz follows whether each namespace was listed, and whether its watch has been silent for too long", async () => {
     const server = await serve()
     const lift = server.fault({ verb: "list", resource: "jobs", namespace: "other" }, { status: 503 }, { times: 999 })
     const { life, get } = observed(server, { NAMESPACE: "default,other", CHECK_INTERVAL: "10" })
@@ -237,6 +237,7 @@ describe("/livez and /readyz", () => {
     })
     lift()
     await until("both listed", () => life.operator.liveness.staleForMs("other") === undefined)
+    life.clock.go(1)
     expect(await get("/readyz")).toMatchObject({ status: 200, text: "ok\n" })
     life.stop()
     await life.done
@@ -502,7 +503,7 @@ describe("NOTIFY_URL", () => {
   test("a receiver that never answers holds up no restart", async () => {
     const [server, phone] = [await serve(), receiver(() => new Promise(() => {}))]
     const life = live(server, { RESTART_RULES: "exit:4=never", NOTIFY_URL: phone.NOTIFY_URL })
-    run(server, "never", [attempt(4)])
+    run(server, "never", [exits(4)])
     await until("told", () => phone.posts.length === 1)
     await allBack(server, [stand(server, "load-a"), stand(server, "load-b")])
     life.kill()

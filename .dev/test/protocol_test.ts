@@ -8,7 +8,6 @@ import type { Job, Obj } from "../apiserver/model.ts"
 import {
   afterLaterFailure,
   allBack,
-  attempt,
   backOnce,
   bodyName,
   callsOf,
@@ -16,7 +15,8 @@ import {
   current,
   deletions,
   ended,
-  failure,
+  exits,
+  failedAgo,
   HELD,
   intentions,
   intents,
@@ -178,7 +178,7 @@ describe("The restart protocol", () => {
     const server = await serve()
     const life = live(server, { RESTART_DELAY: "600" }, { rate: 1 })
     await until("watching", () => callsOf(server, "watch").length > 0)
-    const job = run(server, "load-a", [attempt(3), {}], { spec: { ttlSecondsAfterFinished: 1 } })
+    const job = run(server, "load-a", [exits(3), {}], { spec: { ttlSecondsAfterFinished: 1 } })
     await until("an intent", () => intents(server).length === 1)
     await until("its TTL has removed it", () => !current(server, job))
     await afterLaterFailure(server, life)
@@ -191,7 +191,7 @@ describe("The restart protocol", () => {
 
   test("a TTL that ends while the cluster rejects the Job keeps its intent, from which it is created later", async () => {
     const server = await serve()
-    const job = run(server, "load-a", [attempt(3), {}], { spec: { ttlSecondsAfterFinished: 1 } })
+    const job = run(server, "load-a", [exits(3), {}], { spec: { ttlSecondsAfterFinished: 1 } })
     const lift = forbid(server, "load-a")
     const life = live(server, {}, { rate: 1 })
     await rejected(life, "load-a")
@@ -209,7 +209,7 @@ describe("The restart protocol", () => {
     "a person's %s delete cancels a restart that waits, though its TTL threatens it",
     async (policy) => {
       const server = await serve()
-      const job = stand(server, "load-a", { spec: { ttlSecondsAfterFinished: 60 }, status: failure(0) })
+      const job = stand(server, "load-a", { spec: { ttlSecondsAfterFinished: 60 }, status: failedAgo(0) })
       const life = live(server, { RESTART_DELAY: "600" }, { rate: 1 })
       await until("an intent", () => intents(server).length === 1)
       person(server, "delete", "load-a", { propagationPolicy: policy })
@@ -375,7 +375,7 @@ describe("The restart protocol", () => {
     const server = await serve()
     const life = live(server, { CHECK_INTERVAL: "3600" }, { user })
     await until("listed", () => callsOf(server, user === "old" ? "list" : "watch").length > 0)
-    const job = run(server, "load-a", [attempt(3), {}])
+    const job = run(server, "load-a", [exits(3), {}])
     await until("failed", () => current(server, job)?.status?.failed)
     life.clock.jump(user === "old" ? 3_600_000 : 0)
     await backOnce(server, [life], [job])
