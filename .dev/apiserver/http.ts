@@ -142,12 +142,13 @@ export class ApiServer {
     for (const [name, user] of this.model?.users ?? []) model.users.set(name, user)
     return model
   }
+  private readonly now = () => (this.options.now ?? Date.now)()
   private pump(): void {
     clearTimeout(this.timer)
     if (!this.server) return
     const next = this.model.tick()
     if (next !== undefined)
-      this.timer = setTimeout(() => this.pump(), Math.min(Math.max(next - Date.now(), 0), 2 ** 31 - 1))
+      this.timer = setTimeout(() => this.pump(), Math.min(Math.max(next - this.now(), 0), 2 ** 31 - 1))
   }
 
   /** Listens, on the port that it had before. A stopped server keeps what it stored; `reset` begins with nothing. */

@@ -231,13 +231,13 @@ describe("/livez and /readyz", () => {
     const lift = server.fault({ verb: "list", resource: "jobs", namespace: "other" }, { status: 503 }, { times: 999 })
     const { life, get } = observed(server, { NAMESPACE: "default,other", CHECK_INTERVAL: "10" })
     await until("listed", () => life.operator.liveness.staleForMs("default") === undefined)
+    life.clock.go(1)
     expect(await get("/readyz")).toMatchObject({
       status: 503,
       text: "namespace other: not listed yet; the log says why\n",
     })
     lift()
     await until("both listed", () => life.operator.liveness.staleForMs("other") === undefined)
-    life.clock.go(1)
     expect(await get("/readyz")).toMatchObject({ status: 200, text: "ok\n" })
     life.stop()
     await life.done

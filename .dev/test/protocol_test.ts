@@ -190,11 +190,14 @@ describe("The restart protocol", () => {
   })
 
   test("a TTL that ends while the cluster rejects the Job keeps its intent, from which it is created later", async () => {
-    const server = await serve()
-    const job = run(server, "load-a", [exits(3), {}], { spec: { ttlSecondsAfterFinished: 1 } })
+    let aheadMs = 0
+    const server = await serve({ now: () => Date.now() + aheadMs })
+    const job = run(server, "load-a", [exits(3), {}], { spec: { ttlSecondsAfterFinished: 50 } })
     const lift = forbid(server, "load-a")
     const life = live(server, {}, { rate: 1 })
     await rejected(life, "load-a")
+    aheadMs = 60_000
+    await fetch(`${server.url}/version`, { headers: { authorization: "Bearer admin" }, tls: { ca: server.ca } })
     await until("its TTL has removed it", () => !current(server, job))
     expect(intents(server).length).toBe(1)
     life.clock.jump(60_000)
