@@ -2172,7 +2172,8 @@ function stepBeforeDelete(seen: Observation, intent: Intent, live: Job, now: num
   const earlier = earlierIntent(seen, intent, live, now)
   if (earlier) return earlier
   if (intent.dueAt !== undefined && now < intent.dueAt) return done({ result: "waiting", dueAt: intent.dueAt })
-  // Whoever's clock is behind would take our delete for a person's: an intent without a due time tells every operator otherwise.
+  // An operator whose clock is behind would take our delete for a person's; an intent without a due time tells it
+  // otherwise.
   if (intent.dueAt !== undefined)
     return writeStep({ live, additions: wish?.additions ?? intent.additions, dueAt: undefined }, false)
   return { do: "prove and delete", intent, ttl: viewJob(live).ttlMs !== undefined }
