@@ -1885,9 +1885,10 @@ const hashOf = (text: string) => createHash("sha256").update(text).digest("hex")
 /** The label value for a Job's name, which may be longer than a label value's 63 characters. */
 export const labelValueFor = (name: string) => (name.length <= 63 ? name : hashOf(name))
 
-/** Whether a Job is an intent, also one that has lost its label. */
+/** Whether a Job is an intent, also one that has lost its label. Those of 1.0.0 have an annotation of the label's name. */
 export const isIntent = ({ metadata }: Job) =>
-  metadata?.labels?.[INTENT] !== undefined || metadata?.annotations?.[REPLACEMENT] !== undefined
+  metadata?.labels?.[INTENT] !== undefined ||
+  [REPLACEMENT, INTENT].some((key) => metadata?.annotations?.[key] !== undefined)
 
 /** Reads an intent back; undefined for a Job that is none, or that somebody made unreadable. */
 export function readIntent(job: Job): Intent | undefined {

@@ -3750,6 +3750,10 @@ describe("9 Controller", () => {
       { job: false, intent: true },
     ],
     "that is an intent of version 1.0.0": [intentOfV1(), { job: false, intent: true }],
+    "that is an intent of version 1.0.0 without its label": [
+      { ...intentOfV1(), metadata: { ...intentOfV1().metadata, labels: {} } },
+      { job: false, intent: true },
+    ],
   }
   test.each(Object.entries(kept))("keepJob() of a Job %s", (_, [job, expected]) => {
     const {
