@@ -70,6 +70,8 @@ interface Past {
   lastFailed: Job | undefined
   /** When it went, in steps. */
   goneAt: number
+  /** The same in virtual time. */
+  goneNow: number
   /** The uid of a failed Job that is gone and must come back. */
   owed: string | undefined
   /** The processes that had seen the failure of a Job that its TTL took without an intent: one that lives on must bring it back. */
@@ -189,6 +191,7 @@ export class Invariants {
       remover: undefined,
       lastFailed: undefined,
       goneAt: 0,
+      goneNow: 0,
       owed: undefined,
       ttlTook: undefined,
       failedVersion: 0,
@@ -430,6 +433,7 @@ export class Invariants {
     const { name, uid } = job.metadata
     past.remover = past.deletedBy.get(uid) ?? actor
     past.goneAt = this.sim.step
+    past.goneNow = this.sim.now
     past.lastFailed = condition(job, "Failed") ? job : undefined
     if (!past.lastFailed || this.sim.isNamespaceGone) return
     const isWithdrawn = past.withdrawn?.uid === uid && !this.standing(name).some((i) => i.uid === uid)
@@ -600,14 +604,16 @@ export class Invariants {
       const job = object as Job
       if (isUserJob(job.metadata.name) && condition(job, "Failed") && this.sim.isSelected(job)) return false
     }
-    return !this.lostToTtl().some(({ knows }) => knows)
+    return !this.lostToTtl(Number.NEGATIVE_INFINITY).some(({ knows }) => knows)
   }
   /** Jobs that their TTL took and that have not come back, each with an operator that saw it fail and should bring it back. */
-  private lostToTtl(): { name: string; knows: Process | undefined }[] {
+  private lostToTtl(boundMs: number): { name: string; knows: Process | undefined }[] {
     const { sim } = this
-    return [...this.pasts].flatMap(([name, { ttlTook }]) => {
+    return [...this.pasts].flatMap(([name, { ttlTook, goneNow }]) => {
       if (!ttlTook || sim.model.job(NAMESPACE, name) || sim.isNamespaceGone || this.standing(name).length > 0) return []
-      const knows = ttlTook.find((process) => !process.isDead && !isStopping(process))
+      // It comes back when it is due, unless its operator is gone by then.
+      const isOver = sim.now - goneNow > boundMs + sim.history.flavour.delayMs
+      const knows = isOver ? ttlTook.find((process) => !process.isDead && !isStopping(process)) : undefined
       return [{ name, knows: sim.haveClocksMoved ? undefined : knows }]
     })
   }
@@ -620,7 +626,7 @@ export class Invariants {
       if (intent) this.checkIntentGone(intent, boundMs)
       else if (isUserJob(object.metadata.name)) this.checkRestarted(object as Job, boundMs)
     }
-    for (const { name, knows } of this.lostToTtl()) {
+    for (const { name, knows } of this.lostToTtl(boundMs)) {
       if (knows)
         sim.violate(
           `operator ${knows.id} saw the failure of ${name}, which its TTL then took, and did not bring it back`,
