@@ -6,6 +6,7 @@ import { tmpdir } from "node:os"
 import { join } from "node:path"
 import {
   type Clock,
+  type Cluster,
   connect,
   type Fact,
   INTENT,
@@ -107,11 +108,19 @@ export class Hurried implements Clock {
   }
 }
 
+/** `wrap` changes what the operator sees of the cluster. */
+type LifeOptions = {
+  rate?: number
+  user?: string
+  metrics?: Metrics
+  wrap?: (cluster: Cluster, clock: Hurried) => Cluster
+}
+
 /** An Operator at work, until the test ends. */
 export function live(
   server: Server,
   settings: Record<string, string> = {},
-  { rate = 50, user = "operator", metrics }: { rate?: number; user?: string; metrics?: Metrics } = {},
+  { rate = 50, user = "operator", metrics, wrap = (cluster) => cluster }: LifeOptions = {},
 ) {
   const { config } = readSettings({
     NAMESPACE: "default",
@@ -120,8 +129,8 @@ export function live(
     CHECK_INTERVAL: "5",
     ...settings,
   })
-  const cluster = connect(server.sourceFor(user), {}, metrics?.countCall)
   const [stop, kill, clock] = [new AbortController(), new AbortController(), new Hurried(rate)]
+  const cluster = wrap(connect(server.sourceFor(user), {}, metrics?.countCall), clock)
   const facts: Fact[] = []
   const said: { level: string; text: string; lines: string[] }[] = []
   const record: Say = (level, text, details) => void said.push({ level, text, lines: details?.lines ?? [] })

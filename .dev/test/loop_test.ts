@@ -1,7 +1,7 @@
 // Chapter 7 of operator.ts: class Operator follows a namespace in the embedded API server over real HTTPS, in any weather, and leaves no
 // trace but what it should. An id in a name is a report, listed in .github/docs/reports.md.
 import { describe, expect, test } from "bun:test"
-import { PREFIX, RECORD, RIGHTS, readSettings, SETTINGS_MAP } from "../../operator.ts"
+import { type Cluster, PREFIX, RECORD, RIGHTS, readSettings, SETTINGS_MAP } from "../../operator.ts"
 import type { Action, Call, Match } from "../apiserver/http.ts"
 import type { Obj } from "../apiserver/model.ts"
 import { OLD_ROLE } from "../apiserver/roles.ts"
@@ -21,6 +21,7 @@ import {
   fail,
   failedAgo,
   HELD,
+  type Hurried,
   intents,
   isBack,
   kubectlDelete,
@@ -304,6 +305,32 @@ describe("Following a namespace", () => {
       await until("back", () => isBack(server, job))
     },
   )
+
+  test("J09 a failure that lies an hour ahead counts from the moment it is seen", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a", { status: failure(-3_600_000) })
+    await backOnce(server, [live(server, { RESTART_DELAY: "5" })], [job])
+  })
+
+  test("J09 a clock that is set back by an hour during the delay does not make the restart late", async () => {
+    const server = await serve()
+    // The server's clock is right: it goes on as the monotonic one does.
+    const measured = (cluster: Cluster, clock: Hurried): Cluster => {
+      let skewMs = 0
+      const version = async (signal: AbortSignal) => {
+        const text = await cluster.version(signal)
+        skewMs = clock.monotonic() - clock.now()
+        return text
+      }
+      return { ...cluster, skewMs: () => skewMs, version }
+    }
+    const life = live(server, { RESTART_DELAY: "20" }, { wrap: measured })
+    const job = stand(server, "load-a")
+    await until("scheduled", () => life.scheduled().length === 1)
+    life.clock.set(-3_600_000)
+    await backOnce(server, [life], [job])
+    expect(life.factsOf("ClockSet").length).toBe(1)
+  })
 
   test("a dry run changes nothing, and says once what it would do", async () => {
     const server = await serve()
