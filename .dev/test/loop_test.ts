@@ -20,6 +20,7 @@ import {
   FAULTS,
   fail,
   failedAgo,
+  failure,
   HELD,
   type Hurried,
   intents,
