@@ -20,7 +20,6 @@ import {
   FAULTS,
   fail,
   failedAgo,
-  failure,
   HELD,
   type Hurried,
   intents,
@@ -309,7 +308,7 @@ describe("Following a namespace", () => {
 
   test("J09 a failure that lies an hour ahead counts from the moment it is seen", async () => {
     const server = await serve()
-    const job = stand(server, "load-a", { status: failure(-3_600_000) })
+    const job = stand(server, "load-a", { status: failedAgo(-3_600_000) })
     await backOnce(server, [live(server, { RESTART_DELAY: "5" })], [job])
   })
 
