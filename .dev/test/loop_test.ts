@@ -145,7 +145,7 @@ describe("Following a namespace", () => {
     ["D12 an ERROR event on every watch", WATCHES, { errorAfter: 0, code: 500 }, { rate: 1_000, forMs: 600_000 }],
     ["E01 a 401 to everything", {}, { status: 401 }, { refused: REVIEWS, rate: 200, forMs: 300_000 }],
     // Whether it has ended at once is measured by this clock, which must not run too fast.
-    ["a watch that always ends at once", WATCHES, { cutAfter: 0 }, { rate: 20, forMs: 30_000 }],
+    ["a watch that always ends at once", WATCHES, { cutAfter: 0 }, { rate: 5, forMs: 15_000 }],
   ]
   test.each(forever)(
     "%s is tried ever more rarely, and reported once",
