@@ -39,6 +39,23 @@ export interface Clock {
   random(): number
 }
 
+/**
+ * Collects garbage at once, after work that made much of it. JavaScriptCore lets the heap double first, and what is
+ * kept then lies scattered in it: with 10,000 Jobs the peak is 15 MiB higher.
+ */
+export const collectGarbage = () => Bun.gc(true)
+
+const interned = new Map<string, string>()
+
+/** The one copy of a text that thousands of objects have in common. */
+export function intern(text: string): string {
+  const known = interned.get(text)
+  if (known !== undefined) return known
+  if (interned.size >= 1_000) interned.clear()
+  interned.set(text, text)
+  return text
+}
+
 const abortListeners = new WeakMap<AbortSignal, Set<() => void>>()
 
 /**
@@ -845,9 +862,9 @@ export function viewJob(job: Job) {
     name,
     uid,
     resourceVersion,
-    labels: labels ?? {},
+    labels: labels ?? NO_ENTRIES,
     /** Ours alone: last-applied-configuration can be as large as the Job. */
-    annotations: Object.fromEntries(Object.entries(annotations ?? {}).filter(([key]) => key.startsWith(PREFIX))),
+    annotations: ownAnnotations(annotations),
     phase,
     deleting: metadata.deletionTimestamp != null,
     /** When the Failed condition became true. */
@@ -871,6 +888,14 @@ export function viewJob(job: Job) {
   }
 }
 
+/** One map for all that have none. */
+const NO_ENTRIES: Record<string, string> = Object.freeze({})
+
+function ownAnnotations(annotations: Record<string, string> = {}): Record<string, string> {
+  const own = Object.entries(annotations).filter(([key]) => key.startsWith(PREFIX))
+  return own.length > 0 ? Object.fromEntries(own) : NO_ENTRIES
+}
+
 /** A label selector of an object as text. */
 function selectorText({ matchLabels, matchExpressions }: V1LabelSelector): string {
   const operators: Record<string, string> = { Exists: "", DoesNotExist: "!", In: " in ", NotIn: " notin " }
@@ -883,14 +908,17 @@ function selectorText({ matchLabels, matchExpressions }: V1LabelSelector): strin
 /** The CronJob controller prunes its Jobs by owner, whatever `controller` says; `managedBy` is KEP-4368. */
 function managerOf({ metadata, spec }: Job): string | undefined {
   const owner = metadata?.ownerReferences?.find(({ kind, controller }) => kind === "CronJob" || controller)
-  if (owner) return `it is owned by ${owner.kind} ${owner.name}`
+  if (owner) return intern(`it is owned by ${owner.kind} ${owner.name}`)
   return spec?.managedBy && spec.managedBy !== "kubernetes.io/job-controller"
-    ? `it is managed by ${spec.managedBy}`
+    ? intern(`it is managed by ${spec.managedBy}`)
     : undefined
 }
 
 /** A pod of a Job, reduced to what tells why it failed. */
 export type PodView = ReturnType<typeof viewPod>
+
+/** One list for all that have none. */
+const NONE: string[] = []
 
 /** Reads a pod as the API server sends it; never throws. */
 export function viewPod({ metadata = {}, spec, status = {} }: Pod) {
@@ -916,7 +944,7 @@ export function viewPod({ metadata = {}, spec, status = {} }: Pod) {
     deleting: metadata.deletionTimestamp != null,
     /** Without a controller that answers for it: its Job was deleted with --cascade=orphan. */
     orphaned: !metadata.ownerReferences?.some(({ controller }) => controller),
-    finalizers: metadata.finalizers ?? [],
+    finalizers: metadata.finalizers ?? NONE,
     node: spec?.nodeName,
     /** No longer in the cluster. */
     gone: false,
@@ -1885,7 +1913,7 @@ const hashOf = (text: string) => createHash("sha256").update(text).digest("hex")
 /** The label value for a Job's name, which may be longer than a label value's 63 characters. */
 export const labelValueFor = (name: string) => (name.length <= 63 ? name : hashOf(name))
 
-/** Whether a Job is an intent, also one that has lost its label. Those of 1.0.0 have an annotation of the label's name. */
+/** Whether a Job is an intent, also one that has lost its label. Those of 1.0.0 have an annotation of its name. */
 export const isIntent = ({ metadata }: Job) =>
   metadata?.labels?.[INTENT] !== undefined ||
   [REPLACEMENT, INTENT].some((key) => metadata?.annotations?.[key] !== undefined)
@@ -3631,12 +3659,15 @@ class ApiServer {
         const kept = keep(item)
         if (kept !== undefined) items.push(kept)
       }
+      // What still refers to the answer, as a connection does until its next call, does not keep the page with it.
+      page.items = null
       return page.metadata
     }
     for (let token: string | undefined, restarted = false; ; ) {
       try {
         const metadata = await readPage(token)
         token = metadata.continue
+        if (token) collectGarbage()
         if (!token) return { items, resourceVersion: metadata.resourceVersion }
       } catch (error) {
         if (restarted || !token || !isReason(error, "Expired")) throw error
@@ -4635,6 +4666,8 @@ const ADOPT_AFTER_MS = 60_000
 
 const MOST_TOMBSTONES = 200
 const MOST_STRAYS = 200
+/** So many Jobs reconciled in a row. */
+const GARBAGE_AFTER = 500
 const MOST_REPORTED = 25_000
 const CLOCK_SET_BACK_MS = 5_000
 const AGAIN_MS = 200
@@ -4703,7 +4736,7 @@ type Tombstone = { job: Job; watched: boolean }
  */
 export class Cache {
   readonly jobs = new Map<string, JobEntry>()
-  private readonly pods = new Map<string, Map<string, PodView>>()
+  private readonly pods = new Map<string, PodView[] | Map<string, PodView>>()
   /** Uids of Jobs that have pods here, but no entry, the oldest first. */
   private readonly strays = new Set<string>()
   private readonly intents = new Map<string, Map<string, Intent & { adoptAt: number }>>()
@@ -4759,13 +4792,17 @@ export class Cache {
   }
 
   pod({ jobUid, uid }: PodView): PodView | undefined {
-    return this.pods.get(jobUid)?.get(uid)
+    const known = this.pods.get(jobUid)
+    return Array.isArray(known) ? known.find((pod) => pod.uid === uid) : known?.get(uid)
   }
 
   addPod(pod: PodView, hasEntry: boolean): void {
     const known = this.pods.get(pod.jobUid)
-    if (known) return void known.set(pod.uid, pod)
-    this.pods.set(pod.jobUid, new Map([[pod.uid, pod]]))
+    if (known instanceof Map) return void known.set(pod.uid, pod)
+    // Most Jobs have one pod; a Map for each of 10,000 takes 4 MiB.
+    const others = (known ?? []).filter(({ uid }) => uid !== pod.uid)
+    this.pods.set(pod.jobUid, others.length === 0 ? [pod] : new Map([...others, pod].map((one) => [one.uid, one])))
+    if (known) return
     if (hasEntry) return
     const oldest = remember(this.strays, pod.jobUid, MOST_STRAYS)
     if (oldest) this.pods.delete(oldest)
@@ -5023,7 +5060,7 @@ export function keepJob(job: Job): KeptJob {
   const view = viewJob(job)
   const intent = isIntent(job) ? job : undefined
   const isWhole = view.failedAt !== undefined || view.phase === "failing" || view.deleting
-  return { view, job: isWhole && !intent ? job : undefined, finalizers: job.metadata?.finalizers ?? [], intent }
+  return { view, job: isWhole && !intent ? job : undefined, finalizers: job.metadata?.finalizers ?? NONE, intent }
 }
 
 /**
@@ -5326,7 +5363,10 @@ export class Operator {
     const isFrozen = known?.deleting && known.containers.some(({ ended }) => ended)
     const entry = this.cache.jobs.get(`${namespace}/${pod.jobName}`)
     const isOfEntry = entry?.view.uid === pod.jobUid
-    this.cache.addPod({ ...(isFrozen ? known : pod), gone: isGone }, isOfEntry)
+    const kept = isFrozen ? known : pod
+    // The same texts again are not kept.
+    if (isOfEntry) Object.assign(kept, { jobUid: entry.view.uid, jobName: entry.view.name })
+    this.cache.addPod(isGone ? { ...kept, gone: true } : kept, isOfEntry)
     // While the Job itself is still there, its own end is what a restart waits for.
     if (isGone && entry?.goneAt !== undefined) this.restarts.get(entry.view.key)?.gone.abort()
     if (!entry || !isOfEntry) return
@@ -5353,7 +5393,10 @@ export class Operator {
         continue
       }
       this.reportSkew()
-      for (const key of this.workqueue.takeDue(nowOf(this.world))) this.reconcile(key)
+      for (const [i, key] of this.workqueue.takeDue(nowOf(this.world)).entries()) {
+        this.reconcile(key)
+        if (i % GARBAGE_AFTER === GARBAGE_AFTER - 1) collectGarbage()
+      }
       const nextMs = (this.workqueue.nextAt() ?? Number.POSITIVE_INFINITY) - nowOf(this.world)
       await clock.sleep(Math.min(LONGEST_SLEEP_MS, nextMs), stop, this.workqueue.woken)
     }
@@ -5773,7 +5816,7 @@ export class Operator {
     const { because } = decision
     const fact = "dueAt" in decision ? `due ${instantText(decision.dueAt)}` : `${decision.do} ${because}`
     if (entry.reported === fact) return
-    entry.reported = fact
+    entry.reported = intern(fact)
     const phase = view.deleting ? "deleting" : view.phase
     if (decision.do === "leave") this.emit({ kind: "LeftAlone", job: view, because, healthy: decision.healthy, phase })
     if (decision.do === "give up") this.emit({ kind: "GaveUp", job: view, because, cause })

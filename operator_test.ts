@@ -3380,6 +3380,20 @@ describe("7 Facts", () => {
 })
 
 describe("9 Controller", () => {
+  test("Cache keeps the last state of each pod of a Job, of one as of many", () => {
+    const cache = new Cache()
+    const pod = (uid: string, phase = "Running") => ({ ...viewPod({}), jobUid: "J1", uid, phase })
+    const seen = () => cache.podsOf("J1").map(({ uid, phase }) => `${uid} ${phase}`)
+    cache.addPod(pod("a"), true)
+    expect(seen()).toEqual(["a Running"])
+    cache.addPod(pod("a", "Failed"), true)
+    expect(seen()).toEqual(["a Failed"])
+    for (const uid of ["b", "c"]) cache.addPod(pod(uid), true)
+    cache.addPod(pod("b", "Failed"), true)
+    expect(seen()).toEqual(["a Failed", "b Failed", "c Running"])
+    expect([cache.pod(pod("c"))?.phase, cache.pod(pod("d")), cache.podsOf("J2")]).toEqual(["Running", undefined, []])
+  })
+
   describe("Workqueue", () => {
     /** A queue with keys, by their ms from NOW. */
     const queueOf = (times: Record<string, number>, spacingMs = 0) => {

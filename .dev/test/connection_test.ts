@@ -486,8 +486,8 @@ describe("What it answers", () => {
       const answers = await asked
       jest.useRealTimers()
       expect(answers).toEqual({
-        ...allAre(expect.stringMatching(/no answer in 30s|no word/)),
-        readLog: expect.stringMatching(/no answer in 10s|no word/),
+        ...allAre(expect.stringMatching(/no answer in 30s|no data received/)),
+        readLog: expect.stringMatching(/no answer in 10s|no data received/),
       })
       await until(() =>
         server.sockets instanceof Set ? server.sockets.size === 0 : server.sockets.every(({ destroyed }) => destroyed),
