@@ -391,7 +391,7 @@ export async function allGone(): Promise<void> {
     await until(
       `namespace ${ns.name} is gone`,
       async () => (await call("GET", `/api/v1/namespaces/${ns.name}`)).status === 404,
-      90_000,
+      300_000,
     )
   }
 }
