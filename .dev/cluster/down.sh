@@ -8,7 +8,7 @@
 set -uo pipefail
 
 value_of() { # PID VARIABLE
-  tr '\0' '\n' <"/proc/$1/environ" 2>/dev/null | sed -n "s/^$2=//p"
+  { tr '\0' '\n' <"/proc/$1/environ" | sed -n "s/^$2=//p"; } 2>/dev/null # it may have ended
 }
 pids_of() { # DIR: newest first
   local f pid
