@@ -3447,6 +3447,8 @@ const CLOCK_LIMIT_MS = 60_000
 const LOG_LIMIT_MS = 10_000
 const BODY_BYTES = 128 << 20
 const LOG_BYTES = 1 << 20
+/** Runtimes store a long line in pieces of 16 KiB, each of which counts as a line (CRI): so many are never above LOG_BYTES. */
+const LINES_THAT_FIT = 60
 const TAIL_CHARACTERS = 256 << 10
 const EVENT_CHARACTERS = 16 << 20
 
@@ -3573,15 +3575,21 @@ function podVerbs(server: ApiServer): Verbs<"listPods" | "readLog"> {
   return {
     listPods: (namespace, selector, keep, signal) =>
       server.list(pathOf("pods", namespace), { labelSelector: selector || undefined }, keep, signal),
-    readLog(namespace, pod, container, { lines, previous }, signal) {
-      const query = {
-        container,
-        tailLines: String(lines),
-        limitBytes: String(LOG_BYTES),
-        previous: previous ? "true" : undefined,
+    async readLog(namespace, pod, container, { lines, previous }, signal) {
+      const path = `${pathOf("pods", namespace, pod)}/log`
+      const readLast = (most: number) => {
+        const query = {
+          container,
+          tailLines: String(most),
+          limitBytes: String(LOG_BYTES),
+          previous: previous ? "true" : undefined,
+        }
+        const read = (response: Response) => readTail(response, most)
+        return server.send("GET", path, signal, { query, limitMs: LOG_LIMIT_MS, read })
       }
-      const read = (response: Response) => readTail(response, lines)
-      return server.send("GET", `${pathOf("pods", namespace, pod)}/log`, signal, { query, limitMs: LOG_LIMIT_MS, read })
+      const { tail, isCut } = await readLast(lines)
+      // The limit has cut the end off, where the error is: fewer lines have room for it.
+      return isCut && lines > LINES_THAT_FIT ? (await readLast(LINES_THAT_FIT)).tail : tail
     },
   }
 }
@@ -3905,14 +3913,15 @@ async function* textOf(
  * The last lines of a log. `limitBytes` cuts at the end, so it is far above what the lines need; and a server may
  * ignore it.
  */
-async function readTail(response: Response, lines: number): Promise<Tail> {
+async function readTail(response: Response, lines: number): Promise<{ tail: Tail; isCut: boolean }> {
   let text = ""
   let length = 0
   for await (const part of textOf(response, { bytes: LOG_BYTES, silenceMs: LOG_LIMIT_MS })) {
     text = (text + part).slice(-TAIL_CHARACTERS)
     length += part.length
   }
-  return tailOf(text, lines, length > text.length || length >= LOG_BYTES)
+  const isCut = length >= LOG_BYTES
+  return { tail: tailOf(text, lines, isCut || length > text.length), isCut }
 }
 
 function eventFrom<T>(line: string): { type: string; object: T } {

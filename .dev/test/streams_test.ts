@@ -68,6 +68,17 @@ describe("Logs", () => {
     expect(server.calls.at(-1)?.query.get("previous")).toBe("true")
   })
 
+  test("H39 a log whose end the limit cuts off is read again, with as many lines as fit", async () => {
+    const pieces = Array.from({ length: 200 }, (_, n) => `${"#".repeat(16_000)} ${n}\n`)
+    const server = await serve(({ query }, response) => {
+      const log = pieces.slice(-Number(query.get("tailLines"))).join("")
+      response.end(log.slice(0, Number(query.get("limitBytes"))))
+    })
+    const { lines } = await read(server, 200)
+    expect(server.calls.map(({ query }) => query.get("tailLines"))).toEqual(["200", "60"])
+    expect(lines.at(-1)).toEndWith("# 199")
+  })
+
   test.each([400, 403, 404, 410, 429, 500, 503])(
     "C03 C11 %i for a log is a note beside the logs of the others, asked once",
     async (code) => {
