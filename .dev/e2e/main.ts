@@ -199,7 +199,7 @@ const outOfMemory = () =>
         await until("the Job is Failed", () => oom.podsLeft !== undefined)
         await operator.says("OOM", [`/${name}]`, /\boom|out of memory|OOMKilled/i])
         await operator.says("the container's last line", ["before the end"])
-        await until("three restarts", () => oom.births.length >= 4, 100_000)
+        await until("three restarts", () => oom.births.length >= 4, 300_000)
         const waits = [0, 1, 2].map((i) => oom.births[i + 1]! - oom.failures[i]!)
         const said = `${waits.map(seconds).join(", ")}; pods left when it was Failed: ${(await oom.podsLeft!).length}`
         // The failure has whole seconds: what is due 10 s after it comes up to 1 s sooner than 10 s after we saw it.
