@@ -15,7 +15,7 @@ export interface StoredIntent {
   /** What is to be created; undefined for an intent of 1.0.0. */
   replacement: unknown
   isV1: boolean
-  /** It carries labels of the user, for a policy wanted them. */
+  /** It carries labels or annotations of the user, for a policy wanted them, or a person wrote them on it. */
   isWide: boolean
   isTerminating: boolean
 }
@@ -41,7 +41,7 @@ export function readStored(object: Obj): StoredIntent | undefined {
     dueAt: Date.parse(dueAt ?? notBefore ?? ""),
     replacement: text === undefined ? undefined : JSON.parse(text),
     isV1: old !== undefined,
-    isWide: labels.app !== undefined,
+    isWide: labels.app !== undefined || annotations.note !== undefined,
     isTerminating: deletionTimestamp !== undefined,
   }
   seen.set(object, read)

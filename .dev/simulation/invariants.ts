@@ -24,7 +24,8 @@ export const EXCEPTIONS = {
     "a create that was under way all the while another generation came and went: a create knows no preconditions",
   editUnseen:
     "an edit of the Job's last moment that this process was never shown: it polls, was down, or its watch was late; or finalizers that their controllers had taken off a Job when it was shown first",
-  editRejected: "an edit of the Job while it was being deleted, which the cluster would not create",
+  editRejected:
+    "an edit of the Job's last moment, whose replacement the cluster rejected when the Job was terminating or gone",
   besidePods:
     "beside old pods a Job was made by a person, by a create that was under way, from an intent older than the last Job, or because a look at the pods was answered 403",
   ttlFirst: "the TTL took the failed Job before any operator could write its intent, or one for its last edit",
@@ -57,8 +58,8 @@ interface Past {
   wanted: unknown
   finalizers: string[] | undefined
   editedAt: number
-  /** What that was before the last edit of the terminating Job. */
-  beforeEdit: { wanted: unknown; isRejected: boolean } | undefined
+  /** The version of an edit that the cluster rejected to create, when the Job was terminating or gone. */
+  rejectedEditAt: number
   /** Uids whose intent was written by a process that never saw them stand. */
   unseen: Set<string>
   /** Who began the deletion of each generation. */
@@ -183,7 +184,7 @@ export class Invariants {
       wanted: undefined,
       finalizers: undefined,
       editedAt: 0,
-      beforeEdit: undefined,
+      rejectedEditAt: 0,
       unseen: new Set(),
       deletedBy: new Map(),
       deletedAt: 0,
@@ -274,8 +275,6 @@ export class Invariants {
     return kind === "touch" && Bun.deepEquals(userPart(job), userPart(before))
   }
   private onEdit(job: Job, past: Past): void {
-    if (job.metadata.deletionTimestamp) past.beforeEdit ??= { wanted: past.wanted, isRejected: false }
-    else past.beforeEdit = undefined
     past.wanted = userPart(job)
     past.editedAt = Number(job.metadata.resourceVersion)
   }
@@ -287,7 +286,6 @@ export class Invariants {
     past.wanted = userPart(job)
     past.finalizers = finalizersOf(job)
     past.editedAt = 0
-    past.beforeEdit = undefined
     const isBlind = isCall(actor) && (actor.process.looked.get("pods refused") ?? 0) > actor.sawJobAt
     const excused = !isCall(actor) || isOlder || isBlind || (last !== undefined && actor.sawJobAt < last.step)
     past.generations.push({ uid: job.metadata.uid, step: this.sim.step, excused })
@@ -343,7 +341,7 @@ export class Invariants {
     if (isWritten && Bun.deepEquals(finalizersOf(job), past.finalizers)) return
     if ((isWritten && past.unseen.has(last.uid)) || past.editedAt > (process.seen.get(name) ?? 0))
       return this.except("editUnseen")
-    if (past.beforeEdit?.isRejected) return this.except("editRejected")
+    if (past.editedAt > 0 && past.rejectedEditAt === past.editedAt) return this.except("editRejected")
     if (this.intentsOf(name).some((intent) => intent.isV1 && intent.uid === last.uid)) return this.except("version100")
     const texts = [userPart(job), finalizersOf(job), past.wanted, past.finalizers].map((part) => JSON.stringify(part))
     this.sim.violate(`${name} was rolled back: created as ${texts[0]} ${texts[1]}, wanted ${texts[2]} ${texts[3]}`)
@@ -527,9 +525,9 @@ export class Invariants {
   }
   /** The server has rejected a replacement, or the intent for it. */
   onRejected(name: string): void {
-    const { beforeEdit } = this.pastOf(name)
+    const past = this.pastOf(name)
     const live = this.sim.model.job(NAMESPACE, name)
-    if (beforeEdit && (!live || live.metadata.deletionTimestamp)) beforeEdit.isRejected = true
+    if (!live || live.metadata.deletionTimestamp) past.rejectedEditAt = past.editedAt
   }
 
   // Promise 3: nothing runs twice.
