@@ -2083,6 +2083,8 @@ export interface Observation {
   intents: Intent[]
   /** Intents were known, but none of them stands any more. */
   intentWasRemoved: boolean
+  /** What our own clean up ends with; its answer may have been lost, and then nobody else has removed the intents. */
+  ended: Outcome | undefined
   live: Job | undefined
   /** The newest version of the Job that anyone has seen. */
   latest: Job | undefined
@@ -2169,6 +2171,7 @@ function outcomeOf(intents: Intent[], back: Job): Outcome {
 function stepWithoutIntent(seen: Observation, now: number): Step {
   const { live, latest, wish, intentWasRemoved, deletedByPerson, wasRejected } = seen
   const isGone = !live || isTerminating(live)
+  if (seen.ended) return done(seen.ended)
   if (intentWasRemoved) return done({ result: isGone ? "cancelled" : "changed" })
   const source = live ?? latest
   if (!source || !wish || deletedByPerson || !("dueAt" in wish.decision)) return done({ result: "changed" })
@@ -4177,6 +4180,8 @@ interface Progress {
   fresh: string | undefined
   /** The intent by which this run has just deleted the Job, until the next look. */
   deletedBy: Intent | undefined
+  /** What a clean up ends with, until it is through. */
+  ended: Outcome | undefined
   gone: AbortSignal | undefined
   isPastDelete: boolean
   /**
@@ -4263,6 +4268,7 @@ async function observe(
   return {
     intents,
     intentWasRemoved: (known.length > 0 || wasReliedOn) && intents.length === 0,
+    ended: progress.ended,
     live,
     latest,
     deletedByPerson: cache.deletedByPerson(intent?.jobUid ?? job.uid, intent?.dueAt),
@@ -4391,6 +4397,7 @@ async function perform(
       return createReplacement(world, cache, job, progress, seen, step.intent)
     case "clean up":
       if (step.withdraw && !(await withdrawIntents(world, cache, job, step.intents))) return undefined
+      progress.ended = step.withdraw ? undefined : step.outcome
       await removeIntents(world, cache, step.intents)
       return step.outcome
   }

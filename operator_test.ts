@@ -2233,6 +2233,10 @@ describe("5 Replacement and intent", () => {
       "and the Job is gone": [{ intentWasRemoved: true, live: undefined }, "done: cancelled"],
       "and the Job is being deleted": [{ intentWasRemoved: true, live: liveJob({ ...deleted }) }, "done: cancelled"],
       "and the Job stands": [{ intentWasRemoved: true }, "done: changed"],
+      "but by us, and the answer was lost": [
+        { intentWasRemoved: true, live: undefined, ended: { result: "replaced", uid: "U2" } },
+        "done: replaced",
+      ],
     },
     "4 and 5, an intent and the Job stand": {
       "the Job is as it was": [{ intents: [intentOf()] }, "prove and delete"],
@@ -4002,6 +4006,7 @@ function observation(): Observation {
   return {
     intents: [],
     intentWasRemoved: false,
+    ended: undefined,
     live: liveJob({}),
     latest: liveJob({}),
     deletedByPerson: false,
