@@ -1618,9 +1618,9 @@ function decidedText(decision: Decision): string {
 
 // ─────────────────────────────────────── 5 Replacement and intent ───────────────────────────────────────
 
-/** Whether a failed Job that is gone was removed by its own TTL, not by a person; a second for clocks. */
+/** Whether a failed Job that is gone was removed by its own TTL, not by a person; ten seconds are for two clocks. */
 export function wasRemovedByTtl({ ttlMs, failedAt }: JobView, goneAt: number): boolean {
-  return ttlMs !== undefined && failedAt !== undefined && goneAt >= failedAt + ttlMs - 1_000
+  return ttlMs !== undefined && failedAt !== undefined && goneAt >= failedAt + ttlMs - 10_000
 }
 
 /** What a restart of a Job that failed like this wants: decided anew on the Job as it is now. */
@@ -4839,7 +4839,10 @@ export class Cache {
     this.pods.delete(view.uid)
   }
 
+  /** What a watch has told of a Job's end is not overwritten by a list, which knows less. */
   bury(key: string, tombstone: Tombstone): void {
+    const known = this.tombstones.get(key)
+    if (known?.watched && !tombstone.watched && uidOf(known.job) === uidOf(tombstone.job)) return
     this.tombstones.delete(key)
     this.tombstones.set(key, tombstone)
     for (const oldest of this.tombstones.keys()) {

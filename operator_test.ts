@@ -1029,6 +1029,8 @@ describe("3 What to do", () => {
       )
     expect([gone(undefined, 100 * SECOND), gone(600, 100 * SECOND)]).toEqual([false, false])
     expect([gone(600, 600 * SECOND), gone(0, 0)]).toEqual([true, true])
+    // The control plane may have two clocks.
+    expect([gone(600, 592 * SECOND), gone(600, 580 * SECOND)]).toEqual([true, false])
     expect(wasRemovedByTtl(viewJob({ ...runningJob(), spec: { ...spec(), ttlSecondsAfterFinished: 0 } }), NOW)).toBe(
       false,
     )
@@ -3608,6 +3610,13 @@ describe("9 Controller", () => {
       expect(cache.latest("batch-a/load-a")?.metadata?.resourceVersion).toBe("10")
       cache.bury("batch-a/load-a", { job: liveJob({ resourceVersion: "8" }), watched: true })
       expect(cache.latest("batch-a/load-a")?.metadata?.resourceVersion).toBe("9")
+    })
+
+    test("tombstone() keeps what a watch has told, whatever a list concludes later", () => {
+      const cache = new Cache()
+      cache.bury("batch-a/load-a", { job: liveJob({ resourceVersion: "10" }), watched: true })
+      cache.bury("batch-a/load-a", { job: liveJob({ resourceVersion: "9" }), watched: false })
+      expect(cache.tombstone("batch-a/load-a")).toMatchObject({ watched: true })
     })
 
     test("holds 200 tombstones, and drops the oldest first", () => {
