@@ -3450,7 +3450,7 @@ const CLOCK_LIMIT_MS = 60_000
 const LOG_LIMIT_MS = 10_000
 const BODY_BYTES = 128 << 20
 const LOG_BYTES = 1 << 20
-/** Runtimes store a long line in pieces of 16 KiB, each of which counts as a line (CRI): so many are never above LOG_BYTES. */
+/** Runtimes store a long line in pieces of 16 KiB, each of which counts as a line (CRI); this many fit into LOG_BYTES. */
 const LINES_THAT_FIT = 60
 const TAIL_CHARACTERS = 256 << 10
 const EVENT_CHARACTERS = 16 << 20
