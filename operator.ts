@@ -3450,7 +3450,7 @@ const CLOCK_LIMIT_MS = 60_000
 const LOG_LIMIT_MS = 10_000
 const BODY_BYTES = 128 << 20
 const LOG_BYTES = 1 << 20
-/** Runtimes store a long line in pieces of 16 KiB, each of which counts as a line (CRI); this many fit into LOG_BYTES. */
+/** Runtimes store a long line in pieces of 16 KiB, and each counts as a line (CRI); this many fit into LOG_BYTES. */
 const LINES_THAT_FIT = 60
 const TAIL_CHARACTERS = 256 << 10
 const EVENT_CHARACTERS = 16 << 20
@@ -4195,7 +4195,10 @@ interface Progress {
 }
 
 const FIRST_LOOK_MS = 120
-/** A watch tells of the end at once; this is for one that is deaf. */
+/**
+ * A watch tells of the end, and of edits, at once: this is for one that is deaf, twice, and then LONGEST_LOOK_MS. A
+ * busy control plane takes half a minute to delete a Job, and looks meanwhile make it busier.
+ */
 const FIRST_LOOK_WATCHED_MS = 5_000
 const LOOK_AFTER_STOP_MS = 1_000
 const LONGEST_LOOK_MS = 30_000
@@ -4410,7 +4413,9 @@ async function pause({ clock, kill, stop }: World, progress: Progress): Promise<
   progress.waitingSince ??= clock.monotonic()
   const firstMs = progress.gone ? FIRST_LOOK_WATCHED_MS : FIRST_LOOK_MS
   const longestMs = stop.aborted ? LOOK_AFTER_STOP_MS : LONGEST_LOOK_MS
-  const lookMs = Math.min(longestMs, Math.max(firstMs, (clock.monotonic() - progress.waitingSince) / 5))
+  const waitedMs = clock.monotonic() - progress.waitingSince
+  const isLeftToWatch = progress.gone !== undefined && waitedMs >= 2 * FIRST_LOOK_WATCHED_MS
+  const lookMs = Math.min(longestMs, isLeftToWatch ? LONGEST_LOOK_MS : Math.max(firstMs, waitedMs / 5))
   const signals = [progress.gone, stop.aborted ? undefined : stop].filter((signal) => signal !== undefined)
   await clock.sleep(lookMs, kill, ...signals)
 }
@@ -5351,6 +5356,7 @@ export class Operator {
     if (known && !isListed && compareVersions(view.resourceVersion, known.view.resourceVersion) < 0) return
     const sighting = this.cache.nextSighting()
     if (known?.view.uid === view.uid) {
+      if (view.deleting) this.wakeIfEdited(known.job, kept.job)
       Object.assign(known, { view, job: kept.job, sighting }, view.deleting ? {} : { finalizers: kept.finalizers })
     } else {
       if (known) this.forget(known)
@@ -5363,6 +5369,12 @@ export class Operator {
     }
     this.reportWarnings(view)
     this.enqueue(view.key)
+  }
+
+  /** An edit of a Job that is going is for the restart under way: the Job may be gone a moment later. */
+  private wakeIfEdited(before: Job | undefined, after: Job | undefined): void {
+    const restart = after && this.restarts.get(viewJob(after).key)
+    if (restart && before && fingerprintOf(before) !== fingerprintOf(after)) restart.gone.abort()
   }
 
   private onJobDeleted(view: JobView, job: Job | undefined, isWatched: boolean): void {
