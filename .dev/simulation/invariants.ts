@@ -87,6 +87,8 @@ interface Past {
   cancelledAt: number
   /** When an operator removed an intent last, in steps. */
   endedAt: number
+  /** Uids for which an intent has stood. */
+  hadIntent: Set<string>
   /** An operator deleted the Job after another one had removed the intent. */
   withdrawn: { uid: string; from: Process } | undefined
 }
@@ -201,6 +203,7 @@ export class Invariants {
       cancelled: new Set(),
       cancelledAt: 0,
       endedAt: 0,
+      hadIntent: new Set(),
       withdrawn: undefined,
     }
     this.pasts.set(name, past)
@@ -507,14 +510,15 @@ export class Invariants {
     const live = sim.model.job(object.metadata.namespace, name)
     if (!live && past.generations.at(-1)?.uid === uid) {
       if (past.remover === "person" && !past.cancelled.has(uid) && this.intentsOf(name).length === 1) {
-        // An intent that stood when the Job went may be written again: another operator may have deleted the Job for it.
-        const stood = past.endedAt > past.goneAt
+        // One that this operator had just withdrawn is written again: another one may have deleted the Job for it.
+        const stood = past.hadIntent.has(uid)
         const knew =
           !stood && actor.sawJobAt > past.goneAt && past.lastFailed?.spec.ttlSecondsAfterFinished === undefined
         if (!knew) this.except("cameBackLate")
         else sim.violate(`operator ${actor.process.id} knew that a person deleted ${name}, and wrote an intent for it`)
       } else if (past.remover === "ttl" && !hasFlaw(object)) past.owed = uid
     }
+    past.hadIntent.add(uid)
     const isOfLive = live?.metadata.uid === uid && live.metadata.resourceVersion === version
     if (!live || !isOfLive || live.metadata.deletionTimestamp || intent.isV1) return
     if (!condition(live, "Failed")) return sim.violate(`an intent was written for ${name}, which has not failed`)
