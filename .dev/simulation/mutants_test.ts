@@ -197,19 +197,6 @@ const RULE_MUTANTS: Mutant[] = [
     name: "create before it is due",
     program: currentProgram({ rules: { nextStep: (seen) => RULES.nextStep(seen, Number.MAX_SAFE_INTEGER) } }),
   },
-  {
-    name: "read intents that are being deleted as standing",
-    program: currentProgram({
-      rules: {
-        readIntent: (job) => {
-          const intent = RULES.readIntent(job)
-          return intent && { ...intent, deleting: false }
-        },
-        nextStep: (seen, now) => RULES.nextStep(seen, now),
-      },
-    }),
-    actions: ["holdIntent", "cancel", "node", "crash"],
-  },
 ]
 
 const EFFECT_MUTANTS: Mutant[] = [
