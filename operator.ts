@@ -4609,6 +4609,9 @@ async function deleteInBackground({ cluster, kill }: World, { namespace, jobName
  * had a yes for the same intent a moment ago. Then it is written again.
  */
 async function withdrawIntents(world: World, cache: RestartCache, job: JobName, intents: Intent[]): Promise<boolean> {
+  const before = await world.cluster.getJob(job.namespace, job.name, world.kill)
+  const isUnchanged = before && !isTerminating(before) && versionOf(before) === intents[0]?.jobVersion
+  if (!isUnchanged) return false
   await removeIntents(world, cache, intents)
   const live = await world.cluster.getJob(job.namespace, job.name, world.kill)
   if (live && !isTerminating(live)) return true
@@ -5775,13 +5778,13 @@ export class Operator {
     this.writeInBackground(view.namespace, "create /configmaps", "a failure is not recorded", async () => {
       const record = recordFor(view, evidence, failure.cause, decision)
       await createRecord(this.world, record)
-      const past = [...(this.records.get(view.key) ?? []), recordKey(record.metadata ?? {})]
-      this.records.set(view.key, past.slice(-config.historyLimit))
-      await removeRecords(
-        this.world,
-        view.namespace,
-        staleRecords(past, config.historyLimit, () => true, nowOf(this.world)),
+      const known = this.knowRecords(view.key, [recordKey(record.metadata ?? {})])
+      const stale = new Set(staleRecords([...known], config.historyLimit, () => true, nowOf(this.world)))
+      this.records.set(
+        view.key,
+        known.filter((one) => !stale.has(one)),
       )
+      await removeRecords(this.world, view.namespace, [...stale])
     })
   }
 
@@ -5823,8 +5826,16 @@ export class Operator {
     const existing = new Set(items.map(({ view }) => view.name))
     this.writeInBackground(namespace, "delete /configmaps", "old records of failures are not removed", async () => {
       const kept = await pruneRecords(this.world, namespace, (job) => existing.has(job))
-      for (const [job, past] of Map.groupBy(kept, (one) => one.job)) this.records.set(`${namespace}/${job}`, past)
+      for (const [job, past] of Map.groupBy(kept, (one) => one.job)) this.knowRecords(`${namespace}/${job}`, past)
     })
+  }
+
+  /** Adds to what is known of a Job's records; a list may come after a record that it does not have yet. */
+  private knowRecords(key: string, records: RecordKey[]): RecordKey[] {
+    const names = new Set(records.map(({ name }) => name))
+    const known = [...(this.records.get(key) ?? []).filter(({ name }) => !names.has(name)), ...records]
+    this.records.set(key, known)
+    return known
   }
 
   // Reports.

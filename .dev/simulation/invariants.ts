@@ -586,7 +586,8 @@ export class Invariants {
   }
   /** A crash, a lost answer or a lost right may come between a record and the look that removes what is too much. */
   private checkRecords(): void {
-    const most = this.sim.historyLimit + this.sim.processes.length - 1 + this.sim.recordTroubles
+    // A process removes what is too much of the records that it knows; those of others go with its daily look.
+    const most = this.sim.historyLimit * this.sim.processes.length + this.sim.recordTroubles
     for (const [job, all] of Map.groupBy(this.recordsOf(undefined), ({ metadata }) => metadata.labels?.[RECORD_JOB]))
       if (all.length > most) this.sim.violate(`${all.length} failures of ${job} are recorded, ${most} are the most`)
   }
