@@ -460,7 +460,7 @@ async function localCache({ cluster, emit, kill }: World, { namespace, name }: J
   const selector = `${INTENT}=${labelValueFor(name)}`
   let intents = (await cluster.listJobs(namespace, selector, readIntent, kill)).items
   let latest: Job | undefined
-  const without = (intent: Intent) => intents.filter((one) => one.name !== intent.name)
+  const without = (intent: Pick<Intent, "name">) => intents.filter((one) => one.name !== intent.name)
   return {
     intentsOf: () => intents,
     latest: () => latest,

@@ -2199,7 +2199,8 @@ function stepBeforeDelete(seen: Observation, intent: Intent, live: Job, now: num
   // A delete with an older version as its precondition can never succeed: this intent is void, and safe to remove.
   if (versionOf(live) !== intent.jobVersion)
     return { do: "clean up", intents, outcome: { result: "changed" }, withdraw: false }
-  if (wish && !("dueAt" in wish.decision))
+  // It was written before the cause was known, or by other settings. One that does not wait is a restart under way.
+  if (wish && !("dueAt" in wish.decision) && intent.dueAt !== undefined)
     return { do: "clean up", intents, outcome: { result: "changed" }, withdraw: true }
   const earlier = earlierIntent(seen, intent, live, now)
   if (earlier) return earlier
@@ -4158,7 +4159,7 @@ export interface RestartCache {
   deletedByPerson(uid: string, dueAt: number | undefined): boolean
   onJobRead(job: Job): void
   onIntentRead(intent: Intent): void
-  onIntentGone(intent: Intent): void
+  onIntentGone(intent: Pick<Intent, "namespace" | "jobName" | "name" | "uid">): void
   /** Fires when the Job or one of its pods is seen to go; undefined where nothing is watched. */
   whenGone(key: string): AbortSignal | undefined
   emit: Emit
@@ -4496,7 +4497,7 @@ async function createIntent(
   world: World,
   cache: RestartCache,
   sent: Job,
-  { namespace }: JobName,
+  { namespace, name: jobName }: JobName,
 ): Promise<Intent | Error> {
   const { cluster, kill } = world
   const made = await cluster.createJob(namespace, sent, {}, kill)
@@ -4508,6 +4509,8 @@ async function createIntent(
     return intent
   }
   const { name = "", uid = "" } = made.metadata ?? {}
+  // It protects nothing: that it goes cancels no restart, whatever a watch tells of it.
+  cache.onIntentGone({ namespace, jobName, name, uid })
   await cluster
     .deleteJob(namespace, name, { uid, propagationPolicy: "Background" }, kill)
     .catch((error) => exceptFor(error, "NotFound", "Conflict"))
@@ -5530,8 +5533,10 @@ export class Operator {
     if (!intent || config.dryRun) return
     // An earlier life or another operator wrote it, whatever the selection was then; or the cause was still unknown.
     // What is decided of a Job that its TTL is removing may want the intent to be due earlier.
+    // One that does not wait is somebody's restart under way, such as a person's of a Job that was given up.
     const isGoing = view.deleting && failure !== undefined
-    if (decision.do === "leave" && !isGoing) return this.reconcileIntent(view.key, undefined, intent)
+    const isForeign = decision.do === "leave" ? !isGoing : intent.dueAt === undefined
+    if (isForeign) return this.reconcileIntent(view.key, undefined, intent)
     if (intent.jobUid === view.uid && entry.retryAt <= now)
       this.startRestart(this.restartOf(entry), intent.dueAt ?? now)
   }

@@ -2254,13 +2254,24 @@ describe("5 Replacement and intent", () => {
         { intents: [intentOf()], live: liveJob({ resourceVersion: "8" }) },
         "clean up U7: changed",
       ],
-      "the Job is to be left alone now": [
+      "the Job is to be left alone now: a restart under way goes on": [
         { intents: [intentOf()], wish: wish("leave") },
-        "clean up U7: changed, withdraw",
+        "prove and delete",
       ],
-      "the Job is given up now": [{ intents: [intentOf()], wish: wish("give up") }, "clean up U7: changed, withdraw"],
+      "the Job is given up now: a restart under way goes on": [
+        { intents: [intentOf()], wish: wish("give up") },
+        "prove and delete",
+      ],
     },
     "an intent waits": {
+      "and the Job is to be left alone now": [
+        { intents: [laterIntent()], wish: wish("leave") },
+        "clean up U7: changed, withdraw",
+      ],
+      "and the Job is given up now": [
+        { intents: [laterIntent()], wish: wish("give up") },
+        "clean up U7: changed, withdraw",
+      ],
       "and is not due": [{ intents: [laterIntent()], wish: wish("wait", NOW + HOUR) }, "done: waiting for 1h"],
       "and is not due, for an earlier life": [{ intents: [laterIntent()], wish: undefined }, "done: waiting for 1h"],
       "and is due: one without a due time is written, so that no clock makes our delete a person's": [

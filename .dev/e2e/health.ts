@@ -181,7 +181,7 @@ const gitTools = () =>
       await ns.create("jobs", failingJob({ name: "removed", labels }))
       const failed = await ns.failed("removed")
       const waiting = await ns.operator({ ...chosen, RESTART_DELAY: "8s" })
-      await waiting.says("that it waits", ["/removed]", "to be restarted at"])
+      await waiting.says("that it waits", ["/removed]", "will be restarted at"])
       await kubectl("-n", ns.name, "delete", "job", "removed")
       const line = await waiting.says("that it is gone", ["/removed]", "was deleted by someone"])
       await Bun.sleep(Math.max(0, failedAt(failed)! + 12_000 - Date.now()))

@@ -38,24 +38,30 @@ export function need(condition: unknown, reason: string): asserts condition {
 const always = ["e2e", "end"]
 
 /** One claim. What `prove` returns is printed beside it: the figures that were measured. */
-export async function check(group: string, claim: string, prove: () => Promise<unknown>): Promise<boolean> {
+export async function check(
+  group: string,
+  claim: string,
+  prove: () => Promise<unknown>,
+  tally: typeof books = books,
+  isLastTry = true,
+): Promise<boolean> {
   if (!only.test(group) && !always.includes(group)) return true
   const say = (word: string, note: unknown) =>
     console.log(`${stamp()}  ${word}  ${group}: ${claim}${note ? ` – ${note}` : ""}`)
   try {
     const figures = await prove()
-    books.passed++
+    tally.passed++
     say("ok    ", figures)
     return true
   } catch (error) {
     const reason = error instanceof Error ? error.message : String(error)
     if (error instanceof Skip) {
-      books.skipped++
+      tally.skipped++
       say("skip  ", reason)
       return true
     }
-    books.failed++
-    say("FAILED", reason.replaceAll("\n", "\n          "))
+    tally.failed++
+    say(isLastTry ? "FAILED" : "again ", reason.replaceAll("\n", "\n          "))
     return false
   }
 }
@@ -63,20 +69,39 @@ export async function check(group: string, claim: string, prove: () => Promise<u
 export type Check = (claim: string, prove: () => Promise<unknown>) => Promise<void>
 
 /**
- * Checks that share a namespace. When one fails, the end of what its operators said is printed at the end of the group.
+ * Checks that share a namespace. When one fails, the end of what its operators said is printed, and the group runs once more in a
+ * namespace of its own: a node that had no time for a pod is no fault of the operator. What fails twice has failed.
  */
 export async function group(name: string, body: (ns: Namespace, check: Check) => Promise<void>): Promise<void> {
   if (!only.test(name)) return
+  for (const isLastTry of [false, true]) {
+    const tally = { ...books, passed: 0, failed: 0, skipped: 0 }
+    await runGroup(name, body, (claim, prove) => check(name, claim, prove, tally, isLastTry))
+    if (tally.failed > 0 && !isLastTry) continue
+    books.passed += tally.passed
+    books.failed += tally.failed
+    books.skipped += tally.skipped
+    return
+  }
+}
+
+type Proof = (claim: string, prove: () => Promise<unknown>) => Promise<boolean>
+
+async function runGroup(
+  name: string,
+  body: (ns: Namespace, check: Check) => Promise<void>,
+  proof: Proof,
+): Promise<void> {
   let bad = false
   let ns: Namespace | undefined
   try {
     ns = await namespace()
     await body(ns, async (claim, prove) => {
-      if (!(await check(name, claim, prove))) bad = true
+      if (!(await proof(claim, prove))) bad = true
     })
   } catch (error) {
     bad = true
-    await check(name, "the group runs to its end", () => Promise.reject(error))
+    await proof("the group runs to its end", () => Promise.reject(error))
   } finally {
     for (const [i, operator] of ns?.operators.entries() ?? []) {
       await operator.stop("SIGKILL")
@@ -86,16 +111,12 @@ export async function group(name: string, body: (ns: Namespace, check: Check) =>
         )
     }
     // The kill checks end while others kill the API server.
-    if (ns)
-      await until(
-        "the namespace is removed",
-        () =>
-          ns?.remove().then(
-            () => true,
-            () => false,
-          ),
-        120_000,
+    const removed = () =>
+      ns?.remove().then(
+        () => true,
+        () => false,
       )
+    if (ns) await until("the namespace is removed", removed, 120_000)
   }
 }
 
