@@ -40,7 +40,8 @@ export function readStored(object: Obj): StoredIntent | undefined {
     version: resourceVersion,
     dueAt: Date.parse(dueAt ?? notBefore ?? ""),
     replacement: text === undefined ? undefined : JSON.parse(text),
-    isV1: old !== undefined,
+    // Of one whose annotations a webhook dropped, parallelism tells: the current version writes 0.
+    isV1: old !== undefined || (text === undefined && (object as Job).spec.parallelism !== 0),
     isWide: labels.app !== undefined || annotations.note !== undefined,
     isTerminating: deletionTimestamp !== undefined,
   }
