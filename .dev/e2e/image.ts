@@ -530,7 +530,7 @@ const noRights = () =>
     await check("without a RoleBinding the pod says what it lacks, stays, and asks seldom", async () => {
       await deploy(ns, { settings, binding: false })
       const pod = await operatorPod(ns)
-      const line = await says(ns, "what it lacks", ["ERROR", "the Role lacks"])
+      const line = await says(ns, "what it lacks", ["ERROR", "Role lacks"])
       await Bun.sleep(30_000)
       need(restartsOf((await podsOf(ns)).find((p) => p.metadata.uid === pod.metadata.uid)!) === 0, "it was restarted")
       const asked = counted ? (await audited()).filter(({ user }) => user === `${ns.name}:${name}`).length : undefined
@@ -656,7 +656,7 @@ const migration = () =>
     )
     await check("the log says what to add to the Role", async () => {
       const lines = await logOf(ns)
-      const at = lines.findIndex((line) => line.includes("the Role lacks"))
+      const at = lines.findIndex((line) => line.includes("Role lacks"))
       const end = lines.findIndex((line, i) => i > at && !line.startsWith("    "))
       const rules = lines.slice(at + 1, end).map((line) => line.trim().split(":")[0]!)
       const had = rightsOf(pythonRules)
