@@ -535,7 +535,7 @@ const noRights = () =>
       need(restartsOf((await podsOf(ns)).find((p) => p.metadata.uid === pod.metadata.uid)!) === 0, "it was restarted")
       const asked = counted ? (await audited()).filter(({ user }) => user === `${ns.name}:${name}`).length : undefined
       need(asked === undefined || asked <= 40, `${asked} calls in 30 s`)
-      return `${line.slice(line.indexOf("the Role"))} ${asked ?? "not counted"} calls in 30 s`
+      return `${line.slice(line.indexOf("Role lacks"))} ${asked ?? "not counted"} calls in 30 s`
     })
     await check("once the RoleBinding is there, a failed Job is restarted", async () => {
       await ns.create("jobs", operatorJob({ name: "late" }))
