@@ -539,7 +539,9 @@ export function readSettings(env: Record<string, string | undefined>): {
   warnings: string[]
 } {
   const values: { [K in keyof Config]?: unknown } = {}
-  const [rows, warnings, mistakes]: [SettingRow[], string[], string[]] = [[], [], []]
+  const rows: SettingRow[] = []
+  const warnings: string[] = []
+  const mistakes: string[] = []
   for (const { variable, olderName, key, default: fallback, parse, secret } of SETTINGS) {
     const from = olderName && !written(env[variable]) && written(env[olderName]) ? olderName : variable
     const text = written(env[from])
@@ -931,7 +933,10 @@ export function viewPod({ metadata = {}, spec, status = {} }: Pod) {
     return viewContainer(container, isSidecar ? "sidecar" : init ? "init" : "main", toldToStopAt)
   }
   return {
-    ...{ name: metadata.name ?? "", uid: metadata.uid ?? "", jobUid: owner?.uid ?? "", jobName: owner?.name ?? "" },
+    name: metadata.name ?? "",
+    uid: metadata.uid ?? "",
+    jobUid: owner?.uid ?? "",
+    jobName: owner?.name ?? "",
     createdAt: instant(metadata.creationTimestamp) ?? 0,
     phase: status.phase ?? "Unknown",
     reason: status.reason || disruption?.reason || "",
@@ -2313,7 +2318,8 @@ export function readPast({ name = "", namespace = "", labels, annotations, creat
   const fact = (key: string) => annotations?.[PREFIX + key] ?? ""
   const failedAt = instant(fact("failed-at")) ?? instant(creationTimestamp) ?? 0
   const startedAt = instant(fact("started-at"))
-  const [job, cause] = [labels?.[RECORD_JOB] ?? "", (fact("cause") || "unknown") as Cause]
+  const job = labels?.[RECORD_JOB] ?? ""
+  const cause = (fact("cause") || "unknown") as Cause
   const restarts = countFrom(fact("restarts"))
   return {
     name,
@@ -2389,7 +2395,8 @@ export function recordFor(job: JobView, evidence: Evidence, cause: Cause, decisi
     apiVersion: "v1",
     kind: "ConfigMap",
     metadata: {
-      ...{ namespace, name: `${shortened(name)}-failure-${hashOf(`${uid}/${failedAt}`)}` },
+      namespace,
+      name: `${shortened(name)}-failure-${hashOf(`${uid}/${failedAt}`)}`,
       labels: { [RECORD]: "failure", [RECORD_JOB]: name, [`${PREFIX}cause`]: cause.replace(":", "-") },
       annotations: Object.fromEntries(Object.entries(facts).map(([key, text]) => [PREFIX + key, bounded(text)])),
     },
@@ -2416,7 +2423,8 @@ function logTexts({ pods, logs }: Evidence, mostBytes: number): Record<string, s
   const texts = all.map(({ pod, container }) => {
     const { lines = [], note = "" } = logs.get(`${pod.uid}/${container.name}`) ?? {}
     const head = [bounded(containerLine(container)), bounded(note)]
-    let [from, left] = [lines.length, mostBytes / all.length - bytesIn(head.join()) - 40]
+    let from = lines.length
+    let left = mostBytes / all.length - bytesIn(head.join()) - 40
     while (from > 0 && left >= bytesIn(lines[from - 1] ?? "")) left -= bytesIn(lines[--from] ?? "")
     if (from > 0) head[1] = `the first ${from} of ${lines.length} lines are cut off`
     return [logKey(pod, container), `${[...head, ...lines.slice(from)].join("\n")}\n`]
@@ -2494,7 +2502,9 @@ export function eventFor(
     reason,
     message: safe(text).slice(0, 1_000),
     source: { component: project.name },
-    ...{ firstTimestamp: at, lastTimestamp: at, count: 1 },
+    firstTimestamp: at,
+    lastTimestamp: at,
+    count: 1,
   }
 }
 
@@ -3841,7 +3851,8 @@ const defined = (all: object) => Object.fromEntries(Object.entries(all).filter((
  * hides, or our clock was set back.
  */
 export function skewFrom(date: string | null, sentAt: number, receivedAt: number): number | undefined {
-  const [serverAt, tookMs] = [instant(date), receivedAt - sentAt]
+  const serverAt = instant(date)
+  const tookMs = receivedAt - sentAt
   if (serverAt === undefined || tookMs < 0) return undefined
   const skewMs = serverAt + 500 - (sentAt + receivedAt) / 2
   return tookMs < 2_000 || Math.abs(skewMs) > tookMs ? skewMs : undefined
@@ -4210,7 +4221,9 @@ const LIST_PODS_AFTER_MS = 10_000
  */
 const TRUST_WATCH_MS = 60_000
 const MOST_STEPS = 10
-const [REPORT_AFTER_MS, ALARM_AFTER_MS, ALARM_AGAIN_MS] = [60_000, 300_000, 3_600_000]
+const REPORT_AFTER_MS = 60_000
+const ALARM_AFTER_MS = 300_000
+const ALARM_AGAIN_MS = 3_600_000
 
 /**
  * Takes a restart as far as it can go: observe, nextStep, perform, until a step is done. Errors only slow it down.
@@ -6378,7 +6391,8 @@ const GRACE_MS = 20_000
  * own.
  */
 function stopSignals(say: Say): { stop: AbortSignal; kill: AbortSignal } {
-  const [stop, kill] = [new AbortController(), new AbortController()]
+  const stop = new AbortController()
+  const kill = new AbortController()
   const onSignal = (name: string) => {
     if (stop.signal.aborted) return kill.abort(new Error("stopped"))
     say("info", `${name}: stopping`)
