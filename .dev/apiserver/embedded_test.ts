@@ -223,6 +223,23 @@ describe("the model in virtual time", () => {
     expect(model.pods()).toHaveLength(1)
   })
 
+  test("a stalled Job gets no pod by what happened to its predecessor just before", () => {
+    const { create, run, model } = world()
+    create("a", {})
+    run(1000)
+    const first = model.job("default", "a")?.metadata.uid
+    model.watch({ resource: "jobs", namespace: "default" }, ({ type }) => {
+      if (type !== "DELETED") return
+      model.stall("default", "a")
+      create("a", {})
+    })
+    const body = { propagationPolicy: "Background" }
+    model.request({ verb: "delete", resource: "jobs", namespace: "default", name: "a", body })
+    run(60_000)
+    expect(model.job("default", "a")?.metadata.uid).not.toBe(first)
+    expect(model.pods()).toEqual([])
+  })
+
   test("equal worlds are equal, even where a watch event makes a request at once", () => {
     const tell = () => {
       const { model, run, create } = world()

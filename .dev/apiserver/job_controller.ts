@@ -49,7 +49,9 @@ const JOB_CONTROLLER = "kubernetes.io/job-controller"
 export class JobController {
   /** Failures in a row of a Job, ignored ones too, and when its next pod may come. */
   private readonly retries = new Map<string, { count: number; at: number }>()
+  /** The names whose next Job is overlooked, and the uids of the Jobs that are. */
   private readonly stalled = new Set<string>()
+  private readonly overlooked = new Set<string>()
 
   constructor(private readonly store: Store) {
     store.listeners.push((change) => this.onChange(change))
@@ -61,9 +63,11 @@ export class JobController {
 
   private onChange({ type, object, resource, prev }: Change): void {
     const { syncMs, batchMs } = this.store.timing
-    if (type === "DELETED") this.retries.delete(object.metadata.uid)
+    const { uid } = object.metadata
+    if (type === "DELETED") this.retries.delete(uid)
     if (resource === "jobs") {
-      if (type === "ADDED" && this.stalled.delete(keyOf(object))) return
+      if (type === "ADDED" && this.stalled.delete(keyOf(object))) this.overlooked.add(uid)
+      else this.overlooked.delete(uid)
       this.enqueue(keyOf(object), syncMs)
     }
     if (resource !== "pods") return
@@ -74,7 +78,8 @@ export class JobController {
   private enqueue(key: string, ms: number): void {
     this.store.enqueue(`job ${key}`, ms, () => {
       const job = this.store.objects.jobs!.get(key) as Job | undefined
-      if (job && (job.spec.managedBy ?? JOB_CONTROLLER) === JOB_CONTROLLER) this.sync(job)
+      if (!job || this.overlooked.has(job.metadata.uid)) return
+      if ((job.spec.managedBy ?? JOB_CONTROLLER) === JOB_CONTROLLER) this.sync(job)
     })
   }
   private podsOf({ metadata: { uid, namespace } }: Job): Pod[] {
