@@ -4914,6 +4914,11 @@ class RecentSet {
     this.younger = new Set()
     return true
   }
+
+  delete(item: string): void {
+    this.younger.delete(item)
+    this.older.delete(item)
+  }
 }
 
 /** Adds to a small bounded set; returns what had to go for it. */
@@ -5935,7 +5940,12 @@ export class Operator {
     if (!isPodless(view) || !isRestarted(view) || this.reported.has(`podless ${view.uid}`)) return
     const checkAt = view.createdAt + PODLESS_MS
     if (now < checkAt) return this.enqueue(view.key, checkAt)
-    if (this.firstTime(`podless ${view.uid}`)) this.reportPodless(view, now).catch(() => {})
+    const fact = `podless ${view.uid}`
+    if (!this.firstTime(fact)) return
+    this.reportPodless(view, now).catch(() => {
+      this.reported.delete(fact)
+      this.enqueue(view.key, nowOf(this.world) + CLOCK_RETRY_MS)
+    })
   }
 
   /** Where Jobs are polled, what is known of it is old. */

@@ -467,6 +467,17 @@ describe("Following a namespace", () => {
   })
 })
 
+test("a new Job without a pod is reported though the first look at it fails", async () => {
+  const server = await serve()
+  const job = stand(server, "load-a")
+  server.model.stall("default", "load-a")
+  const life = live(server)
+  await backOnce(server, [life], [job])
+  server.fault({ verb: "get", resource: "jobs", name: "load-a" }, { status: 500 })
+  await until("reported", () => life.factsOf("NoPod", "load-a").length > 0)
+  expect(callsOf(server, "get", "jobs", ({ name, status }) => name === "load-a" && status === 500).length).toBe(1)
+})
+
 test("a restart whose last answer was lost is reported once as done", async () => {
   const server = await serve()
   // Twice, for a call on a connection that was used before is sent again by Bun.
