@@ -1810,6 +1810,8 @@ export interface Intent {
   name: string
   uid: string
   deleting: boolean
+  /** A webhook gave it an owner, with which the garbage collector may remove it: no delete may rely on it. */
+  owned: boolean
   jobName: string
   jobUid: string
   jobVersion: string
@@ -1926,8 +1928,15 @@ export const isIntent = ({ metadata }: Job) =>
 /** Reads an intent back; undefined for a Job that is none, or that somebody made unreadable. */
 export function readIntent(job: Job): Intent | undefined {
   if (!isIntent(job)) return undefined
-  const { namespace = "", name = "", uid = "", annotations, deletionTimestamp } = job.metadata ?? {}
-  const identity = { namespace, name, uid, deleting: deletionTimestamp != null }
+  const {
+    namespace = "",
+    name = "",
+    uid = "",
+    annotations,
+    deletionTimestamp,
+    ownerReferences = [],
+  } = job.metadata ?? {}
+  const identity = { namespace, name, uid, deleting: deletionTimestamp != null, owned: ownerReferences.length > 0 }
   return attempt(() => {
     if (annotations?.[REPLACEMENT] === undefined) return readIntentOfV1(job, identity)
     const replacement = JSON.parse(unpacked(annotations[REPLACEMENT])) as Job
@@ -1958,7 +1967,7 @@ interface HiddenOfV1 {
 /** An intent of version 1.0.0: a suspended copy of the Job, completed by what it hid in its annotation. */
 function readIntentOfV1(
   job: Job,
-  identity: Pick<Intent, "namespace" | "name" | "uid" | "deleting">,
+  identity: Pick<Intent, "namespace" | "name" | "uid" | "deleting" | "owned">,
 ): Intent | undefined {
   const hidden = JSON.parse(job.metadata?.annotations?.[INTENT] ?? "") as HiddenOfV1
   const { name: jobName, uid: jobUid, resourceVersion: jobVersion, memory = {} } = hidden
@@ -2204,6 +2213,8 @@ function stepBeforeDelete(seen: Observation, intent: Intent, live: Job, now: num
   // A delete with an older version as its precondition can never succeed: this intent is void, and safe to remove.
   if (versionOf(live) !== intent.jobVersion)
     return { do: "clean up", intents, outcome: { result: "changed" }, withdraw: false }
+  // Its writer was stopped before it could remove it. Another one is written, and checked.
+  if (intent.owned) return { do: "clean up", intents, outcome: undefined, withdraw: true }
   // It was written before the cause was known, or by other settings. One that does not wait is a restart under way.
   if (wish && !("dueAt" in wish.decision) && intent.dueAt !== undefined)
     return { do: "clean up", intents, outcome: { result: "changed" }, withdraw: true }
@@ -4405,7 +4416,8 @@ async function perform(
     case "prove and delete":
       return proveAndDelete(world, cache, job, progress, seen, step)
     case "delete in background":
-      await deleteInBackground(world, step.intent)
+      // A Foreground delete needs updates of the Job, which a policy may deny.
+      await deleteInBackground(world, { ...job, uid: step.intent.jobUid })
       return pause(world, progress)
     case "wait":
       reportBlockers(world, cache, job, progress, step)
@@ -4524,16 +4536,14 @@ async function createIntent(
   const { name = "", uid = "" } = made.metadata ?? {}
   // It protects nothing: that it goes cancels no restart, whatever a watch tells of it.
   cache.onIntentGone({ namespace, jobName, name, uid })
-  await cluster
-    .deleteJob(namespace, name, { uid, propagationPolicy: "Background" }, kill)
-    .catch((error) => exceptFor(error, "NotFound", "Conflict"))
+  await deleteInBackground(world, { namespace, name, uid })
   return new Error(`a webhook changed the intent ${name}: ${flaw ?? "it cannot be read back"}`)
 }
 
 /** Another operator, or an earlier life, wrote this intent. One that is being deleted protects nothing. */
-async function takeUpIntent({ cluster, kill }: World, cache: RestartCache, { namespace }: JobName, sent: Job) {
+async function takeUpIntent(world: World, cache: RestartCache, { namespace }: JobName, sent: Job) {
   const name = sent.metadata?.name ?? ""
-  const found = await cluster.getJob(namespace, name, kill)
+  const found = await world.cluster.getJob(namespace, name, world.kill)
   if (!found) return undefined
   const intent = readIntent(found)
   if (intent && !intent.deleting) return void cache.onIntentRead(intent)
@@ -4542,9 +4552,8 @@ async function takeUpIntent({ cluster, kill }: World, cache: RestartCache, { nam
     return new Error(`the intent ${name} of an earlier try is still being deleted, held by finalizers ${finalizers}`)
   }
   // A webhook spoiled it, and it could not be removed at once: it protects nothing, and its name is in the way.
-  const options = { uid: uidOf(found) ?? "", propagationPolicy: "Background" } as const
   try {
-    await cluster.deleteJob(namespace, name, options, kill)
+    await deleteInBackground(world, { namespace, name, uid: uidOf(found) ?? "" })
     return undefined
   } catch (error) {
     if (isRejection(error)) return new Error(`the intent ${name} cannot be read, and not be removed: ${error.message}`)
@@ -4613,11 +4622,21 @@ async function proveAndDelete(
   return pause(world, progress)
 }
 
-/** A Foreground delete needs updates of the Job, which a policy may deny. */
-async function deleteInBackground({ cluster, kill }: World, { namespace, jobName, jobUid }: Intent): Promise<void> {
-  await cluster
-    .deleteJob(namespace, jobName, { uid: jobUid, propagationPolicy: "Background" }, kill)
-    .catch((error) => exceptFor(error, "Conflict", "NotFound"))
+/**
+ * Deletes a Job, or an intent, that has this uid. Returns the NotFound or Conflict with which the server answers where
+ * somebody else was faster.
+ */
+async function deleteInBackground(
+  { cluster, kill }: World,
+  { namespace, name, uid }: Pick<JobName, "namespace" | "name" | "uid">,
+): Promise<unknown> {
+  try {
+    await cluster.deleteJob(namespace, name, { uid, propagationPolicy: "Background" }, kill)
+    return undefined
+  } catch (error) {
+    exceptFor(error, "NotFound", "Conflict")
+    return error
+  }
 }
 
 /**
@@ -4660,16 +4679,12 @@ async function createReplacement(
   }
 }
 
-async function removeIntents({ cluster, kill }: World, cache: RestartCache, intents: Intent[]): Promise<void> {
+async function removeIntents(world: World, cache: RestartCache, intents: Intent[]): Promise<void> {
   for (const intent of intents) {
-    const { namespace, name, uid } = intent
-    const options = { uid, propagationPolicy: "Background" } as const
-    await cluster.deleteJob(namespace, name, options, kill).catch(async (error) => {
-      exceptFor(error, "NotFound", "Conflict")
-      // Of a server that comes up, 404 is not the last word; and a Conflict can be a quota's.
-      const found = await cluster.getJob(namespace, name, kill)
-      if (found && uidOf(found) === uid) throw error
-    })
+    const error = await deleteInBackground(world, intent)
+    // Of a server that comes up, 404 is not the last word; and a Conflict can be a quota's.
+    const found = error && (await world.cluster.getJob(intent.namespace, intent.name, world.kill))
+    if (found && uidOf(found) === intent.uid) throw error
     cache.onIntentGone(intent)
   }
 }

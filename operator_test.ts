@@ -1863,6 +1863,7 @@ describe("5 Replacement and intent", () => {
           namespace: "batch-a",
           uid: "U7",
           deleting: false,
+          owned: false,
           jobName: "load-a",
           jobUid: "U1",
           jobVersion: "7",
@@ -2182,6 +2183,13 @@ describe("5 Replacement and intent", () => {
       `it got the finalizer a/b; ${COULD_RUN}`,
     ],
   }
+  test("readIntent() says of an intent that has an owner that it is owned", () => {
+    const made = stored(intentFor(aDraft()), "U7")
+    const ownedBy = (ownerReferences: object[]) =>
+      readIntent({ ...made, metadata: { ...made.metadata, ownerReferences } } as Job)?.owned
+    expect([ownedBy([]), ownedBy([owner("U5")])]).toEqual([false, true])
+  })
+
   test.each(Object.entries(webhooks))("flawOf() an intent where a webhook %s", (_, [change, expected]) => {
     const sent = intentFor(aDraft())
     const made = stored(sent, "U7")
@@ -2254,6 +2262,10 @@ describe("5 Replacement and intent", () => {
         { intents: [intentOf()], live: liveJob({ resourceVersion: "8" }) },
         "clean up U7: changed",
       ],
+      "a webhook gave the intent an owner, and its writer could not remove it": [
+        { intents: [{ ...intentOf(), owned: true }] },
+        "clean up U7: go on, withdraw",
+      ],
       "the Job is to be left alone now: a restart under way goes on": [
         { intents: [intentOf()], wish: wish("leave") },
         "prove and delete",
@@ -2273,6 +2285,10 @@ describe("5 Replacement and intent", () => {
         "clean up U7: changed, withdraw",
       ],
       "and is not due": [{ intents: [laterIntent()], wish: wish("wait", NOW + HOUR) }, "done: waiting for 1h"],
+      "and has an owner, with which the garbage collector may remove it": [
+        { intents: [{ ...laterIntent(), owned: true }], wish: wish("wait", NOW + HOUR) },
+        "clean up U7: go on, withdraw",
+      ],
       "and is not due, for an earlier life": [{ intents: [laterIntent()], wish: undefined }, "done: waiting for 1h"],
       "and is due: one without a due time is written, so that no clock makes our delete a person's": [
         { intents: [laterIntent(0)] },
