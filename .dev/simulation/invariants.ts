@@ -32,7 +32,7 @@ export const EXCEPTIONS = {
   withdrawRaced:
     "another operator, whose proof was rejected, removed the intent between this one's last look at it and its delete: no delete can be bound to an intent; the Job comes back from memory unless its operator dies",
   lostToTtl:
-    "...and it never came back: who had seen it fail was gone, or took it for a person's delete, for a clock had moved",
+    "...and it never came back: who had seen it fail was gone, or took it for a person's delete, for a clock had moved or its TTL was edited while it went",
   waitsByMovedClock:
     "after a rejection, the time of the next try was set by a clock that was then corrected: the Job is scheduled, but late",
   namespaceGone: "the namespace was deleted with its Jobs",
@@ -66,6 +66,8 @@ interface Past {
   deletedBy: Map<string, Actor | "ttl">
   deletedAt: number
   deletedVersion: string
+  /** Its TTL then: a person may edit it while the Job is going. */
+  deletedTtlMs: number
   remover: Actor | "ttl" | undefined
   /** The last failed Job, as it was when it went. */
   lastFailed: Job | undefined
@@ -193,6 +195,7 @@ export class Invariants {
       deletedBy: new Map(),
       deletedAt: 0,
       deletedVersion: "",
+      deletedTtlMs: 0,
       remover: undefined,
       lastFailed: undefined,
       goneAt: 0,
@@ -370,6 +373,7 @@ export class Invariants {
     past.deletedBy.set(uid, actor === "controller" && isFinished && !sim.isNamespaceGone ? "ttl" : actor)
     past.deletedAt = sim.now
     past.deletedVersion = resourceVersion
+    past.deletedTtlMs = ttlMsOf(job)
     sim.releaseFinalizer(job)
     if (isCall(actor)) this.onDeletedByOperator(job, actor, past, type)
   }
@@ -456,7 +460,8 @@ export class Invariants {
       !process.dryRun &&
       process.version === "current" &&
       (process.seen.get(name) ?? 0) >= Math.max(past.failedVersion, past.editedAt)
-    const mayGo = !sim.isSelected(job) || sim.haveClocksMoved || past.cancelled.has(uid)
+    const wasTtlEdited = ttlMsOf(job) !== past.deletedTtlMs
+    const mayGo = !sim.isSelected(job) || sim.haveClocksMoved || wasTtlEdited || past.cancelled.has(uid)
     past.ttlTook = mayGo ? [] : sim.processes.filter(knew)
     this.except("ttlFirst")
     const isLongEnough = ttlMsOf(job) > sim.latestMs() + 3_000
