@@ -1810,8 +1810,11 @@ export interface Intent {
   name: string
   uid: string
   deleting: boolean
-  /** A webhook gave it an owner, with which the garbage collector may remove it: no delete may rely on it. */
-  owned: boolean
+  /**
+   * A webhook gave it an owner, with which the garbage collector may remove it, or a finalizer. Its writer removes it:
+   * no delete may rely on it, and that it goes cancels nothing.
+   */
+  spoiled: boolean
   jobName: string
   jobUid: string
   jobVersion: string
@@ -1925,18 +1928,14 @@ export const isIntent = ({ metadata }: Job) =>
   metadata?.labels?.[INTENT] !== undefined ||
   [REPLACEMENT, INTENT].some((key) => metadata?.annotations?.[key] !== undefined)
 
+const isSpoiled = ({ metadata: { ownerReferences = [], finalizers = [] } = {} }: Job) =>
+  ownerReferences.length > 0 || finalizers.some((name) => !SERVER_FINALIZERS.includes(name))
+
 /** Reads an intent back; undefined for a Job that is none, or that somebody made unreadable. */
 export function readIntent(job: Job): Intent | undefined {
   if (!isIntent(job)) return undefined
-  const {
-    namespace = "",
-    name = "",
-    uid = "",
-    annotations,
-    deletionTimestamp,
-    ownerReferences = [],
-  } = job.metadata ?? {}
-  const identity = { namespace, name, uid, deleting: deletionTimestamp != null, owned: ownerReferences.length > 0 }
+  const { namespace = "", name = "", uid = "", annotations, deletionTimestamp } = job.metadata ?? {}
+  const identity = { namespace, name, uid, deleting: deletionTimestamp != null, spoiled: isSpoiled(job) }
   return attempt(() => {
     if (annotations?.[REPLACEMENT] === undefined) return readIntentOfV1(job, identity)
     const replacement = JSON.parse(unpacked(annotations[REPLACEMENT])) as Job
@@ -1967,7 +1966,7 @@ interface HiddenOfV1 {
 /** An intent of version 1.0.0: a suspended copy of the Job, completed by what it hid in its annotation. */
 function readIntentOfV1(
   job: Job,
-  identity: Pick<Intent, "namespace" | "name" | "uid" | "deleting" | "owned">,
+  identity: Pick<Intent, "namespace" | "name" | "uid" | "deleting" | "spoiled">,
 ): Intent | undefined {
   const hidden = JSON.parse(job.metadata?.annotations?.[INTENT] ?? "") as HiddenOfV1
   const { name: jobName, uid: jobUid, resourceVersion: jobVersion, memory = {} } = hidden
@@ -2214,7 +2213,7 @@ function stepBeforeDelete(seen: Observation, intent: Intent, live: Job, now: num
   if (versionOf(live) !== intent.jobVersion)
     return { do: "clean up", intents, outcome: { result: "changed" }, withdraw: false }
   // Its writer was stopped before it could remove it. Another one is written, and checked.
-  if (intent.owned) return { do: "clean up", intents, outcome: undefined, withdraw: true }
+  if (intent.spoiled) return { do: "clean up", intents, outcome: undefined, withdraw: true }
   // It was written before the cause was known, or by other settings. One that does not wait is a restart under way.
   if (wish && !("dueAt" in wish.decision) && intent.dueAt !== undefined)
     return { do: "clean up", intents, outcome: { result: "changed" }, withdraw: true }
@@ -4264,6 +4263,8 @@ export async function reconcileRestart(world: World, cache: RestartCache, restar
   return { result: "interrupted" }
 }
 
+const protects = ({ spoiled }: Intent) => !spoiled
+
 /**
  * Reads what nextStep() decides on. Intents that something relies on are read after the Job; all were known before
  * it.
@@ -4288,14 +4289,14 @@ async function observe(
   const fresh = confirmed ?? (live && progress.fresh)
   const intents = newestFirst(isReliedOn ? await readIntents(world, cache, known, fresh) : known)
   progress.fresh = undefined
-  progress.isPastDelete = isGoing && intents.length > 0
+  progress.isPastDelete = isGoing && intents.some(protects)
   const latest = cache.latest(job.key)
   const source = live ?? latest
   const intent = intents[0]
   const blockers = intent && isGoing ? await blockersOf(world, cache, intent, live, progress) : []
   return {
     intents,
-    intentWasRemoved: (known.length > 0 || wasReliedOn) && intents.length === 0,
+    intentWasRemoved: (known.some(protects) || wasReliedOn) && intents.length === 0,
     ended: progress.ended,
     live,
     latest,

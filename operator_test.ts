@@ -1863,7 +1863,7 @@ describe("5 Replacement and intent", () => {
           namespace: "batch-a",
           uid: "U7",
           deleting: false,
-          owned: false,
+          spoiled: false,
           jobName: "load-a",
           jobUid: "U1",
           jobVersion: "7",
@@ -2183,11 +2183,14 @@ describe("5 Replacement and intent", () => {
       `it got the finalizer a/b; ${COULD_RUN}`,
     ],
   }
-  test("readIntent() says of an intent that has an owner that it is owned", () => {
+  test.each<[string, object, boolean]>([
+    ["no metadata of others", {}, false],
+    ["an owner", { ownerReferences: [owner("U5")] }, true],
+    ["a finalizer", { finalizers: ["a/b"] }, true],
+    ["the finalizer of a foreground delete", { finalizers: ["foregroundDeletion"] }, false],
+  ])("readIntent() says whether an intent with %s is spoiled", (_, metadata, expected) => {
     const made = stored(intentFor(aDraft()), "U7")
-    const ownedBy = (ownerReferences: object[]) =>
-      readIntent({ ...made, metadata: { ...made.metadata, ownerReferences } } as Job)?.owned
-    expect([ownedBy([]), ownedBy([owner("U5")])]).toEqual([false, true])
+    expect(readIntent({ ...made, metadata: { ...made.metadata, ...metadata } })?.spoiled).toBe(expected)
   })
 
   test.each(Object.entries(webhooks))("flawOf() an intent where a webhook %s", (_, [change, expected]) => {
@@ -2263,7 +2266,7 @@ describe("5 Replacement and intent", () => {
         "clean up U7: changed",
       ],
       "a webhook gave the intent an owner, and its writer could not remove it": [
-        { intents: [{ ...intentOf(), owned: true }] },
+        { intents: [{ ...intentOf(), spoiled: true }] },
         "clean up U7: go on, withdraw",
       ],
       "the Job is to be left alone now: a restart under way goes on": [
@@ -2286,7 +2289,7 @@ describe("5 Replacement and intent", () => {
       ],
       "and is not due": [{ intents: [laterIntent()], wish: wish("wait", NOW + HOUR) }, "done: waiting for 1h"],
       "and has an owner, with which the garbage collector may remove it": [
-        { intents: [{ ...laterIntent(), owned: true }], wish: wish("wait", NOW + HOUR) },
+        { intents: [{ ...laterIntent(), spoiled: true }], wish: wish("wait", NOW + HOUR) },
         "clean up U7: go on, withdraw",
       ],
       "and is not due, for an earlier life": [{ intents: [laterIntent()], wish: undefined }, "done: waiting for 1h"],

@@ -509,7 +509,7 @@ export class Invariants {
     const { jobName: name, uid, version } = intent
     this.bornAt.set(object.metadata.uid, sim.now)
     if (hasFlaw(object)) this.onRejected(name)
-    past.cancelled.delete(uid)
+    else past.cancelled.delete(uid)
     this.longest("most intents of one Job", this.intentsOf(name).length)
     if (!isCall(actor)) return
     if (actor.process.dryRun) sim.violate("a dry run has written an intent")

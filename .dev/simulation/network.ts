@@ -159,7 +159,10 @@ export class Network {
       isVerified: true,
       proxy: undefined,
       skewMs: () => process.skewMs,
-      version: async () => "v1.35.1",
+      version: async (signal) => {
+        await send("other", { verb: "get", resource: "namespaces", name: NAMESPACE }, "", signal)
+        return "v1.35.1"
+      },
       rules: async (namespace, signal) => {
         const request = { verb: "create", resource: "selfsubjectrulesreviews", body: { spec: { namespace } } } as const
         return (await send<{ status: operator.Rules }>("other", request, "", signal)).status
