@@ -4206,6 +4206,8 @@ interface Progress {
   ended: Outcome | undefined
   gone: AbortSignal | undefined
   isPastDelete: boolean
+  /** When the last delete without a clear answer was sent, on the monotonic clock: it may still be applied. */
+  unansweredSince: number | undefined
   /**
    * Steps that were performed. A restart needs six; more without a pause would be a rule that does not come to rest.
    */
@@ -4217,6 +4219,10 @@ interface Progress {
 }
 
 const FIRST_LOOK_MS = 120
+
+/** The API server works on a request for up to a minute (--request-timeout); a proxy may hold it for as long. */
+const LATE_DELETE_MS = 130_000
+
 /**
  * A watch tells of the end, and of edits, at once: this is for one that is deaf, twice, and then LONGEST_LOOK_MS. A
  * busy control plane takes half a minute to delete a Job, and looks meanwhile make it busier.
@@ -4426,7 +4432,7 @@ async function perform(
     case "create":
       return createReplacement(world, cache, job, progress, seen, step.intent)
     case "clean up":
-      if (step.withdraw && !(await withdrawIntents(world, cache, job, step.intents))) return undefined
+      if (step.withdraw && !(await withdrawIntents(world, cache, job, progress, step.intents))) return undefined
       progress.ended = step.withdraw ? undefined : step.outcome
       await removeIntents(world, cache, step.intents)
       return step.outcome
@@ -4601,7 +4607,7 @@ async function proveAndDelete(
 ): Promise<Outcome | undefined> {
   const reject = async (error: Error): Promise<Outcome | undefined> => {
     // A TTL may remove the Job while it is rejected: then the intent is all that is left of it.
-    if (!ttl && !(await withdrawIntents(world, cache, job, seen.intents))) return undefined
+    if (!ttl && !(await withdrawIntents(world, cache, job, progress, seen.intents))) return undefined
     return { result: "rejected", error }
   }
   const verdict = await proveAdmission(world, job, intent.replacement)
@@ -4609,6 +4615,7 @@ async function proveAndDelete(
   if (verdict === "absent") return undefined
   if (!verdict.admitted) return reject(verdict.error)
   progress.gone = cache.whenGone(job.key)
+  const sentAt = world.clock.monotonic()
   const { jobUid: uid, jobVersion: resourceVersion } = intent
   try {
     const options = { uid, resourceVersion, propagationPolicy: "Foreground" } as const
@@ -4616,6 +4623,7 @@ async function proveAndDelete(
   } catch (error) {
     if (isReason(error, "Conflict") || isReason(error, "NotFound")) return undefined
     if (isRejection(error)) return reject(error)
+    progress.unansweredSince = sentAt
     throw error
   }
   progress.isPastDelete = true
@@ -4642,9 +4650,22 @@ async function deleteInBackground(
 
 /**
  * Removes intents of a Job that stands. False where the Job is gone, or going, after all: another operator may have
- * had a yes for the same intent a moment ago. Then it is written again.
+ * had a yes for the same intent a moment ago. Then it is written again. A delete of ours without an answer may still
+ * be applied: then it is awaited first.
  */
-async function withdrawIntents(world: World, cache: RestartCache, job: JobName, intents: Intent[]): Promise<boolean> {
+async function withdrawIntents(
+  world: World,
+  cache: RestartCache,
+  job: JobName,
+  progress: Progress,
+  intents: Intent[],
+): Promise<boolean> {
+  const { clock, kill, stop } = world
+  const lateMs = (progress.unansweredSince ?? Number.NEGATIVE_INFINITY) + LATE_DELETE_MS - clock.monotonic()
+  if (lateMs > 0) {
+    await clock.sleep(lateMs, kill, stop, ...(progress.gone ? [progress.gone] : []))
+    return false
+  }
   const before = await world.cluster.getJob(job.namespace, job.name, world.kill)
   const isUnchanged = before && !isTerminating(before) && versionOf(before) === intents[0]?.jobVersion
   if (!isUnchanged) return false

@@ -132,6 +132,7 @@ const BOOKKEEPING = [
 /** Repeated kills for memory wait up to this long, whatever the delay is. */
 const OOM_MOST_MS = 300_000
 const GENERATED = ["controller-uid", "job-name", "batch.kubernetes.io/controller-uid", "batch.kubernetes.io/job-name"]
+const annotationsOf = (body: unknown) => (body as Job | undefined)?.metadata.annotations ?? {}
 const isCall = (actor: Actor | "ttl" | undefined): actor is Call => typeof actor === "object"
 const isV1 = (actor: Actor | "ttl" | undefined) => isCall(actor) && actor.process.version === "1.0.0"
 const condition = (job: Job, type: string) => job.status.conditions?.find((c) => c.type === type && c.status === "True")
@@ -289,7 +290,7 @@ export class Invariants {
 
   private onCreated(job: Job, actor: Actor, past: Past): void {
     const last = past.generations.at(-1)
-    const isOlder = isCall(actor) && job.metadata.annotations?.[`${PREFIX}restarted-from`] !== last?.uid
+    const isOlder = isCall(actor) && annotationsOf(actor.request.body)[`${PREFIX}restarted-from`] !== last?.uid
     if (isCall(actor)) this.onRestarted(job, actor, past, last)
     past.wanted = userPart(job)
     past.finalizers = finalizersOf(job)
@@ -301,8 +302,10 @@ export class Invariants {
   }
 
   /** An operator has created a Job. */
-  private onRestarted(job: Job, call: Call, past: Past, last: Generation | undefined): void {
+  private onRestarted(created: Job, call: Call, past: Past, last: Generation | undefined): void {
     const { sim } = this
+    // A webhook may drop the annotations of what is created.
+    const job = { ...created, metadata: { ...created.metadata, annotations: annotationsOf(call.request.body) } }
     const { process, sawJobAt } = call
     const { name, annotations } = job.metadata
     sim.count("restarts")

@@ -88,6 +88,21 @@ describe("The restart protocol", () => {
     await backOnce(server, [life], [job])
   })
 
+  test("a rejection after a delete without an answer removes no intent before that delete is too late", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    server.fault({ verb: "delete", resource: "jobs", name: "load-a" }, { status: 504 }, { times: 999 })
+    const life = live(server)
+    await until("deleted, without an answer", () => deletions(server, "load-a").length > 0)
+    const lift = forbid(server, "load-a")
+    await until("rejected", () => proofs(server, "load-a").some(({ status }) => status === 422))
+    await afterLaterFailure(server, life)
+    expect(intents(server).length).toBe(1)
+    person(server, "delete", "load-a", { propagationPolicy: "Foreground" })
+    lift()
+    await backOnce(server, [life], [job])
+  })
+
   test("a restart whose intent is rejected deletes nothing", async () => {
     const server = await serve()
     const job = stand(server, "load-a")
