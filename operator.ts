@@ -4794,7 +4794,7 @@ export interface JobEntry {
   /** The last decision that was reported. */
   reported: string
   rejections: number
-  /** After a rejection: not before this time. */
+  /** After a rejection: not before this time of the monotonic clock. */
   retryAt: number
   goneAt: number | undefined
 }
@@ -5592,7 +5592,7 @@ export class Operator {
     const isGoing = view.deleting && failure !== undefined
     const isForeign = decision.do === "leave" ? !isGoing : intent.dueAt === undefined
     if (isForeign) return this.reconcileIntent(view.key, undefined, intent)
-    if (intent.jobUid === view.uid && entry.retryAt <= now)
+    if (intent.jobUid === view.uid && this.retryInMs(entry) === 0)
       this.startRestart(this.restartOf(entry), intent.dueAt ?? now)
   }
 
@@ -5617,22 +5617,30 @@ export class Operator {
   }
 
   private schedule(entry: JobEntry, intent: Intent | undefined, decision: Extract<Decision, { dueAt: number }>): void {
-    const { view, retryAt } = entry
+    const { view } = entry
     const { config } = this.world
     const now = nowOf(this.world)
-    const waitsUntil = intent?.jobUid === view.uid ? intent.dueAt : undefined
-    const dueAt = Math.max(Math.min(decision.dueAt, waitsUntil ?? decision.dueAt), retryAt)
-    const startsAt = Math.max(dueAt, dueAt <= now ? this.workqueue.freeAt(groupOf(view), now) : 0)
+    const retryInMs = this.retryInMs(entry)
+    const own = intent?.jobUid === view.uid ? intent : undefined
+    const waitsUntil = own?.dueAt
     const isWaiting = waitsUntil !== undefined
-    const isVoid = isWaiting && (intent?.jobVersion !== view.resourceVersion || decision.dueAt < waitsUntil - 1_000)
-    const isThreatened = !isWaiting && retryAt <= now && isThreatenedByTtl(view, decision.dueAt)
-    // A restart that an earlier life began does not wait for a due time any more.
-    const isUnfinished = intent?.jobUid === view.uid && !isWaiting && retryAt <= now && this.adoptInMs(intent) <= 0
+    // A restart that an earlier life, or another operator, began does not wait for a due time any more.
+    const begunAt = own && !isWaiting ? now + Math.max(0, this.adoptInMs(own)) : undefined
+    const wantedAt = Math.min(decision.dueAt, waitsUntil ?? begunAt ?? decision.dueAt)
+    const dueAt = retryInMs > 0 ? Math.max(wantedAt, now + retryInMs) : wantedAt
+    const startsAt = Math.max(dueAt, dueAt <= now ? this.workqueue.freeAt(groupOf(view), now) : 0)
+    const isVoid = isWaiting && (own?.jobVersion !== view.resourceVersion || decision.dueAt < waitsUntil - 1_000)
+    const isThreatened = !isWaiting && retryInMs === 0 && isThreatenedByTtl(view, decision.dueAt)
+    const isUnfinished = begunAt !== undefined && retryInMs === 0 && begunAt <= now
     if (!config.dryRun && (isVoid || isThreatened || isUnfinished || startsAt <= now))
       return this.startScheduled(entry, decision.dueAt)
     if (startsAt <= now) return this.reportDryRun(entry)
     moveTo(entry, { is: "scheduled", dueAt: decision.dueAt, because: decision.because })
     this.enqueue(view.key, startsAt, dueAt)
+  }
+
+  private retryInMs({ retryAt }: JobEntry): number {
+    return Math.max(0, retryAt - this.world.clock.monotonic())
   }
 
   private reportDryRun({ view, failure }: JobEntry): void {
@@ -5736,7 +5744,7 @@ export class Operator {
         this.finishRejected(job, own, outcome.error)
         return
       case "changed":
-        if (own) own.retryAt = nowOf(this.world) + this.world.config.checkIntervalMs
+        if (own) own.retryAt = this.world.clock.monotonic() + this.world.config.checkIntervalMs
         if (own) moveTo(own, { is: "idle", because: "it has changed" })
         this.emit({ kind: "RestartFinished", job, outcome, tookMs, lateMs })
         break
@@ -5768,7 +5776,7 @@ export class Operator {
     this.emit({ kind: "RestartRejected", job, why: error.message, retryMs })
     if (entry) {
       entry.rejections++
-      entry.retryAt = retryAt
+      entry.retryAt = this.world.clock.monotonic() + retryMs
       moveTo(entry, {
         is: "scheduled",
         dueAt: entry.state.is === "restarting" ? entry.state.dueAt : retryAt,

@@ -33,8 +33,6 @@ export const EXCEPTIONS = {
     "another operator, whose proof was rejected, removed the intent between this one's last look at it and its delete: no delete can be bound to an intent; the Job comes back from memory unless its operator dies",
   lostToTtl:
     "...and it never came back: who had seen it fail was gone, or took it for a person's delete, for a clock had moved or its TTL was edited while it went",
-  waitsByMovedClock:
-    "after a rejection, the time of the next try was set by a clock that was then corrected: the Job is scheduled, but late",
   namespaceGone: "the namespace was deleted with its Jobs",
   ranWithoutManagedBy:
     "a person resumed and scaled an intent on a server without the feature JobManagedBy, or gave it a deadline and a TTL there",
@@ -89,8 +87,8 @@ interface Past {
   cancelledAt: number
   /** When an operator removed an intent last, in steps. */
   endedAt: number
-  /** Uids for which an intent has stood. */
-  hadIntent: Set<string>
+  /** Which process removed an intent for a uid last. */
+  withdrewIntent: Map<string, Process>
   /** An operator deleted the Job after another one had removed the intent. */
   withdrawn: { uid: string; from: Process } | undefined
 }
@@ -209,7 +207,7 @@ export class Invariants {
       cancelled: new Set(),
       cancelledAt: 0,
       endedAt: 0,
-      hadIntent: new Set(),
+      withdrewIntent: new Map(),
       withdrawn: undefined,
     }
     this.pasts.set(name, past)
@@ -304,8 +302,10 @@ export class Invariants {
   /** An operator has created a Job. */
   private onRestarted(created: Job, call: Call, past: Past, last: Generation | undefined): void {
     const { sim } = this
-    // A webhook may drop the annotations of what is created.
-    const job = { ...created, metadata: { ...created.metadata, annotations: annotationsOf(call.request.body) } }
+    // A webhook may change what is created.
+    const { annotations: sentAnnotations, ownerReferences, finalizers } = (call.request.body as Job).metadata
+    const sentMetadata = { annotations: sentAnnotations, ownerReferences, finalizers }
+    const job = { ...created, metadata: { ...created.metadata, ...sentMetadata } } as Job
     const { process, sawJobAt } = call
     const { name, annotations } = job.metadata
     sim.count("restarts")
@@ -487,6 +487,7 @@ export class Invariants {
     const { sim } = this
     if (isCall(actor)) {
       past.endedAt = sim.step
+      past.withdrewIntent.set(intent.uid, actor.process)
       return
     }
     const { object, uid, isWide, isV1 } = intent
@@ -523,14 +524,13 @@ export class Invariants {
     if (!live && past.generations.at(-1)?.uid === uid) {
       if (past.remover === "person" && !past.cancelled.has(uid) && this.intentsOf(name).length === 1) {
         // One that this operator had just withdrawn is written again: another one may have deleted the Job for it.
-        const stood = past.hadIntent.has(uid)
+        const stood = past.withdrewIntent.get(uid) === actor.process
         const knew =
           !stood && actor.sawJobAt > past.goneAt && past.lastFailed?.spec.ttlSecondsAfterFinished === undefined
         if (!knew) this.except("cameBackLate")
         else sim.violate(`operator ${actor.process.id} knew that a person deleted ${name}, and wrote an intent for it`)
       } else if (past.remover === "ttl" && !hasFlaw(object)) past.owed = uid
     }
-    past.hadIntent.add(uid)
     const isOfLive = live?.metadata.uid === uid && live.metadata.resourceVersion === version
     if (!live || !isOfLive || live.metadata.deletionTimestamp || intent.isV1) return
     if (!condition(live, "Failed")) return sim.violate(`an intent was written for ${name}, which has not failed`)
@@ -671,11 +671,7 @@ export class Invariants {
       return
     }
     if (!sim.isSelected(job) || !(sim.serverNow() > this.dueOf(job)[1] + boundMs)) return
-    const isScheduled = sim.processes.some(
-      (process) => isAlive(process) && process.running.isScheduled(`${NAMESPACE}/${name}`),
-    )
-    if (sim.haveClocksMoved && isScheduled) this.except("waitsByMovedClock")
-    else sim.violate(`${name} is due and not restarted`)
+    sim.violate(`${name} is due and not restarted`)
   }
   /** Which operator remembers more than there is, in words. */
   excess(): string | undefined {
