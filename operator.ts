@@ -5043,6 +5043,11 @@ export class Workqueue {
     if (this.heap.peek()?.key === key) this.wake.abort()
   }
 
+  /** A clock was set: what waits by the old time is looked at again. */
+  addAll(now: number): void {
+    for (const [key, { since }] of this.schedules) this.add(key, now, since)
+  }
+
   remove(key: string): void {
     this.schedules.delete(key)
   }
@@ -5050,9 +5055,7 @@ export class Workqueue {
   /** The keys that are due, the longest overdue first; they leave the queue. */
   takeDue(now: number): string[] {
     this.wake = new AbortController()
-    // The clock was set back: what waits for a slot by the old time is looked at again.
-    if (now < this.lookedAt - CLOCK_SET_BACK_MS)
-      for (const [key, { since }] of this.schedules) this.add(key, now, since)
+    if (now < this.lookedAt - CLOCK_SET_BACK_MS) this.addAll(now)
     this.lookedAt = now
     const due: { key: string; since: number }[] = []
     while ((this.nextAt() ?? Number.POSITIVE_INFINITY) <= now) {
@@ -6014,6 +6017,7 @@ export class Operator {
     if (Math.abs(setByMs) < CLOCK_SET_MS) return true
     if (!(await this.readServerClock(stop))) return false
     this.clockOffsetMs = offsetMs
+    this.workqueue.addAll(nowOf(this.world))
     this.emit({ kind: "ClockSet", byMs: setByMs })
     return true
   }
