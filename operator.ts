@@ -2065,12 +2065,14 @@ function withMemory(original: Job, memory: Record<string, string>): Job {
   return job
 }
 
-/** The standing intents, the one that counts first: of the newest version, at once before later. */
+/** The standing intents, the one that counts first: of the newest version, at once before later, spoiled ones last. */
 export function newestFirst(intents: Intent[]): Intent[] {
   const due = ({ dueAt }: Intent) => dueAt ?? 0
   return intents
     .filter(({ deleting }) => !deleting)
-    .sort((a, b) => compareVersions(b.jobVersion, a.jobVersion) || due(a) - due(b))
+    .sort(
+      (a, b) => Number(a.spoiled) - Number(b.spoiled) || compareVersions(b.jobVersion, a.jobVersion) || due(a) - due(b),
+    )
 }
 
 /**

@@ -2660,15 +2660,16 @@ describe("5 Replacement and intent", () => {
     expect(isChanged(JSON.parse(text.replace('"memory":"1Gi"', '"memory":"1025Mi"')))).toBe(true)
   })
 
-  test("newestFirst() sorts by version as a number, then at once before later, without those that are being deleted", () => {
+  test("newestFirst() sorts by version as a number, then at once before later, without those that go, spoiled ones last", () => {
     const all = [
       intentOf({}, { version: "9", uid: "U9" }),
       intentOf({}, { version: "10", uid: "U10-later", dueAt: NOW + HOUR }),
       intentOf({}, { version: "10", uid: "U10-soon", dueAt: NOW }),
       intentOf({}, { version: "10", uid: "U10" }),
       { ...intentOf({}, { version: "1000", uid: "U1000" }), deleting: true },
+      { ...intentOf({}, { version: "11", uid: "U11" }), spoiled: true },
     ]
-    expect(newestFirst(all).map(({ uid }) => uid)).toEqual(["U10", "U10-soon", "U10-later", "U9"])
+    expect(newestFirst(all).map(({ uid }) => uid)).toEqual(["U10", "U10-soon", "U10-later", "U9", "U11"])
     expect(newestFirst([])).toEqual([])
     always([fc.array(fc.bigInt({ min: 1n, max: 2n ** 64n }), { minLength: 1 })], (versions) => {
       const most = versions.toSorted((a, b) => (a < b ? -1 : a > b ? 1 : 0)).at(-1)

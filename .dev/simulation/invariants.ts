@@ -402,7 +402,7 @@ export class Invariants {
         past.withdrawn = { uid, from: process }
       } else sim.violate(`${who} in a version that has no intent`)
     }
-    this.checkProven(who, name, call, intents)
+    this.checkProven(who, call, intents)
     const earlyMs = this.dueOf(job)[0] - Math.max(sim.serverNow(), call.sentAt)
     // Version 1.0.0 does not wait where a TTL ends before the wait does.
     if (earlyMs > sim.toleranceMs() && intents.some(({ isV1 }) => isV1)) this.except("version100")
@@ -410,8 +410,7 @@ export class Invariants {
     this.checkInTime(job)
   }
   /** Promise 2: in the breath before the delete the cluster has agreed to exactly what the intent holds. */
-  private checkProven(who: string, name: string, { process }: Call, intents: StoredIntent[]): void {
-    const proof = process.proofs.get(name)
+  private checkProven(who: string, { proof }: Call, intents: StoredIntent[]): void {
     if (!proof?.isAdmitted) return this.sim.violate(`${who} without a proof that it can be created again`)
     // The answer, the delete itself, and a slow server.
     const oldMs = this.sim.now - proof.answeredAt

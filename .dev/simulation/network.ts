@@ -70,6 +70,8 @@ export interface Call {
   sentAt: number
   sawJobAt: number
   sawIntentsAt: number
+  /** The last proof for this Job that its process had then. */
+  proof: Proof | undefined
 }
 /** The actions that happen to a call: before and after the server has applied it. */
 export interface CallActions {
@@ -322,7 +324,8 @@ export class Network {
     if (signal.aborted) return Promise.reject(signal.reason)
     world.limitRate(process, "calls", 60_000, MOST_CALLS_A_MINUTE)
     const lookedAt = (what: string) => process.looked.get(`${what} ${name}`) ?? 0
-    const sent = { sentAt: world.serverNow(), sawJobAt: lookedAt("job"), sawIntentsAt: lookedAt("intents") }
+    const proof = process.proofs.get(name)
+    const sent = { sentAt: world.serverNow(), sawJobAt: lookedAt("job"), sawIntentsAt: lookedAt("intents"), proof }
     const call: Call = { process, kind, request, name, ...sent }
     return new Promise((resolve, reject) => new Journey(world, call, signal, resolve, reject, this).start())
   }
