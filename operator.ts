@@ -4335,9 +4335,10 @@ async function restoreWithdrawn(
   let [standing] = await readIntents(world, cache, [intent], undefined)
   if (!standing) {
     const written = await writeIntent(world, cache, job, draftFrom(intent), false)
-    // The Job exists only in memory now: this is retried until it works.
-    if (!written || written instanceof Error) throw written ?? new Error(`intent ${intent.name} cannot be read`)
-    standing = written
+    // The Job exists only in memory now: this is retried until it works. An answer may have been lost: then it stands.
+    if (written instanceof Error) throw written
+    standing = written ?? cache.intentsOf(job.key).find(({ name }) => name === intent.name)
+    if (!standing) throw new Error(`intent ${intent.name} cannot be read`)
   }
   progress.deletedBy = undefined
   return { known: [...known.filter(({ name }) => name !== intent.name), standing], confirmed: standing.name }

@@ -317,6 +317,7 @@ export class Invariants {
     this.checkHasIntent(name, call, past, isLate, isOlder)
     if (isOlder) {
       if (isLate) this.except("lateCreate")
+      else if (isV1(call)) this.except("version100")
       else if (past.remover === "person" || past.remover === "ttl" || past.cancelled.has(last.uid))
         this.except("cameBackOlder")
       else sim.violate(`${name} was created from an older Job than its last one`)
