@@ -607,9 +607,9 @@ export class Invariants {
       else this.sim.violate(`${all.length} failures of ${job} are recorded, ${most} are the most`)
   }
   /** Two generations may have failed in the same second. */
-  onFailureReported(process: Process, job: string, text: string): void {
-    const failures = this.pasts.get(job)?.failures.filter((at) => text.includes(`failed at ${at}:`)) ?? []
-    if (process.reported.filter((reported) => reported === text).length > failures.length)
+  onFailureReported(process: Process, job: string, failedAt: string): void {
+    const failures = this.pasts.get(job)?.failures.filter((at) => at === failedAt) ?? []
+    if (process.reported.filter((reported) => reported === `${job} ${failedAt}`).length > failures.length)
       this.sim.violate(`operator ${process.id} has reported the same failure of ${job} twice`)
   }
 

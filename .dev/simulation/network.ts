@@ -49,7 +49,7 @@ export interface Process {
   /** When it last read a Job or its intents, in steps. */
   looked: Map<string, number>
   proofs: Map<string, Proof>
-  /** The failures that it has reported. */
+  /** The failures that it has reported: Job and instant. */
   reported: string[]
   rates: Map<string, number>
 }
@@ -101,7 +101,7 @@ export interface World {
   limitRate(process: Process, what: string, perMs: number, most: number): void
   /** Sends a request as this call. */
   requestAs(call: Call, request: Request): Answer
-  onFailureReported(process: Process, job: string, text: string): void
+  onFailureReported(process: Process, job: string, failedAt: string): void
 }
 
 /** An open watch, as its client reads it. */

@@ -11,14 +11,14 @@ export interface Surroundings {
   config: current.Config
   stop: AbortSignal
   kill: AbortSignal
-  /** A failure was reported for the first time, as the text of its log line. */
-  onFailureReported(job: string, text: string): void
-  onLogLine(level: string, text: string): void
+  /** The failure of this instant was reported, in the API's format. */
+  onFailureReported(job: string, failedAt: string): void
+  /** The line is put into words only where somebody reads it: that takes a tenth of a history's time. */
+  onLogLine(line: () => string): void
 }
 /** A running operator. */
 export interface Running {
   run(): Promise<void>
-  isScheduled(key: string): boolean
   /** How many of each kind of thing it remembers. */
   sizes(): Record<"schedules" | "jobs" | "restarts" | "intents", number>
 }
@@ -30,6 +30,7 @@ export interface Program {
 }
 
 const countOf = (map: unknown) => (map as Map<string, unknown>).size
+const timestamp = (at: number) => `${new Date(at).toISOString().slice(0, 19)}Z`
 const jobOf = (key: string) => key.split("/")[1] ?? ""
 
 /** The operator of this folder. `change` makes a wrong one of it. */
@@ -46,9 +47,11 @@ export function currentProgram(
     apiError: (...fields) => new current.ApiError(...fields),
     start({ onFailureReported, onLogLine, cluster, config, clock, stop, kill }) {
       const emit = (fact: current.Fact) => {
-        const { level, text } = current.logLineOf(fact)
-        onLogLine(level, text)
-        if (fact.kind === "FailureSeen") onFailureReported(jobOf(fact.job.key), text)
+        onLogLine(() => {
+          const { level, text } = current.logLineOf(fact)
+          return `${level}: ${text}`
+        })
+        if (fact.kind === "FailureSeen") onFailureReported(jobOf(fact.job.key), timestamp(fact.failedAt))
       }
       const operator = new current.Operator({
         cluster: change.cluster?.(cluster) ?? cluster,
@@ -60,7 +63,6 @@ export function currentProgram(
       const { restarts } = operator as unknown as { restarts: unknown }
       return {
         run: () => operator.run(),
-        isScheduled: (key) => operator.workqueue.schedules.has(key),
         sizes: () => ({
           schedules: operator.workqueue.schedules.size,
           jobs: operator.cache.jobs.size,
@@ -98,9 +100,9 @@ export async function releasedProgram(): Promise<Program | undefined> {
     apiError: (...fields) => new ApiError(...fields),
     start({ cluster, patchJob, onFailureReported, onLogLine, ...rest }) {
       const say = (level: string, text: string) => {
-        onLogLine(level, text)
-        const key = /^\[(\S+)\] failed at /.exec(text)?.[1]
-        if (key) onFailureReported(jobOf(key), text)
+        onLogLine(() => `${level}: ${text}`)
+        const [, key, failedAt] = /^\[(\S+)\] failed at (\S+):/.exec(text) ?? []
+        if (key && failedAt) onFailureReported(jobOf(key), failedAt)
       }
       const operator = new Operator({
         ...rest,
@@ -111,7 +113,6 @@ export async function releasedProgram(): Promise<Program | undefined> {
       const { jobs, restarting: restarts, intents } = operator
       return {
         run: () => operator.run(),
-        isScheduled: (key) => operator.schedules.has(key),
         sizes: () => ({
           schedules: operator.schedules.size,
           jobs: countOf(jobs),

@@ -422,8 +422,8 @@ export class Simulation implements World, Observed {
       config: this.configOf(dryRun),
       stop: process.stop.signal,
       kill: process.kill.signal,
-      onFailureReported: (job, text) => this.onFailureReported(process, job, text),
-      onLogLine: (level, text) => this.onLogLine(process, level, text),
+      onFailureReported: (job, failedAt) => this.onFailureReported(process, job, failedAt),
+      onLogLine: (line) => this.onLogLine(process, line),
     })
     this.processes.push(process)
     this.note(`operator ${process.id} starts${dryRun ? ", dry" : ""}${version === "current" ? "" : `, ${version}`}`)
@@ -472,15 +472,15 @@ export class Simulation implements World, Observed {
       if (isAlive(process)) this.violate(`operator ${process.id} did not stop within its grace period`)
     })
   }
-  private onLogLine(process: Process, level: string, text: string): void {
+  private onLogLine(process: Process, line: () => string): void {
     if (process.isDead) return
-    this.note(`operator ${process.id} ${level}: ${text}`)
+    if (this.trace) this.note(`operator ${process.id} ${line()}`)
     this.limitRate(process, "lines", 3_600_000, MOST_LINES_AN_HOUR)
   }
-  onFailureReported(process: Process, job: string, text: string): void {
+  onFailureReported(process: Process, job: string, failedAt: string): void {
     if (process.isDead) return
-    process.reported.push(text)
-    this.invariants.onFailureReported(process, job, text)
+    process.reported.push(`${job} ${failedAt}`)
+    this.invariants.onFailureReported(process, job, failedAt)
   }
   limitRate(process: Process, what: string, perMs: number, most: number): void {
     const key = `${what} ${Math.floor(this.now / perMs)}`
