@@ -30,7 +30,7 @@ export const EXCEPTIONS = {
     "beside old pods a Job was made by a person, by a create that was under way, from an intent older than the last Job, or because a look at the pods was answered 403",
   ttlFirst: "the TTL took the failed Job before any operator could write its intent, or one for its last edit",
   withdrawRaced:
-    "another operator, whose proof was rejected, removed the intent between this one's last look at it and its delete: no delete can be bound to an intent; the Job comes back from memory unless its operator dies",
+    "another operator, whose proof was rejected, removed the intent between this one's last look at it and the first one after its delete: no delete can be bound to an intent; the Job comes back from memory unless its operator dies",
   lostToTtl:
     "...and it never came back: who had seen it fail was gone, or took it for a person's delete, for a clock had moved or its TTL was edited while it went",
   namespaceGone: "the namespace was deleted with its Jobs",
@@ -453,7 +453,8 @@ export class Invariants {
     else if (isCall(past.remover)) past.owed = uid
     if (past.remover !== "ttl") return
     // An intent for an older version is void, and may be about to be removed.
-    if (this.standing(name).some((i) => i.uid === uid && i.version === past.deletedVersion)) past.owed = uid
+    const protects = (i: StoredIntent) => i.uid === uid && i.version === past.deletedVersion && !hasFlaw(i.object)
+    if (this.standing(name).some(protects)) past.owed = uid
     else this.onTakenByTtl(job, past)
   }
   private onTakenByTtl(job: Job, past: Past): void {
@@ -488,6 +489,7 @@ export class Invariants {
     if (isCall(actor)) {
       past.endedAt = sim.step
       past.withdrewIntent.set(intent.uid, actor.process)
+      this.onWithdrawn(actor, intent, past)
       return
     }
     const { object, uid, isWide, isV1 } = intent
@@ -509,6 +511,18 @@ export class Invariants {
     past.ttlTook = undefined
     past.cancelled.add(uid)
     past.cancelledAt = sim.step
+  }
+  /** An operator removed the intent just after another one had deleted the Job, which the latter brings back. */
+  private onWithdrawn({ process }: Call, { jobName, uid }: StoredIntent, past: Past): void {
+    const deleter = past.deletedBy.get(uid)
+    const isLast = past.generations.at(-1)?.uid === uid
+    if (!isLast || !isCall(deleter) || deleter.process === process) return
+    if (this.standing(jobName).some((other) => other.uid === uid)) return
+    this.except("withdrawRaced")
+    past.withdrawn = { uid, from: deleter.process }
+    if (past.owed !== uid) return
+    past.owed = undefined
+    past.ttlTook = [deleter.process]
   }
   private onIntentWritten(object: Job, actor: Actor, intent: StoredIntent, past: Past): void {
     const { sim } = this
