@@ -4555,7 +4555,7 @@ async function takeUpIntent(world: World, cache: RestartCache, { namespace }: Jo
   const name = sent.metadata?.name ?? ""
   const found = await world.cluster.getJob(namespace, name, world.kill)
   if (!found) return undefined
-  const intent = readIntent(found)
+  const intent = rulesOf(world).readIntent(found)
   if (intent && !intent.deleting) return void cache.onIntentRead(intent)
   if (isTerminating(found)) {
     const finalizers = found.metadata?.finalizers?.join(", ")
@@ -4813,6 +4813,11 @@ export function moveTo(entry: Pick<JobEntry, "state" | "view">, state: JobState)
 type Tombstone = { job: Job; watched: boolean }
 
 /**
+ * `adoptAt`: in monotonic time, from when this operator takes the intent up. `sighting`: the number of the last one.
+ */
+type KnownIntent = Intent & { adoptAt: number; sighting: number }
+
+/**
  * What the watches have told, indexed so that every lookup is O(1).
  *
  * Invariants: an entry holds the newest version that was seen of its Job. Pods are kept by the uid of their Job;
@@ -4824,7 +4829,7 @@ export class Cache {
   private readonly pods = new Map<string, PodView[] | Map<string, PodView>>()
   /** Uids of Jobs that have pods here, but no entry, the oldest first. */
   private readonly strays = new Set<string>()
-  private readonly intents = new Map<string, Map<string, Intent & { adoptAt: number }>>()
+  private readonly intents = new Map<string, Map<string, KnownIntent>>()
   /** The sighting at which an intent was removed, by its uid. */
   private readonly removedIntents = new Map<string, number>()
   private readonly tombstones = new Map<string, Tombstone>()
@@ -4839,7 +4844,7 @@ export class Cache {
     return ++this.sightings
   }
 
-  intentsOf(key: string): (Intent & { adoptAt: number })[] {
+  intentsOf(key: string): KnownIntent[] {
     return [...(this.intents.get(key)?.values() ?? [])]
   }
 
@@ -4849,14 +4854,15 @@ export class Cache {
   }
 
   /**
-   * `adoptAt`: in monotonic time, from when this operator takes the intent up; the first sighting decides. `since`:
-   * the sighting after which it was read for certain; a removal that was noticed before was a false 404.
+   * The first sighting decides on `adoptAt`. `since`: the sighting after which it was read for certain; a removal that
+   * was noticed before was a false 404.
    */
   addIntent(intent: Intent, adoptAt: number, since = Number.NEGATIVE_INFINITY): void {
     if ((this.removedIntents.get(intent.uid) ?? Number.NEGATIVE_INFINITY) > since) return
     const key = `${intent.namespace}/${intent.jobName}`
     const known = this.intents.get(key) ?? new Map()
-    known.set(intent.name, { ...intent, adoptAt: known.get(intent.name)?.adoptAt ?? adoptAt })
+    const firstAt = known.get(intent.name)?.adoptAt ?? adoptAt
+    known.set(intent.name, { ...intent, adoptAt: firstAt, sighting: this.nextSighting() })
     this.intents.set(key, known)
   }
 
@@ -5370,7 +5376,7 @@ export class Operator {
     }
     for (const key of this.cache.keysWithIntents(namespace))
       for (const intent of this.cache.intentsOf(key))
-        if (!listed.has(`${namespace}/${intent.name}`)) this.cache.removeIntent(intent)
+        if (!listed.has(`${namespace}/${intent.name}`) && intent.sighting <= since) this.cache.removeIntent(intent)
     // Intents first: a Job is judged by whether one stands for it.
     for (const { intent } of items)
       if (intent) this.guard(viewJob(intent), () => this.onIntentEvent("LISTED", intent, since))
@@ -5400,7 +5406,7 @@ export class Operator {
 
   private onIntentEvent(type: string, job: Job, since?: number): void {
     const { clock } = this.world
-    const intent = readIntent(job)
+    const intent = rulesOf(this.world).readIntent(job)
     const view = viewJob(job)
     if (!intent) {
       if (type !== "DELETED" && this.firstTime(`intent ${view.key}`)) this.emit({ kind: "IntentUnreadable", job: view })

@@ -11,6 +11,12 @@ type Rules = typeof RULES
 type Observation = operator.Observation
 type Step = operator.Step
 
+/** Reads an intent as if no webhook had given it an owner or a finalizer. */
+const unspoiled: typeof RULES.readIntent = (job) => {
+  const intent = RULES.readIntent(job)
+  return intent && { ...intent, spoiled: false }
+}
+
 /** A wrong nextStep(): what it sees, or what it says, is changed. */
 const seeing = (change: (seen: Observation) => Partial<Observation>): Partial<Rules> => ({
   nextStep: (seen, now) => RULES.nextStep({ ...seen, ...change(seen) }, now),
@@ -59,7 +65,7 @@ const RULE_MUTANTS: Mutant[] = [
   },
   {
     name: "overlook what a webhook did to an intent",
-    program: currentProgram({ rules: { flawOf: () => undefined } }),
+    program: currentProgram({ rules: { flawOf: () => undefined, readIntent: unspoiled } }),
     actions: ["admission", "crash"],
   },
   {
