@@ -2561,169 +2561,153 @@ export type FinalOutcome = Exclude<Outcome, { result: "rejected" | "waiting" }>
 /** Takes facts, and passes them on. Never throws. */
 export type Emit = (fact: Fact) => void
 
-/** One line of the log, and the fields that collectors get with it. */
-type LogLine = { level: Level; text: string; lines?: string[]; fields?: Record<string, unknown> }
+/** What is told of a fact: a line of the log, what goes with it, and the Event that `kubectl describe job` shows. */
+type Told = {
+  level: Level
+  text: string
+  details?: Details
+  /** Has the line's level and text unless it has its own. */
+  event?: { reason: string; level?: Level; text?: string } | undefined
+}
 
-type Renderer = { [K in Fact["kind"]]: (fact: Extract<Fact, { kind: K }>) => LogLine }
+const told = (level: Level, text: string, more: Pick<Told, "details" | "event"> = {}): Told => ({
+  level,
+  text,
+  ...more,
+})
 
-const logLine = (level: Level, text: string): LogLine => ({ level, text })
-
-/** How the log tells each fact. The Job's name is put in front. */
-const LOG_LINE_OF: Renderer = {
-  FailureSeen: ({ failedAt, cause, reason, evidence }) => ({
-    level: "warning",
-    text: `failed at ${instantText(failedAt)}: ${[cause, reason].filter(Boolean).join(", ")}`,
-    lines: evidenceLines(evidence),
-    fields: { cause },
-  }),
-  LeftAlone: ({ because, healthy, phase }) => ({
-    level: healthy ? "debug" : "info",
-    text: `left alone: ${because}`,
-    fields: { phase },
-  }),
-  RestartScheduled: ({ dueAt, inMs, because }) =>
-    logLine("info", `will be restarted at ${instantText(dueAt)} (in ${durationText(Math.max(0, inMs))}): ${because}`),
-  GaveUp: ({ because, cause }) => logLine("error", `${gaveUpText(because)} (cause ${cause})`),
+/** What is told of each fact. The Job's name is put in front of the line. */
+const TOLD_OF: { [K in Fact["kind"]]: (fact: Extract<Fact, { kind: K }>) => Told } = {
+  FailureSeen: ({ failedAt, cause, reason, evidence }) =>
+    told("warning", `failed at ${instantText(failedAt)}: ${[cause, reason].filter(Boolean).join(", ")}`, {
+      details: { cause, lines: evidenceLines(evidence) },
+    }),
+  LeftAlone: ({ because, healthy, phase }) =>
+    told(healthy ? "debug" : "info", `left alone: ${because}`, { details: { phase } }),
+  RestartScheduled: ({ dueAt, inMs, because, cause }) => {
+    const when = `will be restarted at ${instantText(dueAt)}`
+    const text = `failed, cause ${cause}; ${when}: ${because}`
+    return told("info", `${when} (in ${durationText(Math.max(0, inMs))}): ${because}`, {
+      event: { reason: "FailureSeen", level: "warning", text },
+    })
+  },
+  GaveUp: ({ because, cause }) =>
+    told("error", `${gaveUpText(because)} (cause ${cause})`, { event: { reason: "GivenUp" } }),
   RestartStarted: ({ cause, isDryRun }) =>
-    logLine("info", `${isDryRun ? "would be restarted now (DRY_RUN)" : "restarting"}, cause ${cause}`),
-  IntentWritten: ({ job, intent, dueAt }) => logLine("info", intentText(job, intent, dueAt)),
-  IntentAdopted: ({ intent }) => logLine("info", `continuing an unfinished restart from its intent ${intent}`),
-  IntentUnreadable: () =>
-    logLine(
-      "error",
-      `is labelled as an intent, but its annotations cannot be read; if no restart is under way, delete it`,
-    ),
-  RestartFinished: ({ outcome, tookMs, lateMs }) => ({
-    ...finishedLine(outcome, tookMs),
-    fields: { result: outcome.result, ...(outcome.result === "restarted" && { lateMs }) },
-  }),
-  RestartRejected: ({ why, retryMs }) => ({
-    level: "error",
-    text: `${rejectedText(why)}; next try in ${durationText(retryMs)}`,
-    fields: { result: "rejected" },
-  }),
-  HeldUp: (fact) => logLine(fact.isAlarm ? "error" : "warning", heldUpText(fact)),
-  EditTaken: () => logLine("info", "was edited while being deleted; the new Job gets the edit"),
-  EditRejected: ({ why }) =>
-    logLine(
-      "warning",
-      `was edited while being deleted, but the cluster rejects the edit; the new Job will lack it: ${why}`,
-    ),
+    told("info", `${isDryRun ? "would be restarted now (DRY_RUN)" : "restarting"}, cause ${cause}`),
+  IntentWritten: ({ job, intent, dueAt }) => {
+    const when = dueAt ? ` and will happen at ${instantText(dueAt)}, even if its TTL removes it first` : ""
+    const cancel = `kubectl -n ${job.namespace} delete job ${intent}`
+    const event = { reason: "RestartRecorded" }
+    return told("info", `its restart is recorded in intent ${intent}${when}; to cancel it: ${cancel}`, { event })
+  },
+  IntentAdopted: ({ intent }) => told("info", `continuing an unfinished restart from its intent ${intent}`),
+  IntentUnreadable: () => {
+    const advice = "if no restart is under way, delete it"
+    return told("error", `is labelled as an intent, but its annotations cannot be read; ${advice}`)
+  },
+  RestartFinished: ({ outcome, tookMs, lateMs }) => {
+    const { result } = outcome
+    const level = result === "namespace gone" ? "warning" : "info"
+    if (result !== "restarted") return told(level, finishedText(outcome, tookMs), { details: { result } })
+    const event = { reason: "Restarted" }
+    return told(level, finishedText(outcome, tookMs), { details: { result, lateMs }, event })
+  },
+  RestartRejected: ({ why, retryMs }) => {
+    const next = `next try in ${durationText(retryMs)}`
+    return told("error", `not deleted, because the cluster would not take it back: ${why}; ${next}`, {
+      details: { result: "rejected" },
+      event: { reason: "CannotRestart" },
+    })
+  },
+  HeldUp: ({ waitsFor, blockers, forMs, isAlarm }) => {
+    const text = `has waited ${durationText(forMs)} for ${waitsFor}: ${blockers}`
+    return told(isAlarm ? "error" : "warning", `${text}; remove what holds it, and the restart continues`, {
+      event: isAlarm ? { reason: "HeldUp" } : undefined,
+    })
+  },
+  EditTaken: () => told("info", "was edited while being deleted; the new Job gets the edit"),
+  EditRejected: ({ why }) => {
+    const what = "was edited while being deleted, but the cluster rejects the edit"
+    return told("warning", `${what}; the new Job will lack it: ${why}`)
+  },
   DeletedByOthers: ({ isRestart }) =>
-    logLine("info", isRestart ? "is being restarted by someone else" : "was deleted by someone; it is not restarted"),
-  RemovedByTtl: ({ because }) => logLine("warning", `was removed by its TTL and is not restarted: ${because}`),
-  WrongAnnotation: ({ problem }) => logLine("warning", problem),
-  Queued: ({ queue }) => logLine("warning", queuedText(queue)),
-  NoPod: ({ forMs }) => logLine("warning", noPodText(forMs)),
-  CannotStart: ({ pod, reason }) =>
-    logLine(
-      "warning",
-      `pod ${pod} cannot start: ${reason}; a Job that never starts fails only with activeDeadlineSeconds`,
-    ),
-  EvidenceUnavailable: ({ why }) => logLine("warning", `its pods cannot be inspected: ${why}`),
-  NotUnderstood: ({ why }) => logLine("error", `cannot be understood: ${why}`),
-  JobMissing: () => logLine("warning", "there is no such Job yet; it is watched as soon as it appears"),
-  NamespaceEmpty: ({ namespace, isMissing }) =>
-    logLine(
-      "warning",
-      `namespace ${namespace} ${isMissing ? "does not exist" : "has no Jobs yet"}; if that is wrong, see NAMESPACE`,
-    ),
-  PermissionsReviewed: ({ namespace, missing, isEssential }) =>
-    missing.length === 0
-      ? logLine("debug", `${namespace}: the Role allows everything that is needed`)
-      : {
-          level: isEssential ? "error" : "warning",
-          text: `${namespace}: no such namespace yet, or its Role lacks ${missing.length} rules; see deploy/rbac.yaml:`,
-          lines: missing,
-        },
-  WriteFailed: ({ namespace, what, why }) => logLine("warning", `${namespace}: ${what}: ${why}`),
-  EventFailed: ({ why }) => logLine("debug", `an Event could not be written: ${why}`),
+    told("info", isRestart ? "is being restarted by someone else" : "was deleted by someone; it is not restarted"),
+  RemovedByTtl: ({ because }) => told("warning", `was removed by its TTL and is not restarted: ${because}`),
+  WrongAnnotation: ({ problem }) => told("warning", problem, { event: { reason: "WrongAnnotation" } }),
+  Queued: ({ queue }) => {
+    const event = { reason: "Queued" }
+    return told("warning", `waits in queue ${queue}; its suspend field stays as it is for the queue's controller`, {
+      event,
+    })
+  },
+  NoPod: ({ forMs }) => {
+    const text = `was restarted, but has had no pod for ${durationText(forMs)}`
+    const event = { reason: "NoPod" }
+    return told("warning", `${text}; kubectl describe job tells of quota and policy`, { event })
+  },
+  CannotStart: ({ pod, reason }) => {
+    const advice = "a Job that never starts fails only with activeDeadlineSeconds"
+    return told("warning", `pod ${pod} cannot start: ${reason}; ${advice}`)
+  },
+  EvidenceUnavailable: ({ why }) => told("warning", `its pods cannot be inspected: ${why}`),
+  NotUnderstood: ({ why }) => told("error", `cannot be understood: ${why}`),
+  JobMissing: () => told("warning", "there is no such Job yet; it is watched as soon as it appears"),
+  NamespaceEmpty: ({ namespace, isMissing }) => {
+    const what = isMissing ? "does not exist" : "has no Jobs yet"
+    return told("warning", `namespace ${namespace} ${what}; if that is wrong, see NAMESPACE`)
+  },
+  PermissionsReviewed: ({ namespace, missing, isEssential }) => {
+    if (missing.length === 0) return told("debug", `${namespace}: the Role allows everything that is needed`)
+    const text = `${namespace}: no such namespace yet, or its Role lacks ${missing.length} rules; see deploy/rbac.yaml:`
+    return told(isEssential ? "error" : "warning", text, { details: { lines: missing } })
+  },
+  WriteFailed: ({ namespace, what, why }) => told("warning", `${namespace}: ${what}: ${why}`),
+  EventFailed: ({ why }) => told("debug", `an Event could not be written: ${why}`),
   Retrying: ({ what, why, retryMs, isAlarm }) =>
-    logLine(isAlarm ? "error" : "warning", `${what}, next try in ${durationText(retryMs)}: ${why}`),
-  Recovered: ({ what, afterMs }) => logLine("info", `${what}: over after ${durationText(afterMs)}`),
-  ClockSkew: ({ skewMs }) => logLine("warning", skewText(skewMs)),
+    told(isAlarm ? "error" : "warning", `${what}, next try in ${durationText(retryMs)}: ${why}`),
+  Recovered: ({ what, afterMs }) => told("info", `${what}: over after ${durationText(afterMs)}`),
+  ClockSkew: ({ skewMs }) => {
+    const skew = `${durationText(Math.abs(skewMs))} ${skewMs > 0 ? "ahead of" : "behind"} this machine's`
+    const advice = "due times follow the server's; set the clock that is wrong"
+    return told("warning", `the API server's clock is ${skew}; ${advice}`)
+  },
   ClockSet: ({ byMs }) =>
-    logLine("info", `this machine's clock was set by ${durationText(byMs)}; the API server's time was read again`),
-  Stopping: ({ restarts }) => logLine("info", `finishing ${restarts} restarts`),
+    told("info", `this machine's clock was set by ${durationText(byMs)}; the API server's time was read again`),
+  Stopping: ({ restarts }) => told("info", `finishing ${restarts} restarts`),
 }
 
-const skewText = (skewMs: number) =>
-  `the API server's clock is ${durationText(Math.abs(skewMs))} ${skewMs > 0 ? "ahead of" : "behind"} this machine's; ` +
-  "due times follow the server's; set the clock that is wrong"
-
-const rejectedText = (why: string) => `not deleted, because the cluster would not take it back: ${why}`
-
-const queuedText = (queue: string) =>
-  `waits in queue ${queue}; its suspend field stays as it is for the queue's controller`
-
-const noPodText = (forMs: number) =>
-  `was restarted, but has had no pod for ${durationText(forMs)}; kubectl describe job tells of quota and policy`
-
-const heldUpText = ({ waitsFor, blockers, forMs }: Extract<Fact, { kind: "HeldUp" }>) =>
-  `has waited ${durationText(forMs)} for ${waitsFor}: ${blockers}; remove what holds it, and the restart continues`
-
-function intentText({ namespace }: JobName, intent: string, dueAt: number | undefined): string {
-  const when = dueAt === undefined ? "" : ` and will happen at ${instantText(dueAt)}, even if its TTL removes it first`
-  const cancel = `kubectl -n ${namespace} delete job ${intent}`
-  return `its restart is recorded in intent ${intent}${when}; to cancel it: ${cancel}`
-}
-
-function finishedLine(outcome: FinalOutcome, tookMs: number): LogLine {
+function finishedText(outcome: FinalOutcome, tookMs: number): string {
   switch (outcome.result) {
     case "restarted":
-      return logLine("info", `restarted in ${durationText(tookMs)}, new uid ${outcome.uid}`)
+      return `restarted in ${durationText(tookMs)}, new uid ${outcome.uid}`
     case "replaced":
-      return logLine("info", `was created again by someone else, uid ${outcome.uid}; that completes its restart`)
+      return `was created again by someone else, uid ${outcome.uid}; that completes its restart`
     case "cancelled":
-      return logLine("info", "its intent was removed, so its restart is cancelled")
+      return "its intent was removed, so its restart is cancelled"
     case "changed":
-      return logLine("info", "has changed meanwhile; not restarted")
+      return "has changed meanwhile; not restarted"
     case "namespace gone":
-      return logLine("warning", "its namespace is being deleted; it cannot be created again")
+      return "its namespace is being deleted; it cannot be created again"
     case "interrupted":
-      return logLine("info", "its restart is left for the next start")
+      return "its restart is left for the next start"
   }
 }
+
+const toldOf = (fact: Fact) => (TOLD_OF[fact.kind] as (fact: Fact) => Told)(fact)
 
 /** A fact as a line of the log. */
-export function logLineOf(fact: Fact): LogLine {
-  const { level, text, lines, fields } = (LOG_LINE_OF[fact.kind] as (fact: Fact) => LogLine)(fact)
-  const job = "job" in fact ? fact.job : undefined
-  return {
-    level,
-    text: job ? `[${job.key}] ${text}` : text,
-    ...(lines && { lines }),
-    fields: { ...(job && { job: job.key, reason: fact.kind }), ...fields },
-  }
+export function logLineOf(fact: Fact): { level: Level; text: string; details: Details } {
+  const { level, text, details } = toldOf(fact)
+  if (!("job" in fact) || !fact.job) return { level, text, details: { ...details } }
+  const { key } = fact.job
+  return { level, text: `[${key}] ${text}`, details: { ...details, job: key, reason: fact.kind } }
 }
 
-/** The facts that `kubectl describe job` shows: reason, severity and text of the Event; undefined for the others. */
+/** A fact as an Event; undefined if it is none. */
 export function eventTextOf(fact: Fact): { level: Level; reason: string; text: string } | undefined {
-  switch (fact.kind) {
-    case "RestartScheduled": {
-      const text = `failed, cause ${fact.cause}; will be restarted at ${instantText(fact.dueAt)}: ${fact.because}`
-      return { level: "warning", reason: "FailureSeen", text }
-    }
-    case "RestartFinished":
-      if (fact.outcome.result !== "restarted") return undefined
-      return { level: "info", reason: "Restarted", text: finishedLine(fact.outcome, fact.tookMs).text }
-    case "RestartRejected":
-      return { level: "error", reason: "CannotRestart", text: rejectedText(fact.why) }
-    case "GaveUp":
-      return { level: "error", reason: "GivenUp", text: `${gaveUpText(fact.because)} (cause ${fact.cause})` }
-    case "IntentWritten":
-      return { level: "info", reason: "RestartRecorded", text: intentText(fact.job, fact.intent, fact.dueAt) }
-    case "HeldUp":
-      return fact.isAlarm ? { level: "error", reason: "HeldUp", text: heldUpText(fact) } : undefined
-    case "WrongAnnotation":
-      return { level: "warning", reason: "WrongAnnotation", text: fact.problem }
-    case "Queued":
-      return { level: "warning", reason: "Queued", text: queuedText(fact.queue) }
-    case "NoPod":
-      return { level: "warning", reason: "NoPod", text: noPodText(fact.forMs) }
-    default:
-      return undefined
-  }
+  const { level, text, event } = toldOf(fact)
+  return event && { level, text, ...event }
 }
 
 // ───────────────────────────────────────────── 8 Kubeconfig ─────────────────────────────────────────────
@@ -6397,8 +6381,8 @@ function configureLog({ logLevel, logFormat }: Pick<Config, "logLevel" | "logFor
 export const logSink =
   (say: Say): Emit =>
   (fact) => {
-    const { level, text, lines, fields } = logLineOf(fact)
-    say(level, text, { ...(lines && { lines }), ...fields })
+    const { level, text, details } = logLineOf(fact)
+    say(level, text, details)
   }
 
 /** Passes each fact to all sinks. */

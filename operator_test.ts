@@ -3368,11 +3368,11 @@ describe("7 Facts", () => {
   test.each(Object.entries(facts))(
     "logLineOf() names the Job of %s, and its kind for log collectors",
     (kind, [fact]) => {
-      const { text, fields } = logLineOf(fact)
+      const { text, details } = logLineOf(fact)
       expect(text).toMatch(/^[^\n]{10,}$/)
       if (!("job" in fact) || !fact.job) return
       expect(text).toStartWith("[batch-a/load-a] ")
-      expect(fields).toMatchObject({ job: "batch-a/load-a", reason: kind })
+      expect(details).toMatchObject({ job: "batch-a/load-a", reason: kind })
     },
   )
   test.each(Object.entries(facts))(
@@ -3402,7 +3402,7 @@ describe("7 Facts", () => {
   })
 
   const results: Record<string, [Fact, object]> = {
-    "a failure": [facts.FailureSeen[0], { cause: "oom" }],
+    "a failure": [facts.FailureSeen[0], { cause: "oom", lines: ["no pods left"] }],
     "a Job that is left alone": [facts.LeftAlone[0], { phase: "running" }],
     "a restart": [finished({ result: "restarted", uid: "U2" }), { result: "restarted", lateMs: 250 }],
     "a restart that somebody else completed": [finished({ result: "replaced", uid: "U2" }), { result: "replaced" }],
@@ -3410,7 +3410,7 @@ describe("7 Facts", () => {
     "a rejected restart": [facts.RestartRejected[0], { result: "rejected" }],
   }
   test.each(Object.entries(results))("logLineOf() has fields for log collectors about %s", (_, [fact, fields]) => {
-    const { job: key, reason, ...rest } = logLineOf(fact).fields ?? {}
+    const { job: key, reason, ...rest } = logLineOf(fact).details
     expect(rest).toEqual(fields as Record<string, unknown>)
   })
 })
