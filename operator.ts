@@ -129,7 +129,6 @@ export function instant(text: string | null | undefined): number | undefined {
 export const compareVersions = (a: string, b: string) => a.length - b.length || (a < b ? -1 : a > b ? 1 : 0)
 
 const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu
-const UNPRINTABLE_ONE = new RegExp(UNPRINTABLE.source, "u")
 
 /** Text with all that could break a line, forge a record or drive a terminal made visible. */
 export function printable(text: string): string {
@@ -188,6 +187,17 @@ export function durationText(ms: number): string {
   const s = Math.round(Math.abs(ms) / 1_000)
   const text = `${Math.floor(s / 86_400)}d${Math.floor(s / 3_600) % 24}h${Math.floor(s / 60) % 60}m${s % 60}s`
   return (ms < 0 ? "-" : "") + (text.replace(/(?<!\d)0[dhms]/g, "") || "0s")
+}
+
+const UNIT_MS: Record<string, number> = { ms: 1, millisecond: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 }
+const UNIT = "(ms|millisecond|s|sec|second|m|min|minute|h|hr|hour|d|day)s?(?![a-z])"
+const SPAN = new RegExp(String.raw`(\d+(?:\.\d+)?)\s*${UNIT}[\s,]*(?:and\s+)?`, "gi")
+
+/** The sum of a text such as `1h30m` or `2 minutes, 5 seconds`, in ms; undefined for any other text. */
+function readSpan(text: string): number | undefined {
+  if (text === "" || text.replace(SPAN, "") !== "") return undefined
+  const parts = [...text.toLowerCase().matchAll(SPAN)]
+  return parts.reduce((ms, [, number, unit = ""]) => ms + Number(number) * (UNIT_MS[unit] ?? UNIT_MS[unit[0]!]!), 0)
 }
 
 /** An instant in UTC with Z, to the second. */
@@ -251,73 +261,17 @@ export function jsonText(value: unknown, most?: number): string {
 
 const ESCAPE = "\u001b"
 
+/** A carriage return, or a sequence that moves the cursor to the first column. */
+const LINE_START = new RegExp(`\\r|${ESCAPE}\\[[01]?G`)
+
+/** A line without colours and other sequences; of one that a program drew anew, as a progress bar, what it drew last. */
+export function renderLine(line: string): string {
+  const drawn = line.split(LINE_START).map((part) => Bun.stripANSI(part))
+  return drawn.findLast((part) => part.trim() !== "") ?? ""
+}
+
 /** What is too long is cut in its middle: the error may stand at the end of a long line. */
 const LINE_CHARACTERS = 1_000
-
-/** A terminal's line is at most so wide for sequences that move the cursor to a column. */
-const TERMINAL_COLUMNS = 1_000
-
-/** CSI sequences (ECMA-48), OSC and other strings with their end, and single escapes. */
-const CONTROL_STRING = `[\\]PX^_][^${ESCAPE}\\u0007]*(?:${ESCAPE}\\\\|\\u0007)`
-const SEQUENCE = new RegExp(
-  `${ESCAPE}(?:\\[([0-?]*)[ -/]*([@-~])|${CONTROL_STRING}|[ -/]+[0-~]|[0-OQ-WYZ\\\\\`-~])`,
-  "y",
-)
-
-/**
- * A line as a terminal would show it: without colours and other sequences; \r and backspace move the cursor, and what
- * follows overwrites what is there. Other control characters stay as they are.
- */
-export function renderLine(line: string): string {
-  if (!["\b", "\r", ESCAPE].some((control) => line.includes(control))) return line
-  const cells: string[] = []
-  let column = 0
-  for (let at = 0; at < line.length; ) {
-    SEQUENCE.lastIndex = at
-    const sequence = SEQUENCE.exec(line)
-    if (sequence) {
-      column = moveCursor(cells, column, sequence[2] ?? "", Number.parseInt(sequence[1] ?? "", 10))
-      at = SEQUENCE.lastIndex
-      continue
-    }
-    const character = String.fromCodePoint(line.codePointAt(at) as number)
-    at += character.length
-    if (character === "\r") column = 0
-    else if (character === "\b") column = Math.max(0, column - 1)
-    else column = putCharacter(cells, column, character)
-  }
-  return cells.join("")
-}
-
-/** Writes one character; a wide one takes two cells, and one without width joins the cell before it. */
-function putCharacter(cells: string[], column: number, character: string): number {
-  const width = character < "\u0300" ? 1 : Bun.stringWidth(character)
-  if (width === 0 && column > 0 && !UNPRINTABLE_ONE.test(character)) {
-    cells[column - 1] += character
-    return column
-  }
-  // What is left of a wide character that is overwritten in part is a blank.
-  if (cells[column] === "" && column > 0) cells[column - 1] = " "
-  while (cells.length < column) cells.push(" ")
-  cells[column] = character
-  if (width === 2) cells[column + 1] = ""
-  const next = column + Math.max(1, width)
-  if (cells[next] === "") cells[next] = " "
-  return next
-}
-
-/** Applies the end of a CSI sequence to a line: what erases in it or moves in it counts, all else does not. */
-function moveCursor(cells: string[], column: number, final: string, parameter: number): number {
-  const count = Math.max(1, parameter || 1)
-  const most = Math.max(cells.length, TERMINAL_COLUMNS)
-  if (final === "C") return Math.min(most, column + count)
-  if (final === "D") return Math.max(0, column - count)
-  if (final === "G") return Math.min(most, count - 1)
-  if (final !== "K" && final !== "J") return column
-  if (parameter === 1) cells.fill(" ", 0, Math.min(cells.length, column + 1))
-  else cells.length = parameter === 2 || parameter === 3 ? 0 : Math.min(cells.length, column)
-  return column
-}
 
 /** A line of at most LINE_CHARACTERS, from its beginning and its end, with a mark for what is left out. */
 function shortLine(line: string): string {
@@ -600,18 +554,11 @@ function showSetting(key: keyof Config, value: unknown): string {
   return texts.map((one) => (typeof one === "object" ? one.text : one)).join(", ")
 }
 
-/**
- * A reader of durations in ms: whole seconds, or like 90s, 15m, 1h30m, 7d; at most ten years, which every date can
- * hold.
- */
+/** A reader of durations in ms: whole seconds, or like 90s, 1h30m, 7d; at most ten years, which every date can hold. */
 export function duration(leastMs: number) {
   return (text: string): number => {
-    const match = /^(?:(\d+)|(?=\d)(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?)$/.exec(text.toLowerCase())
-    const [plain = 0, days = 0, hours = 0, minutes = 0, seconds = 0] = (match ?? [])
-      .slice(1)
-      .map((digits) => Number(digits ?? 0))
-    const ms = (plain + days * 86_400 + hours * 3_600 + minutes * 60 + seconds) * 1_000
-    if (match && ms >= leastMs && ms <= 3650 * 86_400_000) return ms
+    const ms = /^\d+$/.test(text) ? Number(text) * 1_000 : readSpan(text)
+    if (ms !== undefined && ms >= leastMs && ms <= 3650 * 86_400_000) return Math.round(ms)
     throw new Error(`write whole seconds or a duration like 90s, 15m, 1h30m, from ${durationText(leastMs)} to 3650d`)
   }
 }
@@ -1457,26 +1404,8 @@ function lastWaitAskedFor(lines: string[], pattern: RegExp): string {
   return text === "" ? "" : (HTTP_DATE.exec(line.slice(from))?.[0] ?? text)
 }
 
-const CLOCK_TIME = String.raw`\d{2}:\d{2}:\d{2}`
-
-/**
- * The three forms of RFC 9110: `Sun, 06 Nov 1994 08:49:37 GMT`, `Sunday, 06-Nov-94 08:49:37 GMT`, `Sun Nov  6
- * 08:49:37 1994`.
- */
-const HTTP_DATE = new RegExp(
-  `^\\s*(?:${[
-    String.raw`[A-Z][a-z]{2}, \d{2} [A-Z][a-z]{2} \d{4} ${CLOCK_TIME} GMT`,
-    String.raw`[A-Z][a-z]{5,8}, \d{2}-[A-Z][a-z]{2}-\d{2} ${CLOCK_TIME} GMT`,
-    String.raw`[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d ${CLOCK_TIME} \d{4}`,
-  ].join("|")})`,
-)
-
-const ISO_DATE = /^(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?) ?(Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?$/i
-
-const SPAN_UNIT = "ms|milliseconds?|s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?"
-const SPAN = new RegExp(String.raw`(\d+(?:\.\d+)?)\s*(${SPAN_UNIT})(?![a-z])[\s,]*(?:and\s+)?`, "giy")
-
-const SPAN_MS: Record<string, number> = { ms: 1, milli: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 }
+/** `Sun, 06 Nov 1994 08:49:37 GMT` or `Sunday, 06-Nov-94 08:49:37 GMT` (RFC 9110). */
+const HTTP_DATE = /^\s*[A-Z][a-z]{2,8}, \d{2}[ -][A-Z][a-z]{2}[ -]\d{2,4} \d{2}:\d{2}:\d{2} GMT/
 
 /** Numbers from here on are epoch seconds: as a wait it would be 31 years. */
 const LEAST_EPOCH_SECONDS = 1e9
@@ -1494,40 +1423,15 @@ export function readAskedWait(text: string, failedAt: number): number | undefine
     const seconds = Number(bare)
     return seconds * 1_000 - (seconds >= LEAST_EPOCH_SECONDS ? failedAt : 0)
   }
-  const at = HTTP_DATE.exec(bare)?.[0] === bare ? instantOfHttpDate(bare) : instantOfIsoDate(bare)
+  const at = instantFrom(bare)
   return at === undefined ? readSpan(bare) : at - failedAt
 }
 
-/** The sum of a text such as `1h30m` or `2 minutes, 5 seconds`. */
-function readSpan(text: string): number | undefined {
-  SPAN.lastIndex = 0
-  let ms = 0
-  for (let at = 0; at < text.length; at = SPAN.lastIndex) {
-    const [, number = "", unit = ""] = SPAN.exec(text) ?? []
-    if (number === "") return undefined
-    const name = unit.toLowerCase()
-    ms += Number(number) * (SPAN_MS[name.startsWith("milli") ? "milli" : name] ?? SPAN_MS[name[0] ?? ""] ?? Number.NaN)
-  }
-  return text === "" ? undefined : ms
-}
-
-function instantOfHttpDate(text: string): number | undefined {
-  const [, day = "", month = "", year = ""] = /(\d{2})-([A-Z][a-z]{2})-(\d{2}) /.exec(text) ?? []
-  const clock = new RegExp(CLOCK_TIME).exec(text)?.[0]
-  // A year of two digits is at most 50 years ahead (RFC 9110, 5.6.7); rate limits are never so old that the century
-  // matters.
-  if (day !== "") return instant(`${day} ${month} 20${year} ${clock} GMT`)
-  return instant(text.endsWith("GMT") ? text : `${text} GMT`)
-}
-
-function instantOfIsoDate(text: string): number | undefined {
-  const [, date, time = "", zone = "Z"] = ISO_DATE.exec(text) ?? []
-  const offset = zone
-    .replace(/^(?:UTC|GMT|z)$/i, "Z")
-    .replace(/^([+-]\d{2}):?(\d{2})?$/, (_, hours, minutes = "00") => {
-      return `${hours}:${minutes}`
-    })
-  return date === undefined ? undefined : instant(`${date}T${time.replace(",", ".")}${offset}`)
+/** An instant as people and programs write it. Date.parse() takes text without a zone for local time. */
+function instantFrom(text: string): number | undefined {
+  if (text.length > 50 || !/\d:\d\d/.test(text)) return undefined
+  const hasZone = /(?:Z|UTC|GMT|[+-]\d\d:?\d\d)$/i.test(text)
+  return instant(`${text.replace(/^([\d-]+)T/i, "$1 ")}${hasZone ? "" : " UTC"}`)
 }
 
 /** Restarts in a row; a change of the Job by its owner begins anew, and so does a person who asks for a restart. */
