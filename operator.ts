@@ -12,7 +12,7 @@
  * are durations.
  */
 import { createHash, createPrivateKey, X509Certificate } from "node:crypto"
-import { existsSync, readdirSync } from "node:fs"
+import { existsSync } from "node:fs"
 import { readFile, stat } from "node:fs/promises"
 import { isIPv6 } from "node:net"
 import { basename, delimiter, dirname, join, resolve } from "node:path"
@@ -5913,87 +5913,55 @@ const LATE_SECONDS = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1_800, 7_200]
 
 /** A Job's counts outlive its restart; one that is gone for longer has none. */
 const COUNTS_KEPT_MS = 3_600_000
+const MOST_COUNTED_JOBS = 10_000
 
-/** Each selected Job has a series for each of these from the start: increase() needs a 0 before the first 1. */
+/** The causes of failures, in metrics. */
 const CAUSES = ["oom", "evicted", "deadline", "exit", "unknown"]
 
 /** How a restart can end, in metrics. */
 export const RESULTS = ["restarted", "replaced", "rejected", "changed", "cancelled", "namespace_gone", "interrupted"]
-const MOST_COUNTED_JOBS = 10_000
 
-/** What a Job's failures and restarts came to so far. */
-interface Counts {
-  /** When the Job was last there, by the monotonic clock. */
-  thereAt: number
-  failures: Record<string, number>
-  restarts: Record<string, number>
-}
+type MetricKind<M> = new (metric: {
+  name: string
+  help: string
+  labelNames: string[]
+  registers: Registry[]
+  buckets: number[]
+}) => M
 
-/**
- * What Prometheus gets: counts of what was said and of calls; all else is read from the operator when it is asked
- * for.
- */
+/** What Prometheus gets: counts of facts and of calls; all else is read from the operator when it is asked for. */
 export class Metrics {
   private readonly registry = new Registry()
-  private readonly failures = this.newMetric(Counter, "failures_total", "Failures of Jobs that were seen.", [
+  private readonly failures = this.metric(
+    Counter,
+    "failures_total",
+    "Failures of Jobs that were seen.",
     ...JOB_LABELS,
     "cause",
-  ])
-  private readonly restarts = this.newMetric(Counter, "restarts_total", "Restarts that have ended, by how.", [
+  )
+  private readonly restarts = this.metric(
+    Counter,
+    "restarts_total",
+    "Restarts that have ended, by how.",
     ...JOB_LABELS,
     "result",
-  ])
-  private readonly lateness = this.newMetric(Histogram, "restart_lateness_seconds", "From the due time to the new Job.")
-  private readonly state = this.newMetric(Gauge, "job_state", "1 for the state that a selected Job is in.", [
-    ...JOB_LABELS,
-    "state",
-  ])
-  private readonly due = this.newMetric(
-    Gauge,
-    "job_due_timestamp_seconds",
-    "When a failed Job is or was to be restarted.",
-    JOB_LABELS,
   )
-  private readonly calls = this.newMetric(Counter, "api_calls_total", "Calls of the API server, by verb and status.", [
-    "verb",
-    "code",
-  ])
-  private readonly watches = this.newMetric(Counter, "watch_restarts_total", "Watches begun anew.", [
-    "namespace",
-    "resource",
-  ])
-  private readonly ready = this.newMetric(Gauge, "ready", "Whether what is known of a namespace is fresh.", [
-    "namespace",
-  ])
-  private readonly build = this.newMetric(Gauge, "build_info", "Always 1; the labels tell the version.", [
-    "version",
-    "bun",
-  ])
-  private readonly cpu = this.newMetric(Counter, "process_cpu_seconds_total", "User and system CPU time spent.")
-  private readonly memory = this.newMetric(
-    Gauge,
-    "process_resident_memory_bytes",
-    "Resident memory, with the pages of the binary.",
-  )
-  private readonly start = this.newMetric(Gauge, "process_start_time_seconds", "When the process began.")
-  private readonly files = this.newMetric(Gauge, "process_open_fds", "Open file descriptors.")
-  private readonly counts = new Map<string, Counts>()
+  private readonly lateness = this.metric(Histogram, "restart_lateness_seconds", "From the due time to the new Job.")
+  private readonly state = this.metric(Gauge, "job_state", "1 for a Job's current state.", ...JOB_LABELS, "state")
+  private readonly due = this.metric(Gauge, "job_due_timestamp_seconds", "When a restart is or was due.", ...JOB_LABELS)
+  private readonly calls = this.metric(Counter, "api_calls_total", "Calls of the API server.", "verb", "code")
+  private readonly watches = this.metric(Counter, "watch_restarts_total", "New watches.", "namespace", "resource")
+  private readonly ready = this.metric(Gauge, "ready", "Whether what is known of a namespace is fresh.", "namespace")
+  private readonly build = this.metric(Gauge, "build_info", "Always 1; the labels tell the version.", "version", "bun")
+  /** When each counted Job was last there, by the monotonic clock. */
+  private readonly thereAt = new Map<string, number>()
 
-  constructor(private readonly clock: Pick<Clock, "monotonic"> = systemClock) {}
+  constructor(private readonly clock: Pick<Clock, "monotonic"> = systemClock) {
+    this.build.set({ version: project.version, bun: Bun.version }, 1)
+  }
 
-  private newMetric<M>(
-    Kind: new (metric: {
-      name: string
-      help: string
-      labelNames: string[]
-      registers: Registry[]
-      buckets?: number[]
-    }) => M,
-    name: string,
-    help: string,
-    labelNames: string[] = [],
-  ): M {
-    const full = name.startsWith("process_") ? name : `flickr_operator_${name}`
+  private metric<M>(Kind: MetricKind<M>, name: string, help: string, ...labelNames: string[]): M {
+    const full = `flickr_operator_${name}`
     return new Kind({ name: full, help, labelNames, registers: [this.registry], buckets: LATE_SECONDS })
   }
 
@@ -6002,66 +5970,63 @@ export class Metrics {
 
   /** Counts failures and restarts. */
   readonly observe: Emit = (fact) => {
-    if (fact.kind === "FailureSeen") newMetric(this.countsOf(fact.job.key).failures, fact.cause.replace(/:.*/, ""))
-    if (fact.kind === "RestartRejected") newMetric(this.countsOf(fact.job.key).restarts, "rejected")
+    if (fact.kind === "FailureSeen")
+      this.failures.inc({ ...this.countedLabels(fact.job.key), cause: fact.cause.replace(/:.*/, "") })
+    if (fact.kind === "RestartRejected") this.restarts.inc({ ...this.countedLabels(fact.job.key), result: "rejected" })
     if (fact.kind !== "RestartFinished") return
     const { result } = fact.outcome
-    newMetric(this.countsOf(fact.job.key).restarts, result.replaceAll(" ", "_"))
+    this.restarts.inc({ ...this.countedLabels(fact.job.key), result: result.replaceAll(" ", "_") })
     if (result === "restarted") this.lateness.observe(Math.max(0, fact.lateMs) / 1_000)
   }
 
-  private countsOf(job: string): Counts {
-    const known = this.counts.get(job)
-    if (known) return known
-    if (this.counts.size >= MOST_COUNTED_JOBS) this.counts.clear()
-    const counts = { thereAt: this.clock.monotonic(), failures: {}, restarts: {} }
-    this.counts.set(job, counts)
-    return counts
+  /** The labels of a Job that is there now, and whose counts are kept. */
+  private countedLabels(key: string) {
+    if (this.thereAt.size >= MOST_COUNTED_JOBS && !this.thereAt.has(key)) {
+      this.failures.reset()
+      this.restarts.reset()
+      this.thereAt.clear()
+    }
+    this.thereAt.set(key, this.clock.monotonic())
+    return jobLabels(key)
   }
 
   /** All metrics as text, in Prometheus' exposition format. */
   async text(operator: Operator, namespaces: string[]): Promise<string> {
-    for (const metric of [this.state, this.due, this.watches, this.cpu, this.failures, this.restarts]) metric.reset()
+    for (const metric of [this.state, this.due, this.watches]) metric.reset()
     for (const { key, state, dueAt } of operator.states()) {
-      this.state.set({ ...jobLabels(key), state }, 1)
-      if (dueAt !== undefined) this.due.set(jobLabels(key), dueAt / 1_000)
-      this.countsOf(key).thereAt = this.clock.monotonic()
+      const labels = this.countedLabels(key)
+      this.state.set({ ...labels, state }, 1)
+      if (dueAt !== undefined) this.due.set(labels, dueAt / 1_000)
     }
-    this.setCounts()
+    this.completeCounts()
     for (const [key, begun] of operator.liveness.watches) {
       const [namespace = "", resource = ""] = key.split("/")
       this.watches.inc({ namespace, resource }, begun - 1)
     }
     for (const namespace of namespaces)
       this.ready.set({ namespace }, operator.liveness.staleForMs(namespace) === undefined ? 1 : 0)
-    this.setProcess()
     return this.registry.metrics()
   }
 
-  /** The counts of a Job that is gone for an hour go. */
-  private setCounts(): void {
-    for (const [key, { thereAt, failures, restarts }] of this.counts) {
-      if (this.clock.monotonic() - thereAt > COUNTS_KEPT_MS) {
-        this.counts.delete(key)
-        continue
+  /**
+   * Each Job has a series for every cause and result from the start: increase() needs a 0 before the first 1. Those of
+   * a Job that is gone for an hour go.
+   */
+  private completeCounts(): void {
+    for (const [key, thereAt] of this.thereAt) {
+      const isGone = this.clock.monotonic() - thereAt > COUNTS_KEPT_MS
+      if (isGone) this.thereAt.delete(key)
+      const labels = jobLabels(key)
+      for (const cause of CAUSES) {
+        if (isGone) this.failures.remove({ ...labels, cause })
+        else this.failures.inc({ ...labels, cause }, 0)
       }
-      for (const cause of CAUSES) this.failures.inc({ ...jobLabels(key), cause }, failures[cause] ?? 0)
-      for (const result of RESULTS) this.restarts.inc({ ...jobLabels(key), result }, restarts[result] ?? 0)
+      for (const result of RESULTS) {
+        if (isGone) this.restarts.remove({ ...labels, result })
+        else this.restarts.inc({ ...labels, result }, 0)
+      }
     }
   }
-
-  private setProcess(): void {
-    const { user, system } = process.cpuUsage()
-    this.build.set({ version: project.version, bun: Bun.version }, 1)
-    this.cpu.inc((user + system) / 1e6)
-    this.memory.set(process.memoryUsage.rss())
-    this.start.set(performance.timeOrigin / 1_000)
-    if (process.platform === "linux") this.files.set(readdirSync("/proc/self/fd").length)
-  }
-}
-
-function newMetric(counts: Record<string, number>, name: string): void {
-  counts[name] = (counts[name] ?? 0) + 1
 }
 
 function jobLabels(key: string): { namespace: string; job_name: string } {
