@@ -217,27 +217,18 @@ export function textRecord(at: number, level: string, text: string, lines: strin
 
 /** One log record for collectors: one line of JSON. */
 export function jsonRecord(at: number, level: string, text: string, details: object = {}): string {
-  const record = { time: new Date(at).toISOString(), level, message: text, ...details }
-  return `${JSON.stringify(sanitized(record, (_, value) => (typeof value === "string" ? safe(value) : value)))}\n`
+  return `${JSON.stringify({ time: new Date(at).toISOString(), level, message: text, ...details }, forOthers)}\n`
 }
 
-/** A copy of JSON data in which `clean` has replaced every value, and every key is masked and printable. */
-function sanitized(value: unknown, clean: (key: string, value: unknown) => unknown, key = ""): unknown {
-  if (Array.isArray(value)) return value.map((item) => sanitized(item, clean, key))
-  if (value === null || typeof value !== "object") return clean(key, value)
-  return Object.fromEntries(Object.entries(value).map(([name, part]) => [safe(name), sanitized(part, clean, name)]))
-}
+/** JSON for people. */
+export const jsonText = (value: unknown) => JSON.stringify(value, forOthers, 1)
 
-/** Rows as a table with a frame. */
-export function table(rows: string[][]): string[] {
-  const widths = (rows[0] ?? []).map((_, column) =>
-    Math.max(...rows.map((row) => Bun.stringWidth(safe(row[column] ?? "")))),
-  )
-  const rule = (ends: string, joint: string) =>
-    ends[0] + widths.map((width) => "─".repeat(width + 2)).join(joint) + ends[1]
-  const pad = (cell: string, width: number) => safe(cell) + " ".repeat(width - Bun.stringWidth(safe(cell)))
-  const line = (row: string[]) => `│${row.map((cell, column) => ` ${pad(cell, widths[column] ?? 0)} `).join("│")}│`
-  return [rule("┌┐", "┬"), ...rows.map(line), rule("└┘", "┴")]
+/** What JSON.stringify() writes of a value: texts and keys masked and printable, instants (`…At`) as text. */
+function forOthers(key: string, value: unknown): unknown {
+  if (typeof value === "string") return safe(value)
+  if (typeof value === "number" && key.endsWith("At")) return instantText(value)
+  if (value === null || typeof value !== "object" || Array.isArray(value)) return value
+  return Object.fromEntries(Object.entries(value).map(([name, part]) => [safe(name), part]))
 }
 
 /** Rows in columns, two spaces apart. */
@@ -248,15 +239,6 @@ export function alignedRows(rows: string[][]): string[] {
   )
   const padded = (text: string, i: number) => text + " ".repeat((widths[i] ?? 0) - Bun.stringWidth(text) + 2)
   return cells.map((row) => row.map(padded).join("").trimEnd())
-}
-
-/** JSON for people: instants (`…At`) as text, every string masked, printable and at most so long. */
-export function jsonText(value: unknown, most?: number): string {
-  const clean = (key: string, part: unknown) => {
-    if (typeof part === "string") return safe(part).slice(0, most)
-    return key.endsWith("At") && typeof part === "number" ? instantText(part) : part
-  }
-  return JSON.stringify(sanitized(value, clean), undefined, 1)
 }
 
 const ESCAPE = "\u001b"
@@ -2292,7 +2274,7 @@ export function recordFor(job: JobView, evidence: Evidence, cause: Cause, decisi
   const decided = decidedText(decision)
   const { pods, morePods } = evidence
   const whole = { namespace, job: name, uid, failedAt, cause, reason, message, restarts, decided }
-  const jsonOf = (from: number) => jsonText({ ...whole, morePods: morePods + from, pods: pods.slice(from) }, 1_000)
+  const jsonOf = (from: number) => jsonText({ ...whole, morePods: morePods + from, pods: pods.slice(from) })
   let from = 0
   while (bytesIn(jsonOf(from)) > RECORD_BYTES / 2 && from < pods.length) from++
   const texts = logTexts({ ...evidence, pods: pods.slice(from) }, RECORD_BYTES - bytesIn(jsonOf(from)))
@@ -6303,7 +6285,7 @@ async function waitForServer({ cluster, clock, emit, stop }: World, say: Say): P
 
 function announce(say: Say, rows: SettingRow[], warnings: string[], { from, access }: Source, env: Env): void {
   say("info", "settings", {
-    lines: table([["setting", "value", "from"], ...rows.map((row) => [row.variable, row.value, row.from])]),
+    lines: alignedRows([["setting", "value", "from"], ...rows.map((row) => [row.variable, row.value, row.from])]),
   })
   for (const warning of warnings) say("warning", warning)
   say("info", `connecting with ${from}${access.context ? `, context ${access.context}` : ""}`)
@@ -6352,7 +6334,7 @@ export async function main(args: string[], env: Env): Promise<number> {
       ["runtime", `Bun ${Bun.version}, ${process.platform} ${process.arch}`],
       ["cluster", server],
     ]
-    say("info", `starting${config.dryRun ? "; DRY_RUN: nothing will be changed" : ""}`, { lines: table(facts) })
+    say("info", `starting${config.dryRun ? "; DRY_RUN: nothing will be changed" : ""}`, { lines: alignedRows(facts) })
     await operator.run()
     say("info", "stopped cleanly")
     return 0

@@ -95,7 +95,6 @@ import {
   stateOf,
   tailOf,
   textRecord,
-  table as toTable,
   variablesOf,
   verdictOf,
   viewJob,
@@ -2869,18 +2868,6 @@ describe("4 How we say it", () => {
       ...{ time: "2026-03-01T12:00:00.000Z", level: "info", message: "api_key=***", job: "a/b" },
       ...{ lines: ["ok", "password=***"], deep: { url: "https://***@h" }, n: 3 },
     })
-  })
-
-  test("table() has a straight frame, whatever stands in it", () => {
-    const lines = ["┌─────────┬───────┐", "│ setting │ value │", "│ A       │ 漢字  │", "└─────────┴───────┘"]
-    expect(toTable(["setting|value", "A|漢字"].map((row) => row.split("|")))).toEqual(lines)
-    always(
-      [fc.array(fc.tuple(fc.string({ unit: "grapheme" }), fc.string({ unit: "grapheme" })), { minLength: 1 })],
-      (rows) => {
-        const widths = new Set(toTable(rows).map((line) => Bun.stringWidth(line)))
-        expect(widths.size).toBe(1)
-      },
-    )
   })
 
   const unknown = "worker: exit code not known, ContainerStatusUnknown"
