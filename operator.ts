@@ -290,53 +290,24 @@ export async function within<T>(
 
 // ────────────────────────────────────────────── 2 Settings ──────────────────────────────────────────────
 
-/** The settings as understood. */
-export interface Config {
-  logLevel: Level
-  logFormat: "text" | "json"
-  namespaces: string[]
-  /** `namespace/name` of each Job; undefined where names do not matter. */
-  jobNames: string[] | undefined
-  jobSelector: Selector | undefined
-  checkIntervalMs: number
-  restartDelayMs: number
-  skipDelayOnOom: boolean
-  /** First match wins; none: RESTART_DELAY. */
-  restartRules: Rule[] | undefined
-  maxRestarts: number | undefined
-  restartSpacingMs: number
-  logLines: number
-  /** Records kept of each Job's failures; 0: none are written. */
-  historyLimit: number
-  dryRun: boolean
-  /** 0: none. */
-  healthPort: number
-  notifyUrl: string | undefined
-}
-
 /**
  * One setting: its default as a user would write it, empty for none; what reads it, and throws an Error that says
- * what is allowed; the Python operator's name for it, read where `variable` is not set; and whether it is never to be
- * shown whole.
+ * what is allowed; the Python operator's name for it, read if `variable` is not set; and whether it is a secret.
  */
-function setting<K extends keyof Config>(
+function setting<K extends string, T>(
   variable: string,
   key: K,
   fallback: string,
-  parse: (text: string) => Config[K],
+  parse: (text: string) => T,
   help: string,
-  olderName?: string,
-  secret = false,
+  more: { olderName?: string; secret?: boolean } = {},
 ) {
-  return {
-    variable,
-    key: key as keyof Config,
-    default: fallback,
-    parse: parse as (text: string) => unknown,
-    help,
-    olderName,
-    secret,
-  }
+  return { variable, key, default: fallback, parse, help, ...more }
+}
+
+/** A reader of a setting that may be empty. */
+function orNone<T>(parse: (text: string) => T) {
+  return (text: string): T | undefined => (text === "" ? undefined : parse(text))
 }
 
 // Kubernetes allows a Job 253 characters, but its pods carry its name in a label, which holds 63.
@@ -365,14 +336,9 @@ const FORMATS = { text: "text", json: "json" } as const
  * them).
  */
 export const SETTINGS = [
-  setting(
-    "LOG_LEVEL",
-    "logLevel",
-    "DEBUG",
-    oneOf(LEVELS),
-    "TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR or CRITICAL",
-    "LOGURU_LEVEL",
-  ),
+  setting("LOG_LEVEL", "logLevel", "DEBUG", oneOf(LEVELS), "TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR or CRITICAL", {
+    olderName: "LOGURU_LEVEL",
+  }),
   setting(
     "LOG_FORMAT",
     "logFormat",
@@ -391,14 +357,14 @@ export const SETTINGS = [
     "JOB_NAMES",
     "jobNames",
     "",
-    names(JOB_NAME),
+    orNone(names(JOB_NAME)),
     "Job names separated by commas; `namespace/name` if there are several namespaces",
   ),
   setting(
     "JOB_SELECTOR",
     "jobSelector",
     "",
-    parseSelector,
+    orNone(parseSelector),
     "label selector; at least one of the two is required, and if both are set, both must match",
   ),
   setting("CHECK_INTERVAL", "checkIntervalMs", "60", duration(1_000), "polling interval if watching is not allowed"),
@@ -420,14 +386,14 @@ export const SETTINGS = [
     "RESTART_RULES",
     "restartRules",
     "",
-    parseRules,
+    orNone(parseRules),
     "delays by cause, `CAUSE=WAIT` separated by commas; the first match wins",
   ),
   setting(
     "MAX_RESTARTS",
     "maxRestarts",
     "",
-    wholeNumber(0, 1_000_000),
+    orNone(wholeNumber(0, 1_000_000)),
     "stop retrying after this many consecutive restarts",
   ),
   setting("RESTART_SPACING", "restartSpacingMs", "0", duration(0), "minimum interval between two restarts in a group"),
@@ -451,12 +417,14 @@ export const SETTINGS = [
     "NOTIFY_URL",
     "notifyUrl",
     "",
-    httpUrl,
+    orNone(httpUrl),
     "webhook called when a Job needs attention and when it recovers; a secret",
-    undefined,
-    true,
+    { secret: true },
   ),
 ]
+
+/** The settings as understood. */
+export type Config = { [S in (typeof SETTINGS)[number] as S["key"]]: ReturnType<S["parse"]> }
 
 /** All that is wrong with the settings, one line each. */
 export class SettingsError extends Error {
@@ -482,7 +450,7 @@ export function readSettings(env: Record<string, string | undefined>): {
     const from = olderName && !written(env[variable]) && written(env[olderName]) ? olderName : variable
     const text = written(env[from])
     try {
-      const value = text || fallback ? parse(text || fallback) : undefined
+      const value = parse(text || fallback)
       values[key] = value
       rows.push({ variable, value: showSetting(key, value), from: text ? from : "default" })
       // The Python operator took only the word true for true, and quotes as a part of the word.
@@ -655,51 +623,35 @@ type RuleCause =
  */
 export type Wait = "never" | { fromMs: number; toMs: number } | { askedUpToMs: number }
 
-const EXIT_CODES = /exit:(?<least>\d{1,9})(?:-(?<most>\d{1,9}))?/
+const EXIT_CODES = String.raw`exit:(?<least>\d{1,9})(?:-(?<most>\d{1,9}))?`
 /** As JavaScript reads a regular expression: a slash may stand in brackets, or behind a backslash. */
-const LOG_PATTERN = /log:\/(?<pattern>(?:[^/\\[\n]|\\.|\[(?:[^\]\\\n]|\\.)*\])+)\/(?<flags>i?)/
-const RULE_CAUSE = new RegExp(
-  `(?<kind>oom|evicted|deadline|unknown|any)|${EXIT_CODES.source}|${LOG_PATTERN.source}`,
-  "y",
-)
-
-const RULE_WAIT = /(?<never>never)|(?<from>\w+)(?:\.\.(?<to>\w+))?/y
+const LOG_PATTERN = /log:\/(?<pattern>(?:[^/\\[\n]|\\.|\[(?:[^\]\\\n]|\\.)*\])+)\/(?<flags>i?)/.source
+const RULE_CAUSE = `(?<kind>oom|evicted|deadline|unknown|any)|${EXIT_CODES}|${LOG_PATTERN}`
+const RULE_WAIT = String.raw`(?<from>\w+(?:\.\w+)?)(?:\.\.(?<to>\w+(?:\.\w+)?))?`
+const RULE = new RegExp(String.raw`(?<rule>(?:${RULE_CAUSE})\s*=\s*${RULE_WAIT})[^\S\n]*(?:[,\n]\s*|$)`, "y")
 
 /** The group of a pattern that captures the wait a program asks for. */
 const WAIT_GROUP = "(?<wait>"
 
-/**
- * Rules as RESTART_RULES has them. Read by a scanner: a comma may stand in a pattern. Throws with the place of a
- * mistake.
- */
+/** Rules as RESTART_RULES has them; a comma may stand in a pattern. Throws with the place of the rule that is wrong. */
 export function parseRules(text: string, logAllowed = true): Rule[] {
-  let at = 0
-  const next = <T>(pattern: RegExp, expected: string, read: (groups: Record<string, string>) => T): T => {
-    const beganAt = at
-    pattern.lastIndex = at
-    const match = pattern.exec(text)
-    at = pattern.lastIndex
-    try {
-      if (!match) throw new Error(`write ${expected}, not ${quote(text.slice(beganAt, beganAt + 20))}`)
-      return read(match.groups ?? {})
-    } catch (error) {
-      throw new Error(`at character ${beganAt + 1} ${messageOf(error)}`)
-    }
-  }
   const rules: Rule[] = []
-  while (at < text.length) {
-    const beganAt = at
-    const cause = next(
-      RULE_CAUSE,
-      "a cause: oom, evicted, deadline, exit:3, exit:1-9, log:/RE/, unknown or any",
-      ruleCause,
-    )
-    if (cause.kind === "log" && !logAllowed)
-      throw new Error(`at character ${beganAt + 1} a log pattern may only stand in RESTART_RULES`)
-    next(/\s*=\s*/y, "= and a wait", Boolean)
-    const wait = next(RULE_WAIT, "a wait: a duration, 10s..1h, asked..6h or never", (groups) => ruleWait(groups, cause))
-    rules.push({ text: text.slice(beganAt, at), cause, wait })
-    next(/[^\S\n]*(?:[,\n]\s*|$)/y, "a comma or the end", Boolean)
+  let at = 0
+  try {
+    for (; at < text.length; at = RULE.lastIndex) {
+      RULE.lastIndex = at
+      const { rule, ...parts } = RULE.exec(text)?.groups ?? {}
+      if (rule === undefined)
+        throw new Error(
+          `write CAUSE=WAIT, not ${quote(text.slice(at, at + 40))}: a cause is oom, evicted, deadline, exit:3, ` +
+            "exit:1-9, log:/RE/, unknown or any, a wait is a duration, 10s..1h, asked..6h or never",
+        )
+      const cause = ruleCause(parts)
+      if (cause.kind === "log" && !logAllowed) throw new Error("a log pattern may only stand in RESTART_RULES")
+      rules.push({ text: rule, cause, wait: ruleWait(parts, cause) })
+    }
+  } catch (error) {
+    throw new Error(`at character ${at + 1} ${messageOf(error)}`)
   }
   return rules
 }
@@ -711,16 +663,16 @@ function ruleCause({ kind, least, most = least, pattern, flags }: Record<string,
   return { kind: "exit", least: Number(least), most: Number(most) }
 }
 
-function ruleWait({ never, from = "", to = from }: Record<string, string>, cause: RuleCause): Wait {
-  if (never) return "never"
+function ruleWait({ from = "", to }: Record<string, string>, cause: RuleCause): Wait {
+  if (from === "never" && to === undefined) return "never"
   if (from === "asked") return askedWait(to, cause)
-  const wait = { fromMs: duration(0)(from), toMs: duration(0)(to) }
+  const wait = { fromMs: duration(0)(from), toMs: duration(0)(to ?? from) }
   if (wait.fromMs > wait.toMs) throw new Error("write the shorter wait first")
   return wait
 }
 
-function askedWait(most: string, cause: RuleCause): Wait {
-  if (most === "asked") throw new Error("write the longest wait too, such as asked..6h")
+function askedWait(most: string | undefined, cause: RuleCause): Wait {
+  if (most === undefined) throw new Error("write the longest wait too, such as asked..6h")
   if (cause.kind !== "log" || !cause.pattern.source.includes(WAIT_GROUP))
     throw new Error(
       "write asked.. only after a log: pattern with a group named wait, " +
