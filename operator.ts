@@ -45,17 +45,6 @@ export interface Clock {
  */
 export const collectGarbage = () => Bun.gc(true)
 
-const interned = new Map<string, string>()
-
-/** The one copy of a text that thousands of objects have in common. */
-export function intern(text: string): string {
-  const known = interned.get(text)
-  if (known !== undefined) return known
-  if (interned.size >= 1_000) interned.clear()
-  interned.set(text, text)
-  return text
-}
-
 const abortListeners = new WeakMap<AbortSignal, Set<() => void>>()
 
 /**
@@ -725,7 +714,8 @@ export type JobView = ReturnType<typeof viewJob>
 /** Reads a Job as the API server sends it; never throws, whatever is missing in it. */
 export function viewJob(job: Job) {
   const { metadata = {}, spec, status } = job
-  const { namespace = "", name = "", uid = "", resourceVersion = "", labels, annotations } = metadata
+  const { namespace = "", name = "", uid = "", resourceVersion = "", labels } = metadata
+  const ownAnnotations = Object.entries(metadata.annotations ?? {}).filter(([key]) => key.startsWith(PREFIX))
   const condition = (type: string) => status?.conditions?.find((c) => c.type === type && c.status === "True")
   const failed = condition("Failed")
   const failing = failed ?? condition("FailureTarget")
@@ -745,9 +735,9 @@ export function viewJob(job: Job) {
     name,
     uid,
     resourceVersion,
-    labels: labels ?? NO_ENTRIES,
+    labels: labels ?? {},
     /** Ours alone: last-applied-configuration can be as large as the Job. */
-    annotations: ownAnnotations(annotations),
+    annotations: Object.fromEntries(ownAnnotations),
     phase,
     deleting: metadata.deletionTimestamp != null,
     /** When the Failed condition became true. */
@@ -771,14 +761,6 @@ export function viewJob(job: Job) {
   }
 }
 
-/** One map for all that have none. */
-const NO_ENTRIES: Record<string, string> = Object.freeze({})
-
-function ownAnnotations(annotations: Record<string, string> = {}): Record<string, string> {
-  const own = Object.entries(annotations).filter(([key]) => key.startsWith(PREFIX))
-  return own.length > 0 ? Object.fromEntries(own) : NO_ENTRIES
-}
-
 /** A label selector of an object as text. */
 function selectorText({ matchLabels, matchExpressions }: V1LabelSelector): string {
   const operators: Record<string, string> = { Exists: "", DoesNotExist: "!", In: " in ", NotIn: " notin " }
@@ -791,17 +773,14 @@ function selectorText({ matchLabels, matchExpressions }: V1LabelSelector): strin
 /** The CronJob controller prunes its Jobs by owner, whatever `controller` says; `managedBy` is KEP-4368. */
 function managerOf({ metadata, spec }: Job): string | undefined {
   const owner = metadata?.ownerReferences?.find(({ kind, controller }) => kind === "CronJob" || controller)
-  if (owner) return intern(`it is owned by ${owner.kind} ${owner.name}`)
+  if (owner) return `it is owned by ${owner.kind} ${owner.name}`
   return spec?.managedBy && spec.managedBy !== "kubernetes.io/job-controller"
-    ? intern(`it is managed by ${spec.managedBy}`)
+    ? `it is managed by ${spec.managedBy}`
     : undefined
 }
 
 /** A pod of a Job, reduced to what tells why it failed. */
 export type PodView = ReturnType<typeof viewPod>
-
-/** One list for all that have none. */
-const NONE: string[] = []
 
 /** Reads a pod as the API server sends it; never throws. */
 export function viewPod({ metadata = {}, spec, status = {} }: Pod) {
@@ -830,7 +809,7 @@ export function viewPod({ metadata = {}, spec, status = {} }: Pod) {
     deleting: metadata.deletionTimestamp != null,
     /** Without a controller that answers for it: its Job was deleted with --cascade=orphan. */
     orphaned: !metadata.ownerReferences?.some(({ controller }) => controller),
-    finalizers: metadata.finalizers ?? NONE,
+    finalizers: metadata.finalizers ?? [],
     node: spec?.nodeName,
     /** No longer in the cluster. */
     gone: false,
@@ -1043,25 +1022,21 @@ export const own = ({ annotations }: JobView, name: string): string | undefined 
 export const countFrom = (text: string | undefined) => (/^\d{1,9}$/.test(text ?? "") ? Number(text) : 0)
 
 /**
- * What the kubelet answers with status 200, and without a newline, where it cannot read a log: after the lines that
- * it could read, if any (k8s.io/cri-client/pkg/logs, pkg/kubelet/kubelet_pods.go and kuberuntime_container.go, 1.32
- * to 1.36).
+ * What the kubelet answers with status 200, and without a newline, if it cannot read a log: after the lines that it
+ * could read, if any (k8s.io/cri-client/pkg/logs, pkg/kubelet/kubelet_pods.go and kuberuntime_container.go, 1.32 to
+ * 1.36; what it only says to those who follow a log is left out).
  */
 const KUBELET_MESSAGES = [
-  /unable to retrieve container logs for \S+/,
-  /container status is nil/,
-  /failed to (?:try resolving symlinks in path|open log file|seek \d+ in log file|read log file) ".*": .*/,
-  /failed to (?:tail -?\d+ lines of log file|reset seek in log file|watch directory) ".*": .*/,
-  /failed to (?:get parse function|create fsnotify watcher): .*/,
-  /pod "[^"]*" (?:cannot be found - no logs available|does not exist)/,
-  /mirror pod "[^"]*" does not have a corresponding pod/,
-  /unable to parse pod full name ".*": .*/,
-  /container "[^"]*" in pod "[^"]*" (?:is not available|is terminated|is waiting to start\b.*)/,
-  /previous terminated container "[^"]*" in pod "[^"]*" not found/,
-  /container "[^"]*" not found in pod "[^"]*"/,
+  "unable to retrieve container logs for \\S+",
+  "container status is nil",
+  'failed to (?:try resolving symlinks in path|(?:open|seek \\d+ in|read|tail -?\\d+ lines of) log file) ".*": .*',
+  "failed to get parse function: .*",
+  'pod "[^"]*" (?:cannot be found - no logs available|does not exist)',
+  'container "[^"]*" in pod "[^"]*" (?:is not available|is terminated|is waiting to start\\b.*)',
+  '(?:previous terminated )?container "[^"]*" (?:not found )?in pod "[^"]*"(?: not found)?',
 ]
 
-const KUBELET_MESSAGE = new RegExp(`^(?:${KUBELET_MESSAGES.map(({ source }) => source).join("|")})$`)
+const KUBELET_MESSAGE = new RegExp(`^(?:${KUBELET_MESSAGES.join("|")})$`)
 
 /** Takes the kubelet's own message off the end of a log. */
 function withoutKubeletMessage(text: string): { log: string; message: string } {
@@ -1419,15 +1394,18 @@ export function bookkeepingFor(job: JobView, failure: Failure, config: Config): 
 const gaveUpText = (because: string) =>
   `given up: ${because}; to go on, set a new ${PREFIX}restart-now on it, or delete it and apply it again`
 
-/** A decision in words: the fact, which stays the same, and the text with the time that is left. */
-export function sayDecision(decision: Decision, now: number): { fact: string; text: string } {
-  if (decision.do === "leave") return { fact: decision.because, text: `left alone, ${decision.because}` }
-  if (decision.do === "give up") {
-    const text = gaveUpText(decision.because)
-    return { fact: text, text }
-  }
-  const fact = `to be restarted at ${instantText(decision.dueAt)}`
-  return { fact, text: `${fact} (in ${durationText(Math.max(0, decision.dueAt - now))}): ${decision.because}` }
+/** A decision in words, for a person who reads it now. */
+export function decisionText(decision: Decision, now: number): string {
+  if (decision.do === "give up") return gaveUpText(decision.because)
+  if (decision.do === "leave") return decidedText(decision)
+  const { dueAt, because } = decision
+  return `to be restarted at ${instantText(dueAt)} (in ${durationText(Math.max(0, dueAt - now))}): ${because}`
+}
+
+/** A decision in words, for later readers. */
+function decidedText(decision: Decision): string {
+  if ("dueAt" in decision) return `to be restarted at ${instantText(decision.dueAt)}: ${decision.because}`
+  return `${decision.do === "leave" ? "left alone" : "given up"}: ${decision.because}`
 }
 
 /** What a Job can be at: in metrics, alerts and `status`. */
@@ -1451,12 +1429,6 @@ export function stateOf(view: JobView, decision: Decision | undefined, rejection
   if (decision?.do === "give up") return "given_up"
   if (decision && "dueAt" in decision) return rejections > 0 ? "rejected" : "waiting"
   return decision && !decision.healthy ? "left_alone" : view.deleting ? "deleting" : view.phase
-}
-
-/** A decision for later readers: without the time that is left. */
-function decidedText(decision: Decision): string {
-  if ("dueAt" in decision) return `to be restarted at ${instantText(decision.dueAt)}: ${decision.because}`
-  return `${decision.do === "leave" ? "left alone" : "given up"}: ${decision.because}`
 }
 
 // ─────────────────────────────────────── 5 Replacement and intent ───────────────────────────────────────
@@ -2222,14 +2194,11 @@ const logKey = (pod: PodView, { name }: ContainerView) => `${pod.name}.${name}.t
  */
 export function recordFor(job: JobView, evidence: Evidence, cause: Cause, decision: Decision): ConfigMap {
   const { namespace, name, uid, startedAt = job.createdAt, failedAt = 0, reason, message } = job
+  const { pods, morePods } = evidence
   const restarts = countFrom(own(job, "restarts"))
   const decided = decidedText(decision)
-  const { pods, morePods } = evidence
-  const whole = { namespace, job: name, uid, failedAt, cause, reason, message, restarts, decided }
-  const jsonOf = (from: number) => jsonText({ ...whole, morePods: morePods + from, pods: pods.slice(from) })
-  let from = 0
-  while (bytesIn(jsonOf(from)) > RECORD_BYTES / 2 && from < pods.length) from++
-  const texts = logTexts({ ...evidence, pods: pods.slice(from) }, RECORD_BYTES - bytesIn(jsonOf(from)))
+  const about = { namespace, job: name, uid, failedAt, cause, reason, message, restarts, decided }
+  const json = jsonText({ ...about, morePods, pods })
   const facts = {
     cause,
     "started-at": instantText(startedAt),
@@ -2249,7 +2218,7 @@ export function recordFor(job: JobView, evidence: Evidence, cause: Cause, decisi
       annotations: Object.fromEntries(Object.entries(facts).map(([key, text]) => [PREFIX + key, bounded(text)])),
     },
     immutable: true,
-    data: { "failure.json": jsonOf(from), ...texts },
+    data: { "failure.json": json, ...logTexts(evidence, RECORD_BYTES - bytesIn(json)) },
   }
 }
 
@@ -2270,14 +2239,23 @@ function logTexts({ pods, logs }: Evidence, mostBytes: number): Record<string, s
   const all = pods.flatMap((pod) => pod.containers.map((container) => ({ pod, container })))
   const texts = all.map(({ pod, container }) => {
     const { lines = [], note = "" } = logs.get(`${pod.uid}/${container.name}`) ?? {}
-    const head = [bounded(containerLine(container)), bounded(note)]
-    let from = lines.length
-    let left = mostBytes / all.length - bytesIn(head.join()) - 40
-    while (from > 0 && left >= bytesIn(lines[from - 1] ?? "")) left -= bytesIn(lines[--from] ?? "")
-    if (from > 0) head[1] = `the first ${from} of ${lines.length} lines are cut off`
-    return [logKey(pod, container), `${[...head, ...lines.slice(from)].join("\n")}\n`]
+    const head = bounded(containerLine(container))
+    const kept = lastLines(lines, mostBytes / all.length - bytesIn(head) - 1_100)
+    const cut = lines.length - kept.length
+    const about = cut > 0 ? `the first ${cut} of ${lines.length} lines are cut off` : bounded(note)
+    return [logKey(pod, container), `${[head, about, ...kept].join("\n")}\n`]
   })
   return Object.fromEntries(texts)
+}
+
+/** The last lines that fit into so many bytes. */
+function lastLines(lines: string[], mostBytes: number): string[] {
+  let bytes = 0
+  const last = lines.findLastIndex((line) => {
+    bytes += bytesIn(line)
+    return bytes > mostBytes
+  })
+  return lines.slice(last + 1)
 }
 
 /**
@@ -4951,7 +4929,7 @@ export function keepJob(job: Job): KeptJob {
   const view = viewJob(job)
   const intent = isIntent(job) ? job : undefined
   const isWhole = view.failedAt !== undefined || view.phase === "failing" || view.deleting
-  return { view, job: isWhole && !intent ? job : undefined, finalizers: job.metadata?.finalizers ?? NONE, intent }
+  return { view, job: isWhole && !intent ? job : undefined, finalizers: job.metadata?.finalizers ?? [], intent }
 }
 
 /**
@@ -5724,7 +5702,7 @@ export class Operator {
     const { because } = decision
     const fact = "dueAt" in decision ? `due ${instantText(decision.dueAt)}` : `${decision.do} ${because}`
     if (entry.reported === fact) return
-    entry.reported = intern(fact)
+    entry.reported = fact
     const phase = view.deleting ? "deleting" : view.phase
     if (decision.do === "leave") this.emit({ kind: "LeftAlone", job: view, because, healthy: decision.healthy, phase })
     if (decision.do === "give up") this.emit({ kind: "GaveUp", job: view, because, cause })
@@ -6070,7 +6048,8 @@ function isRecovery(fact: Fact): boolean {
 
 /** Messages that wait to be taken by the receiver, in bounded memory. */
 function outbox(url: string, { clock, kill }: Pick<World, "clock" | "kill">, say: Say) {
-  const queues = new Map<string, { text: string; sinceAt: number }[]>()
+  /** The last message of each Job. */
+  const last = new Map<string, Promise<void>>()
   let waiting = 0
   let turn: Promise<unknown> = Promise.resolve()
   /** One message at a time, and none while the receiver asks for a pause. */
@@ -6097,24 +6076,18 @@ function outbox(url: string, { clock, kill }: Pick<World, "clock" | "kill">, say
       await clock.sleep(exponentialBackoffMs(NOTIFY_BACKOFF, tries), kill)
     }
   }
-  const deliverAll = async (job: string, queue: { text: string; sinceAt: number }[]) => {
-    for (let first = queue[0]; first; first = queue[0]) {
-      await deliver(first.text, first.sinceAt)
-      queue.shift()
-      waiting--
-    }
-    queues.delete(job)
-  }
   return (job: string, text: string): void => {
     if (waiting >= MOST_MESSAGES)
       return say("warning", `a notification is dropped: ${MOST_MESSAGES} wait for NOTIFY_URL already`)
     waiting++
-    const queue = queues.get(job)
-    const message = { text, sinceAt: clock.monotonic() }
-    if (queue) return void queue.push(message)
-    const fresh = [message]
-    queues.set(job, fresh)
-    void deliverAll(job, fresh)
+    const sinceAt = clock.monotonic()
+    const delivered = (last.get(job) ?? Promise.resolve())
+      .then(() => deliver(text, sinceAt))
+      .finally(() => {
+        waiting--
+        if (last.get(job) === delivered) last.delete(job)
+      })
+    last.set(job, delivered)
   }
 }
 
