@@ -235,7 +235,7 @@ const ESCAPE = "\u001b"
 /** A carriage return, or a sequence that moves the cursor to the first column. */
 const LINE_START = new RegExp(`\\r|${ESCAPE}\\[[01]?G`)
 
-/** A line without colours and other sequences; of one that a program drew anew, as a progress bar, what it drew last. */
+/** A line without colours and other sequences; of one that was drawn anew, as a progress bar is, its last state. */
 export function renderLine(line: string): string {
   const drawn = line.split(LINE_START).map((part) => Bun.stripANSI(part))
   return drawn.findLast((part) => part.trim() !== "") ?? ""
