@@ -472,17 +472,12 @@ function contradictions(values: Partial<Config>): string[] {
   const nothing = "jobNames" in values && "jobSelector" in values && !jobNames && !values.jobSelector
   if (nothing) return ["JOB_NAMES and JOB_SELECTOR are both empty: set one, so that it is known which Jobs to restart"]
   if (!namespaces || !jobNames) return []
-  values.jobNames = jobNames.map((name) => (name.includes("/") ? name : `${namespaces[0]}/${name}`))
-  return jobNames.flatMap((name) => {
-    const [namespace, rest] = name.split("/") as [string, string?]
-    if (rest === undefined)
-      return namespaces.length > 1
-        ? [`JOB_NAMES cannot have ${quote(name)}: with several namespaces write namespace/name`]
-        : []
-    return namespaces.includes(namespace)
-      ? []
-      : [`JOB_NAMES cannot have ${quote(name)}: NAMESPACE does not name ${namespace}`]
-  })
+  const isPlain = (name: string) => namespaces.length === 1 && !name.includes("/")
+  values.jobNames = jobNames.map((name) => (isPlain(name) ? `${namespaces[0]}/${name}` : name))
+  const isKnown = (name: string) => namespaces.some((namespace) => name.startsWith(`${namespace}/`))
+  const advice = `write namespace/name, with a namespace of NAMESPACE (${namespaces.join(", ")})`
+  const unknown = values.jobNames.filter((name) => !isKnown(name))
+  return unknown.map((name) => `JOB_NAMES cannot have ${quote(name)}: ${advice}`)
 }
 
 function showSetting(key: keyof Config, value: unknown): string {
@@ -550,19 +545,18 @@ function namespaceNames(text: string): string[] {
   )
 }
 
-/** A label selector: its text and its conditions. */
+/** A label selector: its text and its conditions. Without values, any will do. */
 export type Selector = {
   text: string
-  requirements: { key: string; operator: "in" | "notin" | "exists" | "absent"; values: string[] }[]
+  requirements: { key: string; values: string[] | undefined; isNegated: boolean }[]
 }
 
 const LABEL = "[A-Za-z0-9](?:[-A-Za-z0-9_.]*[A-Za-z0-9])?"
 const LABEL_KEY = `(?:[a-z0-9.-]+/)?${LABEL}`
+const EQUALITY = `\\s*(?<equal>==?|!=)\\s*(?<value>(?:${LABEL})?)`
 const SET = `\\s+(?<set>in|notin)\\s*\\((?<values>\\s*(?:${LABEL})?\\s*(?:,\\s*(?:${LABEL})?\\s*)*)\\)`
-
-const CONDITION = `(?:\\s*(?<equal>==?|!=)\\s*(?<value>(?:${LABEL})?)|${SET})`
 const REQUIREMENT = new RegExp(
-  `\\s*(?:!\\s*(?<absent>${LABEL_KEY})|(?<key>${LABEL_KEY})${CONDITION}?)\\s*(?:,(?=[^])|$)`,
+  `\\s*(?:!\\s*(?<absent>${LABEL_KEY})|(?<present>${LABEL_KEY})(?:${EQUALITY}|${SET})?)\\s*(?:,(?=[^])|$)`,
   "y",
 )
 
@@ -574,27 +568,23 @@ export function parseSelector(text: string): Selector {
   const requirements: Selector["requirements"] = []
   for (let at = 0; at < text.length; at = REQUIREMENT.lastIndex) {
     REQUIREMENT.lastIndex = at
-    const { absent, key = "", equal, value = "", set, values } = REQUIREMENT.exec(text)?.groups ?? {}
-    if (absent === undefined && key === "")
+    const { absent, present, equal, value, set, values = value } = REQUIREMENT.exec(text)?.groups ?? {}
+    const key = absent ?? present
+    if (key === undefined)
       throw new Error(
         `at character ${at + 1} write a condition such as key=value, key!=value, key in (a,b), key or !key`,
       )
-    const operator = absent ? "absent" : set || equal ? (set === "notin" || equal === "!=" ? "notin" : "in") : "exists"
-    requirements.push({
-      key: absent ?? key,
-      operator,
-      values: set ? (values ?? "").split(",").map((v) => v.trim()) : [value],
-    })
+    const isNegated = absent !== undefined || equal === "!=" || set === "notin"
+    requirements.push({ key, values: values?.split(",").map((one) => one.trim()), isNegated })
   }
   return { text, requirements }
 }
 
 /** Whether labels satisfy a selector; `!=` and `notin` hold for an absent key too (k8s.io/apimachinery/pkg/labels). */
 export function matches({ requirements }: Selector, labels: Record<string, string>): boolean {
-  return requirements.every(({ key, operator, values }) => {
-    const value = Object.hasOwn(labels, key) ? labels[key] : undefined
-    if (operator === "exists" || operator === "absent") return (value !== undefined) === (operator === "exists")
-    return (value !== undefined && values.includes(value)) === (operator === "in")
+  return requirements.every(({ key, values, isNegated }) => {
+    const holds = Object.hasOwn(labels, key) && (!values || values.includes(labels[key] ?? ""))
+    return holds !== isNegated
   })
 }
 

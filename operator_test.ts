@@ -350,8 +350,8 @@ describe("1 Settings", () => {
     })
     expect(settings({ NAMESPACE: "a", JOB_NAMES: "a/load, tidy" }).jobNames).toEqual(["a/load", "a/tidy"])
     expect(mistakesOf({ NAMESPACE: "a,b", JOB_NAMES: "a/ok,load,c/load" })).toEqual([
-      'JOB_NAMES cannot have "load": with several namespaces write namespace/name',
-      'JOB_NAMES cannot have "c/load": NAMESPACE does not name c',
+      'JOB_NAMES cannot have "load": write namespace/name, with a namespace of NAMESPACE (a, b)',
+      'JOB_NAMES cannot have "c/load": write namespace/name, with a namespace of NAMESPACE (a, b)',
     ])
   })
 
@@ -376,7 +376,10 @@ describe("1 Settings", () => {
     if (expected === "refused")
       return expect(() => parseSelector(text)).toThrow(/^at character \d+ write a condition such as/)
     const { requirements } = parseSelector(text)
-    expect(requirements.map(({ key, operator, values }) => `${key} ${operator} ${values}`).join("; ")).toBe(expected)
+    const operatorOf = ({ values, isNegated }: (typeof requirements)[number]) =>
+      (values ? ["in", "notin"] : ["exists", "absent"])[Number(isNegated)]
+    const read = requirements.map((one) => `${one.key} ${operatorOf(one)} ${one.values ?? ""}`)
+    expect(read.join("; ")).toBe(expected)
   })
   test("parseSelector() refuses two conditions side by side", () =>
     expect(() => parseSelector("a||b=c")).toThrow("at character 1"))
