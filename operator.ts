@@ -2173,9 +2173,7 @@ export function staleRecords(
 
 const RECORD_BYTES = 256 << 10
 
-const bytesIn = (text: string) => Buffer.byteLength(text) + 1
 const bounded = (text: string) => safe(text).slice(0, 1_000)
-const logKey = (pod: PodView, { name }: ContainerView) => `${pod.name}.${name}.txt`.slice(-253)
 
 /**
  * The record of a failure: an immutable ConfigMap, named by the Job's uid and the failure's instant, so that it is
@@ -2187,8 +2185,9 @@ export function recordFor(job: JobView, evidence: Evidence, cause: Cause, decisi
   const { pods, morePods } = evidence
   const restarts = countFrom(own(job, "restarts"))
   const decided = decidedText(decision)
-  const about = { namespace, job: name, uid, failedAt, cause, reason, message, restarts, decided }
-  const json = jsonText({ ...about, morePods, pods })
+  const whole = { namespace, job: name, uid, failedAt, cause, reason, message, restarts, decided, morePods, pods }
+  const share = (RECORD_BYTES - Buffer.byteLength(jsonText(whole))) / evidence.logs.size
+  const logs = [...evidence.logs].map(([container, tail]) => [container, shortTail(tail, share)])
   const facts = {
     cause,
     "started-at": instantText(startedAt),
@@ -2208,7 +2207,7 @@ export function recordFor(job: JobView, evidence: Evidence, cause: Cause, decisi
       annotations: Object.fromEntries(Object.entries(facts).map(([key, text]) => [PREFIX + key, bounded(text)])),
     },
     immutable: true,
-    data: { "failure.json": json, ...logTexts(evidence, RECORD_BYTES - bytesIn(json)) },
+    data: { "failure.json": jsonText({ ...whole, logs: Object.fromEntries(logs) }) },
   }
 }
 
@@ -2221,31 +2220,15 @@ function summaryOf({ reason }: JobView, pods: PodView[]): string {
   return facts.filter(Boolean).join(", ")
 }
 
-/**
- * A text for each container: what it is, a note, and the last lines of its log, as many as its equal share of the
- * bytes holds.
- */
-function logTexts({ pods, logs }: Evidence, mostBytes: number): Record<string, string> {
-  const all = pods.flatMap((pod) => pod.containers.map((container) => ({ pod, container })))
-  const texts = all.map(({ pod, container }) => {
-    const { lines = [], note = "" } = logs.get(`${pod.uid}/${container.name}`) ?? {}
-    const head = bounded(containerLine(container))
-    const kept = lastLines(lines, mostBytes / all.length - bytesIn(head) - 1_100)
-    const cut = lines.length - kept.length
-    const about = cut > 0 ? `the first ${cut} of ${lines.length} lines are cut off` : bounded(note)
-    return [logKey(pod, container), `${[head, about, ...kept].join("\n")}\n`]
-  })
-  return Object.fromEntries(texts)
-}
-
-/** The last lines that fit into so many bytes. */
-function lastLines(lines: string[], mostBytes: number): string[] {
-  let bytes = 0
+/** The end of a log that takes at most so many bytes as JSON. */
+function shortTail({ lines, note }: Tail, mostBytes: number) {
+  let bytes = 1_000
   const last = lines.findLastIndex((line) => {
-    bytes += bytesIn(line)
+    bytes += Buffer.byteLength(JSON.stringify(line)) + 10
     return bytes > mostBytes
   })
-  return lines.slice(last + 1)
+  if (last < 0) return { lines, note }
+  return { lines: lines.slice(last + 1), note: `the first ${last + 1} of ${lines.length} lines are cut off` }
 }
 
 /**
@@ -2258,15 +2241,11 @@ export function readRecord({
 }: ConfigMap): { past: PastFailure; reason: string; evidence: Evidence } | undefined {
   try {
     const revive = (key: string, value: unknown) => (key.endsWith("At") ? (instant(String(value)) ?? 0) : value)
-    const { pods, morePods, reason, message } = JSON.parse(data["failure.json"] ?? "", revive) as Evidence & JobView
-    const logs = pods.flatMap((pod) =>
-      pod.containers.map((container): [string, Tail] => {
-        const [, note = "", ...lines] = (data[logKey(pod, container)] ?? "").replace(/\n$/, "").split("\n")
-        return [`${pod.uid}/${container.name}`, note ? { lines, note } : { lines }]
-      }),
-    )
-    const why = [reason, message].filter(Boolean).join(", ")
-    return { past: readPast(metadata), reason: why, evidence: { pods, logs: new Map(logs), morePods } }
+    const { logs = {}, ...whole } = JSON.parse(data["failure.json"] ?? "", revive)
+    const { pods, morePods, reason, message } = whole as Evidence & JobView
+    const evidence = { pods, logs: new Map(Object.entries<Tail>(logs)), morePods }
+    evidenceLines(evidence) // Throws if it lacks anything.
+    return { past: readPast(metadata), reason: [reason, message].filter(Boolean).join(", "), evidence }
   } catch {
     return undefined
   }
