@@ -305,6 +305,9 @@ const NAMESPACE_NAME = /^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/
 export const JOB_NAME =
   /^([a-z0-9]([-a-z0-9]*[a-z0-9])?\/)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/
 
+/** Each namespace holds two watches open, and fetch sends at most 256 requests at once. */
+const MOST_NAMESPACES = 100
+
 const BOOLEANS = { true: true, false: false, yes: true, no: false, on: true, off: false, 1: true, 0: false }
 
 const LEVELS = {
@@ -339,7 +342,7 @@ export const SETTINGS = [
     "NAMESPACE",
     "namespaces",
     "flickr-downloader",
-    namespaceNames,
+    names(NAMESPACE_NAME, MOST_NAMESPACES),
     "the Jobs' namespace, or at most 100 separated by commas",
   ),
   setting(
@@ -516,7 +519,8 @@ function httpUrl(text: string): string {
   throw new Error("write a URL with http or https")
 }
 
-export function names(pattern: RegExp) {
+/** A reader of names: of any number, or of at most `most`, which are then watched. */
+export function names(pattern: RegExp, most = Number.POSITIVE_INFINITY) {
   return (text: string): string[] => {
     const all = [...new Set(text.split(/[,\s]+/).filter((name) => name !== ""))]
     const wrong = all.filter((name) => !pattern.test(name) || name.split("/").some((part) => part.length > 63))
@@ -525,24 +529,12 @@ export function names(pattern: RegExp) {
         `${wrong.map(quote).join(", ")} is no name: write at most 63 of a-z, 0-9 and -, with commas between names`,
       )
     if (all.length === 0) throw new Error("write at least one name")
+    if (all.length > most)
+      throw new Error(
+        `it has ${all.length} names, and at most ${most} can be watched: run a second operator for the others`,
+      )
     return all
   }
-}
-
-/**
- * Each namespace holds two watches open, and fetch sends at most 256 requests at once: beyond that no other call gets
- * through.
- */
-const MOST_NAMESPACES = 100
-
-function namespaceNames(text: string): string[] {
-  const all = names(NAMESPACE_NAME)(text)
-  if (all.length <= MOST_NAMESPACES) return all
-  const reason = "each holds two connections open, and only 256 requests run at once"
-  throw new Error(
-    `it names ${all.length} namespaces, at most ${MOST_NAMESPACES} can be watched (${reason}): ` +
-      "run a second operator for the others",
-  )
 }
 
 /** A label selector: its text and its conditions. Without values, any will do. */
@@ -874,15 +866,10 @@ function viewContainer(
   const end = isNextRun ? lastState?.terminated : (state?.terminated ?? lastState?.terminated)
   const reason = end ? end.reason : state?.waiting?.reason
   const isInvented = INVENTED.includes(end?.reason ?? "")
-  const now: "terminated" | "running" | "waiting" = state?.terminated
-    ? "terminated"
-    : state?.running
-      ? "running"
-      : "waiting"
   return {
     name,
     role,
-    state: now,
+    state: (["terminated", "running"] as const).find((one) => state?.[one]) ?? ("waiting" as const),
     restarts: restartCount ?? 0,
     ended: end != null,
     /** Undefined if nothing has ended, or if the code is invented. */
@@ -5978,28 +5965,26 @@ const NOTIFY_FOR_MS = 86_400_000
 /** Messages that wait, of at most 1,000 characters each. */
 const MOST_MESSAGES = 500
 
-/** A Job that was deleted and is there again within this time is reported to be back. */
-const ALARM_OF_GONE_MS = 600_000
+const MOST_ALARMS = 10_000
 
 /**
  * Tells a person of each alarm of a Job, once, and when the Job is back. Nothing waits for it. A Job's messages are
  * sent in order, one at a time of all; each is tried until the receiver takes it, for up to a day.
  */
 export function notifier(url: string, world: Pick<World, "clock" | "kill">, say: Say): Emit {
-  const alarms = new Map<string, { kind: Fact["kind"]; goneAt: number | undefined }>()
+  /** The last alarm of each Job that is not back. */
+  const alarms = new Map<string, string>()
   const send = outbox(url, world, say)
   return (fact) => {
     if (!("job" in fact) || !fact.job) return
-    const { key } = fact.job
-    const now = world.clock.monotonic()
-    for (const [job, { goneAt = now }] of alarms) if (now - goneAt > ALARM_OF_GONE_MS) alarms.delete(job)
-    const alarm = alarms.get(key)
+    const { key, uid } = fact.job
+    const alarm = `${fact.kind} ${uid}`
     const { text } = logLineOf(fact)
-    if (isAlarmFact(fact) && (alarm?.kind !== fact.kind || alarm.goneAt !== undefined)) {
-      alarms.set(key, { kind: fact.kind, goneAt: undefined })
+    if (isAlarmFact(fact) && alarms.get(key) !== alarm) {
+      if (alarms.size >= MOST_ALARMS) alarms.clear()
+      alarms.set(key, alarm)
       send(key, text)
     } else if (isRecovery(fact) && alarms.delete(key)) send(key, `back after an alarm: ${text}`)
-    else if ((fact.kind === "DeletedByOthers" || fact.kind === "RemovedByTtl") && alarm) alarm.goneAt ??= now
   }
 }
 

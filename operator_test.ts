@@ -338,7 +338,7 @@ describe("1 Settings", () => {
       100,
     )
     const [first, second, ...more] = mistakesOf({ NAMESPACE: listOf(101), LOG_LINES: "-1" })
-    expect(first).toMatch(/^NAMESPACE cannot be "team-0,.*…": it names 101 namespaces, at most 100 can be watched/)
+    expect(first).toMatch(/^NAMESPACE cannot be "team-0,.*…": it has 101 names, and at most 100 can be watched/)
     expect(second).toStartWith('LOG_LINES cannot be "-1"')
     expect(more).toEqual([])
   })

@@ -316,10 +316,7 @@ function quickNotifier(url: string) {
     },
   }
   const say: Say = (level, text) => void said.push(`${level}: ${text}`)
-  const advance = (ms: number) => {
-    now += ms
-  }
-  return { tell: notifier(url, { clock, kill: kill.signal }, say), said, slept, advance }
+  return { tell: notifier(url, { clock, kill: kill.signal }, say), said, slept }
 }
 
 /** A receiver of notifications: what it was sent, and how it answers. */
@@ -481,20 +478,19 @@ describe("NOTIFY_URL", () => {
     expect(said).toEqual(["warning: a notification is dropped: 500 wait for NOTIFY_URL already"])
   })
 
-  test("the alarm of a deleted Job is forgotten: the same alarm of its successor is told again (J19)", async () => {
+  test("an alarm is told once, the same of the Job's successor again, and its recovery under any uid (J19)", async () => {
     const phone = receiver()
-    const { tell, advance } = quickNotifier(phone.NOTIFY_URL)
-    const deleted: Fact = { kind: "DeletedByOthers", job: jobNamed("load-a"), isRestart: false }
+    const { tell } = quickNotifier(phone.NOTIFY_URL)
+    const ofSuccessor = (fact: Fact): Fact => ({ ...fact, job: { ...jobNamed("load-a"), uid: "next" } }) as Fact
     tell(gaveUp("load-a", "first"))
     tell(gaveUp("load-a", "the same again"))
-    tell(deleted)
-    tell(gaveUp("load-a", "second"))
-    tell(deleted)
-    advance(601_000)
+    tell({ kind: "DeletedByOthers", job: jobNamed("load-a"), isRestart: false })
+    tell(ofSuccessor(gaveUp("load-a", "second")))
     tell({ kind: "LeftAlone", job: jobNamed("load-a"), because: "it is running", healthy: true, phase: "running" })
-    tell(gaveUp("load-a", "third"))
-    await until("told", () => phone.posts.length === 3)
-    expect(messages(phone).map((text) => /given up: (\w+)/.exec(text ?? "")?.[1])).toEqual(["first", "second", "third"])
+    tell(ofSuccessor(gaveUp("load-a", "third")))
+    await until("told", () => phone.posts.length === 4)
+    const words = messages(phone).map((text) => /given up: (\w+)|back/.exec(text ?? "")?.[0])
+    expect(words).toEqual(["given up: first", "given up: second", "back", "given up: third"])
   })
 
   test("a receiver that never answers holds up no restart", async () => {
