@@ -323,10 +323,7 @@ const LEVELS = {
 
 const FORMATS = { text: "text", json: "json" } as const
 
-/**
- * Every setting there is: makes the reader, `--help`, and the tables at start and in the README (a test compares
- * them).
- */
+/** All settings: the source of the reader, `--help`, and the tables at start and in the README. */
 export const SETTINGS = [
   setting("LOG_LEVEL", "logLevel", "DEBUG", oneOf(LEVELS), "TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR or CRITICAL", {
     olderName: "LOGURU_LEVEL",
@@ -552,10 +549,7 @@ const REQUIREMENT = new RegExp(
   "y",
 )
 
-/**
- * A label selector as kubectl takes it (k8s.io/apimachinery/pkg/labels, without > and <). Throws with the place of a
- * mistake.
- */
+/** A label selector as kubectl takes it, without > and < (k8s.io/apimachinery/pkg/labels). */
 export function parseSelector(text: string): Selector {
   const requirements: Selector["requirements"] = []
   for (let at = 0; at < text.length; at = REQUIREMENT.lastIndex) {
@@ -588,10 +582,7 @@ type RuleCause =
   | { kind: "exit"; least: number; most: number }
   | { kind: "log"; pattern: RegExp }
 
-/**
- * From the first wait to the longest; what the program asked for, up to a maximum; or never: no restart until someone
- * intervenes.
- */
+/** From the first wait to the longest; what the program asks for, at most so long; or no restart at all. */
 export type Wait = "never" | { fromMs: number; toMs: number } | { askedUpToMs: number }
 
 const EXIT_CODES = String.raw`exit:(?<least>\d{1,9})(?:-(?<most>\d{1,9}))?`
@@ -838,19 +829,13 @@ type Terminated = NonNullable<ContainerStatus["state"]>["terminated"]
 /** How one container of a pod ended, now or in its last run, or what it is doing. */
 export type ContainerView = ReturnType<typeof viewContainer>
 
-/**
- * What a container is for: `init` ends before the others start, a `sidecar` (restartPolicy Always) is stopped after
- * them.
- */
+/** An `init` container ends before the others start, a `sidecar` (restartPolicy Always) is stopped after them. */
 type Role = "init" | "sidecar" | "main"
 
 /** Reasons for which the kubelet or containerd invents an exit code: 137, 255 and 128. */
 const INVENTED = ["ContainerStatusUnknown", "Unknown", "StartError", "ContainerCannotRun"]
 
-/**
- * Whether a container ended because its pod was told to stop. Times are whole seconds. Without them, the code tells:
- * TERM or KILL.
- */
+/** Whether a container ended because its pod was told to stop, by the time (whole seconds), else by the code. */
 function isStop(end: Terminated, toldToStopAt: number | undefined): boolean {
   if (toldToStopAt !== undefined) return (instant(end?.finishedAt) ?? 0) > toldToStopAt
   return [143, 137].includes(end?.exitCode ?? 0) && end?.reason !== "OOMKilled"
@@ -928,10 +913,7 @@ function failedContainer({ containers, runsOnce }: PodView): ContainerView | und
     .at(-1)
 }
 
-/**
- * Whether a pod is a failed attempt. In one that succeeded, only an out-of-memory kill counts: sidecars end as they
- * like.
- */
+/** Whether a pod is a failed attempt. In one that succeeded, only an OOM kill counts: sidecars end as they like. */
 function isFailedPod(pod: PodView): boolean {
   const isWorker = ({ role }: ContainerView) => role !== "sidecar"
   if (pod.phase === "Succeeded") return pod.containers.filter(isWorker).some(isOomKilled)
@@ -982,10 +964,7 @@ export function failureOf(job: JobView, { pods, logs }: Evidence): Failure {
   return { cause: causeOf(job, pods), lines, killed: containers.filter(isOomKilled).map(({ name }) => name) }
 }
 
-/**
- * The lines that a program wrote to /dev/termination-log; what a runtime says there about its own failure is not the
- * program's.
- */
+/** The lines that a program wrote to /dev/termination-log. A runtime that failed writes there, too. */
 function messageLines({ ended, exitCode, message }: ContainerView): string[] {
   return ended && exitCode !== undefined && message !== "" ? tailOf(message, MESSAGE_LINES).lines : []
 }
@@ -1022,10 +1001,7 @@ function withoutKubeletMessage(text: string): { log: string; message: string } {
   return KUBELET_MESSAGE.test(message) ? { log: text.slice(0, from), message } : { log: text, message: "" }
 }
 
-/**
- * The last lines of a log text as a terminal would show them, each cut to a bearable length. `cut`: the text is
- * itself only a part.
- */
+/** The last lines of a log as people see them, each of a bearable length. `cut`: the text is only a part of it. */
 export function tailOf(text: string, lines: number, cut = false): Tail {
   const { log, message } = withoutKubeletMessage(text)
   const unavailable = message === "" ? "" : `log not available: ${safe(message)}`
@@ -1087,10 +1063,7 @@ function containerLine(c: ContainerView): string {
   return `${kind} ${c.name} (${facts.filter(Boolean).join(", ")})`
 }
 
-/**
- * What is known of a container that got SIGKILL: an out-of-memory kill of a child process, for one, is not reported
- * as such.
- */
+/** What SIGKILL means: an out-of-memory kill of a child process is not reported as one. */
 function killText(c: ContainerView): string {
   if (c.exitCode !== 137 || c.reason === "OOMKilled") return c.stopped ? "stopped with its pod" : ""
   return c.stopped
@@ -1103,19 +1076,13 @@ export type JobName = Pick<JobView, "key" | "namespace" | "name" | "uid">
 
 // ─────────────────────────────────────────────── 4 Policy ───────────────────────────────────────────────
 
-/**
- * What to do with a Job now, and why. `healthy`: no action needed. `give up`: no more restarts until someone
- * intervenes.
- */
+/** What to do with a Job now. `healthy`: no action needed. `give up`: no restart until someone intervenes. */
 export type Decision =
   | { do: "leave"; because: string; healthy: boolean }
   | { do: "give up"; because: string }
   | { do: "wait" | "restart"; dueAt: number; because: string }
 
-/**
- * Annotations by which a restarted Job carries its counts from one restart to the next. `touched` is of version
- * 1.0.0.
- */
+/** Annotations that carry counts from one Job to the next. `touched` is of version 1.0.0. */
 const BOOKKEEPING = [
   "restarts",
   "restarts-of-cause",
@@ -1127,10 +1094,7 @@ const BOOKKEEPING = [
   "touched",
 ].map((name) => PREFIX + name)
 
-/**
- * What to do with a Job that failed like this, if it failed. Pure: the same input gives the same answer after a
- * crash.
- */
+/** What to do with a Job that failed like this. Pure: after a crash, the same input gives the same answer. */
 export function decide(job: JobView, failure: Failure, config: Config, now: number): Decision {
   const leave = (because: string, healthy = true): Decision => ({ do: "leave", because, healthy })
   if (!isSelected(job, config)) return leave("it is not selected")
@@ -1155,10 +1119,7 @@ export function decide(job: JobView, failure: Failure, config: Config, now: numb
   return { do: now >= dueAt ? "restart" : "wait", dueAt, because }
 }
 
-/**
- * What a person's wish to restart a Job now comes to, whatever rules and limits say: only what has ended is
- * restarted.
- */
+/** What becomes of a person's wish to restart a Job now, whatever rules and limits say. */
 export function decideOnWish(job: JobView): Decision {
   const leave = (because: string): Decision => ({ do: "leave", because, healthy: true })
   if (job.deleting) return leave("it is being deleted")
@@ -1195,10 +1156,7 @@ export function isSelected(job: JobView, { jobNames, jobSelector }: Config): boo
 const isWantedNow = (job: JobView) =>
   own(job, "restart-now") !== undefined && own(job, "restart-now") !== own(job, "restart-now-done")
 
-/**
- * What a Job's own annotations set in place of the operator's settings; a wrong value changes nothing and is a
- * problem.
- */
+/** What a Job's own annotations set in place of the settings. A wrong value changes nothing and is a problem. */
 export function overridesOf(job: JobView, config: Config) {
   const problems: string[] = []
   const read = <T>(name: string, parse: (text: string) => T): T | undefined => {
@@ -1238,10 +1196,7 @@ function covers(rule: RuleCause, { cause, lines }: Pick<Failure, "cause" | "line
   return code >= rule.least && code <= rule.most
 }
 
-/**
- * Under SKIP_DELAY_ON_OOM the wait grows to at least this, so that a short RESTART_DELAY does not restart without
- * pause.
- */
+/** Under SKIP_DELAY_ON_OOM the wait grows to at least this, however short RESTART_DELAY is. */
 const OOM_BACKOFF_MS = 300_000
 
 type WaitingRule = Rule & { wait: Exclude<Wait, "never"> }
@@ -1348,10 +1303,7 @@ export function longestWaitMs(job: JobView, config: Config): number {
   return Math.max(...waits, any < 0 ? delayMs : 0)
 }
 
-/**
- * The bookkeeping annotations of the Job that replaces this one. A Job that succeeded, and is restarted by a person,
- * starts anew.
- */
+/** The bookkeeping annotations of the new Job. After a success, a restart by a person starts them anew. */
 export function bookkeepingFor(job: JobView, failure: Failure, config: Config): Record<string, string> {
   const rule = overridesOf(job, config).rules.find(({ cause }) => covers(cause, failure))
   const hasSucceeded = job.phase === "succeeded"
@@ -2099,10 +2051,7 @@ export type PastFailure = ReturnType<typeof readPast>
 
 const HISTORY_OF_GONE_MS = 30 * 86_400_000
 
-/**
- * The label of what the operator keeps in ConfigMaps, `failure` or `settings`; and that of a record with its Job's
- * name.
- */
+/** The label of the operator's ConfigMaps, `failure` or `settings`; and that of a record with its Job's name. */
 export const RECORD = `${PREFIX}record`
 
 export const RECORD_JOB = `${PREFIX}job`
@@ -2140,9 +2089,7 @@ const recordKey = (metadata: Metadata): RecordKey => {
   return { name, job, failedAt, restarts }
 }
 
-/**
- * The records to remove: those before the last so many of each Job; all of a Job that is not `there`, after 30 days.
- */
+/** The records to remove: all but the last so many of each Job; all of a Job that is gone, after 30 days. */
 export function staleRecords(
   records: RecordKey[],
   limit: number,
@@ -2218,10 +2165,7 @@ function shortTail({ lines, note }: Tail, mostBytes: number) {
   return { lines: lines.slice(last + 1), note: `the first ${last + 1} of ${lines.length} lines are cut off` }
 }
 
-/**
- * Reads a record back; undefined for a ConfigMap that is none. What it holds may be anybody's: it is printed with
- * care.
- */
+/** Reads a record back; undefined if it is none. Anybody may have written it: it is printed with care. */
 export function readRecord({
   metadata = {},
   data = {},
@@ -2259,10 +2203,7 @@ export type Details = {
   [field: string]: unknown
 }
 
-/**
- * An Event on a Job, for `kubectl describe`. Core v1: every Kubernetes shows it, and no second write is needed to
- * count.
- */
+/** An Event on a Job, for `kubectl describe`. Core v1, which every Kubernetes shows. */
 export function eventFor(
   { namespace, name, uid }: JobName,
   level: Level,
@@ -5876,10 +5817,7 @@ export class Metrics {
     return this.registry.metrics()
   }
 
-  /**
-   * Each Job has a series for every cause and result from the start: increase() needs a 0 before the first 1. Those of
-   * a Job that is gone for an hour go.
-   */
+  /** increase() needs a 0 before the first 1, so each Job has all series. Those of a Job gone for an hour go. */
   private completeCounts(): void {
     for (const [key, thereAt] of this.thereAt) {
       const isGone = this.clock.monotonic() - thereAt > COUNTS_KEPT_MS
@@ -6045,16 +5983,10 @@ function outbox(url: string, { clock, kill }: Pick<World, "clock" | "kill">, say
   }
 }
 
-/**
- * Why a message was not taken, in a word, for an error's message may hold the URL; and when the receiver wants the
- * next try.
- */
+/** Why a message was not taken, without the URL, which an error's message may hold. */
 type Rejection = { why: string; retryAfterMs: number }
 
-/**
- * Slack and Mattermost read `text`, in which these three characters begin links and mentions; Gotify and ntfy read
- * the rest.
- */
+/** Slack and Mattermost read `text`, in which these characters begin links and mentions; others read `message`. */
 const slackText = (text: string) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;")
 
 /** Sends one message; returns why it was rejected. */
@@ -6084,10 +6016,7 @@ async function post(url: string, text: string, now: number, signal: AbortSignal)
   }
 }
 
-/**
- * Sends the log to stderr from a level on. The text goes in as a property: as a message its braces would be
- * placeholders.
- */
+/** Sends the log to stderr. The text is a property, because LogTape replaces braces in a message. */
 function configureLog({ logLevel, logFormat }: Pick<Config, "logLevel" | "logFormat">): Say {
   const sink = ({ level, timestamp, properties }: LogRecord) => {
     const { text, ...details } = properties as { text: string; lines?: string[] }
