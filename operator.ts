@@ -288,10 +288,9 @@ function setting<K extends string, T>(
   key: K,
   fallback: string,
   parse: (text: string) => T,
-  help: string,
-  more: { olderName?: string; secret?: boolean } = {},
+  about: { help: string; olderName?: string; secret?: boolean },
 ) {
-  return { variable, key, default: fallback, parse, help, ...more }
+  return { variable, key, default: fallback, parse, ...about }
 }
 
 /** A reader of a setting that may be empty. */
@@ -325,91 +324,52 @@ const FORMATS = { text: "text", json: "json" } as const
 
 /** All settings: the source of the reader, `--help`, and the tables at start and in the README. */
 export const SETTINGS = [
-  setting("LOG_LEVEL", "logLevel", "DEBUG", oneOf(LEVELS), "TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR or CRITICAL", {
+  setting("LOG_LEVEL", "logLevel", "DEBUG", oneOf(LEVELS), {
+    help: "TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR or CRITICAL",
     olderName: "LOGURU_LEVEL",
   }),
-  setting(
-    "LOG_FORMAT",
-    "logFormat",
-    "text",
-    oneOf(FORMATS),
-    "`text` for people, `json` (one object per line) for log collectors",
-  ),
-  setting(
-    "NAMESPACE",
-    "namespaces",
-    "flickr-downloader",
-    names(NAMESPACE_NAME, MOST_NAMESPACES),
-    "the Jobs' namespace, or at most 100 separated by commas",
-  ),
-  setting(
-    "JOB_NAMES",
-    "jobNames",
-    "",
-    orNone(names(JOB_NAME)),
-    "Job names separated by commas; `namespace/name` if there are several namespaces",
-  ),
-  setting(
-    "JOB_SELECTOR",
-    "jobSelector",
-    "",
-    orNone(parseSelector),
-    "label selector; at least one of the two is required, and if both are set, both must match",
-  ),
-  setting("CHECK_INTERVAL", "checkIntervalMs", "60", duration(1_000), "polling interval if watching is not allowed"),
-  setting(
-    "RESTART_DELAY",
-    "restartDelayMs",
-    "3600",
-    duration(0),
-    "from the failure (lastTransitionTime of its Failed condition) to the restart",
-  ),
-  setting(
-    "SKIP_DELAY_ON_OOM",
-    "skipDelayOnOom",
-    "false",
-    oneOf(BOOLEANS),
-    "after an OOM kill restart at once, then after 10 s, 20 s, 40 s and so on",
-  ),
-  setting(
-    "RESTART_RULES",
-    "restartRules",
-    "",
-    orNone(parseRules),
-    "delays by cause, `CAUSE=WAIT` separated by commas; the first match wins",
-  ),
-  setting(
-    "MAX_RESTARTS",
-    "maxRestarts",
-    "",
-    orNone(wholeNumber(0, 1_000_000)),
-    "stop retrying after this many consecutive restarts",
-  ),
-  setting("RESTART_SPACING", "restartSpacingMs", "0", duration(0), "minimum interval between two restarts in a group"),
-  setting("LOG_LINES", "logLines", "20", wholeNumber(0, 10_000), "last log lines kept of each container"),
-  setting(
-    "HISTORY_LIMIT",
-    "historyLimit",
-    "10",
-    wholeNumber(0, 1_000),
-    "failures kept per Job, as ConfigMaps; 0 keeps none",
-  ),
-  setting("DRY_RUN", "dryRun", "false", oneOf(BOOLEANS), "log what would be done and change nothing"),
-  setting(
-    "HEALTH_PORT",
-    "healthPort",
-    "8080",
-    wholeNumber(0, 65_535),
-    "port of /livez, /readyz and /metrics; 0 turns it off; outside a pod it is off unless set",
-  ),
-  setting(
-    "NOTIFY_URL",
-    "notifyUrl",
-    "",
-    orNone(httpUrl),
-    "webhook called when a Job needs attention and when it recovers; a secret",
-    { secret: true },
-  ),
+  setting("LOG_FORMAT", "logFormat", "text", oneOf(FORMATS), {
+    help: "`text` for people, `json` (one object per line) for log collectors",
+  }),
+  setting("NAMESPACE", "namespaces", "flickr-downloader", names(NAMESPACE_NAME, MOST_NAMESPACES), {
+    help: "the Jobs' namespace, or at most 100 separated by commas",
+  }),
+  setting("JOB_NAMES", "jobNames", "", orNone(names(JOB_NAME)), {
+    help: "Job names separated by commas; `namespace/name` if there are several namespaces",
+  }),
+  setting("JOB_SELECTOR", "jobSelector", "", orNone(parseSelector), {
+    help: "label selector; at least one of the two is required, and if both are set, both must match",
+  }),
+  setting("CHECK_INTERVAL", "checkIntervalMs", "60", duration(1_000), {
+    help: "polling interval if watching is not allowed",
+  }),
+  setting("RESTART_DELAY", "restartDelayMs", "3600", duration(0), {
+    help: "from the failure (lastTransitionTime of its Failed condition) to the restart",
+  }),
+  setting("SKIP_DELAY_ON_OOM", "skipDelayOnOom", "false", oneOf(BOOLEANS), {
+    help: "after an OOM kill restart at once, then after 10 s, 20 s, 40 s and so on",
+  }),
+  setting("RESTART_RULES", "restartRules", "", orNone(parseRules), {
+    help: "delays by cause, `CAUSE=WAIT` separated by commas; the first match wins",
+  }),
+  setting("MAX_RESTARTS", "maxRestarts", "", orNone(wholeNumber(0, 1_000_000)), {
+    help: "stop retrying after this many consecutive restarts",
+  }),
+  setting("RESTART_SPACING", "restartSpacingMs", "0", duration(0), {
+    help: "minimum interval between two restarts in a group",
+  }),
+  setting("LOG_LINES", "logLines", "20", wholeNumber(0, 10_000), { help: "last log lines kept of each container" }),
+  setting("HISTORY_LIMIT", "historyLimit", "10", wholeNumber(0, 1_000), {
+    help: "failures kept per Job, as ConfigMaps; 0 keeps none",
+  }),
+  setting("DRY_RUN", "dryRun", "false", oneOf(BOOLEANS), { help: "log what would be done and change nothing" }),
+  setting("HEALTH_PORT", "healthPort", "8080", wholeNumber(0, 65_535), {
+    help: "port of /livez, /readyz and /metrics; 0 turns it off; outside a pod it is off unless set",
+  }),
+  setting("NOTIFY_URL", "notifyUrl", "", orNone(httpUrl), {
+    help: "webhook called when a Job needs attention and when it recovers; a secret",
+    secret: true,
+  }),
 ]
 
 /** The settings as understood. */
