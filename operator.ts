@@ -138,32 +138,26 @@ const QUOTED = `(?:[bfru]{1,2}|\\w{0,20}[([{])?(?:${IN_QUOTES}|(\\\\+)["'].*?(?:
 const SECRET_VALUE = `(?:${QUOTED}|[^\\s"'&,;<>]+)`
 const SOURCE_FILE = "(?![\\w-]{0,40}\\.(?:[cm]?[jt]sx?|py|go|rb|rs|java|kt|php|cs|cc?|cpp|h):\\d)"
 
-const SECRETS: [RegExp, string][] = [
-  [/-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)/g, "***"],
+const HEADER_VALUE = `(?:[^"'\\n]+|(?<==\\\\*)["'][^"'\\n]*["']?){1,20000}`
+
+/** What each pattern captures first stays. */
+const SECRETS = [
+  /()-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)/g,
   // A key whose beginning is above the last lines.
-  [/^[\w+/=\s\\]*-----END [A-Z ]*PRIVATE KEY-----/g, "***"],
-  [
-    new RegExp(
-      `((?:authorization|cookie)${IS})(?:${QUOTED}|(?:[^"'\\n]+|(?<==\\\\*)["'][^"'\\n]*["']?){1,20000})`,
-      "gim",
-    ),
-    "$1***",
-  ],
-  [/\b((?:[Bb]earer|[Bb]asic|BEARER|BASIC)\s+)(?=[A-Z]?[a-z.-]*[A-Z\d+/=_~])[\w+/=.~-]{8,}/g, "$1***"],
-  [new RegExp(`(${SECRET_WORD}${SOURCE_FILE}[\\w.-]{0,40}${IS})${SECRET_VALUE}`, "gim"), "$1***"],
-  [new RegExp(`(<[\\w:-]{0,40}${SECRET_WORD}[\\w-]{0,40}>)[^<]+`, "gi"), "$1***"],
-  [
-    new RegExp(`((?<![\\w-])--?(?:[\\w.-]{0,40}[-_.])?${SECRET_WORD}[\\w-]{0,40}\\s+)(?!-)${SECRET_VALUE}`, "gim"),
-    "$1***",
-  ],
-  [new RegExp(`(\\bValue:|"value":\\s*)${QUOTED}`, "g"), '$1"***"'],
-  [/(\w:\/\/)[^\s/?#"'<>]+@/g, "$1***@"],
-  [/(?<![\w-])eyJ[\w-]{8,}\.[\w-]+\.[\w-]*/g, "***"],
+  /()^[\w+/=\s\\]*-----END [A-Z ]*PRIVATE KEY-----/g,
+  new RegExp(`((?:authorization|cookie)${IS})(?:${QUOTED}|${HEADER_VALUE})`, "gim"),
+  /\b((?:[Bb]earer|[Bb]asic|BEARER|BASIC)\s+)(?=[A-Z]?[a-z.-]*[A-Z\d+/=_~])[\w+/=.~-]{8,}/g,
+  new RegExp(`(${SECRET_WORD}${SOURCE_FILE}[\\w.-]{0,40}${IS})${SECRET_VALUE}`, "gim"),
+  new RegExp(`(<[\\w:-]{0,40}${SECRET_WORD}[\\w-]{0,40}>)[^<]+`, "gi"),
+  new RegExp(`((?<![\\w-])--?(?:[\\w.-]{0,40}[-_.])?${SECRET_WORD}[\\w-]{0,40}\\s+)(?!-)${SECRET_VALUE}`, "gim"),
+  new RegExp(`(\\bValue:|"value":\\s*)${QUOTED}`, "g"),
+  /(\w:\/\/)[^\s/?#"'<>]+(?=@)/g,
+  /()(?<![\w-])eyJ[\w-]{8,}\.[\w-]+\.[\w-]*/g,
 ]
 
 /** Text with what looks like a secret replaced by `***`. */
 export function maskSecrets(text: string): string {
-  return SECRETS.reduce((masked, [pattern, replacement]) => masked.replace(pattern, replacement), text)
+  return SECRETS.reduce((masked, pattern) => masked.replace(pattern, "$1***"), text)
 }
 
 export const safe = (text: string) => printable(maskSecrets(text))
