@@ -445,8 +445,8 @@ function showSetting(key: keyof Config, value: unknown): string {
 /** A reader of durations in ms: whole seconds, or like 90s, 1h30m, 7d; at most ten years, which every date can hold. */
 export function duration(leastMs: number) {
   return (text: string): number => {
-    const ms = /^\d+$/.test(text) ? Number(text) * 1_000 : readSpan(text)
-    if (ms !== undefined && ms >= leastMs && ms <= 3650 * 86_400_000) return Math.round(ms)
+    const ms = Math.round(/^\d+$/.test(text) ? Number(text) * 1_000 : (readSpan(text) ?? Number.NaN))
+    if (ms % 1_000 === 0 && ms >= leastMs && ms <= 3650 * 86_400_000) return ms
     throw new Error(`write whole seconds or a duration like 90s, 15m, 1h30m, from ${durationText(leastMs)} to 3650d`)
   }
 }

@@ -201,14 +201,14 @@ describe("1 Settings", () => {
     "1h": '|1h| |\n|\uFEFF|""|60m|3600',
     "1m": '60 seconds|60| 60\n|060|60s|1M|60\r\n|\uFEFF60|\u00A060\u00A0|"60"|\'60s\'\n|" 60 "|0h1m0s',
     "1h30m": "1h30m|90m|5400|1H30M|1h 30m|1.5h|90 minutes",
-    "250ms": "250ms",
+    "1h6m": "1.1h",
     "0s": "0|0s|0d",
     "8d1h1m1s": "8d1h1m1s|8D1h1m1s",
     "3650d": "3650d",
     "115d17h46m39s": "9999999", // G01
     "24d20h31m24s": "2147484", // G01
     "24d20h31m23s": "2147483", // G01
-    refused: `1e3|1.5|0x3c|-1|NaN|Infinity|6_0|+60|１０|６０s|1w|s|h|-|1h30|3651d|1,5|60;|∞|٦٠|60s60
+    refused: `1e3|1.5|0x3c|-1|NaN|Infinity|6_0|+60|１０|６０s|60ms|1.5s|1w|s|h|-|1h30|3651d|1,5|60;|∞|٦٠|60s60
       |6 0|60 # a minute|'60|60"|${"9".repeat(400)}|${"9".repeat(400)}d|6\u200B0|60\n60`,
   }
   test.each(rowsOf(durations))("readSettings() reads as RESTART_DELAY %s: %j (G01, G02)", (expected, text) => {
