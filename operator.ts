@@ -19,7 +19,7 @@ import { basename, delimiter, dirname, join, resolve } from "node:path"
 import { getCACertificates } from "node:tls"
 import type { V1ConfigMap, V1Job, V1LabelSelector, V1ObjectMeta, V1Pod } from "@kubernetes/client-node"
 import { configureSync, getLogger, type LogRecord } from "@logtape/logtape"
-import { Counter, Gauge, Histogram, Registry } from "prom-client"
+import { Counter, Gauge, Histogram, type MetricConfiguration, Registry } from "prom-client"
 import TinyQueue from "tinyqueue"
 import project from "./package.json" with { type: "json" }
 
@@ -380,11 +380,7 @@ export class SettingsError extends Error {
 export type SettingRow = { variable: string; value: string; from: string }
 
 /** Reads all settings. Throws a SettingsError with every mistake at once. */
-export function readSettings(env: Record<string, string | undefined>): {
-  config: Config
-  rows: SettingRow[]
-  warnings: string[]
-} {
+export function readSettings(env: Record<string, string | undefined>) {
   const values: { [K in keyof Config]?: unknown } = {}
   const rows: SettingRow[] = []
   const warnings: string[] = []
@@ -795,11 +791,8 @@ function isStop(end: Terminated, toldToStopAt: number | undefined): boolean {
   return [143, 137].includes(end?.exitCode ?? 0) && end?.reason !== "OOMKilled"
 }
 
-function viewContainer(
-  { name, state, lastState, restartCount }: ContainerStatus,
-  role: Role,
-  toldToStopAt: number | undefined,
-) {
+function viewContainer(container: ContainerStatus, role: Role, toldToStopAt: number | undefined) {
+  const { name, state, lastState, restartCount } = container
   // A container that waits or runs again, or was stopped in its next run, tells its failure in lastState only.
   const isNextRun = isStop(state?.terminated, toldToStopAt) && (lastState?.terminated?.exitCode ?? 0) !== 0
   const end = isNextRun ? lastState?.terminated : (state?.terminated ?? lastState?.terminated)
@@ -1156,12 +1149,7 @@ const OOM_BACKOFF_MS = 300_000
 type WaitingRule = Rule & { wait: Exclude<Wait, "never"> }
 
 /** How long a rule makes a failure wait after so many restarts in a row, and why. */
-function waitUnder(
-  { text, cause, wait }: WaitingRule,
-  restarts: number,
-  { lines }: Failure,
-  failedAt: number,
-): { waitMs: number; because: string } {
+function waitUnder({ text, cause, wait }: WaitingRule, restarts: number, { lines }: Failure, failedAt: number) {
   if ("askedUpToMs" in wait) {
     const { waitMs, because } = askedOf(lines, cause, wait.askedUpToMs, failedAt)
     return { waitMs, because: `rule ${text}: ${because}` }
@@ -1292,20 +1280,7 @@ function decidedText(decision: Decision): string {
 }
 
 /** What a Job can be at: in metrics, alerts and `status`. */
-export const SHOWN_STATES = [
-  "running",
-  "succeeded",
-  "suspended",
-  "failing",
-  "failed",
-  "waiting",
-  "restarting",
-  "rejected",
-  "given_up",
-  "left_alone",
-  "deleting",
-] as const
-export type ShownState = (typeof SHOWN_STATES)[number]
+export type ShownState = Phase | "waiting" | "restarting" | "rejected" | "given_up" | "left_alone" | "deleting"
 
 /** A Job's state in one word, for metrics. `rejected`: it was due, but the cluster would not take it back. */
 export function stateOf(view: JobView, decision: Decision | undefined, rejections: number): ShownState {
@@ -2044,12 +2019,7 @@ const recordKey = (metadata: Metadata): RecordKey => {
 }
 
 /** The records to remove: all but the last so many of each Job; all of a Job that is gone, after 30 days. */
-export function staleRecords(
-  records: RecordKey[],
-  limit: number,
-  isThere: (job: string) => boolean,
-  now: number,
-): RecordKey[] {
+export function staleRecords(records: RecordKey[], limit: number, isThere: (job: string) => boolean, now: number) {
   return [...Map.groupBy(records, ({ job }) => job)].flatMap(([job, all]) => {
     const newestFirst = all.sort(
       (a, b) => b.failedAt - a.failedAt || b.restarts - a.restarts || (a.name < b.name ? -1 : 1),
@@ -2120,10 +2090,7 @@ function shortTail({ lines, note }: Tail, mostBytes: number) {
 }
 
 /** Reads a record back; undefined if it is none. Anybody may have written it: it is printed with care. */
-export function readRecord({
-  metadata = {},
-  data = {},
-}: ConfigMap): { past: PastFailure; reason: string; evidence: Evidence } | undefined {
+export function readRecord({ metadata = {}, data = {} }: ConfigMap) {
   try {
     const revive = (key: string, value: unknown) => (key.endsWith("At") ? (instant(String(value)) ?? 0) : value)
     const { logs = {}, ...whole } = JSON.parse(data["failure.json"] ?? "", revive)
@@ -2141,21 +2108,8 @@ export function readRecord({
 /** Says one fact, to whoever listens: the log, the metrics, a person's phone. */
 export type Say = (level: Level, text: string, details?: Details) => void
 
-/**
- * What goes with a fact: `lines` stand indented under the text, the rest are fields for log collectors. `reason` is
- * the word that an Event has; `cause` stands with a failure, `result` and `lateMs` (after it was due) with the end of
- * a restart, `phase` with a Job that is left alone. An ERROR with a `job` is an alarm.
- */
-export type Details = {
-  lines?: string[]
-  job?: string
-  reason?: string
-  cause?: Cause
-  result?: string
-  lateMs?: number
-  phase?: string
-  [field: string]: unknown
-}
+/** What goes with a line: `lines` stand indented under it, the rest are fields for log collectors. */
+export type Details = { lines?: string[]; [field: string]: unknown }
 
 /** An Event on a Job, for `kubectl describe`. Core v1, which every Kubernetes shows. */
 export function eventFor(
@@ -5684,13 +5638,7 @@ const CAUSES = ["oom", "evicted", "deadline", "exit", "unknown"]
 /** How a restart can end, in metrics. */
 export const RESULTS = ["restarted", "replaced", "rejected", "changed", "cancelled", "namespace_gone", "interrupted"]
 
-type MetricKind<M> = new (metric: {
-  name: string
-  help: string
-  labelNames: string[]
-  registers: Registry[]
-  buckets: number[]
-}) => M
+type MetricKind<M> = new (metric: MetricConfiguration<string> & { buckets: number[] }) => M
 
 /** What Prometheus gets: counts of facts and of calls; all else is read from the operator when it is asked for. */
 export class Metrics {
@@ -5768,7 +5716,7 @@ export class Metrics {
     }
     for (const namespace of namespaces)
       this.ready.set({ namespace }, operator.liveness.staleForMs(namespace) === undefined ? 1 : 0)
-    return this.registry.metrics()
+    return (await this.registry.metrics()).trimEnd()
   }
 
   /** increase() needs a 0 before the first 1, so each Job has all series. Those of a Job gone for an hour go. */
@@ -5795,12 +5743,7 @@ function jobLabels(key: string): { namespace: string; job_name: string } {
 }
 
 /** Answers a probe or a scrape. Nothing secret: whoever reaches the port may read it. */
-export async function answerHealth(
-  request: Request,
-  operator: Operator,
-  metrics: Metrics,
-  { namespaces }: Config,
-): Promise<Response> {
+export async function answerHealth(request: Request, operator: Operator, metrics: Metrics, { namespaces }: Config) {
   const answer = (status: number, text: string, headers = {}) => new Response(`${text}\n`, { status, headers })
   if (request.method !== "GET" && request.method !== "HEAD")
     return answer(405, "GET or HEAD only", { Allow: "GET, HEAD" })
@@ -5810,9 +5753,7 @@ export async function answerHealth(
       ? answer(200, "ok")
       : answer(503, `the loop has not turned for ${durationText(STUCK_MS)}`)
   if (pathname === "/metrics")
-    return new Response(await metrics.text(operator, namespaces), {
-      headers: { "Content-Type": Registry.PROMETHEUS_CONTENT_TYPE },
-    })
+    return answer(200, await metrics.text(operator, namespaces), { "Content-Type": Registry.PROMETHEUS_CONTENT_TYPE })
   if (pathname !== "/readyz") return answer(404, "/livez, /readyz, /metrics")
   const blind = namespaces.flatMap((namespace) => {
     const silentMs = operator.liveness.staleForMs(namespace)
@@ -5826,13 +5767,7 @@ export async function answerHealth(
 }
 
 /** Serves health on all addresses, IPv6 and IPv4. A port that is taken is reported, and stops nothing. */
-export function serveHealth(
-  port: number,
-  operator: Operator,
-  metrics: Metrics,
-  { config }: Pick<World, "config">,
-  say: Say,
-): void {
+export function serveHealth(port: number, operator: Operator, metrics: Metrics, config: Config, say: Say): void {
   let problem: unknown
   // Where the kernel has no IPv6, the second serves alone.
   for (const hostname of ["::", "0.0.0.0"]) {
@@ -6087,7 +6022,7 @@ export async function main(args: string[], env: Env): Promise<number> {
     const operator = new Operator(world)
     const isHealthWanted =
       source.inCluster || rows.some(({ variable, from }) => variable === "HEALTH_PORT" && from !== "default")
-    if (config.healthPort > 0 && isHealthWanted) serveHealth(config.healthPort, operator, metrics, world, say)
+    if (config.healthPort > 0 && isHealthWanted) serveHealth(config.healthPort, operator, metrics, config, say)
     announceWay(say, world.cluster, env)
     const server = `Kubernetes ${await waitForServer(world, say)} at ${cluster.address}`
     const facts = [

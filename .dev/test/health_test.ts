@@ -12,7 +12,7 @@ import {
   PREFIX,
   RESULTS,
   type Say,
-  SHOWN_STATES,
+  type ShownState,
   serveHealth,
 } from "../../operator.ts"
 import project from "../../package.json" with { type: "json" }
@@ -208,6 +208,20 @@ test("alerts.yaml and dashboard.json ask for metrics that there are, and the das
   }
 })
 
+const SHOWN_STATES = Object.keys({
+  running: true,
+  succeeded: true,
+  suspended: true,
+  failing: true,
+  failed: true,
+  waiting: true,
+  restarting: true,
+  rejected: true,
+  given_up: true,
+  left_alone: true,
+  deleting: true,
+} satisfies Record<ShownState, true>)
+
 test("alerts.yaml, dashboard.json and monitoring.md name the states and results that there are", () => {
   const pages = ["deploy/monitoring/alerts.yaml", "deploy/monitoring/dashboard.json", ".github/docs/monitoring.md"]
   const [alerts, dashboard, page] = pages.map((file) => readFileSync(join(import.meta.dir, "../..", file), "utf8"))
@@ -278,7 +292,7 @@ describe("/livez and /readyz", () => {
     endings.push(() => taken.stop(true))
     const said: string[] = []
     const say: Say = (level, text) => void said.push(`${level}: ${text}`)
-    serveHealth(taken.port!, life.operator, metrics, { config: life.config }, say)
+    serveHealth(taken.port!, life.operator, metrics, life.config, say)
     expect(said).toEqual([
       expect.stringMatching(
         new RegExp(`^warning: health endpoints are disabled: cannot listen on HEALTH_PORT ${taken.port}: .*in use`),
