@@ -2109,7 +2109,7 @@ export function readRecord({ metadata = {}, data = {} }: ConfigMap) {
 export type Say = (level: Level, text: string, details?: Details) => void
 
 /** What goes with a line: `lines` stand indented under it, the rest are fields for log collectors. */
-export type Details = { lines?: string[]; [field: string]: unknown }
+export type Details = { lines?: string[] | undefined; [field: string]: unknown }
 
 /** An Event on a Job, for `kubectl describe`. Core v1, which every Kubernetes shows. */
 export function eventFor(
@@ -2182,70 +2182,44 @@ export type FinalOutcome = Exclude<Outcome, { result: "rejected" | "waiting" }>
 /** Takes facts, and passes them on. Never throws. */
 export type Emit = (fact: Fact) => void
 
-/** What is told of a fact: a line of the log, what goes with it, and the Event that `kubectl describe job` shows. */
-type Told = {
-  level: Level
-  text: string
-  details?: Details
-  /** Has the line's level and text unless it has its own. */
-  event?: { reason: string; level?: Level; text?: string } | undefined
-}
+/** What is told of a fact: a line of the log, and lines that stand under it. */
+type Told = { level: Level; text: string; lines?: string[] | undefined }
 
-const told = (level: Level, text: string, more: Pick<Told, "details" | "event"> = {}): Told => ({
-  level,
-  text,
-  ...more,
-})
+const told = (level: Level, text: string, lines?: string[]): Told => ({ level, text, lines })
 
 /** What is told of each fact. The Job's name is put in front of the line. */
 const TOLD_OF: { [K in Fact["kind"]]: (fact: Extract<Fact, { kind: K }>) => Told } = {
-  FailureSeen: ({ failedAt, cause, reason, evidence }) =>
-    told("warning", `failed at ${instantText(failedAt)}: ${[cause, reason].filter(Boolean).join(", ")}`, {
-      details: { cause, lines: evidenceLines(evidence) },
-    }),
-  LeftAlone: ({ because, healthy, phase }) =>
-    told(healthy ? "debug" : "info", `left alone: ${because}`, { details: { phase } }),
-  RestartScheduled: ({ dueAt, inMs, because, cause }) => {
-    const when = `will be restarted at ${instantText(dueAt)}`
-    const text = `failed, cause ${cause}; ${when}: ${because}`
-    return told("info", `${when} (in ${durationText(Math.max(0, inMs))}): ${because}`, {
-      event: { reason: "FailureSeen", level: "warning", text },
-    })
+  FailureSeen: ({ failedAt, cause, reason, evidence }) => {
+    const why = [cause, reason].filter(Boolean).join(", ")
+    return told("warning", `failed at ${instantText(failedAt)}: ${why}`, evidenceLines(evidence))
   },
-  GaveUp: ({ because, cause }) =>
-    told("error", `${gaveUpText(because)} (cause ${cause})`, { event: { reason: "GivenUp" } }),
+  LeftAlone: ({ because, healthy }) => told(healthy ? "debug" : "info", `left alone: ${because}`),
+  RestartScheduled: ({ dueAt, inMs, because }) => {
+    const left = durationText(Math.max(0, inMs))
+    return told("info", `will be restarted at ${instantText(dueAt)} (in ${left}): ${because}`)
+  },
+  GaveUp: ({ because, cause }) => told("error", `${gaveUpText(because)} (cause ${cause})`),
   RestartStarted: ({ cause, isDryRun }) =>
     told("info", `${isDryRun ? "would be restarted now (DRY_RUN)" : "restarting"}, cause ${cause}`),
   IntentWritten: ({ job, intent, dueAt }) => {
     const when = dueAt ? ` and will happen at ${instantText(dueAt)}, even if its TTL removes it first` : ""
     const cancel = `kubectl -n ${job.namespace} delete job ${intent}`
-    const event = { reason: "RestartRecorded" }
-    return told("info", `its restart is recorded in intent ${intent}${when}; to cancel it: ${cancel}`, { event })
+    return told("info", `its restart is recorded in intent ${intent}${when}; to cancel it: ${cancel}`)
   },
   IntentAdopted: ({ intent }) => told("info", `continuing an unfinished restart from its intent ${intent}`),
   IntentUnreadable: () => {
     const advice = "if no restart is under way, delete it"
     return told("error", `is labelled as an intent, but its annotations cannot be read; ${advice}`)
   },
-  RestartFinished: ({ outcome, tookMs, lateMs }) => {
-    const { result } = outcome
-    const level = result === "namespace gone" ? "warning" : "info"
-    if (result !== "restarted") return told(level, finishedText(outcome, tookMs), { details: { result } })
-    const event = { reason: "Restarted" }
-    return told(level, finishedText(outcome, tookMs), { details: { result, lateMs }, event })
-  },
+  RestartFinished: ({ outcome, tookMs }) =>
+    told(outcome.result === "namespace gone" ? "warning" : "info", finishedText(outcome, tookMs)),
   RestartRejected: ({ why, retryMs }) => {
     const next = `next try in ${durationText(retryMs)}`
-    return told("error", `not deleted, because the cluster would not take it back: ${why}; ${next}`, {
-      details: { result: "rejected" },
-      event: { reason: "CannotRestart" },
-    })
+    return told("error", `not deleted, because the cluster would not take it back: ${why}; ${next}`)
   },
   HeldUp: ({ waitsFor, blockers, forMs, isAlarm }) => {
     const text = `has waited ${durationText(forMs)} for ${waitsFor}: ${blockers}`
-    return told(isAlarm ? "error" : "warning", `${text}; remove what holds it, and the restart continues`, {
-      event: isAlarm ? { reason: "HeldUp" } : undefined,
-    })
+    return told(isAlarm ? "error" : "warning", `${text}; remove what holds it, and the restart continues`)
   },
   EditTaken: () => told("info", "was edited while being deleted; the new Job gets the edit"),
   EditRejected: ({ why }) => {
@@ -2255,17 +2229,12 @@ const TOLD_OF: { [K in Fact["kind"]]: (fact: Extract<Fact, { kind: K }>) => Told
   DeletedByOthers: ({ isRestart }) =>
     told("info", isRestart ? "is being restarted by someone else" : "was deleted by someone; it is not restarted"),
   RemovedByTtl: ({ because }) => told("warning", `was removed by its TTL and is not restarted: ${because}`),
-  WrongAnnotation: ({ problem }) => told("warning", problem, { event: { reason: "WrongAnnotation" } }),
-  Queued: ({ queue }) => {
-    const event = { reason: "Queued" }
-    return told("warning", `waits in queue ${queue}; its suspend field stays as it is for the queue's controller`, {
-      event,
-    })
-  },
+  WrongAnnotation: ({ problem }) => told("warning", problem),
+  Queued: ({ queue }) =>
+    told("warning", `waits in queue ${queue}; its suspend field stays as it is for the queue's controller`),
   NoPod: ({ forMs }) => {
     const text = `was restarted, but has had no pod for ${durationText(forMs)}`
-    const event = { reason: "NoPod" }
-    return told("warning", `${text}; kubectl describe job tells of quota and policy`, { event })
+    return told("warning", `${text}; kubectl describe job tells of quota and policy`)
   },
   CannotStart: ({ pod, reason }) => {
     const advice = "a Job that never starts fails only with activeDeadlineSeconds"
@@ -2281,7 +2250,7 @@ const TOLD_OF: { [K in Fact["kind"]]: (fact: Extract<Fact, { kind: K }>) => Told
   PermissionsReviewed: ({ namespace, missing, isEssential }) => {
     if (missing.length === 0) return told("debug", `${namespace}: the Role allows everything that is needed`)
     const text = `${namespace}: no such namespace yet, or its Role lacks ${missing.length} rules; see deploy/rbac.yaml:`
-    return told(isEssential ? "error" : "warning", text, { details: { lines: missing } })
+    return told(isEssential ? "error" : "warning", text, missing)
   },
   WriteFailed: ({ namespace, what, why }) => told("warning", `${namespace}: ${what}: ${why}`),
   EventFailed: ({ why }) => told("debug", `an Event could not be written: ${why}`),
@@ -2317,18 +2286,37 @@ function finishedText(outcome: FinalOutcome, tookMs: number): string {
 
 const toldOf = (fact: Fact) => (TOLD_OF[fact.kind] as (fact: Fact) => Told)(fact)
 
-/** A fact as a line of the log. */
-export function logLineOf(fact: Fact): { level: Level; text: string; details: Details } {
-  const { level, text, details } = toldOf(fact)
-  if (!("job" in fact) || !fact.job) return { level, text, details: { ...details } }
-  const { key } = fact.job
-  return { level, text: `[${key}] ${text}`, details: { ...details, job: key, reason: fact.kind } }
+/** A fact as a line of the log, with its fields for log collectors. */
+export function logLineOf(fact: Fact) {
+  const { level, text, lines } = toldOf(fact)
+  const fields = Object.entries(fact).filter(([name, value]) => name !== "kind" && typeof value !== "object")
+  const job = "job" in fact ? fact.job?.key : undefined
+  const result = fact.kind === "RestartFinished" ? fact.outcome.result : undefined
+  const details: Details = { ...Object.fromEntries(fields), lines, job, result, reason: fact.kind }
+  return { level, text: job ? `[${job}] ${text}` : text, details }
+}
+
+/** The facts that `kubectl describe job` shows, by the reason of their Event. */
+const EVENT_REASONS: Partial<Record<Fact["kind"], string>> = {
+  RestartScheduled: "FailureSeen",
+  GaveUp: "GivenUp",
+  IntentWritten: "RestartRecorded",
+  RestartFinished: "Restarted",
+  RestartRejected: "CannotRestart",
+  HeldUp: "HeldUp",
+  WrongAnnotation: "WrongAnnotation",
+  Queued: "Queued",
+  NoPod: "NoPod",
 }
 
 /** A fact as an Event; undefined if it is none. */
 export function eventTextOf(fact: Fact): { level: Level; reason: string; text: string } | undefined {
-  const { level, text, event } = toldOf(fact)
-  return event && { level, text, ...event }
+  const reason = EVENT_REASONS[fact.kind]
+  const { level, text } = toldOf(fact)
+  if (reason === undefined || (fact.kind === "HeldUp" && !fact.isAlarm)) return undefined
+  if (fact.kind === "RestartFinished" && fact.outcome.result !== "restarted") return undefined
+  if (fact.kind !== "RestartScheduled") return { level, reason, text }
+  return { level: "warning", reason, text: `failed, cause ${fact.cause}; ${text}` }
 }
 
 // ───────────────────────────────────────────── 8 Kubeconfig ─────────────────────────────────────────────
