@@ -193,7 +193,7 @@ export function messageOf(error: unknown): string {
 }
 
 /** One log record for people: one line, and its details indented below. */
-export function textRecord(at: number, level: string, text: string, lines: string[] = []): string {
+export function textRecord(at: number, level: string, text: string, { lines = [] }: { lines?: string[] } = {}): string {
   const head = `${new Date(at).toISOString().replace("T", " ")} | ${level.toUpperCase().padEnd(8)} | ${safe(text)}\n`
   return head + lines.map((line) => `    ${safe(line)}\n`).join("")
 }
@@ -663,7 +663,6 @@ export function viewJob(job: Job) {
     annotations: Object.fromEntries(ownAnnotations),
     phase,
     deleting: metadata.deletionTimestamp != null,
-    /** When the Failed condition became true. */
     failedAt:
       failed &&
       (instant(failed.lastTransitionTime) ?? instant(failed.lastProbeTime) ?? instant(metadata.creationTimestamp) ?? 0),
@@ -734,7 +733,6 @@ export function viewPod({ metadata = {}, spec, status = {} }: Pod) {
     orphaned: !metadata.ownerReferences?.some(({ controller }) => controller),
     finalizers: metadata.finalizers ?? [],
     node: spec?.nodeName,
-    /** No longer in the cluster. */
     gone: false,
     containers: [
       ...(status.initContainerStatuses ?? []).map(view(true)),
@@ -1160,9 +1158,9 @@ function waitUnder({ text, cause, wait }: WaitingRule, restarts: number, { lines
 
 /** Exponential backoff from fromMs, doubling up to toMs. From 0: at once, then 10 s, 20 s, ... */
 function exponentialBackoffMs({ fromMs, toMs }: { fromMs: number; toMs: number }, restarts: number): number {
+  if (fromMs === 0) return restarts === 0 ? 0 : exponentialBackoffMs({ fromMs: 10_000, toMs }, restarts - 1)
   // The exponent is bounded, so that no count overflows.
-  const doubled = 2 ** Math.min(fromMs > 0 ? restarts : restarts - 1, 40)
-  return Math.min(toMs, fromMs > 0 ? fromMs * doubled : restarts === 0 ? 0 : 10_000 * doubled)
+  return Math.min(toMs, fromMs * 2 ** Math.min(restarts, 40))
 }
 
 /** What the last matching line asks for, at most so long; the maximum if it cannot be read. */
@@ -1991,20 +1989,15 @@ export const SETTINGS_MAP = `${project.name}-settings`
 /** Reads the metadata of a record, of its own `name`; never throws. */
 export function readPast({ name = "", namespace = "", labels, annotations, creationTimestamp }: Metadata) {
   const fact = (key: string) => annotations?.[PREFIX + key] ?? ""
-  const failedAt = instant(fact("failed-at")) ?? instant(creationTimestamp) ?? 0
-  const startedAt = instant(fact("started-at"))
-  const job = labels?.[RECORD_JOB] ?? ""
-  const cause = (fact("cause") || "unknown") as Cause
-  const restarts = countFrom(fact("restarts"))
   return {
     name,
     namespace,
-    job,
+    job: labels?.[RECORD_JOB] ?? "",
     uid: fact("uid"),
-    cause,
-    startedAt,
-    failedAt,
-    restarts,
+    cause: (fact("cause") || "unknown") as Cause,
+    startedAt: instant(fact("started-at")),
+    failedAt: instant(fact("failed-at")) ?? instant(creationTimestamp) ?? 0,
+    restarts: countFrom(fact("restarts")),
     summary: fact("summary"),
     decided: fact("decided"),
   }
@@ -5897,11 +5890,8 @@ async function post(url: string, text: string, now: number, signal: AbortSignal)
 function configureLog({ logLevel, logFormat }: Pick<Config, "logLevel" | "logFormat">): Say {
   const sink = ({ level, timestamp, properties }: LogRecord) => {
     const { text, ...details } = properties as { text: string; lines?: string[] }
-    process.stderr.write(
-      logFormat === "json"
-        ? jsonRecord(timestamp, level, text, details)
-        : textRecord(timestamp, level, text, details.lines),
-    )
+    const record = logFormat === "json" ? jsonRecord : textRecord
+    process.stderr.write(record(timestamp, level, text, details))
   }
   const quiet = { category: ["logtape", "meta"], sinks: ["stderr"], lowestLevel: "error" as const }
   configureSync({

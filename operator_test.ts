@@ -2744,7 +2744,9 @@ describe("4 How we say it", () => {
       (text) => {
         expect(printable(text)).not.toMatch(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/u)
         expect(printable(printable(text))).toBe(printable(text))
-        expect(textRecord(NOW, "info", text, [text]).split(/\r\n|[\n\r\v\f\u0085\u2028\u2029]/)).toHaveLength(3)
+        expect(
+          textRecord(NOW, "info", text, { lines: [text] }).split(/\r\n|[\n\r\v\f\u0085\u2028\u2029]/),
+        ).toHaveLength(3)
         expect(jsonRecord(NOW, "info", text, { lines: [text] }).split(/[\n\r\u0085\u2028\u2029]/)).toHaveLength(2)
       },
     )
@@ -2850,7 +2852,7 @@ describe("4 How we say it", () => {
   })
 
   test("textRecord() is one line with its details indented below", () => {
-    expect(textRecord(NOW, "warning", "load-a: failed", ["pod p", "  token=x"])).toBe(
+    expect(textRecord(NOW, "warning", "load-a: failed", { lines: ["pod p", "  token=x"] })).toBe(
       "2026-03-01 12:00:00.000Z | WARNING  | load-a: failed\n    pod p\n      token=***\n",
     )
   })
