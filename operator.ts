@@ -598,11 +598,9 @@ const QUANTITY = /^(\d+(?:\.\d*)?|\.\d+)(?:([KMGTPE]i)|([numkMGTPE])|[eE]([+-]?\
 /** A positive quantity in its base unit: `1.5Gi`, `512M`, `1e9`, `500m` (k8s.io/apimachinery/pkg/api/resource). */
 export function quantity(text: string): number {
   const [, number, binary, decimal, exponent] = QUANTITY.exec(text) ?? []
-  const factor = binary
-    ? 1024 ** ("KMGTPE".indexOf(binary[0] as string) + 1)
-    : decimal
-      ? 10 ** (3 * ("num kMGTPE".indexOf(decimal) - 3))
-      : 10 ** Number(exponent ?? 0)
+  let factor = 10 ** Number(exponent ?? 0)
+  if (binary) factor = 1024 ** ("KMGTPE".indexOf(binary[0] as string) + 1)
+  if (decimal) factor = 10 ** (3 * ("num kMGTPE".indexOf(decimal) - 3))
   if (number === undefined || Number(number) * factor <= 0)
     throw new Error("write a quantity like 1.5Gi, 512M, 1e9 or 128974848")
   return Number(number) * factor
@@ -643,15 +641,9 @@ export function viewJob(job: Job) {
   const failed = condition("Failed")
   const failing = failed ?? condition("FailureTarget")
   const succeeded = condition("Complete") ?? condition("SuccessCriteriaMet")
-  const phase: Phase = succeeded
-    ? "succeeded"
-    : failed
-      ? "failed"
-      : failing
-        ? "failing"
-        : spec?.suspend
-          ? "suspended"
-          : "running"
+  let phase: Phase = spec?.suspend ? "suspended" : "running"
+  if (failing) phase = failed ? "failed" : "failing"
+  if (succeeded) phase = "succeeded"
   return {
     key: `${namespace}/${name}`,
     namespace,
@@ -972,11 +964,9 @@ export function evidenceLines({ pods, logs, morePods }: Evidence): string[] {
       ...tailLines(logs.get(`${pod.uid}/${container.name}`)),
     ]),
   ])
-  return [
-    ...lines,
-    ...(pods.length === 0 ? ["no pods left"] : []),
-    ...(morePods > 0 ? [`and ${morePods} more pods`] : []),
-  ]
+  if (pods.length === 0) lines.push("no pods left")
+  if (morePods > 0) lines.push(`and ${morePods} more pods`)
+  return lines
 }
 
 function podLine({ name, index, phase, reason, message }: PodView): string {
@@ -991,11 +981,7 @@ const tailLines = (tail: Tail | undefined) => [
 
 function containerLine(c: ContainerView): string {
   const facts = [
-    c.ended
-      ? `exit code ${c.exitCode ?? "not known"}`
-      : c.state === "running"
-        ? "still running, exit code not known"
-        : "never started",
+    exitText(c),
     c.signal && `signal ${c.signal}`,
     killText(c),
     c.reason,
@@ -1004,8 +990,13 @@ function containerLine(c: ContainerView): string {
     c.finishedAt && `ended ${instantText(c.finishedAt)}`,
     c.restarts > 0 && `${c.restarts} restarts`,
   ]
-  const kind = c.role === "init" ? "init container" : c.role === "sidecar" ? "sidecar" : "container"
+  const kind = c.role === "init" ? "init container" : c.role.replace("main", "container")
   return `${kind} ${c.name} (${facts.filter(Boolean).join(", ")})`
+}
+
+function exitText({ ended, exitCode, state }: ContainerView): string {
+  if (ended) return `exit code ${exitCode ?? "not known"}`
+  return state === "running" ? "still running, exit code not known" : "never started"
 }
 
 /** What SIGKILL means: an out-of-memory kill of a child process is not reported as one. */
@@ -1077,19 +1068,20 @@ export function decideOnWish(job: JobView): Decision {
 /** The rules that hold for a Job, in order, and what came of each. */
 export function judgedRules(job: JobView, failure: Failure, config: Config): { rule: string; verdict: string }[] {
   const { rules } = overridesOf(job, config)
-  const first = job.phase === "failed" ? rules.findIndex(({ cause }) => covers(cause, failure)) : -1
-  const verdict = (i: number) =>
-    i === first ? "matches" : first >= 0 && i > first ? "is not reached" : "does not match"
-  return rules.map(({ text }, i) => ({
-    rule: text,
-    verdict: job.phase === "failed" ? verdict(i) : "counts when it fails",
-  }))
+  const first = rules.findIndex(({ cause }) => covers(cause, failure))
+  const verdict = (i: number) => {
+    if (job.phase !== "failed") return "counts when it fails"
+    if (i === first) return "matches"
+    return first >= 0 && i > first ? "is not reached" : "does not match"
+  }
+  return rules.map(({ text }, i) => ({ rule: text, verdict: verdict(i) }))
 }
 
 /** The group of a Job; a restart that a person asks for waits for no other. */
 export function groupOf(job: JobView): string {
+  if (isWantedNow(job)) return `now ${job.uid}`
   const group = own(job, "group")
-  return isWantedNow(job) ? `now ${job.uid}` : group === undefined ? `namespace ${job.namespace}` : `group ${group}`
+  return group === undefined ? `namespace ${job.namespace}` : `group ${group}`
 }
 
 /** Whether the settings choose this Job. */
@@ -1196,10 +1188,7 @@ const LEAST_EPOCH_SECONDS = 1e9
  * or ISO date (UTC unless it says otherwise) or epoch seconds. Undefined for any other text.
  */
 export function readAskedWait(text: string, failedAt: number): number | undefined {
-  const bare = text
-    .trim()
-    .replace(/^["'([{<]+|["')\]}>.!]+$/g, "")
-    .trim()
+  const bare = text.replace(/^[\s"'([{<]+|[\s"')\]}>.!]+$/g, "")
   if (/^\d+(?:\.\d+)?$/.test(bare)) {
     const seconds = Number(bare)
     return seconds * 1_000 - (seconds >= LEAST_EPOCH_SECONDS ? failedAt : 0)
@@ -1284,7 +1273,8 @@ export type ShownState = Phase | "waiting" | "restarting" | "rejected" | "given_
 export function stateOf(view: JobView, decision: Decision | undefined, rejections: number): ShownState {
   if (decision?.do === "give up") return "given_up"
   if (decision && "dueAt" in decision) return rejections > 0 ? "rejected" : "waiting"
-  return decision && !decision.healthy ? "left_alone" : view.deleting ? "deleting" : view.phase
+  if (decision && !decision.healthy) return "left_alone"
+  return view.deleting ? "deleting" : view.phase
 }
 
 // ─────────────────────────────────────── 5 Replacement and intent ───────────────────────────────────────
