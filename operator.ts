@@ -287,7 +287,6 @@ function setting<K extends string, T>(
   return { variable, key, default: fallback, parse, ...about }
 }
 
-/** A reader of a setting that may be empty. */
 function orNone<T>(parse: (text: string) => T) {
   return (text: string): T | undefined => (text === "" ? undefined : parse(text))
 }
@@ -532,8 +531,8 @@ type RuleCause =
   | { kind: "exit"; least: number; most: number }
   | { kind: "log"; pattern: RegExp }
 
-/** From the first wait to the longest; what the program asks for, at most so long; or no restart at all. */
-export type Wait = "never" | { fromMs: number; toMs: number } | { askedUpToMs: number }
+/** From the first wait to the longest, or what the program asks for, at most so long; or no restart at all. */
+export type Wait = "never" | { fromMs: number; toMs: number; isAsked: boolean }
 
 const EXIT_CODES = String.raw`exit:(?<least>\d{1,9})(?:-(?<most>\d{1,9}))?`
 /** As JavaScript reads a regular expression: a slash may stand in brackets, or behind a backslash. */
@@ -541,9 +540,6 @@ const LOG_PATTERN = /log:\/(?<pattern>(?:[^/\\[\n]|\\.|\[(?:[^\]\\\n]|\\.)*\])+)
 const RULE_CAUSE = `(?<kind>oom|evicted|deadline|unknown|any)|${EXIT_CODES}|${LOG_PATTERN}`
 const RULE_WAIT = String.raw`(?<from>\w+(?:\.\w+)?)(?:\.\.(?<to>\w+(?:\.\w+)?))?`
 const RULE = new RegExp(String.raw`(?<rule>(?:${RULE_CAUSE})\s*=\s*${RULE_WAIT})[^\S\n]*(?:[,\n]\s*|$)`, "y")
-
-/** The group of a pattern that captures the wait a program asks for. */
-const WAIT_GROUP = "(?<wait>"
 
 /** Rules as RESTART_RULES has them; a comma may stand in a pattern. Throws with the place of the rule that is wrong. */
 export function parseRules(text: string, logAllowed = true): Rule[] {
@@ -577,20 +573,16 @@ function ruleCause({ kind, least, most = least, pattern, flags }: Record<string,
 
 function ruleWait({ from = "", to }: Record<string, string>, cause: RuleCause): Wait {
   if (from === "never" && to === undefined) return "never"
-  if (from === "asked") return askedWait(to, cause)
-  const wait = { fromMs: duration(0)(from), toMs: duration(0)(to ?? from) }
-  if (wait.fromMs > wait.toMs) throw new Error("write the shorter wait first")
-  return wait
-}
-
-function askedWait(most: string | undefined, cause: RuleCause): Wait {
-  if (most === undefined) throw new Error("write the longest wait too, such as asked..6h")
-  if (cause.kind !== "log" || !cause.pattern.source.includes(WAIT_GROUP))
+  const isAsked = from === "asked"
+  if (isAsked && to === undefined) throw new Error("write the longest wait too, such as asked..6h")
+  if (isAsked && !(cause.kind === "log" && cause.pattern.source.includes("(?<wait>")))
     throw new Error(
       "write asked.. only after a log: pattern with a group named wait, " +
         "such as log:/retry after (?<wait>.+)/=asked..6h",
     )
-  return { askedUpToMs: duration(0)(most) }
+  const wait = { fromMs: isAsked ? 0 : duration(0)(from), toMs: duration(0)(to ?? from), isAsked }
+  if (wait.fromMs > wait.toMs) throw new Error("write the shorter wait first")
+  return wait
 }
 
 const QUANTITY = /^(\d+(?:\.\d*)?|\.\d+)(?:([KMGTPE]i)|([numkMGTPE])|[eE]([+-]?\d{1,3}))?$/
@@ -675,7 +667,6 @@ export function viewJob(job: Job) {
   }
 }
 
-/** A label selector of an object as text. */
 function selectorText({ matchLabels, matchExpressions }: V1LabelSelector): string {
   const operators: Record<string, string> = { Exists: "", DoesNotExist: "!", In: " in ", NotIn: " notin " }
   const expressions = (matchExpressions ?? []).map(({ key, operator, values }) =>
@@ -931,7 +922,6 @@ const KUBELET_MESSAGES = [
 
 const KUBELET_MESSAGE = new RegExp(`^(?:${KUBELET_MESSAGES.join("|")})$`)
 
-/** Takes the kubelet's own message off the end of a log. */
 function withoutKubeletMessage(text: string): { log: string; message: string } {
   const from = text.lastIndexOf("\n") + 1
   const message = text.slice(from)
@@ -1125,7 +1115,6 @@ export function overridesOf(job: JobView, config: Config) {
   }
 }
 
-/** Whether a rule's cause is that of a failure. */
 function covers(rule: RuleCause, { cause, lines }: Pick<Failure, "cause" | "lines">): boolean {
   if (rule.kind === "log") return lines.some((line) => rule.pattern.test(line))
   if (rule.kind !== "exit") return rule.kind === "any" || rule.kind === cause
@@ -1140,8 +1129,8 @@ type WaitingRule = Rule & { wait: Exclude<Wait, "never"> }
 
 /** How long a rule makes a failure wait after so many restarts in a row, and why. */
 function waitUnder({ text, cause, wait }: WaitingRule, restarts: number, { lines }: Failure, failedAt: number) {
-  if ("askedUpToMs" in wait) {
-    const { waitMs, because } = askedOf(lines, cause, wait.askedUpToMs, failedAt)
+  if (wait.isAsked) {
+    const { waitMs, because } = askedOf(lines, cause, wait.toMs, failedAt)
     return { waitMs, because: `rule ${text}: ${because}` }
   }
   const because = `rule ${text}${restarts > 0 ? `, failure ${restarts + 1} in a row` : ""}`
@@ -1217,18 +1206,12 @@ function restartsUnder(job: JobView, rule: RuleCause | undefined, failure: Failu
   return same && restartsInRow(job, failure) > 0 ? countFrom(own(job, "restarts-of-cause")) : 0
 }
 
-/** The longest wait of a rule, in a list; `never` is no wait. */
-function longestMs(wait: Wait): number[] {
-  if (wait === "never") return []
-  return ["toMs" in wait ? wait.toMs : wait.askedUpToMs]
-}
-
 /** The longest that a Job may have to wait for its restart. */
 export function longestWaitMs(job: JobView, config: Config): number {
   const { delayMs, rules } = overridesOf(job, config)
   const any = rules.findIndex(({ cause }) => cause.kind === "any")
   const reached = rules.slice(0, any < 0 ? rules.length : any + 1)
-  const waits = reached.flatMap(({ wait }) => longestMs(wait))
+  const waits = reached.map(({ wait }) => (wait === "never" ? 0 : wait.toMs))
   return Math.max(...waits, any < 0 ? delayMs : 0)
 }
 
@@ -5650,7 +5633,6 @@ export class Metrics {
   /** Counts a call of the API server. */
   readonly countCall: OnCall = (verb, code) => this.calls.inc({ verb, code })
 
-  /** Counts failures and restarts. */
   readonly observe: Emit = (fact) => {
     if (fact.kind === "FailureSeen")
       this.failures.inc({ ...this.countedLabels(fact.job.key), cause: fact.cause.replace(/:.*/, "") })
@@ -5800,7 +5782,6 @@ function isRecovery(fact: Fact): boolean {
 
 /** Messages that wait to be taken by the receiver, in bounded memory. */
 function outbox(url: string, { clock, kill }: Pick<World, "clock" | "kill">, say: Say) {
-  /** The last message of each Job. */
   const last = new Map<string, Promise<void>>()
   let waiting = 0
   let turn: Promise<unknown> = Promise.resolve()

@@ -4188,7 +4188,7 @@ function meaningOf(rules: ReturnType<typeof parseRules>): string {
           ? String(cause.pattern)
           : cause.kind
     if (wait === "never") return `${what} never`
-    if ("askedUpToMs" in wait) return `${what} asked..${wait.askedUpToMs / SECOND}`
+    if (wait.isAsked) return `${what} asked..${wait.toMs / SECOND}`
     const [from, to] = [wait.fromMs / SECOND, wait.toMs / SECOND]
     return `${what} ${from === to ? from : `${from}..${to}`}`
   })
