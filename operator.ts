@@ -1186,11 +1186,12 @@ export function readAskedWait(text: string, failedAt: number): number | undefine
   return at === undefined ? readSpan(bare) : at - failedAt
 }
 
-/** An instant as people and programs write it. Date.parse() takes text without a zone for local time. */
+/** An instant as programs write it. Date.parse() takes one without a zone for local time, without a year for 2001. */
 function instantFrom(text: string): number | undefined {
   if (text.length > 50 || !/\d:\d\d/.test(text)) return undefined
   const hasZone = /(?:Z|UTC|GMT|[+-]\d\d:?\d\d)$/i.test(text)
-  return instant(`${text.replace(/^([\d-]+)T/i, "$1 ")}${hasZone ? "" : " UTC"}`)
+  const at = Date.parse(`${text.replace(/^([\d-]+)T/i, "$1 ")}${hasZone ? "" : " UTC"}`)
+  return at > Date.UTC(2002) ? at : undefined
 }
 
 /** Restarts in a row; a change of the Job by its owner begins anew, and so does a person who asks for a restart. */

@@ -1207,6 +1207,8 @@ describe("3 What to do", () => {
     "5 apples": undefined,
     "1h2x": undefined,
     "12:30": undefined,
+    "May 1 10:30": undefined,
+    "May 1 10:30 +0200": undefined,
     "2026-13-01T12:00:00Z": undefined,
     "Sun, 41 Mar 2026 12:02:00 GMT": undefined,
     NaN: undefined,
