@@ -980,7 +980,9 @@ function containerLine(c: ContainerView): string {
     c.finishedAt && `ended ${instantText(c.finishedAt)}`,
     c.restarts > 0 && `${c.restarts} restarts`,
   ]
-  const kind = c.role === "init" ? "init container" : c.role.replace("main", "container")
+  let kind = "container"
+  if (c.role === "init") kind = "init container"
+  if (c.role === "sidecar") kind = "sidecar"
   return `${kind} ${c.name} (${facts.filter(Boolean).join(", ")})`
 }
 
