@@ -894,10 +894,8 @@ export function failureOf(job: JobView, { pods, logs }: Evidence): Failure {
 
 /** The lines that a program wrote to /dev/termination-log. A runtime that failed writes there, too. */
 function messageLines({ ended, exitCode, message }: ContainerView): string[] {
-  return ended && exitCode !== undefined && message !== "" ? tailOf(message, MESSAGE_LINES).lines : []
+  return ended && exitCode !== undefined && message !== "" ? tailOf(message, Number.POSITIVE_INFINITY).lines : []
 }
-
-const MESSAGE_LINES = 4_096
 
 /** One of our annotations on a Job. */
 export const own = ({ annotations }: JobView, name: string): string | undefined => annotations[PREFIX + name]
@@ -922,16 +920,12 @@ const KUBELET_MESSAGES = [
 
 const KUBELET_MESSAGE = new RegExp(`^(?:${KUBELET_MESSAGES.join("|")})$`)
 
-function withoutKubeletMessage(text: string): { log: string; message: string } {
-  const from = text.lastIndexOf("\n") + 1
-  const message = text.slice(from)
-  return KUBELET_MESSAGE.test(message) ? { log: text.slice(0, from), message } : { log: text, message: "" }
-}
-
 /** The last lines of a log as people see them, each of a bearable length. `cut`: the text is only a part of it. */
 export function tailOf(text: string, lines: number, cut = false): Tail {
-  const { log, message } = withoutKubeletMessage(text)
-  const unavailable = message === "" ? "" : `log not available: ${safe(message)}`
+  const lastLine = text.slice(text.lastIndexOf("\n") + 1)
+  const isKubelets = KUBELET_MESSAGE.test(lastLine)
+  const log = isKubelets ? text.slice(0, -lastLine.length) : text
+  const unavailable = isKubelets ? `log not available: ${safe(lastLine)}` : ""
   if (log === "") return { lines: [], note: unavailable || "log empty, it may have been rotated" }
   const shown = log
     .replace(/\r*\n$/, "")
