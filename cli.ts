@@ -15,6 +15,7 @@ import {
   type Decision,
   decide,
   decideOnWish,
+  decisionText,
   durationText,
   type Env,
   eventFor,
@@ -63,7 +64,6 @@ import {
   SETTINGS_MAP,
   SettingsError,
   safe,
-  sayDecision,
   stateOf,
   systemClock,
   UNKNOWN,
@@ -282,7 +282,7 @@ export function explanationOf(status: JobStatus, world: World) {
   const annotations = Object.entries(view.annotations).filter(([key]) => key.startsWith(PREFIX))
   return {
     ...factsOf(status),
-    decision: isRestarting ? `its restart is under way, ${decision.because}` : sayDecision(decision, nowOf(world)).text,
+    decision: isRestarting ? `its restart is under way, ${decision.because}` : decisionText(decision, nowOf(world)),
     rules: judgedRules(view, failure, world.config),
     annotations: annotations.map(([key, value]) => `${key.slice(PREFIX.length)}=${value}`),
     problems: overridesOf(view, world.config).problems,
