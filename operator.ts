@@ -11,12 +11,12 @@
  * Chapters 1 to 7 are pure: `now` is handed down, and only `systemClock` reads the time. `…At` are epoch ms, `…Ms`
  * are durations.
  */
-import { createHash, createPrivateKey, X509Certificate } from "node:crypto"
+import { createHash } from "node:crypto"
 import { existsSync, readdirSync } from "node:fs"
 import { readFile, stat } from "node:fs/promises"
 import { isIPv6 } from "node:net"
 import { basename, delimiter, dirname, join, resolve } from "node:path"
-import { getCACertificates } from "node:tls"
+import { createSecureContext, getCACertificates, type SecureContextOptions } from "node:tls"
 import type { V1ConfigMap, V1Job, V1LabelSelector, V1ObjectMeta, V1Pod } from "@kubernetes/client-node"
 import { configureSync, getLogger, type LogRecord } from "@logtape/logtape"
 import { Counter, Gauge, Histogram, Registry } from "prom-client"
@@ -2728,13 +2728,25 @@ export function eventTextOf(fact: Fact): { level: Level; reason: string; text: s
 
 // ───────────────────────────────────────────── 8 Kubeconfig ─────────────────────────────────────────────
 
-const PLUGIN_LIMIT_MS = 25_000
+export const SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 
-/** What a plugin gave is renewed this long before it expires. */
-const RENEW_AHEAD_MS = 20_000
+export type Env = Record<string, string | undefined>
 
-/** Reads KUBECONFIG if it is set, else the pod's ServiceAccount, else ~/.kube/config. Throws ConfigError. */
-async function locateSource(env: Env, serviceAccount: string, context?: string): Promise<Source> {
+/** A configuration that cannot connect to any cluster; the message says what to do. */
+export class ConfigError extends Error {
+  override name = "ConfigError"
+}
+
+/**
+ * Reads KUBECONFIG if it is set, else the pod's ServiceAccount, else ~/.kube/config. Throws ConfigError. A FIFO is
+ * waited for until `stop` fires.
+ */
+export async function findSource(
+  env: Env,
+  serviceAccount = SERVICE_ACCOUNT,
+  context?: string,
+  stop = new AbortController().signal,
+): Promise<Source> {
   // Bun reads this variable when the process starts: removing it here would be too late.
   if (!/^(|0|false)$/.test(env.BUN_CONFIG_VERBOSE_FETCH ?? ""))
     throw new ConfigError("BUN_CONFIG_VERBOSE_FETCH is set, which prints every request with its credentials: unset it")
@@ -2742,183 +2754,296 @@ async function locateSource(env: Env, serviceAccount: string, context?: string):
   const home = join(env.HOME || env.USERPROFILE || "/", ".kube", "config")
   const inCluster = named.length === 0 && context === undefined && existsSync(join(serviceAccount, "token"))
   const paths = named.length > 0 ? named : [home]
-  const load = async (name?: string) => (inCluster ? inClusterEntries(env, serviceAccount) : readEntries(paths, name))
-  const entries = await load(context)
-  if (!entries && named.length > 0)
+  const load = async (wanted?: string) =>
+    inCluster ? readServiceAccount(env, serviceAccount) : readKubeconfigs(paths, wanted)
+  const config = await within(2 ** 31 - 1, stop, "the kubeconfig", () => load(context))
+  if (!config && named.length > 0)
     throw new ConfigError(`cannot read ${named.join(", ")}: there is no such file, or it is empty`)
-  if (!entries)
+  if (!config)
     throw new ConfigError(
       `no cluster is configured: KUBECONFIG is not set, and there is neither a ServiceAccount in ${serviceAccount} ` +
         `nor ${home}. Set KUBECONFIG; on a k3s server to /etc/rancher/k3s/k3s.yaml`,
     )
   const from = inCluster ? "the pod's ServiceAccount" : `${named.length > 0 ? "KUBECONFIG " : ""}${paths.join(", ")}`
-  await readTls(entries).catch((error) => {
+  await readTls(config).catch((error) => {
     throw new ConfigError(`${from}: ${messageOf(error)}`)
   })
-  const reload = async () => {
-    // A file that is gone, or is being written at this moment, takes nothing away.
-    const now = (await load(entries.context)) ?? entries
-    if (now.server === entries.server) return accessOf(now)
-    const change = `context ${entries.context} now leads to ${now.server}, at start to ${entries.server}`
-    throw new ConfigError(`${change}: nothing is sent to either; restart the program to use the new server`)
+  return new Source(from, inCluster, config, load)
+}
+
+/** How to reach a cluster, and as whom. The context and its server stay those of the start. */
+export class Source {
+  /** What the credential plugin answered last. */
+  private status: ExecStatus | undefined
+
+  constructor(
+    /** Where the configuration comes from. */
+    readonly from: string,
+    readonly inCluster: boolean,
+    public config: Kubeconfig,
+    private readonly load: (context?: string) => Promise<Kubeconfig | undefined>,
+  ) {}
+
+  /** Headers and TLS for fetch. Reads files anew, for they change, and runs a credential plugin when it has to. */
+  async prepare(): Promise<{ headers: Record<string, string>; tls: Tls }> {
+    const tls = await readTls(this.config)
+    // As for kubectl, credentials go nowhere without TLS.
+    const { authorization, ...identity } = this.config.server.startsWith("https:") ? await this.credentials() : {}
+    return { headers: headersOf(this.config, authorization), tls: { ...tls, ...identity } }
   }
-  return { from, inCluster, access: accessOf(entries), reload }
+
+  /** Reads the configuration again. Throws ConfigError. */
+  async reload(): Promise<void> {
+    // A file that is gone, or is being written at this moment, takes nothing away.
+    const { context, server } = this.config
+    const now = (await this.load(context)) ?? this.config
+    if (now.server !== server) {
+      const change = `context ${context} now leads to ${now.server}, at start to ${server}`
+      throw new ConfigError(`${change}: nothing is sent to either; restart the program to use the new server`)
+    }
+    this.config = now
+    this.status = undefined
+  }
+
+  /** As whom to ask. As for kubectl, what the kubeconfig has itself goes before a plugin. */
+  private async credentials(): Promise<{ authorization?: string; cert?: string; key?: string }> {
+    const { token, tokenFile, exec, ...user } = this.config.user
+    if (tokenFile) return bearer(await readToken(tokenFile).catch((error) => token ?? Promise.reject(error)))
+    if (token) return bearer(token)
+    if (!exec || user["client-certificate"] || user["client-certificate-data"]) return {}
+    const expiresAt = instant(this.status?.expirationTimestamp) ?? Number.POSITIVE_INFINITY
+    if (!this.status || systemClock.now() >= expiresAt - RENEW_AHEAD_MS) this.status = await runPlugin(this.config)
+    const { token: given, clientCertificateData: cert, clientKeyData: key } = this.status
+    return { ...(given && bearer(given)), ...(cert && key && { cert, key }) }
+  }
 }
 
 /** What is used of the configuration: checked, with absolute paths. */
-interface Entries {
+export interface Kubeconfig {
   server: string
-  cluster: Fields<"cluster">
-  user: Fields<"user">
-  exec?: Fields<"exec"> | undefined
-  provider?: Fields<"auth-provider"> | undefined
+  cluster: Partial<typeof CLUSTER>
+  user: Partial<typeof USER>
+  exec?: Partial<typeof EXEC>
   context?: string
   namespace?: string | undefined
 }
 
-function accessOf(entries: Entries): Access {
-  const { server, cluster, context, namespace } = entries
-  const isVerified = server.startsWith("https:") && !cluster["insecure-skip-tls-verify"]
-  const cached: Cached = {}
-  return {
-    server,
-    isVerified,
-    proxyUrl: cluster["proxy-url"],
-    context,
-    namespace,
-    prepare: () => prepare(entries, cached),
-  }
-}
-
-function inClusterEntries(env: Env, serviceAccount: string): Entries {
+function readServiceAccount(env: Env, folder: string): Kubeconfig {
   const { KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT: port } = env
   const rule = "beside a ServiceAccount, KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT must both be set"
   if (!host || !port) throw new ConfigError(rule)
   return {
     server: `https://${isIPv6(host) ? `[${host}]` : host}:${port}`,
-    cluster: { "certificate-authority": join(serviceAccount, "ca.crt") },
-    user: { tokenFile: join(serviceAccount, "token") },
+    cluster: { "certificate-authority": join(folder, "ca.crt") },
+    user: { tokenFile: join(folder, "token") },
   }
 }
 
-type NamedEntry = Yaml & { file: string }
-
 /** Follows kubectl: the first file to name an entry wins. Undefined if no file is there, or all are empty. */
-async function readEntries(paths: string[], wanted?: string): Promise<Entries | undefined> {
+async function readKubeconfigs(paths: string[], wanted?: string): Promise<Kubeconfig | undefined> {
   const files = (await Promise.all(paths.map(readKubeconfig))).filter((file) => file !== undefined)
   if (files.length === 0) return undefined
   const problems: string[] = []
-  const check = (...more: string[]) => {
-    if (problems.push(...more) > 0) throw new ConfigError(`${paths.join(", ")}: ${problems.join("; ")}`)
+  const check = () => {
+    if (problems.length > 0) throw new ConfigError(`${paths.join(", ")}: ${problems.join("; ")}`)
   }
-  const find = (entry: "context" | "cluster" | "user", wantedName: string | undefined) => {
-    const all = files.flatMap((file) => file[`${entry}s`].map((one) => ({ ...one, file: file.path }) as NamedEntry))
-    const [first, ...others] = all.filter((one) => one.name === wantedName)
-    const names = [...new Set(all.map((one) => shownName(one.name)))].join(", ") || "none"
-    const what = `${entry} ${shownName(wantedName)}`
-    if (!first) problems.push(`there is no ${what}; the file has ${names}`)
-    if (others.some(({ file }) => file === first?.file)) problems.push(`${first?.file} has two entries for ${what}`)
-    return { value: first?.[entry], what, folder: dirname(first?.file ?? "") }
-  }
-  const current = wanted ?? files.map((file) => file.current).find(Boolean)
-  if (!current) check("current-context is missing; choose one with kubectl config use-context NAME")
-  const context = readFields("context", find("context", current), problems)
+  const current = wanted ?? files.map(({ config }) => config["current-context"]).find(Boolean)
+  if (!current) problems.push("current-context is missing; choose one with kubectl config use-context NAME")
   check()
-  const cluster = readFields("cluster", find("cluster", context.cluster), problems)
-  const { folder, value, what } = context.user ? find("user", context.user) : { folder: "", value: {}, what: "" }
-  const user = readFields("user", { folder, value, what }, problems)
-  const part = <E extends "exec" | "auth-provider">(entry: E) =>
-    user[entry] ? readFields(entry, { value: user[entry], what: `${what}: ${entry}`, folder }, problems) : undefined
-  const exec = part("exec")
-  const provider = part("auth-provider")
+  const context = readFields(CONTEXT, findEntry("context", current, files, problems), problems)
   check()
-  const judge = (where: string, mistakes: Mistake[]) =>
-    problems.push(...mistakes.filter(([isWrong]) => isWrong).map(([, text]) => `${where}: ${text}`))
-  judge(`cluster ${shownName(context.cluster)}`, clusterMistakes(cluster))
-  judge(what, userMistakes(user))
-  if (exec) judge(`${what}: exec`, execMistakes(exec))
-  if (provider) judge(`${what}: auth-provider`, providerMistakes(provider))
+  const clusterEntry = findEntry("cluster", context.cluster, files, problems)
+  const userEntry = context.user ? findEntry("user", context.user, files, problems) : NOBODY
+  const cluster = readFields(CLUSTER, clusterEntry, problems)
+  const user = readFields(USER, userEntry, problems)
+  const exec = readFields(EXEC, { ...userEntry, what: `${userEntry.what}: exec`, value: user.exec }, problems)
   check()
-  const server = (cluster.server ?? "").replace(/\/+$/, "").replace(/^https?/i, (scheme) => scheme.toLowerCase())
-  return { server, cluster, user, exec, provider, context: current ?? "", namespace: context.namespace }
+  problems.push(...mistakesIn(clusterEntry.what, clusterMistakes(cluster)))
+  problems.push(...mistakesIn(userEntry.what, userMistakes(user, exec)))
+  check()
+  const server = URL.parse(cluster.server ?? "")?.href.replace(/\/+$/, "") ?? ""
+  return { server, cluster, user, exec, context: String(current), namespace: context.namespace }
 }
 
 type Yaml = { [key: string]: unknown }
 
-const isMap = (value: unknown): value is Yaml => typeof value === "object" && value !== null && !Array.isArray(value)
-const isText = (value: unknown) => typeof value === "string"
+/** A file, or an entry in one, and the folder to which its paths are relative. */
+type Entry = { what: string; value: unknown; folder: string }
 
-type Values = { text: string; path: string; flag: boolean; texts: string[]; list: Yaml[]; map: Yaml }
+const NOBODY: Entry = { what: "nobody", value: undefined, folder: "" }
 
-type Kind = keyof Values
-
-const KINDS: Record<Kind, [mustBe: string, is: (value: unknown) => boolean]> = {
-  text: ["a string, in quotes if it looks like a number", isText],
-  path: ["a path", isText],
-  flag: ["true or false", (value) => typeof value === "boolean"],
-  texts: ["a list of strings", (value) => Array.isArray(value) && value.every(isText)],
-  list: ["a list of mappings", (value) => Array.isArray(value) && value.every(isMap)],
-  map: ["a mapping", isMap],
-}
-
-/** The fields that are honoured. Any other is an error in an entry that is used: ignored, it could change who asks. */
-const FIELDS = {
-  context: { text: ["cluster", "user", "namespace"], list: ["extensions"] },
-  cluster: {
-    text: ["server", "certificate-authority-data", "tls-server-name", "proxy-url"],
-    path: ["certificate-authority"],
-    flag: ["insecure-skip-tls-verify", "disable-compression"],
-    list: ["extensions"],
-  },
-  user: {
-    text: ["token", "username", "password", "client-certificate-data", "client-key-data", "as", "as-uid"],
-    path: ["tokenFile", "client-certificate", "client-key"],
-    texts: ["as-groups"],
-    map: ["as-user-extra", "exec", "auth-provider"],
-    list: ["extensions"],
-  },
-  exec: {
-    text: ["apiVersion", "command", "installHint", "interactiveMode"],
-    flag: ["provideClusterInfo"],
-    texts: ["args"],
-    list: ["env"],
-  },
-  "auth-provider": { text: ["name"], map: ["config"] },
-} as const
-
-type Entry = keyof typeof FIELDS
-
-type Groups<E extends Entry> = (typeof FIELDS)[E]
-
-type Names<E extends Entry, K> = K extends keyof Groups<E> ? Extract<Groups<E>[K], readonly string[]>[number] : never
-
-type Fields<E extends Entry> = {
-  [F in Names<E, keyof Groups<E>>]?: { [K in Kind]: F extends Names<E, K> ? Values[K] : never }[Kind]
-}
-
-/** Reads an entry; its mistakes go to `problems`. As for kubectl, a field that is empty is absent. */
-function readFields<E extends Entry>(
-  entry: E,
-  { value, what, folder }: { value: unknown; what: string; folder: string },
+function findEntry(
+  kind: "context" | "cluster" | "user",
+  name: unknown,
+  files: KubeconfigFile[],
   problems: string[],
-): Fields<E> {
-  const groups: { [K in Kind]?: readonly string[] } = FIELDS[entry]
+): Entry {
+  const what = `${kind} ${shownName(name)}`
+  const entriesOf = ({ config }: KubeconfigFile) => [config[`${kind}s`]].flat().filter(isMap)
+  for (const file of files) {
+    const [first, ...others] = entriesOf(file).filter((one) => one.name === name)
+    if (others.length > 0) problems.push(`${file.path} has two entries for ${what}`)
+    if (first) return { what, value: first[kind], folder: dirname(file.path) }
+  }
+  const names = files.flatMap(entriesOf).map((one) => shownName(one.name))
+  problems.push(`there is no ${what}; the file has ${[...new Set(names)].join(", ") || "none"}`)
+  return NOBODY
+}
+
+/** The fields that are honoured, with an example of what each may hold. */
+const CONTEXT = { cluster: "", user: "", namespace: "", extensions: [{} as Yaml] }
+
+const CLUSTER = {
+  server: "",
+  "certificate-authority": "",
+  "certificate-authority-data": "",
+  "tls-server-name": "",
+  "insecure-skip-tls-verify": false,
+  "proxy-url": "",
+  "disable-compression": false,
+  extensions: [{} as Yaml],
+}
+
+const USER = {
+  token: "",
+  tokenFile: "",
+  "client-certificate": "",
+  "client-certificate-data": "",
+  "client-key": "",
+  "client-key-data": "",
+  as: "",
+  "as-uid": "",
+  "as-groups": [""],
+  exec: {} as Yaml,
+  extensions: [{} as Yaml],
+}
+
+const EXEC = {
+  apiVersion: "",
+  command: "",
+  args: [""],
+  env: [{ name: "", value: "" }],
+  installHint: "",
+  interactiveMode: "",
+  provideClusterInfo: false,
+}
+
+const PATHS = ["certificate-authority", "tokenFile", "client-certificate", "client-key"]
+
+/**
+ * Reads an entry; its mistakes go to `problems`. A field that is not honoured is one: ignored, it could change who
+ * asks. As for kubectl, a field that is empty is absent.
+ */
+function readFields<T extends Yaml>(examples: T, { what, value, folder }: Entry, problems: string[]): Partial<T> {
   const fields: Yaml = {}
   if (!isMap(value ?? {})) problems.push(`${what} must be a mapping`)
   for (const [name, field] of isMap(value) ? Object.entries(value) : []) {
-    const kind = (Object.keys(KINDS) as Kind[]).find((one) => groups[one]?.includes(name))
-    if (!kind) problems.push(`${what}: the field ${shownValue(name)} is not supported`)
+    // A plugin that is named with a path lives beside its kubeconfig; another is in PATH.
+    const isPath = PATHS.includes(name) || (name === "command" && String(field).includes("/"))
+    if (!Object.hasOwn(examples, name)) problems.push(`${what}: the field ${shownValue(name)} is not supported`)
     else if (field === null || field === "") continue
-    else if (!KINDS[kind][1](field)) problems.push(`${what}: ${name} must be ${KINDS[kind][0]}`)
-    else fields[name] = kind === "path" || isNearby(name, field) ? resolve(folder, String(field)) : field
+    else if (!isLike(examples[name], field)) problems.push(`${what}: ${name} must be ${kindOf(examples[name])}`)
+    else fields[name] = isPath ? resolve(folder, String(field)) : field
   }
-  return fields as Fields<E>
+  return fields as Partial<T>
 }
 
-/** A plugin that is named with a path lives beside its kubeconfig; another is in PATH. */
-const isNearby = (name: string, field: unknown) => name === "command" && String(field).includes("/")
+const isMap = (value: unknown): value is Yaml => typeof value === "object" && value !== null && !Array.isArray(value)
 
-const HIDDEN = "(not shown)"
+/** Whether a value has the type of an example: a list has only such elements, a mapping all its fields. */
+function isLike(example: unknown, value: unknown): boolean {
+  if (Array.isArray(example)) return Array.isArray(value) && value.every((one) => isLike(example[0], one))
+  if (!isMap(example)) return typeof value === typeof example
+  return isMap(value) && Object.entries(example).every(([name, field]) => isLike(field, value[name]))
+}
+
+function kindOf(example: unknown): string {
+  if (Array.isArray(example)) return `a list, each ${kindOf(example[0])}`
+  if (isMap(example)) return ["a mapping", ...Object.keys(example)].join(" with ")
+  return typeof example === "boolean" ? "true or false" : "a string, in quotes if it looks like a number"
+}
+
+/** What must not hold, and what to say if it does. */
+type Mistake = [isMade: unknown, text: string]
+
+const mistakesIn = (what: string, mistakes: Mistake[]) =>
+  mistakes.filter(([isMade]) => isMade).map(([, text]) => `${what}: ${text}`)
+
+function clusterMistakes(cluster: Partial<typeof CLUSTER>): Mistake[] {
+  const { server = "", "certificate-authority": ca, "certificate-authority-data": data, "proxy-url": proxy } = cluster
+  const url = URL.parse(server)
+  const isPlain = url?.href === `${url?.origin}${url?.pathname}`
+  return [
+    [!isHttp(url) || !isPlain, "server must be a URL that begins with https://, without user name, query and fragment"],
+    [url?.protocol === "http:" && !isLoopback(url), "server: http:// is supported only for this machine, use https://"],
+    [proxy && !isHttp(URL.parse(proxy)), "proxy-url must begin with http:// or https://"],
+    [ca && data, "certificate-authority and certificate-authority-data exclude each other"],
+    [(ca || data) && cluster["insecure-skip-tls-verify"], "a certificate-authority excludes insecure-skip-tls-verify"],
+  ]
+}
+
+const isHttp = (url: URL | null) => /^https?:$/.test(url?.protocol ?? "")
+
+export const isLoopback = ({ hostname }: URL) => /^(localhost|\[::1\]|127\..*)$/.test(hostname)
+
+function userMistakes(user: Partial<typeof USER>, exec: Partial<typeof EXEC>): Mistake[] {
+  const { "client-certificate": cert, "client-certificate-data": certData } = user
+  const { "client-key": key, "client-key-data": keyData, "as-groups": groups = [] } = user
+  const { apiVersion = V1, interactiveMode = "Never" } = exec
+  return [
+    [cert && certData, "client-certificate and client-certificate-data exclude each other"],
+    [key && keyData, "client-key and client-key-data exclude each other"],
+    [!(cert || certData) !== !(key || keyData), "client-certificate and client-key need each other"],
+    [!user.as && (user["as-uid"] || groups.length > 0), "as-uid and as-groups need as"],
+    // fetch sends each header once: it would join them to one group.
+    [groups.length > 1, "as-groups: more than one group is not supported"],
+    [user.exec && !exec.command, "exec: command is missing"],
+    [![V1, `${V1}beta1`].includes(apiVersion), `exec: apiVersion must be ${V1} or ${V1}beta1`],
+    // A plugin gets no terminal.
+    [!["Never", "IfAvailable"].includes(interactiveMode), "exec: interactiveMode must be Never or IfAvailable"],
+  ]
+}
+
+type KubeconfigFile = { path: string; config: Yaml }
+
+/** Reads one file. Undefined if there is none, or nothing in it. */
+async function readKubeconfig(path: string): Promise<KubeconfigFile | undefined> {
+  const bytes = await readBytes(path).catch((error) => {
+    if (error.code !== "ENOENT") throw new ConfigError(`cannot read ${path}: ${error.code}`)
+  })
+  const config = bytes && parseYaml(path, bytes)
+  if (config === undefined || config === null) return undefined
+  if (isMap(config) && (config.kind ?? "Config") === "Config" && (config.apiVersion ?? "v1") === "v1")
+    return { path, config }
+  throw new ConfigError(`cannot read ${path} as a kubeconfig: it must be a mapping with apiVersion v1 and kind Config`)
+}
+
+/** Parses the first document, like kubectl. An error tells the line, never what stands there. */
+function parseYaml(path: string, bytes: Uint8Array): unknown {
+  // Windows PowerShell writes UTF-16.
+  const encoding = bytes[0] === 0xff && bytes[1] === 0xfe ? "utf-16le" : "utf-8"
+  const text = attempt(() => new TextDecoder(encoding, { fatal: true }).decode(bytes))
+  if (text === undefined)
+    throw new ConfigError(`cannot read ${path}: it must be text in UTF-8, or UTF-16LE with a byte order mark`)
+  // Bun drops the tag !!binary, and merges keys in another order than kubectl.
+  const special = /!!binary|tag:yaml.org,2002:binary|<<(?=["']?[ \t]*:)/.exec(text)?.[0]
+  if (special)
+    throw new ConfigError(`cannot read ${path}: ${special} is not supported; kubectl config view --raw helps`)
+  try {
+    const documents = Bun.YAML.parse(text)
+    return Array.isArray(documents) ? documents[0] : documents
+  } catch (error) {
+    const reason = messageOf(error).replace(/^YAML Parse error: /, "")
+    throw new ConfigError(`cannot read ${path} as YAML: ${reason} (line ${lineOfError(text)})`)
+  }
+}
+
+/** Bun does not tell it: the line after the longest beginning that can be parsed. */
+function lineOfError(text: string): number {
+  const lines = text.split("\n")
+  const parses = (count: number) => attempt(() => [Bun.YAML.parse(lines.slice(0, count).join("\n"))]) !== undefined
+  return lines.findLastIndex((_, count) => parses(count)) + 1
+}
 
 /** The name of an entry; in a broken file anything can stand there. */
 const shownName = (name: unknown) => (/^[\w.@:/+-]{1,100}$/.test(String(name)) ? String(name) : HIDDEN)
@@ -2927,166 +3052,7 @@ const shownName = (name: unknown) => (/^[\w.@:/+-]{1,100}$/.test(String(name)) ?
 const shownValue = (word: unknown) =>
   /^(?=.{1,40}$)[a-z]+([A-Z][a-z]+)*([-_.][a-z]+)*$/.test(String(word)) ? String(word) : HIDDEN
 
-type PemField = "certificate-authority" | "client-certificate" | "client-key"
-
-/** A mistake, if its condition holds. */
-type Mistake = [isWrong: unknown, text: string]
-
-const hasField = (fields: Yaml, name: PemField) => Boolean(fields[name] ?? fields[`${name}-data`])
-
-const both = (fields: Yaml, name: PemField): Mistake => [
-  fields[name] && fields[`${name}-data`],
-  `${name} and ${name}-data are both given, and only one can be used`,
-]
-
-/** What is missing in a cluster, contradicts or is not supported. */
-function clusterMistakes(cluster: Fields<"cluster">): Mistake[] {
-  const url = URL.parse(cluster.server ?? "")
-  const proxy = cluster["proxy-url"] ?? "http://none"
-  const scheme = /^(socks[\da-z]{0,2}):/i.exec(proxy)?.[1] ?? "without http"
-  return [
-    [!/^https?:$/.test(url?.protocol ?? ""), "server must be a URL that begins with https://"],
-    [url && url.href !== url.origin + url.pathname, "server must be a URL without user name, query and fragment"],
-    [url?.protocol === "http:" && !isLoopback(url), "server: http:// is supported only for this machine, use https://"],
-    [
-      !/^https?:$/.test(URL.parse(proxy)?.protocol ?? ""),
-      `proxy-url ${scheme}:// is not supported, use http:// or https://`,
-    ],
-    [
-      cluster["insecure-skip-tls-verify"] && hasField(cluster, "certificate-authority"),
-      "insecure-skip-tls-verify and certificate-authority exclude each other",
-    ],
-    both(cluster, "certificate-authority"),
-  ]
-}
-
-function userMistakes(user: Fields<"user">): Mistake[] {
-  const { as, "as-uid": uid, "as-groups": groups = [], "as-user-extra": extra = {} } = user
-  const values = Object.values(extra)
-  const isSingle = (value: unknown) => KINDS.texts[1](value) && (value as string[]).length === 1
-  return [
-    both(user, "client-certificate"),
-    both(user, "client-key"),
-    [
-      hasField(user, "client-certificate") !== hasField(user, "client-key"),
-      "client-certificate and client-key: a client certificate and its key need each other, and one is missing",
-    ],
-    [
-      user.username && (user.token ?? user.tokenFile),
-      "a token and a username are both given, and only one can be used",
-    ],
-    [user.password && !user.username, "a password is given without a username"],
-    [user.exec && user["auth-provider"], "exec and auth-provider are both given, and only one can be used"],
-    [(uid || groups.length + values.length > 0) && !as, "as-uid, as-groups and as-user-extra need as"],
-    // fetch sends each header once: it would join them to one group.
-    [groups.length > 1, "as-groups: more than one group is not supported"],
-    [!values.every(isSingle), "as-user-extra: only a list of one string is supported for each key"],
-  ]
-}
-
-function execMistakes({ command, apiVersion = V1, interactiveMode = "Never", env = [] }: Fields<"exec">): Mistake[] {
-  const isPair = ({ name, value }: Yaml) => name && isText(name) && isText(value)
-  return [
-    [!command, "command is missing"],
-    [![V1, `${V1}beta1`].includes(apiVersion), `apiVersion must be ${V1} or ${V1}beta1`],
-    [
-      !["Never", "IfAvailable"].includes(interactiveMode),
-      "interactiveMode must be Never or IfAvailable, because a plugin gets no terminal",
-    ],
-    [!env.every(isPair), "env must have a name and a value, both strings, in each entry"],
-  ]
-}
-
-function providerMistakes({ name, config = {} }: Fields<"auth-provider">): Mistake[] {
-  return [
-    [name !== "oidc", `${shownValue(name)} is not supported, use exec`],
-    [
-      name === "oidc" && !(config["idp-issuer-url"] && config["client-id"] && config["id-token"]),
-      "oidc must have idp-issuer-url, client-id and id-token",
-    ],
-  ]
-}
-
-type Kubeconfig = Record<"contexts" | "clusters" | "users", Yaml[]> & { path: string; current: string | undefined }
-
-/** Reads one file. Undefined if there is none, or nothing in it. */
-async function readKubeconfig(path: string): Promise<Kubeconfig | undefined> {
-  const bytes = await readBytes(path).catch((error) => {
-    if (error.code !== "ENOENT") throw new ConfigError(`cannot read ${path}: ${error.code}`)
-  })
-  const config = bytes && parseYaml(path, bytes)
-  if (config === undefined || config === null) return undefined
-  if (!isMap(config) || (config.kind ?? "Config") !== "Config" || (config.apiVersion ?? "v1") !== "v1")
-    throw new ConfigError(
-      `cannot read ${path} as a kubeconfig: it must be a mapping with apiVersion v1 and kind Config`,
-    )
-  const current = config["current-context"] ?? undefined
-  if (current !== undefined && !isText(current)) throw new ConfigError(`${path}: current-context must be a string`)
-  const entriesOf = (name: string) => {
-    const entries = config[name] ?? []
-    if (Array.isArray(entries)) return entries.filter(isMap)
-    throw new ConfigError(`${path}: ${name} must be a list`)
-  }
-  const lists = { contexts: entriesOf("contexts"), clusters: entriesOf("clusters"), users: entriesOf("users") }
-  return { ...lists, path, current: current as string | undefined }
-}
-
-/** Beyond this size, looking for the place of an error would take seconds. */
-const PLACE_CHARACTERS = 256 << 10
-const BINARY = "\u{e000}"
-const MERGE = "\u{e001}"
-
-/** Parses the first document, like kubectl. An error tells where, never what stands there. */
-function parseYaml(path: string, bytes: Uint8Array): unknown {
-  const [a, b] = bytes
-  const encoding = a === 0xff && b === 0xfe ? "utf-16le" : a === 0xfe && b === 0xff ? "utf-16be" : "utf-8"
-  const text = attempt(() => new TextDecoder(encoding as Bun.Encoding, { fatal: true }).decode(bytes))
-  if (text === undefined)
-    throw new ConfigError(`cannot read ${path}: it must be text in UTF-8, or UTF-16 with a byte order mark`)
-  const start = /^(?:[ \t]*(?:[#%].*)?\r?\n)*(?:---(?=\s|$))?/.exec(text)?.[0].length ?? 0
-  const length = text.slice(start).search(/^(?:---|\.\.\.)(?=\s|$)/m)
-  const document = length < 0 ? text : text.slice(0, start + length)
-  // Bun drops the tag !!binary, and merges keys in another order than kubectl: both are marked, for `resolved`.
-  const marked = document
-    .replace(
-      /(?:!!binary|!<tag:yaml.org,2002:binary>)(\s+(?:&\S+\s+)?(?:[|>][-+\d]*[ \t]*\r?\n\s*|["'])?)/g,
-      `$1${BINARY}`,
-    )
-    .replace(/(^|[\s{,])<<(?=[ \t]*:)/gm, `$1${MERGE}`)
-    .replace(/(["'])<<\1(?=[ \t]*:)/g, "$1<< $1") // which is no merge for kubectl
-  try {
-    return resolved(Bun.YAML.parse(marked))
-  } catch (error) {
-    const reason = messageOf(error).replace(/^YAML Parse error: /, "")
-    const place = error instanceof SyntaxError && document.length < PLACE_CHARACTERS ? placeOf(document) : ""
-    throw new ConfigError(`cannot read ${path} as YAML: ${reason}${place}`)
-  }
-}
-
-/** Decodes !!binary, and merges as kubectl does: what stands later wins, also where that is the merge. */
-function resolved(value: unknown): unknown {
-  if (typeof value === "string")
-    return value.startsWith(BINARY) ? Buffer.from(value.slice(1), "base64").toString() : value.replaceAll(MERGE, "<<")
-  if (Array.isArray(value)) return value.map(resolved)
-  if (!isMap(value)) return value
-  const entries = Object.entries(value).flatMap(([key, inner]) => {
-    const merged = [resolved(inner)].flat().toReversed()
-    return key === MERGE ? merged.flatMap((one) => Object.entries(one ?? {})) : [[key, resolved(inner)] as const]
-  })
-  return Object.fromEntries(entries)
-}
-
-/** Where an error is, which Bun does not tell: after the longest beginning that can be parsed. */
-function placeOf(text: string): string {
-  const lines = text.split("\n")
-  const parses = (part: string) => attempt(() => [Bun.YAML.parse(part)]) !== undefined
-  let line = lines.length - 1
-  while (line > 0 && !parses(lines.slice(0, line).join("\n"))) line--
-  const before = lines.slice(0, line).map((one) => `${one}\n`)
-  let column = lines[line]?.length ?? 0
-  while (column > 0 && !parses(before.join("") + lines[line]?.slice(0, column))) column--
-  return ` (line ${line + 1}, column ${column + 1})`
-}
+const HIDDEN = "(not shown)"
 
 const readOnce = new Map<string, Uint8Array>()
 
@@ -3107,77 +3073,66 @@ function readNamed(field: string, path: string): Promise<Uint8Array> {
   })
 }
 
-const CERTIFICATE = /-----BEGIN CERTIFICATE-----[\s\S]+?-----END CERTIFICATE-----/g
-const PRIVATE_KEY = /-----BEGIN ([A-Z]+ )?PRIVATE KEY-----[\s\S]+?-----END ([A-Z]+ )?PRIVATE KEY-----/g
+type PemField = "certificate-authority" | "client-certificate" | "client-key"
 
-/** The PEM blocks of a field, from its data or its file; none if it is not given. */
-async function readPem(fields: Fields<"cluster"> & Fields<"user">, field: PemField): Promise<string[]> {
-  const path = fields[field]
-  const data = fields[`${field}-data`]?.replace(/[\r\n]/g, "")
-  if (path === undefined && data === undefined) return []
-  const bytes = path === undefined ? Buffer.from(data ?? "", "base64") : await readNamed(field, path)
-  const isKey = field === "client-key"
-  const blocks = Buffer.from(bytes)
-    .toString("latin1")
-    .match(isKey ? PRIVATE_KEY : CERTIFICATE)
-  const isBase64 = path !== undefined || /^[A-Za-z0-9+/]+={0,2}$/.test(data ?? "")
-  const isUsable = (pem: string) => attempt(() => (isKey ? createPrivateKey(pem) : new X509Certificate(pem)))
-  if (isBase64 && blocks?.every(isUsable)) return blocks
-  const content = isKey ? "a private key without a passphrase" : "certificates"
-  throw new ConfigError(
-    path === undefined
-      ? `${field}-data must be the base64 of ${content} in PEM form`
-      : `${field}: ${path} must hold ${content} in PEM form`,
-  )
+/** A field in PEM form, from its data or its file. */
+async function readPem({ cluster, user }: Kubeconfig, field: PemField): Promise<string | undefined> {
+  const fields = { ...cluster, ...user }
+  const data = fields[`${field}-data`]
+  const file = fields[field]
+  if (!data && !file) return undefined
+  const bytes = file ? await readNamed(field, file) : Buffer.from(data ?? "", "base64")
+  const pem = new TextDecoder("latin1").decode(bytes)
+  if (pem.includes("-----BEGIN ")) return pem
+  throw new ConfigError(file ? `${field} must be in PEM form` : `${field}-data must be the base64 of PEM`)
 }
+
+export type Tls = BunFetchRequestInitTLS & { allowPartialTrustChain?: boolean }
 
 /** Reads and checks what TLS needs: at start, and again and again, for files are renewed. */
-async function readTls({ server, cluster, user }: Entries): Promise<Tls> {
-  if (server.startsWith("http:")) return {}
-  const ca = await readPem(cluster, "certificate-authority")
-  const cert = await readPem(user, "client-certificate")
-  const [key] = await readPem(user, "client-key")
-  checkPair("client-certificate", cert[0], key)
+async function readTls(config: Kubeconfig): Promise<Tls> {
+  if (config.server.startsWith("http:")) return {}
+  const ca = await readPem(config, "certificate-authority")
+  const cert = await readPem(config, "client-certificate")
+  const key = await readPem(config, "client-key")
+  if (ca) checkTls("certificate-authority must be certificates in PEM form", { ca })
+  if (cert && key) checkTls("client-certificate and client-key must be a pair, without passphrase", { cert, key })
+  const serverName = config.cluster["tls-server-name"]
   return {
-    ca: ca.length > 0 ? ca : trustedRoots(),
+    ca: ca ?? trustedRoots(),
     // As for Go, an intermediate CA is enough.
     allowPartialTrustChain: true,
-    ...(key && { cert: cert.join("\n"), key }),
-    ...(cluster["tls-server-name"] && { serverName: cluster["tls-server-name"] }),
+    ...(cert && key && { cert, key }),
+    ...(serverName && { serverName }),
     // Said either way: what is left open, NODE_TLS_REJECT_UNAUTHORIZED decides.
-    rejectUnauthorized: !cluster["insecure-skip-tls-verify"],
+    rejectUnauthorized: !config.cluster["insecure-skip-tls-verify"],
   }
 }
 
-function checkPair(name: string, cert: string | undefined, key: string | undefined): void {
-  if (!cert || !key) return
-  if (!attempt(() => new X509Certificate(cert).checkPrivateKey(createPrivateKey(key))))
-    throw new ConfigError(`${name} and its key do not belong together, or are not in PEM form`)
+/** Bun's fetch reports what it cannot read as a wrong URL (oven-sh/bun#36149). */
+function checkTls(rule: string, options: SecureContextOptions): void {
+  try {
+    createSecureContext(options)
+  } catch (error) {
+    throw new ConfigError(`${rule}: ${(error as { code?: string }).code}`)
+  }
 }
 
-/** What is sent with each call, read from the files as they are now. */
-async function prepare(entries: Entries, cached: Cached): Promise<{ headers: Record<string, string>; tls: Tls }> {
-  const { server, cluster, user } = entries
-  const tls = await readTls(entries)
-  // As for kubectl, credentials go nowhere without TLS.
-  const { authorization, ...identity } = server.startsWith("https:") ? await credentialsOf(entries, cached) : {}
-  const { as, "as-uid": uid, "as-groups": groups = [], "as-user-extra": extra = {} } = user
-  const headers = Object.entries({
+/** The roots of the system, and Bun's own. */
+export const trustedRoots = () => [...new Set([...getCACertificates("system"), ...getCACertificates("default")])]
+
+function headersOf({ cluster, user }: Kubeconfig, authorization: string | undefined): Record<string, string> {
+  const headers: Record<string, string | undefined> = {
     Accept: "application/json, */*",
     "User-Agent": `${project.name}/${project.version}`,
-    "Accept-Encoding": cluster["disable-compression"] && "identity",
+    "Accept-Encoding": cluster["disable-compression"] ? "identity" : undefined,
     Authorization: authorization,
-    "Impersonate-User": as,
-    "Impersonate-Uid": uid,
-    "Impersonate-Group": groups[0],
-    ...Object.fromEntries(
-      Object.entries(extra).map(([key, value]) => [`Impersonate-Extra-${encodeURIComponent(key)}`, value]),
-    ),
-  }).filter(([, value]) => value)
-  return {
-    headers: Object.fromEntries(headers.map(([name, value]) => [name, headerText(name, String(value))])),
-    tls: { ...tls, ...identity },
+    "Impersonate-User": user.as,
+    "Impersonate-Uid": user["as-uid"],
+    "Impersonate-Group": user["as-groups"]?.[0],
   }
+  const given = Object.entries(headers).filter(([, value]) => value !== undefined)
+  return Object.fromEntries(given.map(([name, value = ""]) => [name, headerText(name, value)]))
 }
 
 /** A value as the bytes of UTF-8, as Go sends it. */
@@ -3186,27 +3141,7 @@ function headerText(name: string, value: string): string {
   return Buffer.from(value).toString("latin1")
 }
 
-type Credentials = { authorization?: string; cert?: string; key?: string }
-
-const bearer = (token: string): Credentials => ({ authorization: `Bearer ${token.trim()}` })
-
-/** As whom to ask. As for kubectl, what the kubeconfig has itself goes before a plugin. */
-async function credentialsOf(entries: Entries, cached: Cached): Promise<Credentials> {
-  const { user, exec, provider } = entries
-  const { token, tokenFile, username, password = "" } = user
-  if (tokenFile) return bearer(await readToken(tokenFile).catch((error) => token ?? Promise.reject(error)))
-  if (token) return bearer(token)
-  if (username) return { authorization: `Basic ${Buffer.from(`${username}:${password}`).toString("base64")}` }
-  if (provider) return bearer(validIdToken(String(provider.config?.["id-token"])))
-  if (!exec || user["client-certificate"] || user["client-certificate-data"]) return {}
-  if (
-    !cached.status ||
-    systemClock.now() >= (instant(cached.status.expirationTimestamp) ?? Number.POSITIVE_INFINITY) - RENEW_AHEAD_MS
-  )
-    cached.status = await runPlugin(exec, exec.provideClusterInfo ? await clusterInfoOf(entries) : undefined)
-  const { token: given, clientCertificateData: cert, clientKeyData: key } = cached.status
-  return { ...(given && bearer(given)), ...(cert && key && { cert, key }) }
-}
+const bearer = (token: string) => ({ authorization: `Bearer ${token.trim()}` })
 
 async function readToken(path: string): Promise<string> {
   const token = new TextDecoder().decode(await readNamed("tokenFile", path)).trim()
@@ -3214,17 +3149,11 @@ async function readToken(path: string): Promise<string> {
   return token
 }
 
-/** It is not refreshed: kubectl would not learn of the new refresh-token, and its login would end. */
-function validIdToken(token: string): string {
-  const claims = attempt(() => JSON.parse(Buffer.from(token.split(".")[1] ?? "", "base64url").toString()))
-  if (claims?.exp * 1_000 > systemClock.now() + RENEW_AHEAD_MS) return token
-  throw new Error("auth-provider oidc: the id-token has expired; log in again with kubectl, or use exec")
-}
-
 const V1 = "client.authentication.k8s.io/v1"
+const PLUGIN_LIMIT_MS = 25_000
 
-/** What a plugin answered last. */
-type Cached = { status?: ExecStatus }
+/** What a plugin gave is renewed this long before it expires. */
+const RENEW_AHEAD_MS = 20_000
 
 type ExecStatus = {
   token?: string
@@ -3234,19 +3163,21 @@ type ExecStatus = {
 }
 
 /** The cluster as a plugin is told of it, if it asks. */
-async function clusterInfoOf({ server, cluster }: Entries): Promise<Yaml> {
-  const { extensions = [], "certificate-authority": path, ...fields } = cluster
-  const data = path && Buffer.from(await readNamed("certificate-authority", path)).toString("base64")
-  const config = extensions.find(({ name }) => name === "client.authentication.k8s.io/exec")?.extension
-  return { ...fields, server, ...(data && { "certificate-authority-data": data }), config }
+async function clusterInfoOf(config: Kubeconfig): Promise<Yaml> {
+  const { extensions = [], "certificate-authority": _, ...fields } = config.cluster
+  const ca = await readPem(config, "certificate-authority")
+  const extension = extensions.find(({ name }) => name === "client.authentication.k8s.io/exec")?.extension
+  const data = ca && Buffer.from(ca, "latin1").toString("base64")
+  return { ...fields, server: config.server, "certificate-authority-data": data, config: extension }
 }
 
 /** Runs a credential plugin in a process group of its own, which ends with this program, or when it takes too long. */
-async function runPlugin(exec: Fields<"exec">, cluster: Yaml | undefined): Promise<ExecStatus> {
-  const { apiVersion = V1, command = "", args = [], installHint = "" } = exec
-  const extra = Object.fromEntries((exec.env ?? []).map(({ name, value }) => [String(name), String(value)]))
-  const request = { apiVersion, kind: "ExecCredential", spec: { interactive: false, cluster } }
-  const env = { ...process.env, ...extra, KUBERNETES_EXEC_INFO: JSON.stringify(request) }
+async function runPlugin(config: Kubeconfig): Promise<ExecStatus> {
+  const { apiVersion = V1, command = "", args = [], installHint = "", ...exec } = config.exec ?? {}
+  const extra = Object.fromEntries((exec.env ?? []).map(({ name, value }) => [name, value]))
+  const spec = { interactive: false, cluster: exec.provideClusterInfo ? await clusterInfoOf(config) : undefined }
+  const info = JSON.stringify({ apiVersion, kind: "ExecCredential", spec })
+  const env = { ...process.env, ...extra, KUBERNETES_EXEC_INFO: info }
   const plugin = `the credential plugin ${shownValue(basename(command))}`
   const program = Bun.which(command)
   if (!program) throw new Error(`${plugin} is not installed or not in PATH. ${installHint}`.trim())
@@ -3279,44 +3210,12 @@ function readStatus(output: string, apiVersion: string): ExecStatus {
   // The parser's own message would show a piece of what may be a secret.
   const answer = attempt(() => JSON.parse(output) as { apiVersion?: string; status?: ExecStatus })
   const { token, clientCertificateData: cert, clientKeyData: key } = answer?.status ?? {}
-  if (!answer?.status || (!token && !cert && !key))
-    throw new Error("its output must be an ExecCredential with a token or a client certificate")
+  if (!answer?.status || !(token || cert) || !cert !== !key)
+    throw new Error("its output must be an ExecCredential with a token, or a client certificate and its key")
   if ((answer.apiVersion ?? apiVersion) !== apiVersion) throw new Error(`its answer must have apiVersion ${apiVersion}`)
-  if (!cert !== !key) throw new Error("a client certificate and its key need each other, and it gave only one")
-  checkPair("its client certificate", cert, key)
+  if (cert && key) checkTls("its client certificate and key must be a pair", { cert, key })
   return answer.status
 }
-
-/** A configuration that cannot connect to any cluster; the message says what to do. */
-export class ConfigError extends Error {
-  override name = "ConfigError"
-}
-
-export const SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
-
-export type Env = Record<string, string | undefined>
-
-/** Where the configuration comes from, what it said at start, and how to read it again. `reload` throws ConfigError. */
-export type Source = { from: string; inCluster: boolean; access: Access; reload(): Promise<Access> }
-
-/** How to reach a cluster, and as whom. */
-export interface Access {
-  readonly server: string
-  readonly isVerified: boolean
-  /** The proxy that the kubeconfig names, the context in use, and its namespace. */
-  readonly proxyUrl?: string | undefined
-  readonly context?: string | undefined
-  readonly namespace?: string | undefined
-  /** Headers and TLS for fetch. Reads files anew, for they change, and runs a credential plugin when it has to. */
-  prepare(): Promise<{ headers: Record<string, string>; tls: Tls }>
-}
-
-export type Tls = BunFetchRequestInitTLS & { allowPartialTrustChain?: boolean }
-
-export const isLoopback = ({ hostname }: URL) => /^(localhost|\[::1\]|127\..*)$/.test(hostname)
-
-/** The roots of the system, and Bun's own. */
-export const trustedRoots = () => [...new Set([...getCACertificates("system"), ...getCACertificates("default")])]
 
 // ───────────────────────────────────────────── 9 API client ─────────────────────────────────────────────
 
@@ -3476,19 +3375,6 @@ const LINES_THAT_FIT = 60
 const TAIL_CHARACTERS = 256 << 10
 const EVENT_CHARACTERS = 16 << 20
 
-/**
- * Reads KUBECONFIG if it is set, else the pod's ServiceAccount, else ~/.kube/config. Throws ConfigError. A FIFO is
- * waited for until `stop` fires.
- */
-export async function findSource(
-  env: Env,
-  serviceAccount = SERVICE_ACCOUNT,
-  context?: string,
-  stop = new AbortController().signal,
-): Promise<Source> {
-  return within(2 ** 31 - 1, stop, "the kubeconfig", () => locateSource(env, serviceAccount, context))
-}
-
 type Init = RequestInit & BunFetchRequestInit
 
 type Query = Record<string, string | undefined>
@@ -3624,7 +3510,6 @@ class ApiServer {
   readonly isVerified: boolean
   readonly proxy: Proxy | undefined
   skew = 0
-  private access: Access
   private isOutdated = false
   private prepared: { at: number; init: Promise<Init> } | undefined
   private readonly session = new Bun.FetchSession({ keepAlive: { idleTimeout: 60 } })
@@ -3634,16 +3519,10 @@ class ApiServer {
     private readonly env: Env,
     private readonly onCall: OnCall,
   ) {
-    this.access = source.access
-    this.address = source.access.server
-    this.isVerified = source.access.isVerified
-    this.proxy = this.proxyOf(source.access)
-  }
-
-  /** The API server of the pod's own cluster is never beyond a proxy. */
-  private proxyOf({ server, proxyUrl: url }: Access): Proxy | undefined {
-    if (url) return { url, from: "the kubeconfig says in proxy-url", respectNoProxy: false }
-    return this.source.inCluster ? undefined : proxyFor(server, this.env)
+    const { server, cluster } = source.config
+    this.address = server
+    this.isVerified = server.startsWith("https:") && !cluster["insecure-skip-tls-verify"]
+    this.proxy = proxyFor(source, env)
   }
 
   async *watch<T>(
@@ -3792,10 +3671,10 @@ class ApiServer {
   }
 
   private async prepare(): Promise<Init> {
-    if (this.isOutdated) this.access = await this.source.reload()
+    if (this.isOutdated) await this.source.reload()
     this.isOutdated = false
-    const proxy = this.proxyOf(this.access) ?? (false as const)
-    return { ...(await this.access.prepare()), proxy, session: this.session }
+    const proxy = proxyFor(this.source, this.env) ?? (false as const)
+    return { ...(await this.source.prepare()), proxy, session: this.session }
   }
 
   /** Only a fresh configuration sees what has changed in a kubeconfig, and runs a plugin again. */
@@ -3839,17 +3718,17 @@ const isRejection = (error: unknown): error is ApiError =>
 export type Proxy = { url: string; from: string; respectNoProxy: boolean }
 
 /**
- * The proxy that the environment names for an address, as for Go: never for this machine; ALL_PROXY is not read. Bun
- * heeds NO_PROXY.
+ * The proxy of the kubeconfig, or that of the environment, as for Go: never for this machine; ALL_PROXY is not read.
+ * Bun heeds NO_PROXY. The API server of the pod's own cluster is never beyond a proxy.
  */
-function proxyFor(address: string, env: Env): Proxy | undefined {
-  const url = new URL(address)
+function proxyFor({ inCluster, config }: Source, env: Env): Proxy | undefined {
+  const proxyUrl = config.cluster["proxy-url"]
+  if (proxyUrl) return { url: proxyUrl, from: "the kubeconfig says in proxy-url", respectNoProxy: false }
   const from = ["HTTPS_PROXY", "https_proxy"].find((name) => env[name])
-  const proxy = (from && env[from]) ?? ""
-  if (!from || isLoopback(url)) return undefined
-  const whole = /^[\w+.-]+:\/\//.test(proxy) ? proxy : `http://${proxy}`
-  if (/^https?:$/.test(URL.parse(whole)?.protocol ?? ""))
-    return { url: whole, from: `${from} says, unless NO_PROXY excludes it`, respectNoProxy: true }
+  if (!from || inCluster || isLoopback(new URL(config.server))) return undefined
+  const proxy = env[from] ?? ""
+  const url = /^[\w+.-]+:\/\//.test(proxy) ? proxy : `http://${proxy}`
+  if (isHttp(URL.parse(url))) return { url, from: `${from} says, unless NO_PROXY excludes it`, respectNoProxy: true }
   throw new ConfigError(`${from} must name a proxy with http:// or https://, others are not supported`)
 }
 
@@ -6448,12 +6327,18 @@ async function waitForServer({ cluster, clock, emit, stop }: World, say: Say): P
   return "of unknown version"
 }
 
-function announce(say: Say, rows: SettingRow[], warnings: string[], { from, access }: Source, env: Env): void {
+function announce(
+  say: Say,
+  rows: SettingRow[],
+  warnings: string[],
+  { from, config: { context } }: Source,
+  env: Env,
+): void {
   say("info", "settings", {
     lines: table([["setting", "value", "from"], ...rows.map((row) => [row.variable, row.value, row.from])]),
   })
   for (const warning of warnings) say("warning", warning)
-  say("info", `connecting with ${from}${access.context ? `, context ${access.context}` : ""}`)
+  say("info", `connecting with ${from}${context ? `, context ${context}` : ""}`)
   if (env.BUN_OPTIONS) say("warning", "the environment has BUN_OPTIONS, which changes how this program runs")
 }
 

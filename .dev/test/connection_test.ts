@@ -126,13 +126,18 @@ describe("Where to connect", () => {
       {},
       /insecure-skip-tls-verify/,
     ],
-    ["E05 a socks proxy", { "proxy-url": "socks5://127.0.0.1:1080" }, {}, /proxy-url socks5:\/\/ is not supported/],
-    ["E14 a client key without its certificate", {}, { "client-key-data": base64(ada.key) }, /certificate and its key/],
+    ["E05 a socks proxy", { "proxy-url": "socks5://127.0.0.1:1080" }, {}, /proxy-url must begin with http/],
+    [
+      "E14 a client key without its certificate",
+      {},
+      { "client-key-data": base64(ada.key) },
+      /client-certificate and client-key need each other/,
+    ],
     [
       "E14 a client certificate without its key",
       {},
       { "client-certificate-data": base64(ada.cert) },
-      /certificate and its key/,
+      /client-certificate and client-key need each other/,
     ],
     ["a server that is no URL", { server: "127.0.0.1:6443" }, {}, /server must be a URL that begins with https/],
   ]
