@@ -3282,60 +3282,6 @@ export class ApiError extends Error {
   }
 }
 
-/** All that the operator does in a cluster. Every verb throws ApiError, or an Error where no answer came in time. */
-export interface Cluster {
-  readonly address: string
-  /** Whether it is made sure that the server is the cluster's own. */
-  readonly isVerified: boolean
-  /** The proxy that leads to it. */
-  readonly proxy: Proxy | undefined
-  /** How far the server's clock is ahead of ours in ms, from the Date header of its last answer; good to a second. */
-  skewMs(): number
-  version(signal: AbortSignal): Promise<string>
-  rules(namespace: string, signal: AbortSignal): Promise<Rules>
-  /** Undefined where we may not know. */
-  namespaceExists(namespace: string, signal: AbortSignal): Promise<boolean | undefined>
-  /**
-   * Lists all pages, read from the store, not from a cache. Holds what `keep` returns for each Job, never the Jobs of
-   * two pages.
-   */
-  listJobs<T>(namespace: string, selector: string, keep: Keep<Job, T>, signal: AbortSignal): Promise<Listed<T>>
-  getJob(namespace: string, name: string, signal: AbortSignal): Promise<Job | undefined>
-  /** `dryRun`: everything but the write. `strict`: unknown fields are an error. */
-  createJob(namespace: string, job: Job, options: CreateOptions, signal: AbortSignal): Promise<Job>
-  /**
-   * Sets annotations, or removes those that are null. Rejected with Conflict unless uid and resourceVersion still
-   * hold.
-   */
-  annotateJob(job: JobVersion, annotations: Record<string, string | null>, signal: AbortSignal): Promise<Job>
-  createEvent(namespace: string, event: object, signal: AbortSignal): Promise<unknown>
-  /**
-   * The Events with a reason, oldest first as the server lists them; by an admin's rights, not by the operator's
-   * Role.
-   */
-  listEvents(namespace: string, reason: string, signal: AbortSignal): Promise<JobEvent[]>
-  /** Metadata alone: a hundredth of what logs would be. */
-  listConfigMaps(namespace: string, selector: string, signal: AbortSignal): Promise<Listed<Metadata>>
-  getConfigMap(namespace: string, name: string, signal: AbortSignal): Promise<ConfigMap | undefined>
-  createConfigMap(namespace: string, map: ConfigMap, signal: AbortSignal): Promise<unknown>
-  patchConfigMap(namespace: string, name: string, patch: ConfigMap, signal: AbortSignal): Promise<unknown>
-  deleteConfigMap(namespace: string, name: string, signal: AbortSignal): Promise<unknown>
-  deleteJob(namespace: string, name: string, options: DeleteOptions, signal: AbortSignal): Promise<void>
-  /** As listJobs() does. */
-  listPods<T>(namespace: string, selector: string, keep: Keep<Pod, T>, signal: AbortSignal): Promise<Listed<T>>
-  readLog(namespace: string, pod: string, container: string, options: LogOptions, signal: AbortSignal): Promise<Tail>
-  /**
-   * Ends when the server ends it; throws after silence and for an ERROR event. Yields bookmarks too. ConfigMaps as
-   * metadata.
-   */
-  watch<R extends keyof Watched>(
-    namespace: string,
-    resource: R,
-    options: WatchOptions,
-    signal: AbortSignal,
-  ): Events<Watched[R]>
-}
-
 /** Reduces one object of a list to what its reader needs; undefined drops it. */
 export type Keep<Item, Kept> = (item: Item) => Kept | undefined
 
@@ -3400,116 +3346,21 @@ export type OnCall = (verb: string, code: string) => void
 
 const VERBS: Record<string, string> = { GET: "get", POST: "create", PATCH: "patch", DELETE: "delete" }
 
+/** All that the operator does in a cluster. Every verb throws ApiError, or an Error where no answer came in time. */
+export type Cluster = Pick<ApiServer, keyof ApiServer>
+
 /** Connects with a configuration; nothing is sent yet. Throws ConfigError. */
 export const connect = (source: Source, env: Env = process.env, onCall: OnCall = () => {}): Cluster =>
-  verbsOf(new ApiServer(source, env, onCall))
-
-/** What each verb asks of the API server. */
-function verbsOf(server: ApiServer): Cluster {
-  const { address, isVerified, proxy } = server
-  const connection = { address, isVerified, proxy, skewMs: () => server.skew }
-  return { ...connection, ...jobVerbs(server), ...podVerbs(server), ...recordVerbs(server), ...otherVerbs(server) }
-}
-
-type Verbs<K extends keyof Cluster> = Pick<Cluster, K>
-
-function otherVerbs(server: ApiServer): Verbs<"version" | "rules" | "namespaceExists" | "watch"> {
-  return {
-    version: (signal) =>
-      server.send<{ gitVersion: string }>("GET", "/version", signal).then(({ gitVersion }) => gitVersion),
-    async rules(namespace, signal) {
-      const body = { apiVersion: "authorization.k8s.io/v1", kind: "SelfSubjectRulesReview", spec: { namespace } }
-      const path = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
-      const { status } = await server.send<{ status: Rules }>("POST", path, signal, { body })
-      return { incomplete: status.incomplete, resourceRules: status.resourceRules ?? [] }
-    },
-    namespaceExists(namespace, signal) {
-      const look = server.send("GET", `/api/v1/namespaces/${encodeURIComponent(namespace)}`, signal)
-      return look.then(() => true).catch((error) => (isReason(error, "NotFound") ? false : undefined))
-    },
-    watch: (namespace, resource, options, signal) =>
-      server.watch(pathOf(resource, namespace), options, signal, resource === "configmaps" ? METADATA : ""),
-  }
-}
-
-function jobVerbs(
-  server: ApiServer,
-): Verbs<"listJobs" | "getJob" | "createJob" | "annotateJob" | "deleteJob" | "listEvents" | "createEvent"> {
-  return {
-    listJobs: (namespace, selector, keep, signal) =>
-      server.list(pathOf("jobs", namespace), { labelSelector: selector || undefined }, keep, signal),
-    getJob: (namespace, name, signal) => server.find(pathOf("jobs", namespace, name), signal),
-    createJob(namespace, body, { dryRun = false, strict = false }, signal) {
-      const query = { dryRun: dryRun ? "All" : undefined, fieldValidation: strict ? "Strict" : undefined }
-      return server.send("POST", pathOf("jobs", namespace), signal, { body, query })
-    },
-    annotateJob({ namespace, name, uid, resourceVersion }, annotations, signal) {
-      const body = { metadata: { uid, resourceVersion, annotations } }
-      return server.send("PATCH", pathOf("jobs", namespace, name), signal, { body })
-    },
-    deleteJob(namespace, name, { propagationPolicy, ...preconditions }, signal) {
-      return server.send("DELETE", pathOf("jobs", namespace, name), signal, {
-        body: { propagationPolicy, preconditions },
-      })
-    },
-    async listEvents(namespace, reason, signal) {
-      const keep = ({ involvedObject, message, lastTimestamp }: RawEvent): JobEvent => ({
-        uid: involvedObject?.uid ?? "",
-        text: message ?? "",
-        at: instant(lastTimestamp) ?? 0,
-      })
-      const selection = { fieldSelector: `involvedObject.kind=Job,reason=${reason}` }
-      return (await server.list(pathOf("events", namespace), selection, keep, signal)).items
-    },
-    createEvent: (namespace, body, signal) => server.send("POST", pathOf("events", namespace), signal, { body }),
-  }
-}
-
-type ConfigMapVerb = "listConfigMaps" | "getConfigMap" | "createConfigMap" | "patchConfigMap" | "deleteConfigMap"
-function recordVerbs(server: ApiServer): Verbs<ConfigMapVerb> {
-  return {
-    listConfigMaps(namespace, selector, signal) {
-      const keep = ({ metadata }: { metadata: Metadata }) => metadata
-      return server.list(pathOf("configmaps", namespace), { labelSelector: selector }, keep, signal, METADATA_LIST)
-    },
-    getConfigMap: (namespace, name, signal) => server.find(pathOf("configmaps", namespace, name), signal),
-    createConfigMap: (namespace, body, signal) =>
-      server.send("POST", pathOf("configmaps", namespace), signal, { body }),
-    patchConfigMap: (namespace, name, body, signal) =>
-      server.send("PATCH", pathOf("configmaps", namespace, name), signal, { body }),
-    deleteConfigMap: (namespace, name, signal) => server.send("DELETE", pathOf("configmaps", namespace, name), signal),
-  }
-}
-
-function podVerbs(server: ApiServer): Verbs<"listPods" | "readLog"> {
-  return {
-    listPods: (namespace, selector, keep, signal) =>
-      server.list(pathOf("pods", namespace), { labelSelector: selector || undefined }, keep, signal),
-    async readLog(namespace, pod, container, { lines, previous }, signal) {
-      const path = `${pathOf("pods", namespace, pod)}/log`
-      const readLast = (most: number) => {
-        const query = {
-          container,
-          tailLines: String(most),
-          limitBytes: String(LOG_BYTES),
-          previous: previous ? "true" : undefined,
-        }
-        const read = (response: Response) => readTail(response, most)
-        return server.send("GET", path, signal, { query, limitMs: LOG_LIMIT_MS, read })
-      }
-      const { tail, isCut } = await readLast(lines)
-      // The limit has cut the end off, where the error is: fewer lines have room for it.
-      return isCut && lines > LINES_THAT_FIT ? (await readLast(LINES_THAT_FIT)).tail : tail
-    },
-  }
-}
+  new ApiServer(source, env, onCall)
 
 /** The API server over HTTPS: the only place that talks to the cluster. */
 class ApiServer {
   readonly address: string
+  /** Whether it is made sure that the server is the cluster's own. */
   readonly isVerified: boolean
+  /** The proxy that leads to it. */
   readonly proxy: Proxy | undefined
-  skew = 0
+  private skew = 0
   private isOutdated = false
   private prepared: { at: number; init: Promise<Init> } | undefined
   private readonly session = new Bun.FetchSession({ keepAlive: { idleTimeout: 60 } })
@@ -3525,76 +3376,185 @@ class ApiServer {
     this.proxy = proxyFor(source, env)
   }
 
-  async *watch<T>(
-    path: string,
+  /** How far the server's clock is ahead of ours in ms, from the Date header of its last answer; good to a second. */
+  skewMs(): number {
+    return this.skew
+  }
+
+  async version(signal: AbortSignal): Promise<string> {
+    return (await this.send<{ gitVersion: string }>("GET", "/version", signal)).gitVersion
+  }
+
+  async rules(namespace: string, signal: AbortSignal): Promise<Rules> {
+    const body = { apiVersion: "authorization.k8s.io/v1", kind: "SelfSubjectRulesReview", spec: { namespace } }
+    const path = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
+    const { status } = await this.send<{ status: Rules }>("POST", path, signal, { body })
+    return { incomplete: status.incomplete, resourceRules: status.resourceRules ?? [] }
+  }
+
+  /** Undefined where we may not know. */
+  async namespaceExists(namespace: string, signal: AbortSignal): Promise<boolean | undefined> {
+    const look = this.send("GET", `/api/v1/namespaces/${encodeURIComponent(namespace)}`, signal)
+    return look.then(() => true).catch((error) => (isReason(error, "NotFound") ? false : undefined))
+  }
+
+  /**
+   * Lists all pages, read from the store, not from a cache. Holds what `keep` returns for each Job, never the Jobs of
+   * two pages.
+   */
+  listJobs<T>(namespace: string, selector: string, keep: Keep<Job, T>, signal: AbortSignal): Promise<Listed<T>> {
+    return this.list(pathOf("jobs", namespace), { labelSelector: selector }, keep, signal)
+  }
+
+  getJob(namespace: string, name: string, signal: AbortSignal): Promise<Job | undefined> {
+    return this.find(pathOf("jobs", namespace, name), signal)
+  }
+
+  /** `dryRun`: everything but the write. `strict`: unknown fields are an error. */
+  createJob(namespace: string, job: Job, options: CreateOptions, signal: AbortSignal): Promise<Job> {
+    const query = { dryRun: options.dryRun ? "All" : "", fieldValidation: options.strict ? "Strict" : "" }
+    return this.send("POST", pathOf("jobs", namespace), signal, { body: job, query })
+  }
+
+  /**
+   * Sets annotations, or removes those that are null. Rejected with Conflict unless uid and resourceVersion still
+   * hold.
+   */
+  annotateJob(job: JobVersion, annotations: Record<string, string | null>, signal: AbortSignal): Promise<Job> {
+    const { namespace, name, uid, resourceVersion } = job
+    const body = { metadata: { uid, resourceVersion, annotations } }
+    return this.send("PATCH", pathOf("jobs", namespace, name), signal, { body })
+  }
+
+  deleteJob(namespace: string, name: string, options: DeleteOptions, signal: AbortSignal): Promise<void> {
+    const { propagationPolicy, ...preconditions } = options
+    const body = { propagationPolicy, preconditions }
+    return this.send("DELETE", pathOf("jobs", namespace, name), signal, { body })
+  }
+
+  /** As listJobs() does. */
+  listPods<T>(namespace: string, selector: string, keep: Keep<Pod, T>, signal: AbortSignal): Promise<Listed<T>> {
+    return this.list(pathOf("pods", namespace), { labelSelector: selector }, keep, signal)
+  }
+
+  async readLog(
+    namespace: string,
+    pod: string,
+    container: string,
+    { lines, previous }: LogOptions,
+    signal: AbortSignal,
+  ): Promise<Tail> {
+    const path = `${pathOf("pods", namespace, pod)}/log`
+    const readLast = (most: number) => {
+      const limits = { tailLines: String(most), limitBytes: String(LOG_BYTES) }
+      const query = { container, ...limits, previous: previous ? "true" : "" }
+      const read = (response: Response) => readTail(response, most)
+      return this.send("GET", path, signal, { query, limitMs: LOG_LIMIT_MS, read })
+    }
+    const { tail, isCut } = await readLast(lines)
+    // The limit has cut the end off, where the error is: fewer lines have room for it.
+    return isCut && lines > LINES_THAT_FIT ? (await readLast(LINES_THAT_FIT)).tail : tail
+  }
+
+  createEvent(namespace: string, event: object, signal: AbortSignal): Promise<unknown> {
+    return this.send("POST", pathOf("events", namespace), signal, { body: event })
+  }
+
+  /**
+   * The Events with a reason, oldest first as the server lists them; by an admin's rights, not by the operator's
+   * Role.
+   */
+  async listEvents(namespace: string, reason: string, signal: AbortSignal): Promise<JobEvent[]> {
+    const keep = ({ involvedObject, message, lastTimestamp }: RawEvent): JobEvent => ({
+      uid: involvedObject?.uid ?? "",
+      text: message ?? "",
+      at: instant(lastTimestamp) ?? 0,
+    })
+    const selection = { fieldSelector: `involvedObject.kind=Job,reason=${reason}` }
+    return (await this.list(pathOf("events", namespace), selection, keep, signal)).items
+  }
+
+  /** Metadata alone: a hundredth of what logs would be. */
+  listConfigMaps(namespace: string, selector: string, signal: AbortSignal): Promise<Listed<Metadata>> {
+    const keep = ({ metadata }: { metadata: Metadata }) => metadata
+    return this.list(pathOf("configmaps", namespace), { labelSelector: selector }, keep, signal, METADATA_LIST)
+  }
+
+  getConfigMap(namespace: string, name: string, signal: AbortSignal): Promise<ConfigMap | undefined> {
+    return this.find(pathOf("configmaps", namespace, name), signal)
+  }
+
+  createConfigMap(namespace: string, map: ConfigMap, signal: AbortSignal): Promise<unknown> {
+    return this.send("POST", pathOf("configmaps", namespace), signal, { body: map })
+  }
+
+  patchConfigMap(namespace: string, name: string, patch: ConfigMap, signal: AbortSignal): Promise<unknown> {
+    return this.send("PATCH", pathOf("configmaps", namespace, name), signal, { body: patch })
+  }
+
+  deleteConfigMap(namespace: string, name: string, signal: AbortSignal): Promise<unknown> {
+    return this.send("DELETE", pathOf("configmaps", namespace, name), signal)
+  }
+
+  /**
+   * Ends when the server ends it; throws after silence and for an ERROR event. Yields bookmarks too. ConfigMaps as
+   * metadata.
+   */
+  async *watch<R extends keyof Watched>(
+    namespace: string,
+    resource: R,
     { resourceVersion, selector, silenceMs }: WatchOptions,
     signal: AbortSignal,
-    accept: string,
-  ) {
-    const timeoutSeconds = String(240 + Math.floor(systemClock.random() * 60))
+  ): Events<Watched[R]> {
     const query = {
       watch: "true",
       allowWatchBookmarks: "true",
-      timeoutSeconds,
+      timeoutSeconds: String(240 + Math.floor(systemClock.random() * 60)),
       resourceVersion,
       labelSelector: selector,
     }
-    const response = await this.send("GET", path, signal, { query, accept, read: async (opened) => opened })
+    const accept = resource === "configmaps" ? METADATA : ""
+    const read = async (opened: Response) => opened
+    const response = await this.send("GET", pathOf(resource, namespace), signal, { query, accept, read })
     let rest = ""
     for await (const text of textOf(response, { silenceMs, signal })) {
       const lines = text.split("\n")
       lines[0] = `${rest}${lines[0]}`
       rest = lines.pop() ?? ""
       if (rest.length > EVENT_CHARACTERS) throw new Error("the watch sent an event without end")
-      for (const line of lines) if (line) yield eventFrom<T>(line)
+      for (const line of lines) if (line) yield eventFrom(line)
     }
   }
 
   /**
-   * Reads a list page by page. Each page is reduced before the next is requested, so that memory holds what is kept
-   * and one page, however long the list is. A continue token that expired between two pages starts the list again,
-   * once.
+   * Reduces each page before the next is requested, so that memory holds what is kept and one page, however long the
+   * list is. A continue token expires after some minutes: then the list starts again, once.
    */
-  async list<T, K>(
-    path: string,
-    selection: Query,
-    keep: Keep<T, K>,
-    signal: AbortSignal,
-    accept = "",
-  ): Promise<Listed<K>> {
-    const items: K[] = []
-    const readPage = async (token?: string) => {
-      const query = { limit: PAGE_ITEMS, ...selection, continue: token }
-      const page = await this.send<Page<T>>("GET", path, signal, { query, accept })
-      for (const item of page.items ?? []) {
-        const kept = keep(item)
-        if (kept !== undefined) items.push(kept)
-      }
-      // What still refers to the answer, as a connection does until its next call, does not keep the page with it.
-      page.items = null
-      return page.metadata
-    }
-    for (let token: string | undefined, restarted = false; ; ) {
-      try {
-        const metadata = await readPage(token)
-        token = metadata.continue
-        if (token) collectGarbage()
-        if (!token) return { items, resourceVersion: metadata.resourceVersion }
-      } catch (error) {
-        if (restarted || !token || !isReason(error, "Expired")) throw error
-        restarted = true
-        token = undefined
-        items.length = 0
+  private async list<T, K>(path: string, selection: Query, keep: Keep<T, K>, signal: AbortSignal, accept = "") {
+    const readPages = async (): Promise<Listed<K>> => {
+      const items: K[] = []
+      for (let token: string | undefined; ; collectGarbage()) {
+        const query = { limit: PAGE_ITEMS, ...selection, continue: token }
+        const page = await this.send<Page<T>>("GET", path, signal, { query, accept })
+        items.push(...(page.items ?? []).map((item) => keep(item)).filter((kept) => kept !== undefined))
+        // What still refers to the answer, as a connection does until its next call, does not keep the page with it.
+        page.items = null
+        token = page.metadata.continue
+        if (!token) return { items, resourceVersion: page.metadata.resourceVersion }
       }
     }
+    return readPages().catch((error) => {
+      exceptFor(error, "Expired")
+      return readPages()
+    })
   }
 
   /** Undefined where there is none. */
-  find<T>(path: string, signal: AbortSignal): Promise<T | undefined> {
+  private find<T>(path: string, signal: AbortSignal): Promise<T | undefined> {
     return this.send<T>("GET", path, signal).catch((error) => exceptFor(error, "NotFound"))
   }
 
-  async send<T>(method: string, path: string, signal: AbortSignal, call: Call<T> = {}): Promise<T> {
+  private async send<T>(method: string, path: string, signal: AbortSignal, call: Call<T> = {}): Promise<T> {
     const { limitMs = CALL_LIMIT_MS, read = readJson<T> } = call
     for (let again = false; ; again = true) {
       const used = this.credentials()
@@ -3607,42 +3567,25 @@ class ApiServer {
       } catch (error) {
         // The pool's idle connections may have died like this one: the next call opens a new one.
         if (!(error instanceof ApiError)) this.session.close()
-        if (again || !isOutdated(error)) throw this.explained(error)
+        if (again || !isOutdated(error)) throw withClock(error, this.skew)
         this.forget(used)
       }
     }
   }
 
-  /** A wrong clock makes good credentials and certificates look expired, so it is named. */
-  private explained(error: unknown): unknown {
-    const code = String((error as { code?: unknown } | null)?.code)
-    const isRefused = error instanceof ApiError && error.status === 401 && Math.abs(this.skew) > CLOCK_LIMIT_MS
-    const side = this.skew > 0 ? "behind" : "ahead of"
-    const wrong = `this machine's clock is ${durationText(Math.abs(this.skew))} ${side} the server's`
-    if (isRefused) error.message += `; ${wrong}, which alone can be the reason: set it`
-    if (error instanceof Error && /EXPIRED|NOT_YET_VALID/.test(code))
-      error.message += `; this machine's clock says ${instantText(systemClock.now())}`
-    return error
-  }
-
   private async fetch(method: string, path: string, call: Call, init: Init, signal: AbortSignal): Promise<Response> {
     const { query = {}, body, accept } = call
-    const search = new URLSearchParams(defined(query))
-    const url = `${this.address}${path}${search.size > 0 ? `?${search}` : ""}`
+    const url = new URL(`${this.address}${path}`)
+    for (const [name, value] of Object.entries(query)) if (value) url.searchParams.set(name, value)
     const sentAt = systemClock.now()
     const type = method === "PATCH" ? "application/merge-patch+json" : "application/json"
-    const headers = {
-      ...(init.headers as Record<string, string>),
-      "Content-Type": type,
-      ...(accept && { Accept: accept }),
-    }
-    // Bun ends a body that is silent for 300 s unless its own timeout is off.
     const options = {
       ...init,
-      headers,
+      headers: { ...init.headers, "Content-Type": type, ...(accept && { Accept: accept }) },
       method,
       signal,
       redirect: "manual",
+      // Bun ends a body that is silent for 300 s unless its own timeout is off.
       timeout: false,
       body: JSON.stringify(body),
     } as const
@@ -3673,8 +3616,7 @@ class ApiServer {
   private async prepare(): Promise<Init> {
     if (this.isOutdated) await this.source.reload()
     this.isOutdated = false
-    const proxy = proxyFor(this.source, this.env) ?? (false as const)
-    return { ...(await this.source.prepare()), proxy, session: this.session }
+    return { ...(await this.source.prepare()), proxy: proxyFor(this.source, this.env) ?? false, session: this.session }
   }
 
   /** Only a fresh configuration sees what has changed in a kubeconfig, and runs a plugin again. */
@@ -3683,6 +3625,18 @@ class ApiServer {
     this.prepared = undefined
     this.isOutdated = true
   }
+}
+
+/** A wrong clock makes good credentials and certificates look expired, so it is named. */
+function withClock(error: unknown, skewMs: number): unknown {
+  if (!(error instanceof Error)) return error
+  const { status, code } = error as { status?: number; code?: unknown }
+  const offBy = `${durationText(Math.abs(skewMs))} ${skewMs > 0 ? "behind" : "ahead of"} the server's`
+  if (status === 401 && Math.abs(skewMs) > CLOCK_LIMIT_MS)
+    error.message += `; this machine's clock is ${offBy}, which alone can be the reason: set it`
+  if (/EXPIRED|NOT_YET_VALID/.test(String(code)))
+    error.message += `; this machine's clock says ${instantText(systemClock.now())}`
+  return error
 }
 
 /** A body as JSON; one beyond all measure is not read on. */
@@ -3731,8 +3685,6 @@ function proxyFor({ inCluster, config }: Source, env: Env): Proxy | undefined {
   if (isHttp(URL.parse(url))) return { url, from: `${from} says, unless NO_PROXY excludes it`, respectNoProxy: true }
   throw new ConfigError(`${from} must name a proxy with http:// or https://, others are not supported`)
 }
-
-const defined = (all: object) => Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined))
 
 /**
  * How far the server's clock is ahead in ms, by the Date header of an answer: it was written somewhere in the
