@@ -3018,6 +3018,9 @@ async function readKubeconfig(path: string): Promise<KubeconfigFile | undefined>
   throw new ConfigError(`cannot read ${path} as a kubeconfig: it must be a mapping with apiVersion v1 and kind Config`)
 }
 
+/** Beyond this size, looking for the line of an error would take seconds. */
+const SEARCHED_CHARACTERS = 128 << 10
+
 /** Parses the first document, like kubectl. An error tells the line, never what stands there. */
 function parseYaml(path: string, bytes: Uint8Array): unknown {
   // Windows PowerShell writes UTF-16.
@@ -3034,7 +3037,8 @@ function parseYaml(path: string, bytes: Uint8Array): unknown {
     return Array.isArray(documents) ? documents[0] : documents
   } catch (error) {
     const reason = messageOf(error).replace(/^YAML Parse error: /, "")
-    throw new ConfigError(`cannot read ${path} as YAML: ${reason} (line ${lineOfError(text)})`)
+    const place = text.length < SEARCHED_CHARACTERS ? ` (line ${lineOfError(text)})` : ""
+    throw new ConfigError(`cannot read ${path} as YAML: ${reason}${place}`)
   }
 }
 
@@ -3122,7 +3126,7 @@ function checkTls(rule: string, options: SecureContextOptions): void {
 export const trustedRoots = () => [...new Set([...getCACertificates("system"), ...getCACertificates("default")])]
 
 function headersOf({ cluster, user }: Kubeconfig, authorization: string | undefined): Record<string, string> {
-  const headers: Record<string, string | undefined> = {
+  const texts = {
     Accept: "application/json, */*",
     "User-Agent": `${project.name}/${project.version}`,
     "Accept-Encoding": cluster["disable-compression"] ? "identity" : undefined,
@@ -3131,14 +3135,13 @@ function headersOf({ cluster, user }: Kubeconfig, authorization: string | undefi
     "Impersonate-Uid": user["as-uid"],
     "Impersonate-Group": user["as-groups"]?.[0],
   }
-  const given = Object.entries(headers).filter(([, value]) => value !== undefined)
-  return Object.fromEntries(given.map(([name, value = ""]) => [name, headerText(name, value)]))
-}
-
-/** A value as the bytes of UTF-8, as Go sends it. */
-function headerText(name: string, value: string): string {
-  if (/\p{Cc}/u.test(value)) throw new Error(`the value for the header ${name} has control characters`)
-  return Buffer.from(value).toString("latin1")
+  const headers: Record<string, string> = {}
+  for (const [name, text] of Object.entries(texts)) {
+    if (/\p{Cc}/u.test(text ?? "")) throw new Error(`the value for the header ${name} has control characters`)
+    // The bytes of UTF-8, as Go sends them.
+    if (text) headers[name] = Buffer.from(text).toString("latin1")
+  }
+  return headers
 }
 
 const bearer = (token: string) => ({ authorization: `Bearer ${token.trim()}` })
@@ -3533,7 +3536,7 @@ class ApiServer {
   private async list<T, K>(path: string, selection: Query, keep: Keep<T, K>, signal: AbortSignal, accept = "") {
     const readPages = async (): Promise<Listed<K>> => {
       const items: K[] = []
-      for (let token: string | undefined; ; collectGarbage()) {
+      for (let token: string | undefined; ; ) {
         const query = { limit: PAGE_ITEMS, ...selection, continue: token }
         const page = await this.send<Page<T>>("GET", path, signal, { query, accept })
         items.push(...(page.items ?? []).map((item) => keep(item)).filter((kept) => kept !== undefined))
@@ -3541,6 +3544,7 @@ class ApiServer {
         page.items = null
         token = page.metadata.continue
         if (!token) return { items, resourceVersion: page.metadata.resourceVersion }
+        collectGarbage()
       }
     }
     return readPages().catch((error) => {
