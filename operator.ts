@@ -3711,7 +3711,7 @@ async function errorFrom(response: Response): Promise<ApiError> {
   // A number of seconds, or a date, which is of the same clock as the Date header.
   const date = response.headers.get("date")
   const askedMs = readAskedWait(response.headers.get("retry-after") ?? "", instant(date) ?? 0)
-  return errorOf(status, askedMs === undefined ? undefined : Math.max(0, askedMs) / 1_000)
+  return errorOf(status, askedMs)
 }
 
 /** What the API server calls a Status, as far as it counts here. */
@@ -3722,26 +3722,21 @@ type Status = {
   details?: { causes?: { reason?: string }[]; retryAfterSeconds?: number }
 }
 
-function errorOf(
-  { code = 500, reason = "", message, details }: Status,
-  retryAfterSeconds = details?.retryAfterSeconds ?? 0,
-): ApiError {
+function errorOf(status: Status, askedMs?: number): ApiError {
+  const { code = 500, reason = "", message, details } = status
   const causes = (details?.causes ?? []).map((cause) => cause.reason ?? "")
-  return new ApiError(code, reason, String(message).slice(0, 500), causes, retryAfterSeconds * 1_000)
+  const retryAfterMs = askedMs ?? (details?.retryAfterSeconds ?? 0) * 1_000
+  return new ApiError(code, reason, String(message).slice(0, 500), causes, Math.max(0, retryAfterMs))
 }
+
+type BodyLimits = { bytes?: number; silenceMs?: number; signal?: AbortSignal }
 
 /**
  * A body as text, until so many bytes, the signal, or its end; throws after silence. What is left is cancelled: an
  * unread body stays in memory (oven-sh/bun#10763), and so does one that is ended by an abort (oven-sh/bun#32659).
  */
-async function* textOf(
-  response: Response,
-  {
-    bytes = Number.POSITIVE_INFINITY,
-    silenceMs = CALL_LIMIT_MS,
-    signal,
-  }: { bytes?: number; silenceMs?: number; signal?: AbortSignal },
-): AsyncGenerator<string> {
+async function* textOf(response: Response, limits: BodyLimits): AsyncGenerator<string> {
+  const { bytes = Number.POSITIVE_INFINITY, silenceMs = CALL_LIMIT_MS, signal } = limits
   const reader = response.body?.getReader()
   const decoder = new TextDecoder()
   let silent = false
@@ -3756,12 +3751,10 @@ async function* textOf(
       const stopTimer = systemClock.after(silenceMs, giveUp)
       const { done, value } = await reader.read().finally(stopTimer)
       if (silent) throw new Error(`no data received for ${durationText(silenceMs)}`)
-      const rest = done ? decoder.decode() : ""
       // Bytes of a character that the end has cut become a replacement character.
-      if (rest !== "") yield rest
+      yield decoder.decode(value, { stream: !done })
       if (done) return
       read += value.byteLength
-      yield decoder.decode(value, { stream: true })
     }
   } finally {
     forget?.()
