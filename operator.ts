@@ -2823,7 +2823,6 @@ export interface Kubeconfig {
   server: string
   cluster: Partial<typeof CLUSTER>
   user: Partial<typeof USER>
-  exec?: Partial<typeof EXEC>
   context?: string
   namespace?: string | undefined
 }
@@ -2856,13 +2855,12 @@ async function readKubeconfigs(paths: string[], wanted?: string): Promise<Kubeco
   const userEntry = context.user ? findEntry("user", context.user, files, problems) : NOBODY
   const cluster = readFields(CLUSTER, clusterEntry, problems)
   const user = readFields(USER, userEntry, problems)
-  const exec = readFields(EXEC, { ...userEntry, what: `${userEntry.what}: exec`, value: user.exec }, problems)
   check()
   problems.push(...mistakesIn(clusterEntry.what, clusterMistakes(cluster)))
-  problems.push(...mistakesIn(userEntry.what, userMistakes(user, exec)))
+  problems.push(...mistakesIn(userEntry.what, userMistakes(user)))
   check()
   const server = URL.parse(cluster.server ?? "")?.href.replace(/\/+$/, "") ?? ""
-  return { server, cluster, user, exec, context: String(current), namespace: context.namespace }
+  return { server, cluster, user, context: String(current), namespace: context.namespace }
 }
 
 type Yaml = { [key: string]: unknown }
@@ -2904,6 +2902,16 @@ const CLUSTER = {
   extensions: [{} as Yaml],
 }
 
+const EXEC = {
+  apiVersion: "",
+  command: "",
+  args: [""],
+  env: [{ name: "", value: "" }],
+  installHint: "",
+  interactiveMode: "",
+  provideClusterInfo: false,
+}
+
 const USER = {
   token: "",
   tokenFile: "",
@@ -2914,18 +2922,8 @@ const USER = {
   as: "",
   "as-uid": "",
   "as-groups": [""],
-  exec: {} as Yaml,
+  exec: EXEC as Partial<typeof EXEC>,
   extensions: [{} as Yaml],
-}
-
-const EXEC = {
-  apiVersion: "",
-  command: "",
-  args: [""],
-  env: [{ name: "", value: "" }],
-  installHint: "",
-  interactiveMode: "",
-  provideClusterInfo: false,
 }
 
 const PATHS = ["certificate-authority", "tokenFile", "client-certificate", "client-key"]
@@ -2938,11 +2936,14 @@ function readFields<T extends Yaml>(examples: T, { what, value, folder }: Entry,
   const fields: Yaml = {}
   if (!isMap(value ?? {})) problems.push(`${what} must be a mapping`)
   for (const [name, field] of isMap(value) ? Object.entries(value) : []) {
+    const example = examples[name]
     // A plugin that is named with a path lives beside its kubeconfig; another is in PATH.
     const isPath = PATHS.includes(name) || (name === "command" && String(field).includes("/"))
     if (!Object.hasOwn(examples, name)) problems.push(`${what}: the field ${shownValue(name)} is not supported`)
     else if (field === null || field === "") continue
-    else if (!isLike(examples[name], field)) problems.push(`${what}: ${name} must be ${kindOf(examples[name])}`)
+    else if (isMap(example))
+      fields[name] = readFields(example, { what: `${what}: ${name}`, value: field, folder }, problems)
+    else if (!isLike(example, field)) problems.push(`${what}: ${name} must be ${kindOf(example)}`)
     else fields[name] = isPath ? resolve(folder, String(field)) : field
   }
   return fields as Partial<T>
@@ -2986,10 +2987,10 @@ const isHttp = (url: URL | null) => /^https?:$/.test(url?.protocol ?? "")
 
 export const isLoopback = ({ hostname }: URL) => /^(localhost|\[::1\]|127\..*)$/.test(hostname)
 
-function userMistakes(user: Partial<typeof USER>, exec: Partial<typeof EXEC>): Mistake[] {
+function userMistakes(user: Partial<typeof USER>): Mistake[] {
   const { "client-certificate": cert, "client-certificate-data": certData } = user
   const { "client-key": key, "client-key-data": keyData, "as-groups": groups = [] } = user
-  const { apiVersion = V1, interactiveMode = "Never" } = exec
+  const { apiVersion = V1, interactiveMode = "Never" } = user.exec ?? {}
   return [
     [cert && certData, "client-certificate and client-certificate-data exclude each other"],
     [key && keyData, "client-key and client-key-data exclude each other"],
@@ -2997,7 +2998,7 @@ function userMistakes(user: Partial<typeof USER>, exec: Partial<typeof EXEC>): M
     [!user.as && (user["as-uid"] || groups.length > 0), "as-uid and as-groups need as"],
     // fetch sends each header once: it would join them to one group.
     [groups.length > 1, "as-groups: more than one group is not supported"],
-    [user.exec && !exec.command, "exec: command is missing"],
+    [user.exec && !user.exec.command, "exec: command is missing"],
     [![V1, `${V1}beta1`].includes(apiVersion), `exec: apiVersion must be ${V1} or ${V1}beta1`],
     // A plugin gets no terminal.
     [!["Never", "IfAvailable"].includes(interactiveMode), "exec: interactiveMode must be Never or IfAvailable"],
@@ -3176,7 +3177,7 @@ async function clusterInfoOf(config: Kubeconfig): Promise<Yaml> {
 
 /** Runs a credential plugin in a process group of its own, which ends with this program, or when it takes too long. */
 async function runPlugin(config: Kubeconfig): Promise<ExecStatus> {
-  const { apiVersion = V1, command = "", args = [], installHint = "", ...exec } = config.exec ?? {}
+  const { apiVersion = V1, command = "", args = [], installHint = "", ...exec } = config.user.exec ?? {}
   const extra = Object.fromEntries((exec.env ?? []).map(({ name, value }) => [name, value]))
   const spec = { interactive: false, cluster: exec.provideClusterInfo ? await clusterInfoOf(config) : undefined }
   const info = JSON.stringify({ apiVersion, kind: "ExecCredential", spec })
