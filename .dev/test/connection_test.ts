@@ -1,4 +1,4 @@
-// Where chapter 5 of operator.ts connects to, whom it trusts, as whom it asks, and what it makes of answers: against real HTTPS servers
+// Where the API client of operator.ts connects to, whom it trusts, as whom it asks, and what it makes of answers: against real HTTPS servers
 // with throw-away CAs on 127.0.0.1. Clocks are turned by hand where a limit is long; the network is always the real one. An id in a name
 // is a report, listed in .github/docs/reports.md. Streams: streams_test.ts; the program as a process: program_test.ts.
 
