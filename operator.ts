@@ -3014,40 +3014,97 @@ async function readKubeconfig(path: string): Promise<KubeconfigFile | undefined>
   })
   const config = bytes && parseYaml(path, bytes)
   if (config === undefined || config === null) return undefined
-  if (isMap(config) && (config.kind ?? "Config") === "Config" && (config.apiVersion ?? "v1") === "v1")
-    return { path, config }
-  throw new ConfigError(`cannot read ${path} as a kubeconfig: it must be a mapping with apiVersion v1 and kind Config`)
+  if (!isMap(config) || (config.kind ?? "Config") !== "Config" || (config.apiVersion ?? "v1") !== "v1")
+    throw new ConfigError(
+      `cannot read ${path} as a kubeconfig: it must be a mapping with apiVersion v1 and kind Config`,
+    )
+  if (typeof (config["current-context"] ?? "") !== "string")
+    throw new ConfigError(`${path}: current-context must be a string`)
+  const wrong = ["contexts", "clusters", "users"].find((name) => !Array.isArray(config[name] ?? []))
+  if (wrong) throw new ConfigError(`${path}: ${wrong} must be a list`)
+  return { path, config }
 }
 
-/** Beyond this size, looking for the line of an error would take seconds. */
-const SEARCHED_CHARACTERS = 128 << 10
-
-/** Parses the first document, like kubectl. An error tells the line, never what stands there. */
+/** Parses the first document, like kubectl. An error tells where, never what stands there. */
 function parseYaml(path: string, bytes: Uint8Array): unknown {
-  // Windows PowerShell writes UTF-16.
-  const encoding = bytes[0] === 0xff && bytes[1] === 0xfe ? "utf-16le" : "utf-8"
-  const text = attempt(() => new TextDecoder(encoding, { fatal: true }).decode(bytes))
+  const text = attempt(() => new TextDecoder(encodingOf(bytes), { fatal: true }).decode(bytes))
   if (text === undefined)
-    throw new ConfigError(`cannot read ${path}: it must be text in UTF-8, or UTF-16LE with a byte order mark`)
-  // Bun drops the tag !!binary, and merges keys in another order than kubectl.
-  const special = /!!binary|tag:yaml.org,2002:binary|<<(?=["']?[ \t]*:)/.exec(text)?.[0]
-  if (special)
-    throw new ConfigError(`cannot read ${path}: ${special} is not supported; kubectl config view --raw helps`)
+    throw new ConfigError(`cannot read ${path}: it must be text in UTF-8, or UTF-16 with a byte order mark`)
+  const document = firstDocument(text)
   try {
-    const documents = Bun.YAML.parse(text)
-    return Array.isArray(documents) ? documents[0] : documents
+    return resolved(Bun.YAML.parse(marked(document)))
   } catch (error) {
     const reason = messageOf(error).replace(/^YAML Parse error: /, "")
-    const place = text.length < SEARCHED_CHARACTERS ? ` (line ${lineOfError(text)})` : ""
+    const place = error instanceof SyntaxError && document.length < SEARCHED_CHARACTERS ? placeOf(document) : ""
     throw new ConfigError(`cannot read ${path} as YAML: ${reason}${place}`)
   }
 }
 
-/** Bun does not tell it: the line after the longest beginning that can be parsed. */
-function lineOfError(text: string): number {
+/** Windows PowerShell writes UTF-16. */
+function encodingOf([first, second]: Uint8Array): Bun.Encoding {
+  if (first === 0xff && second === 0xfe) return "utf-16le"
+  if (first === 0xfe && second === 0xff) return "utf-16be" as Bun.Encoding
+  return "utf-8"
+}
+
+/** With the comments, directives and the `---` before it. */
+function firstDocument(text: string): string {
+  const start = /^(?:[ \t]*(?:[#%].*)?\r?\n)*(?:---(?=\s|$))?/.exec(text)?.[0].length ?? 0
+  const length = text.slice(start).search(/^(?:---|\.\.\.)(?=\s|$)/m)
+  return length < 0 ? text : text.slice(0, start + length)
+}
+
+const BINARY = "\u{e000}"
+const MERGE = "\u{e001}"
+
+/** Puts marks for the tag !!binary, which Bun drops, and the key <<, which it merges in another order than kubectl. */
+function marked(document: string): string {
+  const binary = /(?:!!binary|!<tag:yaml.org,2002:binary>)(\s+(?:&\S+\s+)?(?:[|>][-+\d]*[ \t]*\r?\n\s*|["'])?)/g
+  return document
+    .replace(binary, `$1${BINARY}`)
+    .replace(/(^|[\s{,])<<(?=[ \t]*:)/gm, `$1${MERGE}`)
+    .replace(/(["'])<<\1(?=[ \t]*:)/g, "$1<< $1") // which is no merge for kubectl
+}
+
+/** Decodes !!binary, and merges as kubectl does: what stands later wins, also where that is the merge. */
+function resolved(value: unknown): unknown {
+  if (typeof value === "string")
+    return value.startsWith(BINARY) ? Buffer.from(value.slice(1), "base64").toString() : value.replaceAll(MERGE, "<<")
+  if (Array.isArray(value)) return value.map(resolved)
+  if (!isMap(value)) return value
+  const entries = Object.entries(value).flatMap(([key, inner]) => {
+    const field = resolved(inner)
+    if (key !== MERGE) return [[key, field] as const]
+    const merged = [field].flat().toReversed()
+    return merged.flatMap((one) => Object.entries(one ?? {}))
+  })
+  return Object.fromEntries(entries)
+}
+
+/** Beyond this size, looking for the place of an error would take seconds. */
+const SEARCHED_CHARACTERS = 512 << 10
+
+/** Where an error is, which Bun does not tell: after the longest beginning that can be parsed. */
+function placeOf(text: string): string {
   const lines = text.split("\n")
-  const parses = (count: number) => attempt(() => [Bun.YAML.parse(lines.slice(0, count).join("\n"))]) !== undefined
-  return lines.findLastIndex((_, count) => parses(count)) + 1
+  const parses = (part: string) => attempt(() => [Bun.YAML.parse(part)]) !== undefined
+  const line = greatest(lines.length, (count) => parses(lines.slice(0, count).join("\n")))
+  const before = lines.slice(0, line).map((one) => `${one}\n`)
+  const last = lines[line] ?? ""
+  const column = greatest(last.length + 1, (count) => parses(before.join("") + last.slice(0, count)))
+  return ` (line ${line + 1}, column ${column + 1})`
+}
+
+/**
+ * The greatest number below a limit that is good: looked for from above in a hundred steps, then around it in smaller
+ * ones. Numbers below it may be bad, too, as a beginning that ends between quotes or brackets.
+ */
+function greatest(limit: number, isGood: (count: number) => boolean, from = 0): number {
+  const step = Math.ceil((limit - from) / 100)
+  let count = limit - step
+  while (count > from && !isGood(count)) count -= step
+  const found = Math.max(count, from)
+  return step === 1 ? found : greatest(Math.min(limit, found + 4 * step), isGood, found)
 }
 
 /** The name of an entry; in a broken file anything can stand there. */

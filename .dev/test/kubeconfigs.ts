@@ -137,6 +137,10 @@ const exec = (script: string, more: object = {}) => ({
 const gives = (status: object, version = V1) =>
   `printf '%s' '${JSON.stringify({ apiVersion: version, kind: "ExecCredential", status })}'`
 const P1 = gives({ token: "P1" })
+const utf16 = (text: string, isBig: boolean) => {
+  const bytes = Buffer.from(`\ufeff${text}`, "utf16le")
+  return isBig ? bytes.swap16() : bytes
+}
 const ec = (type: "sec1" | "pkcs8", more: object = {}) =>
   generateKeyPairSync("ec", {
     namedCurve: "P-256",
@@ -577,31 +581,66 @@ const texts: Case[] = [
     TOKEN,
   ),
   of("H05 a last line of ---", (p) => `${yaml(p, T)}---\n`, TOKEN),
-  of("H05 a second document that is broken", (p) => `${yaml(p, T)}---\n}}} {{{\n`, /as YAML: /),
+  of("H05 a second document that is broken", (p) => `${yaml(p, T)}---\n}}} {{{\n`, TOKEN),
   of("the end of a document", (p) => `${yaml(p, T)}...\n`, TOKEN),
   of("comments and --- before", (p) => `# mine\n\n---\n${yaml(p, T)}`, TOKEN),
   of("--- twice before", (p) => `---\n---\n${yaml(p, T)}`, /no such file, or it is empty/),
   of("a directive before", (p) => `%YAML 1.1\n---\n${yaml(p, T)}`, TOKEN),
-  of("a merge key", (p) => yaml(p, "    <<: *x\n    token: t0ken", "x: &x {token: other}\n"), /<< is not supported/),
+  of("a merge key before", (p) => yaml(p, "    <<: *x\n    token: t0ken", "x: &x {token: other, as: eve}\n"), {
+    ...TOKEN,
+    impersonate: { user: "eve" },
+  }),
+  of("a merge key after", (p) => yaml(p, "    token: other\n    <<: *x", "x: &x {token: t0ken}\n"), TOKEN),
+  of("a merge of several", (p) => yaml(p, "    <<: [*x, *z]", "x: &x {token: t0ken}\nz: &z {token: other}\n"), TOKEN),
+  of(
+    "a merged entry",
+    (p) =>
+      `${yaml(p, "    <<: *u")}- &v {name: other, user: &u {token: t0ken}}\n`
+        .replace("  user:\n    <<: *u\n", "")
+        .replace("- name: me\n", "")
+        .concat("- <<: *v\n  name: me\n"),
+    TOKEN,
+  ),
   of("an anchor", (p) => yaml(p, "    token: &t t0ken\n    as: *t"), { ...TOKEN, impersonate: { user: "t0ken" } }),
+  of(
+    "a merge key in quotes",
+    (p) => yaml(p, '    "<<": *x', "x: &x {token: t0ken}\n"),
+    /the field \(not shown\) is not supported/,
+  ),
+  of("an anchor that contains itself", (p) => yaml(p, T, "x: &x {y: *x}\n"), /as YAML: .*call stack/),
   of("an unknown anchor", (p) => yaml(p, "    token: *s3cr3t"), /as YAML: Unresolved alias \(line 15/),
   of(
     "yes for a flag",
     (p) => yaml(p, T).replace("    server:", "    insecure-skip-tls-verify: yes\n    server:"),
     /insecure-skip-tls-verify must be true or false/,
   ),
-  of("H17 !!binary", (p) => yaml(p, `    token: !!binary ${base64("t0ken")}`), /!!binary is not supported/),
+  of("H17 !!binary", (p) => yaml(p, `    token: !!binary ${base64("t0ken")}`), TOKEN),
+  of("H17 !!binary in quotes", (p) => yaml(p, `    token: !!binary "${base64("t0ken")}"`), TOKEN),
+  of(
+    "H17 !!binary as a block",
+    (p) =>
+      yaml(
+        p,
+        `    client-certificate-data: !!binary |\n${base64(base64(p.ada.cert)).replace(/.{1,60}/g, "      $&\n")}    client-key-data: ${base64(p.ada.key)}`,
+      ),
+    ADA,
+  ),
   of("a token as a block", (p) => yaml(p, "    token: >-\n      t0ken"), TOKEN),
   of("a quoted token", (p) => yaml(p, '    token: "t0\\u006ben"'), TOKEN),
   of("a token twice", (p) => yaml(p, "    token: other\n    token: t0ken"), TOKEN),
-  of("H17 UTF-16, little end first", (p) => Buffer.from(`\ufeff${yaml(p, T)}`, "utf16le"), TOKEN),
+  of("H17 UTF-16, little end first", (p) => utf16(yaml(p, T), false), TOKEN),
+  of("H17 UTF-16, big end first", (p) => utf16(yaml(p, T), true), TOKEN),
   of("UTF-8 with a byte order mark", (p) => `\ufeff${yaml(p, T)}`, TOKEN),
   of("CRLF", (p) => yaml(p, T).replaceAll("\n", "\r\n"), TOKEN),
   of("JSON with tabs", (p) => JSON.stringify(config(p, { user: { token: "t0ken" } }), null, "\t"), TOKEN),
   of("bytes that are no text", (p) => Buffer.from(yaml(p, "    token: \xff\xfe"), "latin1"), /must be text in UTF-8/),
-  of("a wrong indentation", (p) => yaml(p, "    token: >-\n      s3cr3t\n   as: x"), /as YAML: .* \(line 17\)/),
-  of("a tab as indentation", (p) => yaml(p, "\ttoken: t0ken"), /as YAML: .*[Tt]ab.* \(line 15\)/),
-  of("a list", () => "- - current-context: here\n", /as a kubeconfig: it must be a mapping/),
+  of(
+    "a wrong indentation",
+    (p) => yaml(p, "    token: >-\n      s3cr3t\n   as: x"),
+    /as YAML: .* \(line 17, column 4\)/,
+  ),
+  of("a tab as indentation", (p) => yaml(p, "\ttoken: t0ken"), /as YAML: .*[Tt]ab.* \(line 15, column 1\)/),
+  of("a list", () => "- current-context: here\n", /as a kubeconfig: it must be a mapping/),
   of("a word", () => "hello", /as a kubeconfig: it must be a mapping/),
   of(
     "another kind",
@@ -614,7 +653,7 @@ const texts: Case[] = [
     /as a kubeconfig: it must be a mapping/,
   ),
   of("nothing", () => "", /no such file, or it is empty/),
-  of("users that are a mapping", () => "current-context: x\nusers: {me: {}}\n", /there is no context x/),
+  of("users that are a mapping", () => "current-context: x\nusers: {me: {}}\n", /users must be a list/),
 ]
 const lists: Case[] = [
   by("no current-context", { more: { "current-context": "" } }, /current-context is missing/),
