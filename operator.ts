@@ -11,7 +11,7 @@
  * Chapters 1 to 7 are pure: `now` is handed down, and only `systemClock` reads the time. `…At` are epoch ms, `…Ms`
  * are durations.
  */
-import { createHash } from "node:crypto"
+import { createHash, X509Certificate } from "node:crypto"
 import { existsSync, readdirSync } from "node:fs"
 import { readFile, stat } from "node:fs/promises"
 import { isIPv6 } from "node:net"
@@ -3143,8 +3143,8 @@ async function readPem({ cluster, user }: Kubeconfig, field: PemField): Promise<
   const data = fields[`${field}-data`]
   const file = fields[field]
   if (!data && !file) return undefined
-  const bytes = file ? await readNamed(field, file) : Buffer.from(data ?? "", "base64")
-  const pem = new TextDecoder("latin1").decode(bytes)
+  const bytes = file ? await readNamed(field, file) : attempt(() => Uint8Array.fromBase64(data ?? ""))
+  const pem = Buffer.from(bytes ?? []).toString("latin1")
   if (pem.includes("-----BEGIN ")) return pem
   throw new ConfigError(file ? `${field} must be in PEM form` : `${field}-data must be the base64 of PEM`)
 }
@@ -3154,10 +3154,9 @@ export type Tls = BunFetchRequestInitTLS & { allowPartialTrustChain?: boolean }
 /** Reads and checks what TLS needs: at start, and again and again, for files are renewed. */
 async function readTls(config: Kubeconfig): Promise<Tls> {
   if (config.server.startsWith("http:")) return {}
-  const ca = await readPem(config, "certificate-authority")
+  const ca = await readAuthorities(config)
   const cert = await readPem(config, "client-certificate")
   const key = await readPem(config, "client-key")
-  if (ca) checkTls("certificate-authority must be certificates in PEM form", { ca })
   if (cert && key) checkTls("client-certificate and client-key must be a pair, without passphrase", { cert, key })
   const serverName = config.cluster["tls-server-name"]
   return {
@@ -3169,6 +3168,16 @@ async function readTls(config: Kubeconfig): Promise<Tls> {
     // Said either way: what is left open, NODE_TLS_REJECT_UNAUTHORIZED decides.
     rejectUnauthorized: !config.cluster["insecure-skip-tls-verify"],
   }
+}
+
+/** As for Go, blocks that are no certificates do not matter beside one. */
+async function readAuthorities(config: Kubeconfig): Promise<string[] | undefined> {
+  const pem = await readPem(config, "certificate-authority")
+  if (pem === undefined) return undefined
+  const blocks = pem.match(/-----BEGIN CERTIFICATE-----[\s\S]+?-----END CERTIFICATE-----/g) ?? []
+  const certificates = blocks.filter((block) => attempt(() => new X509Certificate(block)))
+  if (certificates.length > 0) return certificates
+  throw new ConfigError("certificate-authority must be certificates in PEM form")
 }
 
 /** Bun's fetch reports what it cannot read as a wrong URL (oven-sh/bun#36149). */

@@ -363,6 +363,18 @@ const certificates: Case[] = [
     /certificate-authority must be in PEM form/,
   ),
   by(
+    "a CA after a block that is no certificate",
+    (p) => ({
+      cluster: {
+        "certificate-authority-data": base64(
+          `-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n${p.authority.cert}`,
+        ),
+      },
+      user: { token: "t0ken" },
+    }),
+    TOKEN,
+  ),
+  by(
     "a CA bundle with comments and CRLF",
     (p) => ({
       cluster: {
