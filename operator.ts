@@ -2807,9 +2807,12 @@ export class Source {
 
   /** As whom to ask. As for kubectl, what the kubeconfig has itself goes before a plugin. */
   private async credentials(): Promise<{ authorization?: string; cert?: string; key?: string }> {
-    const { token, tokenFile, exec, ...user } = this.config.user
+    const { token, tokenFile, username, password = "", exec, ...user } = this.config.user
+    const provider = user["auth-provider"]
     if (tokenFile) return bearer(await readToken(tokenFile).catch((error) => token ?? Promise.reject(error)))
     if (token) return bearer(token)
+    if (username) return { authorization: `Basic ${Buffer.from(`${username}:${password}`).toString("base64")}` }
+    if (provider) return bearer(validIdToken(String(provider.config?.["id-token"])))
     if (!exec || user["client-certificate"] || user["client-certificate-data"]) return {}
     const expiresAt = instant(this.status?.expirationTimestamp) ?? Number.POSITIVE_INFINITY
     if (!this.status || systemClock.now() >= expiresAt - RENEW_AHEAD_MS) this.status = await runPlugin(this.config)
@@ -2888,7 +2891,7 @@ function findEntry(
   return NOBODY
 }
 
-/** The fields that are honoured, with an example of what each may hold. */
+/** The fields that are honoured, with an example of what each may hold. A mapping without fields may hold any. */
 const CONTEXT = { cluster: "", user: "", namespace: "", extensions: [{} as Yaml] }
 
 const CLUSTER = {
@@ -2912,9 +2915,13 @@ const EXEC = {
   provideClusterInfo: false,
 }
 
+const PROVIDER = { name: "", config: {} as Yaml }
+
 const USER = {
   token: "",
   tokenFile: "",
+  username: "",
+  password: "",
   "client-certificate": "",
   "client-certificate-data": "",
   "client-key": "",
@@ -2922,7 +2929,9 @@ const USER = {
   as: "",
   "as-uid": "",
   "as-groups": [""],
+  "as-user-extra": {} as Yaml,
   exec: EXEC as Partial<typeof EXEC>,
+  "auth-provider": PROVIDER as Partial<typeof PROVIDER>,
   extensions: [{} as Yaml],
 }
 
@@ -2941,7 +2950,7 @@ function readFields<T extends Yaml>(examples: T, { what, value, folder }: Entry,
     const isPath = PATHS.includes(name) || (name === "command" && String(field).includes("/"))
     if (!Object.hasOwn(examples, name)) problems.push(`${what}: the field ${shownValue(name)} is not supported`)
     else if (field === null || field === "") continue
-    else if (isMap(example))
+    else if (isMap(example) && Object.keys(example).length > 0)
       fields[name] = readFields(example, { what: `${what}: ${name}`, value: field, folder }, problems)
     else if (!isLike(example, field)) problems.push(`${what}: ${name} must be ${kindOf(example)}`)
     else fields[name] = isPath ? resolve(folder, String(field)) : field
@@ -2989,19 +2998,48 @@ export const isLoopback = ({ hostname }: URL) => /^(localhost|\[::1\]|127\..*)$/
 
 function userMistakes(user: Partial<typeof USER>): Mistake[] {
   const { "client-certificate": cert, "client-certificate-data": certData } = user
-  const { "client-key": key, "client-key-data": keyData, "as-groups": groups = [] } = user
-  const { apiVersion = V1, interactiveMode = "Never" } = user.exec ?? {}
+  const { "client-key": key, "client-key-data": keyData } = user
   return [
     [cert && certData, "client-certificate and client-certificate-data exclude each other"],
     [key && keyData, "client-key and client-key-data exclude each other"],
     [!(cert || certData) !== !(key || keyData), "client-certificate and client-key need each other"],
-    [!user.as && (user["as-uid"] || groups.length > 0), "as-uid and as-groups need as"],
+    [user.username && (user.token || user.tokenFile), "a token and a username exclude each other"],
+    [user.password && !user.username, "a password needs a username"],
+    [user.exec && user["auth-provider"], "exec and auth-provider exclude each other"],
+    ...impersonationMistakes(user),
+    ...(user.exec ? execMistakes(user.exec) : []),
+    ...(user["auth-provider"] ? providerMistakes(user["auth-provider"]) : []),
+  ]
+}
+
+function impersonationMistakes(user: Partial<typeof USER>): Mistake[] {
+  const { as, "as-uid": uid, "as-groups": groups = [], "as-user-extra": extra = {} } = user
+  const lists = Object.values(extra)
+  const isSingle = (list: unknown) => isLike([""], list) && (list as string[]).length === 1
+  return [
+    [!as && (uid || groups.length + lists.length > 0), "as-uid, as-groups and as-user-extra need as"],
     // fetch sends each header once: it would join them to one group.
     [groups.length > 1, "as-groups: more than one group is not supported"],
-    [user.exec && !user.exec.command, "exec: command is missing"],
+    [!lists.every(isSingle), "as-user-extra: only a list of one string is supported for each key"],
+  ]
+}
+
+function execMistakes(exec: Partial<typeof EXEC>): Mistake[] {
+  const { command, apiVersion = V1, interactiveMode = "Never", env = [] } = exec
+  return [
+    [!command, "exec: command is missing"],
     [![V1, `${V1}beta1`].includes(apiVersion), `exec: apiVersion must be ${V1} or ${V1}beta1`],
     // A plugin gets no terminal.
     [!["Never", "IfAvailable"].includes(interactiveMode), "exec: interactiveMode must be Never or IfAvailable"],
+    [!env.every(({ name }) => name), "exec: env must have a name in each entry"],
+  ]
+}
+
+function providerMistakes({ name, config = {} }: Partial<typeof PROVIDER>): Mistake[] {
+  const isComplete = config["idp-issuer-url"] && config["client-id"] && config["id-token"]
+  return [
+    [name !== "oidc", `auth-provider: ${shownValue(name)} is not supported, use exec`],
+    [name === "oidc" && !isComplete, "auth-provider: oidc must have idp-issuer-url, client-id and id-token"],
   ]
 }
 
@@ -3193,7 +3231,7 @@ function checkTls(rule: string, options: SecureContextOptions): void {
 export const trustedRoots = () => [...new Set([...getCACertificates("system"), ...getCACertificates("default")])]
 
 function headersOf({ cluster, user }: Kubeconfig, authorization: string | undefined): Record<string, string> {
-  const texts = {
+  const texts: Record<string, unknown> = {
     Accept: "application/json, */*",
     "User-Agent": `${project.name}/${project.version}`,
     "Accept-Encoding": cluster["disable-compression"] ? "identity" : undefined,
@@ -3202,9 +3240,12 @@ function headersOf({ cluster, user }: Kubeconfig, authorization: string | undefi
     "Impersonate-Uid": user["as-uid"],
     "Impersonate-Group": user["as-groups"]?.[0],
   }
+  for (const [key, list] of Object.entries(user["as-user-extra"] ?? {}))
+    texts[`Impersonate-Extra-${encodeURIComponent(key)}`] = list
   const headers: Record<string, string> = {}
-  for (const [name, text] of Object.entries(texts)) {
-    if (/\p{Cc}/u.test(text ?? "")) throw new Error(`the value for the header ${name} has control characters`)
+  for (const [name, value] of Object.entries(texts)) {
+    const text = String(value ?? "")
+    if (/\p{Cc}/u.test(text)) throw new Error(`the value for the header ${name} has control characters`)
     // The bytes of UTF-8, as Go sends them.
     if (text) headers[name] = Buffer.from(text).toString("latin1")
   }
@@ -3217,6 +3258,13 @@ async function readToken(path: string): Promise<string> {
   const token = new TextDecoder().decode(await readNamed("tokenFile", path)).trim()
   if (!token) throw new Error(`tokenFile: ${path} is empty`)
   return token
+}
+
+/** It is not refreshed: kubectl would not learn of the new refresh-token, and its login would end. */
+function validIdToken(token: string): string {
+  const claims = attempt(() => JSON.parse(Buffer.from(token.split(".")[1] ?? "", "base64url").toString()))
+  if (claims?.exp * 1_000 > systemClock.now() + RENEW_AHEAD_MS) return token
+  throw new Error("auth-provider oidc: the id-token has expired; log in again with kubectl, or use exec")
 }
 
 const V1 = "client.authentication.k8s.io/v1"

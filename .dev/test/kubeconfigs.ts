@@ -137,6 +137,12 @@ const exec = (script: string, more: object = {}) => ({
 const gives = (status: object, version = V1) =>
   `printf '%s' '${JSON.stringify({ apiVersion: version, kind: "ExecCredential", status })}'`
 const P1 = gives({ token: "P1" })
+const jwt = (exp: number) =>
+  `${[{ alg: "none" }, { exp }].map((part) => Buffer.from(JSON.stringify(part)).toString("base64url")).join(".")}.c2ln`
+const later = jwt(4_000_000_000)
+const oidc = (more: object) => ({
+  "auth-provider": { name: "oidc", config: { "idp-issuer-url": "https://127.0.0.1:1", "client-id": "x", ...more } },
+})
 const utf16 = (text: string, isBig: boolean) => {
   const bytes = Buffer.from(`\ufeff${text}`, "utf16le")
   return isBig ? bytes.swap16() : bytes
@@ -180,11 +186,27 @@ const tokens: Case[] = [
   by("a token of non-ASCII characters", { user: { token: "tökén☂" } }, { authorization: "Bearer tökén☂" }),
   by("a token with a newline inside", { user: { token: "t0k\nen" } }, /header Authorization has control characters/),
   by("a number as token", { user: { token: 123456 } }, /user me: token must be a string/),
-  by("a token that is null", { user: { token: null } }, {}, "it asks for a user name"),
+  by(
+    "a token that is null",
+    { user: { token: null, username: "u", password: "p" } },
+    { authorization: `Basic ${base64("u:p")}` },
+  ),
   by(
     "a user name and a password",
-    { user: { username: "u", password: "p" } },
-    /user me: the field username is not supported; user me: the field password is not supported/,
+    { user: { username: "u", password: "p:ö" } },
+    { authorization: `Basic ${base64("u:p:ö")}` },
+  ),
+  by("H13 a user name without a password", { user: { username: "u" } }, { authorization: `Basic ${base64("u:")}` }),
+  by("a password without a user name", { user: { password: "p" } }, /user me: a password needs a username/),
+  by(
+    "H13 a token and a password together",
+    { user: { token: "t0ken", username: "u", password: "p" } },
+    /a token and a username exclude each other/,
+  ),
+  by(
+    "a tokenFile and a password together",
+    (p) => ({ user: { tokenFile: write(p, "token", "x"), username: "u" } }),
+    /a token and a username exclude each other/,
   ),
 ]
 const impersonations: Case[] = [
@@ -198,14 +220,22 @@ const impersonations: Case[] = [
     },
   ),
   by(
+    "extra to impersonate",
+    { user: { token: "t0ken", as: "eve", "as-user-extra": { "a/b": ["x"] } } },
+    {
+      ...TOKEN,
+      impersonate: { user: "eve", "extra-a%2fb": "x" },
+    },
+  ),
+  by(
     "two groups to impersonate",
     { user: { token: "t0ken", as: "eve", "as-groups": ["g", "h"] } },
     /as-groups: more than one group is not supported/,
   ),
   by(
-    "extra to impersonate",
-    { user: { token: "t0ken", as: "eve", "as-user-extra": { a: ["x"] } } },
-    /the field as-user-extra is not supported/,
+    "two values of extra to impersonate",
+    { user: { token: "t0ken", as: "eve", "as-user-extra": { a: ["x", "y"] } } },
+    /as-user-extra: only a list of one/,
   ),
   by("groups without somebody to impersonate", { user: { token: "t0ken", "as-groups": ["g"] } }, /need as/),
   by(
@@ -520,6 +550,11 @@ const plugins: Case[] = [
     /must be an ExecCredential with a token, or a client certificate and its key/,
   ),
   by("H13 a token beside a plugin", { user: { token: "t0ken", ...exec(P1) } }, TOKEN),
+  by(
+    "H13 a user name beside a plugin",
+    { user: { username: "u", ...exec(P1) } },
+    { authorization: `Basic ${base64("u:")}` },
+  ),
   by("H13 a client certificate beside a plugin", (p) => ({ user: { ...certOf(p), ...exec(P1) } }), ADA),
   by(
     "a plugin with environment",
@@ -576,12 +611,30 @@ const plugins: Case[] = [
     /user me: exec: env must be a list, each a mapping with name with value/,
   ),
   by("exec without a command", { user: exec("", { command: "" }) }, /user me: exec: command is missing/),
+  by(
+    "exec and auth-provider",
+    { user: { ...exec(P1), ...oidc({ "id-token": later }) } },
+    /exec and auth-provider exclude each other/,
+  ),
 ]
 const providers: Case[] = [
+  by("a valid id-token", { user: oidc({ "id-token": later }) }, { authorization: `Bearer ${later}` }),
+  by("a valid id-token beside a token", { user: { token: "t0ken", ...oidc({ "id-token": later }) } }, TOKEN),
+  by("an expired id-token", { user: oidc({ "id-token": jwt(1), "refresh-token": "x" }) }, /id-token has expired/),
   by(
-    "an auth-provider",
+    "an id-token without an issuer",
+    { user: oidc({ "id-token": later, "idp-issuer-url": "" }) },
+    /user me: auth-provider: oidc must have idp-issuer-url/,
+  ),
+  by(
+    "the provider gcp",
     { user: { "auth-provider": { name: "gcp", config: { "access-token": "x" } } } },
-    /the field auth-provider is not supported/,
+    /auth-provider: gcp is not supported/,
+  ),
+  by(
+    "an unknown provider beside a token",
+    { user: { token: "t0ken", "auth-provider": { name: "acme" } } },
+    /auth-provider: acme is not supported/,
   ),
 ]
 const T = "    token: t0ken"
