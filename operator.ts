@@ -2929,7 +2929,7 @@ const USER = {
   as: "",
   "as-uid": "",
   "as-groups": [""],
-  "as-user-extra": {} as Yaml,
+  "as-user-extra": {} as Record<string, string[]>,
   exec: EXEC as Partial<typeof EXEC>,
   "auth-provider": PROVIDER as Partial<typeof PROVIDER>,
   extensions: [{} as Yaml],
@@ -3015,7 +3015,7 @@ function userMistakes(user: Partial<typeof USER>): Mistake[] {
 function impersonationMistakes(user: Partial<typeof USER>): Mistake[] {
   const { as, "as-uid": uid, "as-groups": groups = [], "as-user-extra": extra = {} } = user
   const lists = Object.values(extra)
-  const isSingle = (list: unknown) => isLike([""], list) && (list as string[]).length === 1
+  const isSingle = (list: string[]) => isLike([""], list) && list.length === 1
   return [
     [!as && (uid || groups.length + lists.length > 0), "as-uid, as-groups and as-user-extra need as"],
     // fetch sends each header once: it would join them to one group.
@@ -3231,7 +3231,7 @@ function checkTls(rule: string, options: SecureContextOptions): void {
 export const trustedRoots = () => [...new Set([...getCACertificates("system"), ...getCACertificates("default")])]
 
 function headersOf({ cluster, user }: Kubeconfig, authorization: string | undefined): Record<string, string> {
-  const texts: Record<string, unknown> = {
+  const texts: Record<string, string | undefined> = {
     Accept: "application/json, */*",
     "User-Agent": `${project.name}/${project.version}`,
     "Accept-Encoding": cluster["disable-compression"] ? "identity" : undefined,
@@ -3240,11 +3240,10 @@ function headersOf({ cluster, user }: Kubeconfig, authorization: string | undefi
     "Impersonate-Uid": user["as-uid"],
     "Impersonate-Group": user["as-groups"]?.[0],
   }
-  for (const [key, list] of Object.entries(user["as-user-extra"] ?? {}))
-    texts[`Impersonate-Extra-${encodeURIComponent(key)}`] = list
+  for (const [key, [text]] of Object.entries(user["as-user-extra"] ?? {}))
+    texts[`Impersonate-Extra-${encodeURIComponent(key)}`] = text
   const headers: Record<string, string> = {}
-  for (const [name, value] of Object.entries(texts)) {
-    const text = String(value ?? "")
+  for (const [name, text = ""] of Object.entries(texts)) {
     if (/\p{Cc}/u.test(text)) throw new Error(`the value for the header ${name} has control characters`)
     // The bytes of UTF-8, as Go sends them.
     if (text) headers[name] = Buffer.from(text).toString("latin1")
