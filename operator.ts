@@ -2860,7 +2860,7 @@ async function readKubeconfigs(paths: string[], wanted?: string): Promise<Kubeco
   const user = readFields(USER, userEntry, problems)
   check()
   problems.push(...mistakesIn(clusterEntry.what, clusterMistakes(cluster)))
-  problems.push(...mistakesIn(userEntry.what, userMistakes(user)))
+  problems.push(...mistakesIn(userEntry.what, [...userMistakes(user), ...pluginMistakes(user)]))
   check()
   const server = URL.parse(cluster.server ?? "")?.href.replace(/\/+$/, "") ?? ""
   return { server, cluster, user, context: String(current), namespace: context.namespace }
@@ -2999,47 +2999,40 @@ export const isLoopback = ({ hostname }: URL) => /^(localhost|\[::1\]|127\..*)$/
 function userMistakes(user: Partial<typeof USER>): Mistake[] {
   const { "client-certificate": cert, "client-certificate-data": certData } = user
   const { "client-key": key, "client-key-data": keyData } = user
+  const { as, "as-uid": uid, "as-groups": groups = [], "as-user-extra": extra = {} } = user
+  const lists = Object.values(extra)
   return [
     [cert && certData, "client-certificate and client-certificate-data exclude each other"],
     [key && keyData, "client-key and client-key-data exclude each other"],
     [!(cert || certData) !== !(key || keyData), "client-certificate and client-key need each other"],
     [user.username && (user.token || user.tokenFile), "a token and a username exclude each other"],
     [user.password && !user.username, "a password needs a username"],
-    [user.exec && user["auth-provider"], "exec and auth-provider exclude each other"],
-    ...impersonationMistakes(user),
-    ...(user.exec ? execMistakes(user.exec) : []),
-    ...(user["auth-provider"] ? providerMistakes(user["auth-provider"]) : []),
-  ]
-}
-
-function impersonationMistakes(user: Partial<typeof USER>): Mistake[] {
-  const { as, "as-uid": uid, "as-groups": groups = [], "as-user-extra": extra = {} } = user
-  const lists = Object.values(extra)
-  const isSingle = (list: string[]) => isLike([""], list) && list.length === 1
-  return [
     [!as && (uid || groups.length + lists.length > 0), "as-uid, as-groups and as-user-extra need as"],
     // fetch sends each header once: it would join them to one group.
     [groups.length > 1, "as-groups: more than one group is not supported"],
-    [!lists.every(isSingle), "as-user-extra: only a list of one string is supported for each key"],
+    [
+      !lists.every((list) => isLike([""], list) && list.length === 1),
+      "as-user-extra: only a list of one string is supported for each key",
+    ],
   ]
 }
 
-function execMistakes(exec: Partial<typeof EXEC>): Mistake[] {
-  const { command, apiVersion = V1, interactiveMode = "Never", env = [] } = exec
+function pluginMistakes({ exec, "auth-provider": provider }: Partial<typeof USER>): Mistake[] {
+  const { apiVersion = V1, interactiveMode = "Never", env = [] } = exec ?? {}
+  const { name = "oidc", config = {} } = provider ?? {}
+  const isComplete = config["idp-issuer-url"] && config["client-id"] && config["id-token"]
   return [
-    [!command, "exec: command is missing"],
+    [exec && provider, "exec and auth-provider exclude each other"],
+    [exec && !exec.command, "exec: command is missing"],
     [![V1, `${V1}beta1`].includes(apiVersion), `exec: apiVersion must be ${V1} or ${V1}beta1`],
     // A plugin gets no terminal.
     [!["Never", "IfAvailable"].includes(interactiveMode), "exec: interactiveMode must be Never or IfAvailable"],
-    [!env.every(({ name }) => name), "exec: env must have a name in each entry"],
-  ]
-}
-
-function providerMistakes({ name, config = {} }: Partial<typeof PROVIDER>): Mistake[] {
-  const isComplete = config["idp-issuer-url"] && config["client-id"] && config["id-token"]
-  return [
+    [!env.every((variable) => variable.name), "exec: env must have a name in each entry"],
     [name !== "oidc", `auth-provider: ${shownValue(name)} is not supported, use exec`],
-    [name === "oidc" && !isComplete, "auth-provider: oidc must have idp-issuer-url, client-id and id-token"],
+    [
+      provider && name === "oidc" && !isComplete,
+      "auth-provider: oidc must have idp-issuer-url, client-id and id-token",
+    ],
   ]
 }
 
