@@ -645,7 +645,7 @@ async function runCommand(
 ) {
   const source = await findSource(env, SERVICE_ACCOUNT, values.context, world.stop)
   const cluster = connect(source, env)
-  const nearest = written(env.NAMESPACE) || source.access.namespace || "flickr-downloader"
+  const nearest = written(env.NAMESPACE) || source.config.namespace || "flickr-downloader"
   const namespace = values.namespace ?? (nearest.split(/[,\s]/)[0] as string)
   const isDashboard = command === "dashboard"
   const { config, from } = await settingsFor({ cluster, stop: world.stop }, namespace, env, isDashboard)

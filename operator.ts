@@ -11,12 +11,12 @@
  * Chapters 1 to 7 are pure: `now` is handed down, and only `systemClock` reads the time. `…At` are epoch ms, `…Ms`
  * are durations.
  */
-import { createHash, createPrivateKey, X509Certificate } from "node:crypto"
+import { createHash, X509Certificate } from "node:crypto"
 import { existsSync } from "node:fs"
 import { readFile, stat } from "node:fs/promises"
 import { isIPv6 } from "node:net"
 import { basename, delimiter, dirname, join, resolve } from "node:path"
-import { getCACertificates } from "node:tls"
+import { createSecureContext, getCACertificates, type SecureContextOptions } from "node:tls"
 import type { V1ConfigMap, V1Job, V1LabelSelector, V1ObjectMeta, V1Pod } from "@kubernetes/client-node"
 import { configureSync, getLogger, type LogRecord } from "@logtape/logtape"
 import { Counter, Gauge, Histogram, type MetricConfiguration, Registry } from "prom-client"
@@ -2286,13 +2286,25 @@ export function eventTextOf(fact: Fact): { level: Level; reason: string; text: s
 
 // ───────────────────────────────────────────── 8 Kubeconfig ─────────────────────────────────────────────
 
-const PLUGIN_LIMIT_MS = 25_000
+export const SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 
-/** What a plugin gave is renewed this long before it expires. */
-const RENEW_AHEAD_MS = 20_000
+export type Env = Record<string, string | undefined>
 
-/** Reads KUBECONFIG if it is set, else the pod's ServiceAccount, else ~/.kube/config. Throws ConfigError. */
-async function locateSource(env: Env, serviceAccount: string, context?: string): Promise<Source> {
+/** A configuration that cannot connect to any cluster; the message says what to do. */
+export class ConfigError extends Error {
+  override name = "ConfigError"
+}
+
+/**
+ * Reads KUBECONFIG if it is set, else the pod's ServiceAccount, else ~/.kube/config. Throws ConfigError. A FIFO is
+ * waited for until `stop` fires.
+ */
+export async function findSource(
+  env: Env,
+  serviceAccount = SERVICE_ACCOUNT,
+  context?: string,
+  stop = new AbortController().signal,
+): Promise<Source> {
   // Bun reads this variable when the process starts: removing it here would be too late.
   if (!/^(|0|false)$/.test(env.BUN_CONFIG_VERBOSE_FETCH ?? ""))
     throw new ConfigError("BUN_CONFIG_VERBOSE_FETCH is set, which prints every request with its credentials: unset it")
@@ -2300,275 +2312,292 @@ async function locateSource(env: Env, serviceAccount: string, context?: string):
   const home = join(env.HOME || env.USERPROFILE || "/", ".kube", "config")
   const inCluster = named.length === 0 && context === undefined && existsSync(join(serviceAccount, "token"))
   const paths = named.length > 0 ? named : [home]
-  const load = async (name?: string) => (inCluster ? inClusterEntries(env, serviceAccount) : readEntries(paths, name))
-  const entries = await load(context)
-  if (!entries && named.length > 0)
+  const load = async (wanted?: string) =>
+    inCluster ? readServiceAccount(env, serviceAccount) : readKubeconfigs(paths, wanted)
+  const config = await within(2 ** 31 - 1, stop, "the kubeconfig", () => load(context))
+  if (!config && named.length > 0)
     throw new ConfigError(`cannot read ${named.join(", ")}: there is no such file, or it is empty`)
-  if (!entries)
+  if (!config)
     throw new ConfigError(
       `no cluster is configured: KUBECONFIG is not set, and there is neither a ServiceAccount in ${serviceAccount} ` +
         `nor ${home}. Set KUBECONFIG; on a k3s server to /etc/rancher/k3s/k3s.yaml`,
     )
   const from = inCluster ? "the pod's ServiceAccount" : `${named.length > 0 ? "KUBECONFIG " : ""}${paths.join(", ")}`
-  await readTls(entries).catch((error) => {
+  await readTls(config).catch((error) => {
     throw new ConfigError(`${from}: ${messageOf(error)}`)
   })
-  const reload = async () => {
-    // A file that is gone, or is being written at this moment, takes nothing away.
-    const now = (await load(entries.context)) ?? entries
-    if (now.server === entries.server) return accessOf(now)
-    const change = `context ${entries.context} now leads to ${now.server}, at start to ${entries.server}`
-    throw new ConfigError(`${change}: nothing is sent to either; restart the program to use the new server`)
+  return new Source(from, inCluster, config, load)
+}
+
+/** How to reach a cluster, and as whom. The context and its server stay those of the start. */
+export class Source {
+  /** What the credential plugin answered last. */
+  private status: ExecStatus | undefined
+
+  constructor(
+    /** Where the configuration comes from. */
+    readonly from: string,
+    readonly inCluster: boolean,
+    public config: Kubeconfig,
+    private readonly load: (context?: string) => Promise<Kubeconfig | undefined>,
+  ) {}
+
+  /** Headers and TLS for fetch. Reads files anew, for they change, and runs a credential plugin when it has to. */
+  async prepare(): Promise<{ headers: Record<string, string>; tls: Tls }> {
+    const tls = await readTls(this.config)
+    // As for kubectl, credentials go nowhere without TLS.
+    const { authorization, ...identity } = this.config.server.startsWith("https:") ? await this.credentials() : {}
+    return { headers: headersOf(this.config, authorization), tls: { ...tls, ...identity } }
   }
-  return { from, inCluster, access: accessOf(entries), reload }
+
+  /** Reads the configuration again. Throws ConfigError. */
+  async reload(): Promise<void> {
+    // A file that is gone, or is being written at this moment, takes nothing away.
+    const { context, server } = this.config
+    const now = (await this.load(context)) ?? this.config
+    if (now.server !== server) {
+      const change = `context ${context} now leads to ${now.server}, at start to ${server}`
+      throw new ConfigError(`${change}: nothing is sent to either; restart the program to use the new server`)
+    }
+    this.config = now
+    this.status = undefined
+  }
+
+  /** As whom to ask. As for kubectl, what the kubeconfig has itself goes before a plugin. */
+  private async credentials(): Promise<{ authorization?: string; cert?: string; key?: string }> {
+    const { token, tokenFile, username, password = "", exec, ...user } = this.config.user
+    const provider = user["auth-provider"]
+    if (tokenFile) return bearer(await readToken(tokenFile).catch((error) => token ?? Promise.reject(error)))
+    if (token) return bearer(token)
+    if (username) return { authorization: `Basic ${Buffer.from(`${username}:${password}`).toString("base64")}` }
+    if (provider) return bearer(validIdToken(String(provider.config?.["id-token"])))
+    if (!exec || user["client-certificate"] || user["client-certificate-data"]) return {}
+    const expiresAt = instant(this.status?.expirationTimestamp) ?? Number.POSITIVE_INFINITY
+    if (!this.status || systemClock.now() >= expiresAt - RENEW_AHEAD_MS) this.status = await runPlugin(this.config)
+    const { token: given, clientCertificateData: cert, clientKeyData: key } = this.status
+    return { ...(given && bearer(given)), ...(cert && key && { cert, key }) }
+  }
 }
 
 /** What is used of the configuration: checked, with absolute paths. */
-interface Entries {
+export interface Kubeconfig {
   server: string
-  cluster: Fields<"cluster">
-  user: Fields<"user">
-  exec?: Fields<"exec"> | undefined
-  provider?: Fields<"auth-provider"> | undefined
+  cluster: Partial<typeof CLUSTER>
+  user: Partial<typeof USER>
   context?: string
   namespace?: string | undefined
 }
 
-function accessOf(entries: Entries): Access {
-  const { server, cluster, context, namespace } = entries
-  const isVerified = server.startsWith("https:") && !cluster["insecure-skip-tls-verify"]
-  const cached: Cached = {}
-  return {
-    server,
-    isVerified,
-    proxyUrl: cluster["proxy-url"],
-    context,
-    namespace,
-    prepare: () => prepare(entries, cached),
-  }
-}
-
-function inClusterEntries(env: Env, serviceAccount: string): Entries {
+function readServiceAccount(env: Env, folder: string): Kubeconfig {
   const { KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT: port } = env
   const rule = "beside a ServiceAccount, KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT must both be set"
   if (!host || !port) throw new ConfigError(rule)
   return {
     server: `https://${isIPv6(host) ? `[${host}]` : host}:${port}`,
-    cluster: { "certificate-authority": join(serviceAccount, "ca.crt") },
-    user: { tokenFile: join(serviceAccount, "token") },
+    cluster: { "certificate-authority": join(folder, "ca.crt") },
+    user: { tokenFile: join(folder, "token") },
   }
 }
 
-type NamedEntry = Yaml & { file: string }
-
 /** Follows kubectl: the first file to name an entry wins. Undefined if no file is there, or all are empty. */
-async function readEntries(paths: string[], wanted?: string): Promise<Entries | undefined> {
+async function readKubeconfigs(paths: string[], wanted?: string): Promise<Kubeconfig | undefined> {
   const files = (await Promise.all(paths.map(readKubeconfig))).filter((file) => file !== undefined)
   if (files.length === 0) return undefined
   const problems: string[] = []
-  const check = (...more: string[]) => {
-    if (problems.push(...more) > 0) throw new ConfigError(`${paths.join(", ")}: ${problems.join("; ")}`)
+  const check = () => {
+    if (problems.length > 0) throw new ConfigError(`${paths.join(", ")}: ${problems.join("; ")}`)
   }
-  const find = (entry: "context" | "cluster" | "user", wantedName: string | undefined) => {
-    const all = files.flatMap((file) => file[`${entry}s`].map((one) => ({ ...one, file: file.path }) as NamedEntry))
-    const [first, ...others] = all.filter((one) => one.name === wantedName)
-    const names = [...new Set(all.map((one) => shownName(one.name)))].join(", ") || "none"
-    const what = `${entry} ${shownName(wantedName)}`
-    if (!first) problems.push(`there is no ${what}; the file has ${names}`)
-    if (others.some(({ file }) => file === first?.file)) problems.push(`${first?.file} has two entries for ${what}`)
-    return { value: first?.[entry], what, folder: dirname(first?.file ?? "") }
-  }
-  const current = wanted ?? files.map((file) => file.current).find(Boolean)
-  if (!current) check("current-context is missing; choose one with kubectl config use-context NAME")
-  const context = readFields("context", find("context", current), problems)
+  const current = wanted ?? files.map(({ config }) => config["current-context"]).find(Boolean)
+  if (!current) problems.push("current-context is missing; choose one with kubectl config use-context NAME")
   check()
-  const cluster = readFields("cluster", find("cluster", context.cluster), problems)
-  const { folder, value, what } = context.user ? find("user", context.user) : { folder: "", value: {}, what: "" }
-  const user = readFields("user", { folder, value, what }, problems)
-  const part = <E extends "exec" | "auth-provider">(entry: E) =>
-    user[entry] ? readFields(entry, { value: user[entry], what: `${what}: ${entry}`, folder }, problems) : undefined
-  const exec = part("exec")
-  const provider = part("auth-provider")
+  const context = readFields(CONTEXT, findEntry("context", current, files, problems), problems)
   check()
-  const judge = (where: string, mistakes: Mistake[]) =>
-    problems.push(...mistakes.filter(([isWrong]) => isWrong).map(([, text]) => `${where}: ${text}`))
-  judge(`cluster ${shownName(context.cluster)}`, clusterMistakes(cluster))
-  judge(what, userMistakes(user))
-  if (exec) judge(`${what}: exec`, execMistakes(exec))
-  if (provider) judge(`${what}: auth-provider`, providerMistakes(provider))
+  const clusterEntry = findEntry("cluster", context.cluster, files, problems)
+  const userEntry = context.user ? findEntry("user", context.user, files, problems) : NOBODY
+  const cluster = readFields(CLUSTER, clusterEntry, problems)
+  const user = readFields(USER, userEntry, problems)
   check()
-  const server = (cluster.server ?? "").replace(/\/+$/, "").replace(/^https?/i, (scheme) => scheme.toLowerCase())
-  return { server, cluster, user, exec, provider, context: current ?? "", namespace: context.namespace }
+  problems.push(...mistakesIn(clusterEntry.what, clusterMistakes(cluster)))
+  problems.push(...mistakesIn(userEntry.what, [...userMistakes(user), ...pluginMistakes(user)]))
+  check()
+  const server = URL.parse(cluster.server ?? "")?.href.replace(/\/+$/, "") ?? ""
+  return { server, cluster, user, context: String(current), namespace: context.namespace }
 }
 
 type Yaml = { [key: string]: unknown }
 
-const isMap = (value: unknown): value is Yaml => typeof value === "object" && value !== null && !Array.isArray(value)
-const isText = (value: unknown) => typeof value === "string"
+/** A file, or an entry in one, and the folder to which its paths are relative. */
+type Entry = { what: string; value: unknown; folder: string }
 
-type Values = { text: string; path: string; flag: boolean; texts: string[]; list: Yaml[]; map: Yaml }
+const NOBODY: Entry = { what: "nobody", value: undefined, folder: "" }
 
-type Kind = keyof Values
-
-const KINDS: Record<Kind, [mustBe: string, is: (value: unknown) => boolean]> = {
-  text: ["a string, in quotes if it looks like a number", isText],
-  path: ["a path", isText],
-  flag: ["true or false", (value) => typeof value === "boolean"],
-  texts: ["a list of strings", (value) => Array.isArray(value) && value.every(isText)],
-  list: ["a list of mappings", (value) => Array.isArray(value) && value.every(isMap)],
-  map: ["a mapping", isMap],
-}
-
-/** The fields that are honoured. Any other is an error in an entry that is used: ignored, it could change who asks. */
-const FIELDS = {
-  context: { text: ["cluster", "user", "namespace"], list: ["extensions"] },
-  cluster: {
-    text: ["server", "certificate-authority-data", "tls-server-name", "proxy-url"],
-    path: ["certificate-authority"],
-    flag: ["insecure-skip-tls-verify", "disable-compression"],
-    list: ["extensions"],
-  },
-  user: {
-    text: ["token", "username", "password", "client-certificate-data", "client-key-data", "as", "as-uid"],
-    path: ["tokenFile", "client-certificate", "client-key"],
-    texts: ["as-groups"],
-    map: ["as-user-extra", "exec", "auth-provider"],
-    list: ["extensions"],
-  },
-  exec: {
-    text: ["apiVersion", "command", "installHint", "interactiveMode"],
-    flag: ["provideClusterInfo"],
-    texts: ["args"],
-    list: ["env"],
-  },
-  "auth-provider": { text: ["name"], map: ["config"] },
-} as const
-
-type Entry = keyof typeof FIELDS
-
-type Groups<E extends Entry> = (typeof FIELDS)[E]
-
-type Names<E extends Entry, K> = K extends keyof Groups<E> ? Extract<Groups<E>[K], readonly string[]>[number] : never
-
-type Fields<E extends Entry> = {
-  [F in Names<E, keyof Groups<E>>]?: { [K in Kind]: F extends Names<E, K> ? Values[K] : never }[Kind]
-}
-
-/** Reads an entry; its mistakes go to `problems`. As for kubectl, a field that is empty is absent. */
-function readFields<E extends Entry>(
-  entry: E,
-  { value, what, folder }: { value: unknown; what: string; folder: string },
+function findEntry(
+  kind: "context" | "cluster" | "user",
+  name: unknown,
+  files: KubeconfigFile[],
   problems: string[],
-): Fields<E> {
-  const groups: { [K in Kind]?: readonly string[] } = FIELDS[entry]
+): Entry {
+  const what = `${kind} ${shownName(name)}`
+  const entriesOf = ({ config }: KubeconfigFile) => [config[`${kind}s`]].flat().filter(isMap)
+  for (const file of files) {
+    const [first, ...others] = entriesOf(file).filter((one) => one.name === name)
+    if (others.length > 0) problems.push(`${file.path} has two entries for ${what}`)
+    if (first) return { what, value: first[kind], folder: dirname(file.path) }
+  }
+  const names = files.flatMap(entriesOf).map((one) => shownName(one.name))
+  problems.push(`there is no ${what}; the file has ${[...new Set(names)].join(", ") || "none"}`)
+  return NOBODY
+}
+
+/** The fields that are honoured, with an example of what each may hold. A mapping without fields may hold any. */
+const CONTEXT = { cluster: "", user: "", namespace: "", extensions: [{} as Yaml] }
+
+const CLUSTER = {
+  server: "",
+  "certificate-authority": "",
+  "certificate-authority-data": "",
+  "tls-server-name": "",
+  "insecure-skip-tls-verify": false,
+  "proxy-url": "",
+  "disable-compression": false,
+  extensions: [{} as Yaml],
+}
+
+const EXEC = {
+  apiVersion: "",
+  command: "",
+  args: [""],
+  env: [{ name: "", value: "" }],
+  installHint: "",
+  interactiveMode: "",
+  provideClusterInfo: false,
+}
+
+const PROVIDER = { name: "", config: {} as Yaml }
+
+const USER = {
+  token: "",
+  tokenFile: "",
+  username: "",
+  password: "",
+  "client-certificate": "",
+  "client-certificate-data": "",
+  "client-key": "",
+  "client-key-data": "",
+  as: "",
+  "as-uid": "",
+  "as-groups": [""],
+  "as-user-extra": {} as Record<string, string[]>,
+  exec: EXEC as Partial<typeof EXEC>,
+  "auth-provider": PROVIDER as Partial<typeof PROVIDER>,
+  extensions: [{} as Yaml],
+}
+
+const PATHS = ["certificate-authority", "tokenFile", "client-certificate", "client-key"]
+
+/**
+ * Reads an entry; its mistakes go to `problems`. A field that is not honoured is one: ignored, it could change who
+ * asks. As for kubectl, a field that is empty is absent.
+ */
+function readFields<T extends Yaml>(examples: T, { what, value, folder }: Entry, problems: string[]): Partial<T> {
   const fields: Yaml = {}
   if (!isMap(value ?? {})) problems.push(`${what} must be a mapping`)
   for (const [name, field] of isMap(value) ? Object.entries(value) : []) {
-    const kind = (Object.keys(KINDS) as Kind[]).find((one) => groups[one]?.includes(name))
-    if (!kind) problems.push(`${what}: the field ${shownValue(name)} is not supported`)
+    const example = examples[name]
+    // A plugin that is named with a path lives beside its kubeconfig; another is in PATH.
+    const isPath = PATHS.includes(name) || (name === "command" && String(field).includes("/"))
+    if (!Object.hasOwn(examples, name)) problems.push(`${what}: the field ${shownValue(name)} is not supported`)
     else if (field === null || field === "") continue
-    else if (!KINDS[kind][1](field)) problems.push(`${what}: ${name} must be ${KINDS[kind][0]}`)
-    else fields[name] = kind === "path" || isNearby(name, field) ? resolve(folder, String(field)) : field
+    else if (isMap(example) && Object.keys(example).length > 0)
+      fields[name] = readFields(example, { what: `${what}: ${name}`, value: field, folder }, problems)
+    else if (!isLike(example, field)) problems.push(`${what}: ${name} must be ${kindOf(example)}`)
+    else fields[name] = isPath ? resolve(folder, String(field)) : field
   }
-  return fields as Fields<E>
+  return fields as Partial<T>
 }
 
-/** A plugin that is named with a path lives beside its kubeconfig; another is in PATH. */
-const isNearby = (name: string, field: unknown) => name === "command" && String(field).includes("/")
+const isMap = (value: unknown): value is Yaml => typeof value === "object" && value !== null && !Array.isArray(value)
 
-const HIDDEN = "(not shown)"
+/** Whether a value has the type of an example: a list has only such elements, a mapping all its fields. */
+function isLike(example: unknown, value: unknown): boolean {
+  if (Array.isArray(example)) return Array.isArray(value) && value.every((one) => isLike(example[0], one))
+  if (!isMap(example)) return typeof value === typeof example
+  return isMap(value) && Object.entries(example).every(([name, field]) => isLike(field, value[name]))
+}
 
-/** The name of an entry; in a broken file anything can stand there. */
-const shownName = (name: unknown) => (/^[\w.@:/+-]{1,100}$/.test(String(name)) ? String(name) : HIDDEN)
+function kindOf(example: unknown): string {
+  if (Array.isArray(example)) return `a list, each ${kindOf(example[0])}`
+  if (isMap(example)) return ["a mapping", ...Object.keys(example)].join(" with ")
+  return typeof example === "boolean" ? "true or false" : "a string, in quotes if it looks like a number"
+}
 
-/** A word that should not be there, unless it may be a piece of a secret. */
-const shownValue = (word: unknown) =>
-  /^(?=.{1,40}$)[a-z]+([A-Z][a-z]+)*([-_.][a-z]+)*$/.test(String(word)) ? String(word) : HIDDEN
+/** What must not hold, and what to say if it does. */
+type Mistake = [isMade: unknown, text: string]
 
-type PemField = "certificate-authority" | "client-certificate" | "client-key"
+const mistakesIn = (what: string, mistakes: Mistake[]) =>
+  mistakes.filter(([isMade]) => isMade).map(([, text]) => `${what}: ${text}`)
 
-/** A mistake, if its condition holds. */
-type Mistake = [isWrong: unknown, text: string]
-
-const hasField = (fields: Yaml, name: PemField) => Boolean(fields[name] ?? fields[`${name}-data`])
-
-const both = (fields: Yaml, name: PemField): Mistake => [
-  fields[name] && fields[`${name}-data`],
-  `${name} and ${name}-data are both given, and only one can be used`,
-]
-
-/** What is missing in a cluster, contradicts or is not supported. */
-function clusterMistakes(cluster: Fields<"cluster">): Mistake[] {
-  const url = URL.parse(cluster.server ?? "")
-  const proxy = cluster["proxy-url"] ?? "http://none"
-  const scheme = /^(socks[\da-z]{0,2}):/i.exec(proxy)?.[1] ?? "without http"
+function clusterMistakes(cluster: Partial<typeof CLUSTER>): Mistake[] {
+  const { server = "", "certificate-authority": ca, "certificate-authority-data": data, "proxy-url": proxy } = cluster
+  const url = URL.parse(server)
+  const isPlain = url?.href === `${url?.origin}${url?.pathname}`
   return [
-    [!/^https?:$/.test(url?.protocol ?? ""), "server must be a URL that begins with https://"],
-    [url && url.href !== url.origin + url.pathname, "server must be a URL without user name, query and fragment"],
+    [!isHttp(url) || !isPlain, "server must be a URL that begins with https://, without user name, query and fragment"],
     [url?.protocol === "http:" && !isLoopback(url), "server: http:// is supported only for this machine, use https://"],
-    [
-      !/^https?:$/.test(URL.parse(proxy)?.protocol ?? ""),
-      `proxy-url ${scheme}:// is not supported, use http:// or https://`,
-    ],
-    [
-      cluster["insecure-skip-tls-verify"] && hasField(cluster, "certificate-authority"),
-      "insecure-skip-tls-verify and certificate-authority exclude each other",
-    ],
-    both(cluster, "certificate-authority"),
+    [proxy && !isHttp(URL.parse(proxy)), "proxy-url must begin with http:// or https://"],
+    [ca && data, "certificate-authority and certificate-authority-data exclude each other"],
+    [(ca || data) && cluster["insecure-skip-tls-verify"], "a certificate-authority excludes insecure-skip-tls-verify"],
   ]
 }
 
-function userMistakes(user: Fields<"user">): Mistake[] {
+const isHttp = (url: URL | null) => /^https?:$/.test(url?.protocol ?? "")
+
+export const isLoopback = ({ hostname }: URL) => /^(localhost|\[::1\]|127\..*)$/.test(hostname)
+
+function userMistakes(user: Partial<typeof USER>): Mistake[] {
+  const { "client-certificate": cert, "client-certificate-data": certData } = user
+  const { "client-key": key, "client-key-data": keyData } = user
   const { as, "as-uid": uid, "as-groups": groups = [], "as-user-extra": extra = {} } = user
-  const values = Object.values(extra)
-  const isSingle = (value: unknown) => KINDS.texts[1](value) && (value as string[]).length === 1
+  const lists = Object.values(extra)
   return [
-    both(user, "client-certificate"),
-    both(user, "client-key"),
-    [
-      hasField(user, "client-certificate") !== hasField(user, "client-key"),
-      "client-certificate and client-key: a client certificate and its key need each other, and one is missing",
-    ],
-    [
-      user.username && (user.token ?? user.tokenFile),
-      "a token and a username are both given, and only one can be used",
-    ],
-    [user.password && !user.username, "a password is given without a username"],
-    [user.exec && user["auth-provider"], "exec and auth-provider are both given, and only one can be used"],
-    [(uid || groups.length + values.length > 0) && !as, "as-uid, as-groups and as-user-extra need as"],
+    [cert && certData, "client-certificate and client-certificate-data exclude each other"],
+    [key && keyData, "client-key and client-key-data exclude each other"],
+    [!(cert || certData) !== !(key || keyData), "client-certificate and client-key need each other"],
+    [user.username && (user.token || user.tokenFile), "a token and a username exclude each other"],
+    [user.password && !user.username, "a password needs a username"],
+    [!as && (uid || groups.length + lists.length > 0), "as-uid, as-groups and as-user-extra need as"],
     // fetch sends each header once: it would join them to one group.
     [groups.length > 1, "as-groups: more than one group is not supported"],
-    [!values.every(isSingle), "as-user-extra: only a list of one string is supported for each key"],
-  ]
-}
-
-function execMistakes({ command, apiVersion = V1, interactiveMode = "Never", env = [] }: Fields<"exec">): Mistake[] {
-  const isPair = ({ name, value }: Yaml) => name && isText(name) && isText(value)
-  return [
-    [!command, "command is missing"],
-    [![V1, `${V1}beta1`].includes(apiVersion), `apiVersion must be ${V1} or ${V1}beta1`],
     [
-      !["Never", "IfAvailable"].includes(interactiveMode),
-      "interactiveMode must be Never or IfAvailable, because a plugin gets no terminal",
-    ],
-    [!env.every(isPair), "env must have a name and a value, both strings, in each entry"],
-  ]
-}
-
-function providerMistakes({ name, config = {} }: Fields<"auth-provider">): Mistake[] {
-  return [
-    [name !== "oidc", `${shownValue(name)} is not supported, use exec`],
-    [
-      name === "oidc" && !(config["idp-issuer-url"] && config["client-id"] && config["id-token"]),
-      "oidc must have idp-issuer-url, client-id and id-token",
+      !lists.every((list) => isLike([""], list) && list.length === 1),
+      "as-user-extra: only a list of one string is supported for each key",
     ],
   ]
 }
 
-type Kubeconfig = Record<"contexts" | "clusters" | "users", Yaml[]> & { path: string; current: string | undefined }
+function pluginMistakes({ exec, "auth-provider": provider }: Partial<typeof USER>): Mistake[] {
+  const { apiVersion = V1, interactiveMode = "Never", env = [] } = exec ?? {}
+  const { name = "oidc", config = {} } = provider ?? {}
+  const isComplete = config["idp-issuer-url"] && config["client-id"] && config["id-token"]
+  return [
+    [exec && provider, "exec and auth-provider exclude each other"],
+    [exec && !exec.command, "exec: command is missing"],
+    [![V1, `${V1}beta1`].includes(apiVersion), `exec: apiVersion must be ${V1} or ${V1}beta1`],
+    // A plugin gets no terminal.
+    [!["Never", "IfAvailable"].includes(interactiveMode), "exec: interactiveMode must be Never or IfAvailable"],
+    [!env.every((variable) => variable.name), "exec: env must have a name in each entry"],
+    [name !== "oidc", `auth-provider: ${shownValue(name)} is not supported, use exec`],
+    [
+      provider && name === "oidc" && !isComplete,
+      "auth-provider: oidc must have idp-issuer-url, client-id and id-token",
+    ],
+  ]
+}
+
+type KubeconfigFile = { path: string; config: Yaml }
 
 /** Reads one file. Undefined if there is none, or nothing in it. */
-async function readKubeconfig(path: string): Promise<Kubeconfig | undefined> {
+async function readKubeconfig(path: string): Promise<KubeconfigFile | undefined> {
   const bytes = await readBytes(path).catch((error) => {
     if (error.code !== "ENOENT") throw new ConfigError(`cannot read ${path}: ${error.code}`)
   })
@@ -2578,47 +2607,52 @@ async function readKubeconfig(path: string): Promise<Kubeconfig | undefined> {
     throw new ConfigError(
       `cannot read ${path} as a kubeconfig: it must be a mapping with apiVersion v1 and kind Config`,
     )
-  const current = config["current-context"] ?? undefined
-  if (current !== undefined && !isText(current)) throw new ConfigError(`${path}: current-context must be a string`)
-  const entriesOf = (name: string) => {
-    const entries = config[name] ?? []
-    if (Array.isArray(entries)) return entries.filter(isMap)
-    throw new ConfigError(`${path}: ${name} must be a list`)
-  }
-  const lists = { contexts: entriesOf("contexts"), clusters: entriesOf("clusters"), users: entriesOf("users") }
-  return { ...lists, path, current: current as string | undefined }
+  if (typeof (config["current-context"] ?? "") !== "string")
+    throw new ConfigError(`${path}: current-context must be a string`)
+  const wrong = ["contexts", "clusters", "users"].find((name) => !Array.isArray(config[name] ?? []))
+  if (wrong) throw new ConfigError(`${path}: ${wrong} must be a list`)
+  return { path, config }
 }
-
-/** Beyond this size, looking for the place of an error would take seconds. */
-const PLACE_CHARACTERS = 256 << 10
-const BINARY = "\u{e000}"
-const MERGE = "\u{e001}"
 
 /** Parses the first document, like kubectl. An error tells where, never what stands there. */
 function parseYaml(path: string, bytes: Uint8Array): unknown {
-  const [a, b] = bytes
-  const encoding = a === 0xff && b === 0xfe ? "utf-16le" : a === 0xfe && b === 0xff ? "utf-16be" : "utf-8"
-  const text = attempt(() => new TextDecoder(encoding as Bun.Encoding, { fatal: true }).decode(bytes))
+  const text = attempt(() => new TextDecoder(encodingOf(bytes), { fatal: true }).decode(bytes))
   if (text === undefined)
     throw new ConfigError(`cannot read ${path}: it must be text in UTF-8, or UTF-16 with a byte order mark`)
-  const start = /^(?:[ \t]*(?:[#%].*)?\r?\n)*(?:---(?=\s|$))?/.exec(text)?.[0].length ?? 0
-  const length = text.slice(start).search(/^(?:---|\.\.\.)(?=\s|$)/m)
-  const document = length < 0 ? text : text.slice(0, start + length)
-  // Bun drops the tag !!binary, and merges keys in another order than kubectl: both are marked, for `resolved`.
-  const marked = document
-    .replace(
-      /(?:!!binary|!<tag:yaml.org,2002:binary>)(\s+(?:&\S+\s+)?(?:[|>][-+\d]*[ \t]*\r?\n\s*|["'])?)/g,
-      `$1${BINARY}`,
-    )
-    .replace(/(^|[\s{,])<<(?=[ \t]*:)/gm, `$1${MERGE}`)
-    .replace(/(["'])<<\1(?=[ \t]*:)/g, "$1<< $1") // which is no merge for kubectl
+  const document = firstDocument(text)
   try {
-    return resolved(Bun.YAML.parse(marked))
+    return resolved(Bun.YAML.parse(marked(document)))
   } catch (error) {
     const reason = messageOf(error).replace(/^YAML Parse error: /, "")
-    const place = error instanceof SyntaxError && document.length < PLACE_CHARACTERS ? placeOf(document) : ""
+    const place = error instanceof SyntaxError && document.length < SEARCHED_CHARACTERS ? placeOf(document) : ""
     throw new ConfigError(`cannot read ${path} as YAML: ${reason}${place}`)
   }
+}
+
+/** Windows PowerShell writes UTF-16. */
+function encodingOf([first, second]: Uint8Array): Bun.Encoding {
+  if (first === 0xff && second === 0xfe) return "utf-16le"
+  if (first === 0xfe && second === 0xff) return "utf-16be" as Bun.Encoding
+  return "utf-8"
+}
+
+/** With the comments, directives and the `---` before it. */
+function firstDocument(text: string): string {
+  const start = /^(?:[ \t]*(?:[#%].*)?\r?\n)*(?:---(?=\s|$))?/.exec(text)?.[0].length ?? 0
+  const length = text.slice(start).search(/^(?:---|\.\.\.)(?=\s|$)/m)
+  return length < 0 ? text : text.slice(0, start + length)
+}
+
+const BINARY = "\u{e000}"
+const MERGE = "\u{e001}"
+
+/** Puts marks for the tag !!binary, which Bun drops, and the key <<, which it merges in another order than kubectl. */
+function marked(document: string): string {
+  const binary = /(?:!!binary|!<tag:yaml.org,2002:binary>)(\s+(?:&\S+\s+)?(?:[|>][-+\d]*[ \t]*\r?\n\s*|["'])?)/g
+  return document
+    .replace(binary, `$1${BINARY}`)
+    .replace(/(^|[\s{,])<<(?=[ \t]*:)/gm, `$1${MERGE}`)
+    .replace(/(["'])<<\1(?=[ \t]*:)/g, "$1<< $1") // which is no merge for kubectl
 }
 
 /** Decodes !!binary, and merges as kubectl does: what stands later wins, also where that is the merge. */
@@ -2628,23 +2662,48 @@ function resolved(value: unknown): unknown {
   if (Array.isArray(value)) return value.map(resolved)
   if (!isMap(value)) return value
   const entries = Object.entries(value).flatMap(([key, inner]) => {
-    const merged = [resolved(inner)].flat().toReversed()
-    return key === MERGE ? merged.flatMap((one) => Object.entries(one ?? {})) : [[key, resolved(inner)] as const]
+    const field = resolved(inner)
+    if (key !== MERGE) return [[key, field] as const]
+    const merged = [field].flat().toReversed()
+    return merged.flatMap((one) => Object.entries(one ?? {}))
   })
   return Object.fromEntries(entries)
 }
+
+/** Beyond this size, looking for the place of an error would take seconds. */
+const SEARCHED_CHARACTERS = 512 << 10
 
 /** Where an error is, which Bun does not tell: after the longest beginning that can be parsed. */
 function placeOf(text: string): string {
   const lines = text.split("\n")
   const parses = (part: string) => attempt(() => [Bun.YAML.parse(part)]) !== undefined
-  let line = lines.length - 1
-  while (line > 0 && !parses(lines.slice(0, line).join("\n"))) line--
+  const line = greatest(lines.length, (count) => parses(lines.slice(0, count).join("\n")))
   const before = lines.slice(0, line).map((one) => `${one}\n`)
-  let column = lines[line]?.length ?? 0
-  while (column > 0 && !parses(before.join("") + lines[line]?.slice(0, column))) column--
+  const last = lines[line] ?? ""
+  const column = greatest(last.length + 1, (count) => parses(before.join("") + last.slice(0, count)))
   return ` (line ${line + 1}, column ${column + 1})`
 }
+
+/**
+ * The greatest number below a limit that is good: looked for from above in a hundred steps, then around it in smaller
+ * ones. Numbers below it may be bad, too, as a beginning that ends between quotes or brackets.
+ */
+function greatest(limit: number, isGood: (count: number) => boolean, from = 0): number {
+  const step = Math.ceil((limit - from) / 100)
+  let count = limit - step
+  while (count > from && !isGood(count)) count -= step
+  const found = Math.max(count, from)
+  return step === 1 ? found : greatest(Math.min(limit, found + 4 * step), isGood, found)
+}
+
+/** The name of an entry; in a broken file anything can stand there. */
+const shownName = (name: unknown) => (/^[\w.@:/+-]{1,100}$/.test(String(name)) ? String(name) : HIDDEN)
+
+/** A word that should not be there, unless it may be a piece of a secret. */
+const shownValue = (word: unknown) =>
+  /^(?=.{1,40}$)[a-z]+([A-Z][a-z]+)*([-_.][a-z]+)*$/.test(String(word)) ? String(word) : HIDDEN
+
+const HIDDEN = "(not shown)"
 
 const readOnce = new Map<string, Uint8Array>()
 
@@ -2665,106 +2724,85 @@ function readNamed(field: string, path: string): Promise<Uint8Array> {
   })
 }
 
-const CERTIFICATE = /-----BEGIN CERTIFICATE-----[\s\S]+?-----END CERTIFICATE-----/g
-const PRIVATE_KEY = /-----BEGIN ([A-Z]+ )?PRIVATE KEY-----[\s\S]+?-----END ([A-Z]+ )?PRIVATE KEY-----/g
+type PemField = "certificate-authority" | "client-certificate" | "client-key"
 
-/** The PEM blocks of a field, from its data or its file; none if it is not given. */
-async function readPem(fields: Fields<"cluster"> & Fields<"user">, field: PemField): Promise<string[]> {
-  const path = fields[field]
-  const data = fields[`${field}-data`]?.replace(/[\r\n]/g, "")
-  if (path === undefined && data === undefined) return []
-  const bytes = path === undefined ? Buffer.from(data ?? "", "base64") : await readNamed(field, path)
-  const isKey = field === "client-key"
-  const blocks = Buffer.from(bytes)
-    .toString("latin1")
-    .match(isKey ? PRIVATE_KEY : CERTIFICATE)
-  const isBase64 = path !== undefined || /^[A-Za-z0-9+/]+={0,2}$/.test(data ?? "")
-  const isUsable = (pem: string) => attempt(() => (isKey ? createPrivateKey(pem) : new X509Certificate(pem)))
-  if (isBase64 && blocks?.every(isUsable)) return blocks
-  const content = isKey ? "a private key without a passphrase" : "certificates"
-  throw new ConfigError(
-    path === undefined
-      ? `${field}-data must be the base64 of ${content} in PEM form`
-      : `${field}: ${path} must hold ${content} in PEM form`,
-  )
+/** A field in PEM form, from its data or its file. */
+async function readPem({ cluster, user }: Kubeconfig, field: PemField): Promise<string | undefined> {
+  const fields = { ...cluster, ...user }
+  const data = fields[`${field}-data`]
+  const file = fields[field]
+  if (!data && !file) return undefined
+  const bytes = file ? await readNamed(field, file) : attempt(() => Uint8Array.fromBase64(data ?? ""))
+  const pem = Buffer.from(bytes ?? []).toString("latin1")
+  if (pem.includes("-----BEGIN ")) return pem
+  throw new ConfigError(file ? `${field} must be in PEM form` : `${field}-data must be the base64 of PEM`)
 }
+
+export type Tls = BunFetchRequestInitTLS & { allowPartialTrustChain?: boolean }
 
 /** Reads and checks what TLS needs: at start, and again and again, for files are renewed. */
-async function readTls({ server, cluster, user }: Entries): Promise<Tls> {
-  if (server.startsWith("http:")) return {}
-  const ca = await readPem(cluster, "certificate-authority")
-  const cert = await readPem(user, "client-certificate")
-  const [key] = await readPem(user, "client-key")
-  checkPair("client-certificate", cert[0], key)
+async function readTls(config: Kubeconfig): Promise<Tls> {
+  if (config.server.startsWith("http:")) return {}
+  const ca = await readAuthorities(config)
+  const cert = await readPem(config, "client-certificate")
+  const key = await readPem(config, "client-key")
+  if (cert && key) checkTls("client-certificate and client-key must be a pair, without passphrase", { cert, key })
+  const serverName = config.cluster["tls-server-name"]
   return {
-    ca: ca.length > 0 ? ca : trustedRoots(),
+    ca: ca ?? trustedRoots(),
     // As for Go, an intermediate CA is enough.
     allowPartialTrustChain: true,
-    ...(key && { cert: cert.join("\n"), key }),
-    ...(cluster["tls-server-name"] && { serverName: cluster["tls-server-name"] }),
+    ...(cert && key && { cert, key }),
+    ...(serverName && { serverName }),
     // Said either way: what is left open, NODE_TLS_REJECT_UNAUTHORIZED decides.
-    rejectUnauthorized: !cluster["insecure-skip-tls-verify"],
+    rejectUnauthorized: !config.cluster["insecure-skip-tls-verify"],
   }
 }
 
-function checkPair(name: string, cert: string | undefined, key: string | undefined): void {
-  if (!cert || !key) return
-  if (!attempt(() => new X509Certificate(cert).checkPrivateKey(createPrivateKey(key))))
-    throw new ConfigError(`${name} and its key do not belong together, or are not in PEM form`)
+/** As for Go, blocks that are no certificates do not matter beside one. */
+async function readAuthorities(config: Kubeconfig): Promise<string[] | undefined> {
+  const pem = await readPem(config, "certificate-authority")
+  if (pem === undefined) return undefined
+  const blocks = pem.match(/-----BEGIN CERTIFICATE-----[\s\S]+?-----END CERTIFICATE-----/g) ?? []
+  const certificates = blocks.filter((block) => attempt(() => new X509Certificate(block)))
+  if (certificates.length > 0) return certificates
+  throw new ConfigError("certificate-authority must be certificates in PEM form")
 }
 
-/** What is sent with each call, read from the files as they are now. */
-async function prepare(entries: Entries, cached: Cached): Promise<{ headers: Record<string, string>; tls: Tls }> {
-  const { server, cluster, user } = entries
-  const tls = await readTls(entries)
-  // As for kubectl, credentials go nowhere without TLS.
-  const { authorization, ...identity } = server.startsWith("https:") ? await credentialsOf(entries, cached) : {}
-  const { as, "as-uid": uid, "as-groups": groups = [], "as-user-extra": extra = {} } = user
-  const headers = Object.entries({
+/** Bun's fetch reports what it cannot read as a wrong URL (oven-sh/bun#36149). */
+function checkTls(rule: string, options: SecureContextOptions): void {
+  try {
+    createSecureContext(options)
+  } catch (error) {
+    throw new ConfigError(`${rule}: ${(error as { code?: string }).code}`)
+  }
+}
+
+/** The roots of the system, and Bun's own. */
+export const trustedRoots = () => [...new Set([...getCACertificates("system"), ...getCACertificates("default")])]
+
+function headersOf({ cluster, user }: Kubeconfig, authorization: string | undefined): Record<string, string> {
+  const texts: Record<string, string | undefined> = {
     Accept: "application/json, */*",
     "User-Agent": `${project.name}/${project.version}`,
-    "Accept-Encoding": cluster["disable-compression"] && "identity",
+    "Accept-Encoding": cluster["disable-compression"] ? "identity" : undefined,
     Authorization: authorization,
-    "Impersonate-User": as,
-    "Impersonate-Uid": uid,
-    "Impersonate-Group": groups[0],
-    ...Object.fromEntries(
-      Object.entries(extra).map(([key, value]) => [`Impersonate-Extra-${encodeURIComponent(key)}`, value]),
-    ),
-  }).filter(([, value]) => value)
-  return {
-    headers: Object.fromEntries(headers.map(([name, value]) => [name, headerText(name, String(value))])),
-    tls: { ...tls, ...identity },
+    "Impersonate-User": user.as,
+    "Impersonate-Uid": user["as-uid"],
+    "Impersonate-Group": user["as-groups"]?.[0],
   }
+  for (const [key, [text]] of Object.entries(user["as-user-extra"] ?? {}))
+    texts[`Impersonate-Extra-${encodeURIComponent(key)}`] = text
+  const headers: Record<string, string> = {}
+  for (const [name, text = ""] of Object.entries(texts)) {
+    if (/\p{Cc}/u.test(text)) throw new Error(`the value for the header ${name} has control characters`)
+    // The bytes of UTF-8, as Go sends them.
+    if (text) headers[name] = Buffer.from(text).toString("latin1")
+  }
+  return headers
 }
 
-/** A value as the bytes of UTF-8, as Go sends it. */
-function headerText(name: string, value: string): string {
-  if (/\p{Cc}/u.test(value)) throw new Error(`the value for the header ${name} has control characters`)
-  return Buffer.from(value).toString("latin1")
-}
-
-type Credentials = { authorization?: string; cert?: string; key?: string }
-
-const bearer = (token: string): Credentials => ({ authorization: `Bearer ${token.trim()}` })
-
-/** As whom to ask. As for kubectl, what the kubeconfig has itself goes before a plugin. */
-async function credentialsOf(entries: Entries, cached: Cached): Promise<Credentials> {
-  const { user, exec, provider } = entries
-  const { token, tokenFile, username, password = "" } = user
-  if (tokenFile) return bearer(await readToken(tokenFile).catch((error) => token ?? Promise.reject(error)))
-  if (token) return bearer(token)
-  if (username) return { authorization: `Basic ${Buffer.from(`${username}:${password}`).toString("base64")}` }
-  if (provider) return bearer(validIdToken(String(provider.config?.["id-token"])))
-  if (!exec || user["client-certificate"] || user["client-certificate-data"]) return {}
-  if (
-    !cached.status ||
-    systemClock.now() >= (instant(cached.status.expirationTimestamp) ?? Number.POSITIVE_INFINITY) - RENEW_AHEAD_MS
-  )
-    cached.status = await runPlugin(exec, exec.provideClusterInfo ? await clusterInfoOf(entries) : undefined)
-  const { token: given, clientCertificateData: cert, clientKeyData: key } = cached.status
-  return { ...(given && bearer(given)), ...(cert && key && { cert, key }) }
-}
+const bearer = (token: string) => ({ authorization: `Bearer ${token.trim()}` })
 
 async function readToken(path: string): Promise<string> {
   const token = new TextDecoder().decode(await readNamed("tokenFile", path)).trim()
@@ -2780,9 +2818,10 @@ function validIdToken(token: string): string {
 }
 
 const V1 = "client.authentication.k8s.io/v1"
+const PLUGIN_LIMIT_MS = 25_000
 
-/** What a plugin answered last. */
-type Cached = { status?: ExecStatus }
+/** What a plugin gave is renewed this long before it expires. */
+const RENEW_AHEAD_MS = 20_000
 
 type ExecStatus = {
   token?: string
@@ -2792,19 +2831,21 @@ type ExecStatus = {
 }
 
 /** The cluster as a plugin is told of it, if it asks. */
-async function clusterInfoOf({ server, cluster }: Entries): Promise<Yaml> {
-  const { extensions = [], "certificate-authority": path, ...fields } = cluster
-  const data = path && Buffer.from(await readNamed("certificate-authority", path)).toString("base64")
-  const config = extensions.find(({ name }) => name === "client.authentication.k8s.io/exec")?.extension
-  return { ...fields, server, ...(data && { "certificate-authority-data": data }), config }
+async function clusterInfoOf(config: Kubeconfig): Promise<Yaml> {
+  const { extensions = [], "certificate-authority": _, ...fields } = config.cluster
+  const ca = await readPem(config, "certificate-authority")
+  const extension = extensions.find(({ name }) => name === "client.authentication.k8s.io/exec")?.extension
+  const data = ca && Buffer.from(ca, "latin1").toString("base64")
+  return { ...fields, server: config.server, "certificate-authority-data": data, config: extension }
 }
 
 /** Runs a credential plugin in a process group of its own, which ends with this program, or when it takes too long. */
-async function runPlugin(exec: Fields<"exec">, cluster: Yaml | undefined): Promise<ExecStatus> {
-  const { apiVersion = V1, command = "", args = [], installHint = "" } = exec
-  const extra = Object.fromEntries((exec.env ?? []).map(({ name, value }) => [String(name), String(value)]))
-  const request = { apiVersion, kind: "ExecCredential", spec: { interactive: false, cluster } }
-  const env = { ...process.env, ...extra, KUBERNETES_EXEC_INFO: JSON.stringify(request) }
+async function runPlugin(config: Kubeconfig): Promise<ExecStatus> {
+  const { apiVersion = V1, command = "", args = [], installHint = "", ...exec } = config.user.exec ?? {}
+  const extra = Object.fromEntries((exec.env ?? []).map(({ name, value }) => [name, value]))
+  const spec = { interactive: false, cluster: exec.provideClusterInfo ? await clusterInfoOf(config) : undefined }
+  const info = JSON.stringify({ apiVersion, kind: "ExecCredential", spec })
+  const env = { ...process.env, ...extra, KUBERNETES_EXEC_INFO: info }
   const plugin = `the credential plugin ${shownValue(basename(command))}`
   const program = Bun.which(command)
   if (!program) throw new Error(`${plugin} is not installed or not in PATH. ${installHint}`.trim())
@@ -2837,44 +2878,12 @@ function readStatus(output: string, apiVersion: string): ExecStatus {
   // The parser's own message would show a piece of what may be a secret.
   const answer = attempt(() => JSON.parse(output) as { apiVersion?: string; status?: ExecStatus })
   const { token, clientCertificateData: cert, clientKeyData: key } = answer?.status ?? {}
-  if (!answer?.status || (!token && !cert && !key))
-    throw new Error("its output must be an ExecCredential with a token or a client certificate")
+  if (!answer?.status || !(token || cert) || !cert !== !key)
+    throw new Error("its output must be an ExecCredential with a token, or a client certificate and its key")
   if ((answer.apiVersion ?? apiVersion) !== apiVersion) throw new Error(`its answer must have apiVersion ${apiVersion}`)
-  if (!cert !== !key) throw new Error("a client certificate and its key need each other, and it gave only one")
-  checkPair("its client certificate", cert, key)
+  if (cert && key) checkTls("its client certificate and key must be a pair", { cert, key })
   return answer.status
 }
-
-/** A configuration that cannot connect to any cluster; the message says what to do. */
-export class ConfigError extends Error {
-  override name = "ConfigError"
-}
-
-export const SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
-
-export type Env = Record<string, string | undefined>
-
-/** Where the configuration comes from, what it said at start, and how to read it again. `reload` throws ConfigError. */
-export type Source = { from: string; inCluster: boolean; access: Access; reload(): Promise<Access> }
-
-/** How to reach a cluster, and as whom. */
-export interface Access {
-  readonly server: string
-  readonly isVerified: boolean
-  /** The proxy that the kubeconfig names, the context in use, and its namespace. */
-  readonly proxyUrl?: string | undefined
-  readonly context?: string | undefined
-  readonly namespace?: string | undefined
-  /** Headers and TLS for fetch. Reads files anew, for they change, and runs a credential plugin when it has to. */
-  prepare(): Promise<{ headers: Record<string, string>; tls: Tls }>
-}
-
-export type Tls = BunFetchRequestInitTLS & { allowPartialTrustChain?: boolean }
-
-export const isLoopback = ({ hostname }: URL) => /^(localhost|\[::1\]|127\..*)$/.test(hostname)
-
-/** The roots of the system, and Bun's own. */
-export const trustedRoots = () => [...new Set([...getCACertificates("system"), ...getCACertificates("default")])]
 
 // ───────────────────────────────────────────── 9 API client ─────────────────────────────────────────────
 
@@ -2941,60 +2950,6 @@ export class ApiError extends Error {
   }
 }
 
-/** All that the operator does in a cluster. Every verb throws ApiError, or an Error where no answer came in time. */
-export interface Cluster {
-  readonly address: string
-  /** Whether it is made sure that the server is the cluster's own. */
-  readonly isVerified: boolean
-  /** The proxy that leads to it. */
-  readonly proxy: Proxy | undefined
-  /** How far the server's clock is ahead of ours in ms, from the Date header of its last answer; good to a second. */
-  skewMs(): number
-  version(signal: AbortSignal): Promise<string>
-  rules(namespace: string, signal: AbortSignal): Promise<Rules>
-  /** Undefined where we may not know. */
-  namespaceExists(namespace: string, signal: AbortSignal): Promise<boolean | undefined>
-  /**
-   * Lists all pages, read from the store, not from a cache. Holds what `keep` returns for each Job, never the Jobs of
-   * two pages.
-   */
-  listJobs<T>(namespace: string, selector: string, keep: Keep<Job, T>, signal: AbortSignal): Promise<Listed<T>>
-  getJob(namespace: string, name: string, signal: AbortSignal): Promise<Job | undefined>
-  /** `dryRun`: everything but the write. `strict`: unknown fields are an error. */
-  createJob(namespace: string, job: Job, options: CreateOptions, signal: AbortSignal): Promise<Job>
-  /**
-   * Sets annotations, or removes those that are null. Rejected with Conflict unless uid and resourceVersion still
-   * hold.
-   */
-  annotateJob(job: JobVersion, annotations: Record<string, string | null>, signal: AbortSignal): Promise<Job>
-  createEvent(namespace: string, event: object, signal: AbortSignal): Promise<unknown>
-  /**
-   * The Events with a reason, oldest first as the server lists them; by an admin's rights, not by the operator's
-   * Role.
-   */
-  listEvents(namespace: string, reason: string, signal: AbortSignal): Promise<JobEvent[]>
-  /** Metadata alone: a hundredth of what logs would be. */
-  listConfigMaps(namespace: string, selector: string, signal: AbortSignal): Promise<Listed<Metadata>>
-  getConfigMap(namespace: string, name: string, signal: AbortSignal): Promise<ConfigMap | undefined>
-  createConfigMap(namespace: string, map: ConfigMap, signal: AbortSignal): Promise<unknown>
-  patchConfigMap(namespace: string, name: string, patch: ConfigMap, signal: AbortSignal): Promise<unknown>
-  deleteConfigMap(namespace: string, name: string, signal: AbortSignal): Promise<unknown>
-  deleteJob(namespace: string, name: string, options: DeleteOptions, signal: AbortSignal): Promise<void>
-  /** As listJobs() does. */
-  listPods<T>(namespace: string, selector: string, keep: Keep<Pod, T>, signal: AbortSignal): Promise<Listed<T>>
-  readLog(namespace: string, pod: string, container: string, options: LogOptions, signal: AbortSignal): Promise<Tail>
-  /**
-   * Ends when the server ends it; throws after silence and for an ERROR event. Yields bookmarks too. ConfigMaps as
-   * metadata.
-   */
-  watch<R extends keyof Watched>(
-    namespace: string,
-    resource: R,
-    options: WatchOptions,
-    signal: AbortSignal,
-  ): Events<Watched[R]>
-}
-
 /** Reduces one object of a list to what its reader needs; undefined drops it. */
 export type Keep<Item, Kept> = (item: Item) => Kept | undefined
 
@@ -3034,19 +2989,6 @@ const LINES_THAT_FIT = 60
 const TAIL_CHARACTERS = 256 << 10
 const EVENT_CHARACTERS = 16 << 20
 
-/**
- * Reads KUBECONFIG if it is set, else the pod's ServiceAccount, else ~/.kube/config. Throws ConfigError. A FIFO is
- * waited for until `stop` fires.
- */
-export async function findSource(
-  env: Env,
-  serviceAccount = SERVICE_ACCOUNT,
-  context?: string,
-  stop = new AbortController().signal,
-): Promise<Source> {
-  return within(2 ** 31 - 1, stop, "the kubeconfig", () => locateSource(env, serviceAccount, context))
-}
-
 type Init = RequestInit & BunFetchRequestInit
 
 type Query = Record<string, string | undefined>
@@ -3072,117 +3014,21 @@ export type OnCall = (verb: string, code: string) => void
 
 const VERBS: Record<string, string> = { GET: "get", POST: "create", PATCH: "patch", DELETE: "delete" }
 
+/** All that the operator does in a cluster. Every verb throws ApiError, or an Error where no answer came in time. */
+export type Cluster = Pick<ApiServer, keyof ApiServer>
+
 /** Connects with a configuration; nothing is sent yet. Throws ConfigError. */
 export const connect = (source: Source, env: Env = process.env, onCall: OnCall = () => {}): Cluster =>
-  verbsOf(new ApiServer(source, env, onCall))
-
-/** What each verb asks of the API server. */
-function verbsOf(server: ApiServer): Cluster {
-  const { address, isVerified, proxy } = server
-  const connection = { address, isVerified, proxy, skewMs: () => server.skew }
-  return { ...connection, ...jobVerbs(server), ...podVerbs(server), ...recordVerbs(server), ...otherVerbs(server) }
-}
-
-type Verbs<K extends keyof Cluster> = Pick<Cluster, K>
-
-function otherVerbs(server: ApiServer): Verbs<"version" | "rules" | "namespaceExists" | "watch"> {
-  return {
-    version: (signal) =>
-      server.send<{ gitVersion: string }>("GET", "/version", signal).then(({ gitVersion }) => gitVersion),
-    async rules(namespace, signal) {
-      const body = { apiVersion: "authorization.k8s.io/v1", kind: "SelfSubjectRulesReview", spec: { namespace } }
-      const path = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
-      const { status } = await server.send<{ status: Rules }>("POST", path, signal, { body })
-      return { incomplete: status.incomplete, resourceRules: status.resourceRules ?? [] }
-    },
-    namespaceExists(namespace, signal) {
-      const look = server.send("GET", `/api/v1/namespaces/${encodeURIComponent(namespace)}`, signal)
-      return look.then(() => true).catch((error) => (isReason(error, "NotFound") ? false : undefined))
-    },
-    watch: (namespace, resource, options, signal) =>
-      server.watch(pathOf(resource, namespace), options, signal, resource === "configmaps" ? METADATA : ""),
-  }
-}
-
-function jobVerbs(
-  server: ApiServer,
-): Verbs<"listJobs" | "getJob" | "createJob" | "annotateJob" | "deleteJob" | "listEvents" | "createEvent"> {
-  return {
-    listJobs: (namespace, selector, keep, signal) =>
-      server.list(pathOf("jobs", namespace), { labelSelector: selector || undefined }, keep, signal),
-    getJob: (namespace, name, signal) => server.find(pathOf("jobs", namespace, name), signal),
-    createJob(namespace, body, { dryRun = false, strict = false }, signal) {
-      const query = { dryRun: dryRun ? "All" : undefined, fieldValidation: strict ? "Strict" : undefined }
-      return server.send("POST", pathOf("jobs", namespace), signal, { body, query })
-    },
-    annotateJob({ namespace, name, uid, resourceVersion }, annotations, signal) {
-      const body = { metadata: { uid, resourceVersion, annotations } }
-      return server.send("PATCH", pathOf("jobs", namespace, name), signal, { body })
-    },
-    deleteJob(namespace, name, { propagationPolicy, ...preconditions }, signal) {
-      return server.send("DELETE", pathOf("jobs", namespace, name), signal, {
-        body: { propagationPolicy, preconditions },
-      })
-    },
-    async listEvents(namespace, reason, signal) {
-      const keep = ({ involvedObject, message, lastTimestamp }: RawEvent): JobEvent => ({
-        uid: involvedObject?.uid ?? "",
-        text: message ?? "",
-        at: instant(lastTimestamp) ?? 0,
-      })
-      const selection = { fieldSelector: `involvedObject.kind=Job,reason=${reason}` }
-      return (await server.list(pathOf("events", namespace), selection, keep, signal)).items
-    },
-    createEvent: (namespace, body, signal) => server.send("POST", pathOf("events", namespace), signal, { body }),
-  }
-}
-
-type ConfigMapVerb = "listConfigMaps" | "getConfigMap" | "createConfigMap" | "patchConfigMap" | "deleteConfigMap"
-function recordVerbs(server: ApiServer): Verbs<ConfigMapVerb> {
-  return {
-    listConfigMaps(namespace, selector, signal) {
-      const keep = ({ metadata }: { metadata: Metadata }) => metadata
-      return server.list(pathOf("configmaps", namespace), { labelSelector: selector }, keep, signal, METADATA_LIST)
-    },
-    getConfigMap: (namespace, name, signal) => server.find(pathOf("configmaps", namespace, name), signal),
-    createConfigMap: (namespace, body, signal) =>
-      server.send("POST", pathOf("configmaps", namespace), signal, { body }),
-    patchConfigMap: (namespace, name, body, signal) =>
-      server.send("PATCH", pathOf("configmaps", namespace, name), signal, { body }),
-    deleteConfigMap: (namespace, name, signal) => server.send("DELETE", pathOf("configmaps", namespace, name), signal),
-  }
-}
-
-function podVerbs(server: ApiServer): Verbs<"listPods" | "readLog"> {
-  return {
-    listPods: (namespace, selector, keep, signal) =>
-      server.list(pathOf("pods", namespace), { labelSelector: selector || undefined }, keep, signal),
-    async readLog(namespace, pod, container, { lines, previous }, signal) {
-      const path = `${pathOf("pods", namespace, pod)}/log`
-      const readLast = (most: number) => {
-        const query = {
-          container,
-          tailLines: String(most),
-          limitBytes: String(LOG_BYTES),
-          previous: previous ? "true" : undefined,
-        }
-        const read = (response: Response) => readTail(response, most)
-        return server.send("GET", path, signal, { query, limitMs: LOG_LIMIT_MS, read })
-      }
-      const { tail, isCut } = await readLast(lines)
-      // The limit has cut the end off, where the error is: fewer lines have room for it.
-      return isCut && lines > LINES_THAT_FIT ? (await readLast(LINES_THAT_FIT)).tail : tail
-    },
-  }
-}
+  new ApiServer(source, env, onCall)
 
 /** The API server over HTTPS: the only place that talks to the cluster. */
 class ApiServer {
   readonly address: string
+  /** Whether it is made sure that the server is the cluster's own. */
   readonly isVerified: boolean
+  /** The proxy that leads to it. */
   readonly proxy: Proxy | undefined
-  skew = 0
-  private access: Access
+  private skew = 0
   private isOutdated = false
   private prepared: { at: number; init: Promise<Init> } | undefined
   private readonly session = new Bun.FetchSession({ keepAlive: { idleTimeout: 60 } })
@@ -3192,88 +3038,192 @@ class ApiServer {
     private readonly env: Env,
     private readonly onCall: OnCall,
   ) {
-    this.access = source.access
-    this.address = source.access.server
-    this.isVerified = source.access.isVerified
-    this.proxy = this.proxyOf(source.access)
+    const { server, cluster } = source.config
+    this.address = server
+    this.isVerified = server.startsWith("https:") && !cluster["insecure-skip-tls-verify"]
+    this.proxy = proxyFor(source, env)
   }
 
-  /** The API server of the pod's own cluster is never beyond a proxy. */
-  private proxyOf({ server, proxyUrl: url }: Access): Proxy | undefined {
-    if (url) return { url, from: "the kubeconfig says in proxy-url", respectNoProxy: false }
-    return this.source.inCluster ? undefined : proxyFor(server, this.env)
+  /** How far the server's clock is ahead of ours in ms, from the Date header of its last answer; good to a second. */
+  skewMs(): number {
+    return this.skew
   }
 
-  async *watch<T>(
-    path: string,
+  async version(signal: AbortSignal): Promise<string> {
+    return (await this.send<{ gitVersion: string }>("GET", "/version", signal)).gitVersion
+  }
+
+  async rules(namespace: string, signal: AbortSignal): Promise<Rules> {
+    const body = { apiVersion: "authorization.k8s.io/v1", kind: "SelfSubjectRulesReview", spec: { namespace } }
+    const path = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
+    const { status } = await this.send<{ status: Rules }>("POST", path, signal, { body })
+    return { incomplete: status.incomplete, resourceRules: status.resourceRules ?? [] }
+  }
+
+  /** Undefined where we may not know. */
+  async namespaceExists(namespace: string, signal: AbortSignal): Promise<boolean | undefined> {
+    const look = this.send("GET", `/api/v1/namespaces/${encodeURIComponent(namespace)}`, signal)
+    return look.then(() => true).catch((error) => (isReason(error, "NotFound") ? false : undefined))
+  }
+
+  /**
+   * Lists all pages, read from the store, not from a cache. Holds what `keep` returns for each Job, never the Jobs of
+   * two pages.
+   */
+  listJobs<T>(namespace: string, selector: string, keep: Keep<Job, T>, signal: AbortSignal): Promise<Listed<T>> {
+    return this.list(pathOf("jobs", namespace), { labelSelector: selector }, keep, signal)
+  }
+
+  getJob(namespace: string, name: string, signal: AbortSignal): Promise<Job | undefined> {
+    return this.find(pathOf("jobs", namespace, name), signal)
+  }
+
+  /** `dryRun`: everything but the write. `strict`: unknown fields are an error. */
+  createJob(namespace: string, job: Job, options: CreateOptions, signal: AbortSignal): Promise<Job> {
+    const query = { dryRun: options.dryRun ? "All" : "", fieldValidation: options.strict ? "Strict" : "" }
+    return this.send("POST", pathOf("jobs", namespace), signal, { body: job, query })
+  }
+
+  /**
+   * Sets annotations, or removes those that are null. Rejected with Conflict unless uid and resourceVersion still
+   * hold.
+   */
+  annotateJob(job: JobVersion, annotations: Record<string, string | null>, signal: AbortSignal): Promise<Job> {
+    const { namespace, name, uid, resourceVersion } = job
+    const body = { metadata: { uid, resourceVersion, annotations } }
+    return this.send("PATCH", pathOf("jobs", namespace, name), signal, { body })
+  }
+
+  deleteJob(namespace: string, name: string, options: DeleteOptions, signal: AbortSignal): Promise<void> {
+    const { propagationPolicy, ...preconditions } = options
+    const body = { propagationPolicy, preconditions }
+    return this.send("DELETE", pathOf("jobs", namespace, name), signal, { body })
+  }
+
+  /** As listJobs() does. */
+  listPods<T>(namespace: string, selector: string, keep: Keep<Pod, T>, signal: AbortSignal): Promise<Listed<T>> {
+    return this.list(pathOf("pods", namespace), { labelSelector: selector }, keep, signal)
+  }
+
+  async readLog(
+    namespace: string,
+    pod: string,
+    container: string,
+    { lines, previous }: LogOptions,
+    signal: AbortSignal,
+  ): Promise<Tail> {
+    const path = `${pathOf("pods", namespace, pod)}/log`
+    const readLast = (most: number) => {
+      const limits = { tailLines: String(most), limitBytes: String(LOG_BYTES) }
+      const query = { container, ...limits, previous: previous ? "true" : "" }
+      const read = (response: Response) => readTail(response, most)
+      return this.send("GET", path, signal, { query, limitMs: LOG_LIMIT_MS, read })
+    }
+    const { tail, isCut } = await readLast(lines)
+    // The limit has cut the end off, where the error is: fewer lines have room for it.
+    return isCut && lines > LINES_THAT_FIT ? (await readLast(LINES_THAT_FIT)).tail : tail
+  }
+
+  createEvent(namespace: string, event: object, signal: AbortSignal): Promise<unknown> {
+    return this.send("POST", pathOf("events", namespace), signal, { body: event })
+  }
+
+  /**
+   * The Events with a reason, oldest first as the server lists them; by an admin's rights, not by the operator's
+   * Role.
+   */
+  async listEvents(namespace: string, reason: string, signal: AbortSignal): Promise<JobEvent[]> {
+    const keep = ({ involvedObject, message, lastTimestamp }: RawEvent): JobEvent => ({
+      uid: involvedObject?.uid ?? "",
+      text: message ?? "",
+      at: instant(lastTimestamp) ?? 0,
+    })
+    const selection = { fieldSelector: `involvedObject.kind=Job,reason=${reason}` }
+    return (await this.list(pathOf("events", namespace), selection, keep, signal)).items
+  }
+
+  /** Metadata alone: a hundredth of what logs would be. */
+  listConfigMaps(namespace: string, selector: string, signal: AbortSignal): Promise<Listed<Metadata>> {
+    const keep = ({ metadata }: { metadata: Metadata }) => metadata
+    return this.list(pathOf("configmaps", namespace), { labelSelector: selector }, keep, signal, METADATA_LIST)
+  }
+
+  getConfigMap(namespace: string, name: string, signal: AbortSignal): Promise<ConfigMap | undefined> {
+    return this.find(pathOf("configmaps", namespace, name), signal)
+  }
+
+  createConfigMap(namespace: string, map: ConfigMap, signal: AbortSignal): Promise<unknown> {
+    return this.send("POST", pathOf("configmaps", namespace), signal, { body: map })
+  }
+
+  patchConfigMap(namespace: string, name: string, patch: ConfigMap, signal: AbortSignal): Promise<unknown> {
+    return this.send("PATCH", pathOf("configmaps", namespace, name), signal, { body: patch })
+  }
+
+  deleteConfigMap(namespace: string, name: string, signal: AbortSignal): Promise<unknown> {
+    return this.send("DELETE", pathOf("configmaps", namespace, name), signal)
+  }
+
+  /**
+   * Ends when the server ends it; throws after silence and for an ERROR event. Yields bookmarks too. ConfigMaps as
+   * metadata.
+   */
+  async *watch<R extends keyof Watched>(
+    namespace: string,
+    resource: R,
     { resourceVersion, selector, silenceMs }: WatchOptions,
     signal: AbortSignal,
-    accept: string,
-  ) {
-    const timeoutSeconds = String(240 + Math.floor(systemClock.random() * 60))
+  ): Events<Watched[R]> {
     const query = {
       watch: "true",
       allowWatchBookmarks: "true",
-      timeoutSeconds,
+      timeoutSeconds: String(240 + Math.floor(systemClock.random() * 60)),
       resourceVersion,
       labelSelector: selector,
     }
-    const response = await this.send("GET", path, signal, { query, accept, read: async (opened) => opened })
+    const accept = resource === "configmaps" ? METADATA : ""
+    const read = async (opened: Response) => opened
+    const response = await this.send("GET", pathOf(resource, namespace), signal, { query, accept, read })
     let rest = ""
     for await (const text of textOf(response, { silenceMs, signal })) {
       const lines = text.split("\n")
       lines[0] = `${rest}${lines[0]}`
       rest = lines.pop() ?? ""
       if (rest.length > EVENT_CHARACTERS) throw new Error("the watch sent an event without end")
-      for (const line of lines) if (line) yield eventFrom<T>(line)
+      for (const line of lines) if (line) yield eventFrom(line)
     }
   }
 
   /**
-   * Reads a list page by page. Each page is reduced before the next is requested, so that memory holds what is kept
-   * and one page, however long the list is. A continue token that expired between two pages starts the list again,
-   * once.
+   * Reduces each page before the next is requested, so that memory holds what is kept and one page, however long the
+   * list is. A continue token expires after some minutes: then the list starts again, once.
    */
-  async list<T, K>(
-    path: string,
-    selection: Query,
-    keep: Keep<T, K>,
-    signal: AbortSignal,
-    accept = "",
-  ): Promise<Listed<K>> {
-    const items: K[] = []
-    const readPage = async (token?: string) => {
-      const query = { limit: PAGE_ITEMS, ...selection, continue: token }
-      const page = await this.send<Page<T>>("GET", path, signal, { query, accept })
-      for (const item of page.items ?? []) {
-        const kept = keep(item)
-        if (kept !== undefined) items.push(kept)
-      }
-      // What still refers to the answer, as a connection does until its next call, does not keep the page with it.
-      page.items = null
-      return page.metadata
-    }
-    for (let token: string | undefined, restarted = false; ; ) {
-      try {
-        const metadata = await readPage(token)
-        token = metadata.continue
-        if (token) collectGarbage()
-        if (!token) return { items, resourceVersion: metadata.resourceVersion }
-      } catch (error) {
-        if (restarted || !token || !isReason(error, "Expired")) throw error
-        restarted = true
-        token = undefined
-        items.length = 0
+  private async list<T, K>(path: string, selection: Query, keep: Keep<T, K>, signal: AbortSignal, accept = "") {
+    const readPages = async (): Promise<Listed<K>> => {
+      const items: K[] = []
+      for (let token: string | undefined; ; ) {
+        const query = { limit: PAGE_ITEMS, ...selection, continue: token }
+        const page = await this.send<Page<T>>("GET", path, signal, { query, accept })
+        items.push(...(page.items ?? []).map((item) => keep(item)).filter((kept) => kept !== undefined))
+        // What still refers to the answer, as a connection does until its next call, does not keep the page with it.
+        page.items = null
+        token = page.metadata.continue
+        if (!token) return { items, resourceVersion: page.metadata.resourceVersion }
+        collectGarbage()
       }
     }
+    return readPages().catch((error) => {
+      exceptFor(error, "Expired")
+      return readPages()
+    })
   }
 
   /** Undefined where there is none. */
-  find<T>(path: string, signal: AbortSignal): Promise<T | undefined> {
+  private find<T>(path: string, signal: AbortSignal): Promise<T | undefined> {
     return this.send<T>("GET", path, signal).catch((error) => exceptFor(error, "NotFound"))
   }
 
-  async send<T>(method: string, path: string, signal: AbortSignal, call: Call<T> = {}): Promise<T> {
+  private async send<T>(method: string, path: string, signal: AbortSignal, call: Call<T> = {}): Promise<T> {
     const { limitMs = CALL_LIMIT_MS, read = readJson<T> } = call
     for (let again = false; ; again = true) {
       const used = this.credentials()
@@ -3286,42 +3236,25 @@ class ApiServer {
       } catch (error) {
         // The pool's idle connections may have died like this one: the next call opens a new one.
         if (!(error instanceof ApiError)) this.session.close()
-        if (again || !isOutdated(error)) throw this.explained(error)
+        if (again || !isOutdated(error)) throw withClock(error, this.skew)
         this.forget(used)
       }
     }
   }
 
-  /** A wrong clock makes good credentials and certificates look expired, so it is named. */
-  private explained(error: unknown): unknown {
-    const code = String((error as { code?: unknown } | null)?.code)
-    const isRefused = error instanceof ApiError && error.status === 401 && Math.abs(this.skew) > CLOCK_LIMIT_MS
-    const side = this.skew > 0 ? "behind" : "ahead of"
-    const wrong = `this machine's clock is ${durationText(Math.abs(this.skew))} ${side} the server's`
-    if (isRefused) error.message += `; ${wrong}, which alone can be the reason: set it`
-    if (error instanceof Error && /EXPIRED|NOT_YET_VALID/.test(code))
-      error.message += `; this machine's clock says ${instantText(systemClock.now())}`
-    return error
-  }
-
   private async fetch(method: string, path: string, call: Call, init: Init, signal: AbortSignal): Promise<Response> {
     const { query = {}, body, accept } = call
-    const search = new URLSearchParams(defined(query))
-    const url = `${this.address}${path}${search.size > 0 ? `?${search}` : ""}`
+    const url = new URL(`${this.address}${path}`)
+    for (const [name, value] of Object.entries(query)) if (value) url.searchParams.set(name, value)
     const sentAt = systemClock.now()
     const type = method === "PATCH" ? "application/merge-patch+json" : "application/json"
-    const headers = {
-      ...(init.headers as Record<string, string>),
-      "Content-Type": type,
-      ...(accept && { Accept: accept }),
-    }
-    // Bun ends a body that is silent for 300 s unless its own timeout is off.
     const options = {
       ...init,
-      headers,
+      headers: { ...init.headers, "Content-Type": type, ...(accept && { Accept: accept }) },
       method,
       signal,
       redirect: "manual",
+      // Bun ends a body that is silent for 300 s unless its own timeout is off.
       timeout: false,
       body: JSON.stringify(body),
     } as const
@@ -3350,10 +3283,9 @@ class ApiServer {
   }
 
   private async prepare(): Promise<Init> {
-    if (this.isOutdated) this.access = await this.source.reload()
+    if (this.isOutdated) await this.source.reload()
     this.isOutdated = false
-    const proxy = this.proxyOf(this.access) ?? (false as const)
-    return { ...(await this.access.prepare()), proxy, session: this.session }
+    return { ...(await this.source.prepare()), proxy: proxyFor(this.source, this.env) ?? false, session: this.session }
   }
 
   /** Only a fresh configuration sees what has changed in a kubeconfig, and runs a plugin again. */
@@ -3362,6 +3294,18 @@ class ApiServer {
     this.prepared = undefined
     this.isOutdated = true
   }
+}
+
+/** A wrong clock makes good credentials and certificates look expired, so it is named. */
+function withClock(error: unknown, skewMs: number): unknown {
+  if (!(error instanceof Error)) return error
+  const { status, code } = error as { status?: number; code?: unknown }
+  const offBy = `${durationText(Math.abs(skewMs))} ${skewMs > 0 ? "behind" : "ahead of"} the server's`
+  if (status === 401 && Math.abs(skewMs) > CLOCK_LIMIT_MS)
+    error.message += `; this machine's clock is ${offBy}, which alone can be the reason: set it`
+  if (/EXPIRED|NOT_YET_VALID/.test(String(code)))
+    error.message += `; this machine's clock says ${instantText(systemClock.now())}`
+  return error
 }
 
 /** A body as JSON; one beyond all measure is not read on. */
@@ -3397,21 +3341,19 @@ const isRejection = (error: unknown): error is ApiError =>
 export type Proxy = { url: string; from: string; respectNoProxy: boolean }
 
 /**
- * The proxy that the environment names for an address, as for Go: never for this machine; ALL_PROXY is not read. Bun
- * heeds NO_PROXY.
+ * The proxy of the kubeconfig, or that of the environment, as for Go: never for this machine; ALL_PROXY is not read.
+ * Bun heeds NO_PROXY. The API server of the pod's own cluster is never beyond a proxy.
  */
-function proxyFor(address: string, env: Env): Proxy | undefined {
-  const url = new URL(address)
+function proxyFor({ inCluster, config }: Source, env: Env): Proxy | undefined {
+  const proxyUrl = config.cluster["proxy-url"]
+  if (proxyUrl) return { url: proxyUrl, from: "the kubeconfig says in proxy-url", respectNoProxy: false }
   const from = ["HTTPS_PROXY", "https_proxy"].find((name) => env[name])
-  const proxy = (from && env[from]) ?? ""
-  if (!from || isLoopback(url)) return undefined
-  const whole = /^[\w+.-]+:\/\//.test(proxy) ? proxy : `http://${proxy}`
-  if (/^https?:$/.test(URL.parse(whole)?.protocol ?? ""))
-    return { url: whole, from: `${from} says, unless NO_PROXY excludes it`, respectNoProxy: true }
+  if (!from || inCluster || isLoopback(new URL(config.server))) return undefined
+  const proxy = env[from] ?? ""
+  const url = /^[\w+.-]+:\/\//.test(proxy) ? proxy : `http://${proxy}`
+  if (isHttp(URL.parse(url))) return { url, from: `${from} says, unless NO_PROXY excludes it`, respectNoProxy: true }
   throw new ConfigError(`${from} must name a proxy with http:// or https://, others are not supported`)
 }
-
-const defined = (all: object) => Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined))
 
 /**
  * How far the server's clock is ahead in ms, by the Date header of an answer: it was written somewhere in the
@@ -3434,7 +3376,7 @@ async function errorFrom(response: Response): Promise<ApiError> {
   // A number of seconds, or a date, which is of the same clock as the Date header.
   const date = response.headers.get("date")
   const askedMs = readAskedWait(response.headers.get("retry-after") ?? "", instant(date) ?? 0)
-  return errorOf(status, askedMs === undefined ? undefined : Math.max(0, askedMs) / 1_000)
+  return errorOf(status, askedMs)
 }
 
 /** What the API server calls a Status, as far as it counts here. */
@@ -3445,26 +3387,21 @@ type Status = {
   details?: { causes?: { reason?: string }[]; retryAfterSeconds?: number }
 }
 
-function errorOf(
-  { code = 500, reason = "", message, details }: Status,
-  retryAfterSeconds = details?.retryAfterSeconds ?? 0,
-): ApiError {
+function errorOf(status: Status, askedMs?: number): ApiError {
+  const { code = 500, reason = "", message, details } = status
   const causes = (details?.causes ?? []).map((cause) => cause.reason ?? "")
-  return new ApiError(code, reason, String(message).slice(0, 500), causes, retryAfterSeconds * 1_000)
+  const retryAfterMs = askedMs ?? (details?.retryAfterSeconds ?? 0) * 1_000
+  return new ApiError(code, reason, String(message).slice(0, 500), causes, Math.max(0, retryAfterMs))
 }
+
+type BodyLimits = { bytes?: number; silenceMs?: number; signal?: AbortSignal }
 
 /**
  * A body as text, until so many bytes, the signal, or its end; throws after silence. What is left is cancelled: an
  * unread body stays in memory (oven-sh/bun#10763), and so does one that is ended by an abort (oven-sh/bun#32659).
  */
-async function* textOf(
-  response: Response,
-  {
-    bytes = Number.POSITIVE_INFINITY,
-    silenceMs = CALL_LIMIT_MS,
-    signal,
-  }: { bytes?: number; silenceMs?: number; signal?: AbortSignal },
-): AsyncGenerator<string> {
+async function* textOf(response: Response, limits: BodyLimits): AsyncGenerator<string> {
+  const { bytes = Number.POSITIVE_INFINITY, silenceMs = CALL_LIMIT_MS, signal } = limits
   const reader = response.body?.getReader()
   const decoder = new TextDecoder()
   let silent = false
@@ -3479,12 +3416,10 @@ async function* textOf(
       const stopTimer = systemClock.after(silenceMs, giveUp)
       const { done, value } = await reader.read().finally(stopTimer)
       if (silent) throw new Error(`no data received for ${durationText(silenceMs)}`)
-      const rest = done ? decoder.decode() : ""
       // Bytes of a character that the end has cut become a replacement character.
-      if (rest !== "") yield rest
+      yield decoder.decode(value, { stream: !done })
       if (done) return
       read += value.byteLength
-      yield decoder.decode(value, { stream: true })
     }
   } finally {
     forget?.()
@@ -5968,12 +5903,18 @@ async function waitForServer({ cluster, clock, emit, stop }: World, say: Say): P
   return "of unknown version"
 }
 
-function announce(say: Say, rows: SettingRow[], warnings: string[], { from, access }: Source, env: Env): void {
+function announce(
+  say: Say,
+  rows: SettingRow[],
+  warnings: string[],
+  { from, config: { context } }: Source,
+  env: Env,
+): void {
   say("info", "settings", {
     lines: alignedRows([["setting", "value", "from"], ...rows.map((row) => [row.variable, row.value, row.from])]),
   })
   for (const warning of warnings) say("warning", warning)
-  say("info", `connecting with ${from}${access.context ? `, context ${access.context}` : ""}`)
+  say("info", `connecting with ${from}${context ? `, context ${context}` : ""}`)
   if (env.BUN_OPTIONS) say("warning", "the environment has BUN_OPTIONS, which changes how this program runs")
 }
 

@@ -6,7 +6,7 @@ import type { AddressInfo, Socket } from "node:net"
 import { join } from "node:path"
 import tls from "node:tls"
 import selfsigned from "selfsigned"
-import type { Source } from "../../operator.ts"
+import { Source } from "../../operator.ts"
 import { failure, Model, type ModelOptions, type Request, type Rule, type User, type WatchEvent } from "./model.ts"
 
 /** A request as the audit log has it. */
@@ -236,10 +236,9 @@ export class ApiServer {
   /** Where the client finds it, for a user who owns a token. */
   sourceFor(user: string): Source {
     const [token] = Object.entries(this.tokens).find(([, owner]) => owner === user) ?? []
-    const headers = { Authorization: `Bearer ${token}`, "Content-Type": "application/json" }
-    const prepare = async () => ({ headers, tls: { ca: this.ca } })
-    const access = { server: this.url, isVerified: true, prepare }
-    return { from: "a test", inCluster: false, access, reload: async () => access }
+    const cluster = { "certificate-authority-data": Buffer.from(this.ca).toString("base64") }
+    const config = { server: this.url, cluster, user: { ...(token && { token }) } }
+    return new Source("a test", false, config, async () => undefined)
   }
   writeKubeconfig(dir: string, options: KubeconfigOptions = {}): string {
     mkdirSync(dir, { recursive: true })

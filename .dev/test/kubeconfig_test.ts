@@ -41,6 +41,18 @@ describe("A kubeconfig with", () => {
   })
 })
 
+test("A mistake in a large kubeconfig is found without a long search", async () => {
+  const user = (n: number) =>
+    ["- name: user", n, "\n  user:\n    exec:\n      args: [\n        a,\n        b]\n"].join("")
+  const users = Array.from({ length: 5_000 }, (_, n) => user(n))
+  users[4_000] = "- name: a: b\n"
+  const KUBECONFIG = file(`users:\n${users.join("")}`)
+  const begunAt = performance.now()
+  const { message } = await errorOf(findSource({ KUBECONFIG }))
+  expect(message).toMatch(/as YAML: .* \(line 24002, column 10\)$/)
+  expect(performance.now() - begunAt).toBeLessThan(5_000)
+})
+
 describe("A CA", () => {
   const sign = async (cn: string, ca: { cert: string; key: string } | undefined, extensions: object[]) => {
     const options = { keyType: "ec", algorithm: "sha256", ...(ca && { ca }), extensions } as const

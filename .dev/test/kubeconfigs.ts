@@ -197,16 +197,16 @@ const tokens: Case[] = [
     { authorization: `Basic ${base64("u:p:ö")}` },
   ),
   by("H13 a user name without a password", { user: { username: "u" } }, { authorization: `Basic ${base64("u:")}` }),
-  by("a password without a user name", { user: { password: "p" } }, /user me: a password is given without a username/),
+  by("a password without a user name", { user: { password: "p" } }, /user me: a password needs a username/),
   by(
     "H13 a token and a password together",
     { user: { token: "t0ken", username: "u", password: "p" } },
-    /token and a username/,
+    /a token and a username exclude each other/,
   ),
   by(
     "a tokenFile and a password together",
     (p) => ({ user: { tokenFile: write(p, "token", "x"), username: "u" } }),
-    /token and a username/,
+    /a token and a username exclude each other/,
   ),
 ]
 const impersonations: Case[] = [
@@ -241,7 +241,7 @@ const impersonations: Case[] = [
   by(
     "a group that is no list",
     { user: { token: "t0ken", as: "eve", "as-groups": "g" } },
-    /as-groups must be a list of strings/,
+    /as-groups must be a list, each a string/,
   ),
 ]
 const unknown: Case[] = [
@@ -317,59 +317,59 @@ const certificates: Case[] = [
   by(
     "a certificate as file and as data",
     (p) => ({ user: { ...certOf(p), "client-certificate": write(p, "crt", p.bob.cert) } }),
-    /client-certificate and client-certificate-data are both given/,
+    /client-certificate and client-certificate-data exclude each other/,
   ),
   by(
     "a key as file and as data",
     (p) => ({ user: { ...certOf(p), "client-key": write(p, "key", p.bob.key) } }),
-    /client-key and client-key-data are both given/,
+    /client-key and client-key-data exclude each other/,
   ),
   by(
     "a CA as file and as data",
     (p) => ({ cluster: { "certificate-authority": write(p, "ca", p.authority.cert) }, user: { token: "t0ken" } }),
-    /certificate-authority and certificate-authority-data are both given/,
+    /certificate-authority and certificate-authority-data exclude each other/,
   ),
   by(
     "a certificate without its key",
     (p) => ({ user: { "client-certificate-data": base64(p.ada.cert) } }),
-    /user me: client-certificate and client-key: .* need each other/,
+    /user me: client-certificate and client-key need each other/,
   ),
   by(
     "a key without its certificate",
     (p) => ({ user: { token: "t0ken", "client-key-data": base64(p.ada.key) } }),
-    /user me: client-certificate and client-key: .* need each other/,
+    /user me: client-certificate and client-key need each other/,
   ),
   by(
     "H12 the key of another certificate",
     (p) => ({ user: { ...certOf(p), "client-key-data": base64(p.bob.key) } }),
-    /KUBECONFIG .*: client-certificate and its key do not belong together/,
+    /KUBECONFIG .*: client-certificate and client-key must be a pair, .*KEY_VALUES_MISMATCH/,
   ),
   by(
     "H12 an encrypted key",
     (p) => ({
       user: { ...certOf(p), "client-key-data": base64(ec("pkcs8", { cipher: "aes-256-cbc", passphrase: "x" })) },
     }),
-    /client-key-data must be the base64 of a private key without a passphrase/,
+    /client-certificate and client-key must be a pair, without passphrase/,
   ),
   by(
     "H12 a key that is none",
     (p) => ({ user: { ...certOf(p), "client-key-data": base64("not a key") } }),
-    /client-key-data must be the base64 of a private key/,
+    /client-key-data must be the base64 of PEM/,
   ),
   by(
     "H12 a certificate that is none",
     (p) => ({ user: { ...certOf(p), "client-certificate-data": base64("not a certificate") } }),
-    /client-certificate-data must be the base64 of certificates/,
+    /client-certificate-data must be the base64 of PEM/,
   ),
   by(
     "H12 a CA that is no base64",
     { cluster: { "certificate-authority-data": "@@@" }, user: { token: "t0ken" } },
-    /certificate-authority-data must be the base64/,
+    /certificate-authority-data must be the base64 of PEM/,
   ),
   by(
     "H12 a CA as PEM in place of base64",
     (p) => ({ cluster: { "certificate-authority-data": p.authority.cert }, user: { token: "t0ken" } }),
-    /certificate-authority-data must be the base64/,
+    /certificate-authority-data must be the base64 of PEM/,
   ),
   by(
     "H12 a CA as DER",
@@ -377,7 +377,7 @@ const certificates: Case[] = [
       cluster: { "certificate-authority-data": p.authority.cert.replace(/-----.*-----|\s/g, "") },
       user: { token: "t0ken" },
     }),
-    /certificate-authority-data must be the base64 of certificates in PEM form/,
+    /certificate-authority-data must be the base64 of PEM/,
   ),
   by(
     "H12 a CA file that is missing",
@@ -390,7 +390,19 @@ const certificates: Case[] = [
       cluster: { "certificate-authority-data": null, "certificate-authority": write(p, "ca", "hello") },
       user: { token: "t0ken" },
     }),
-    /certificate-authority: .*\/ca must hold certificates in PEM form/,
+    /certificate-authority must be in PEM form/,
+  ),
+  by(
+    "a CA after a block that is no certificate",
+    (p) => ({
+      cluster: {
+        "certificate-authority-data": base64(
+          `-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n${p.authority.cert}`,
+        ),
+      },
+      user: { token: "t0ken" },
+    }),
+    TOKEN,
   ),
   by(
     "a CA bundle with comments and CRLF",
@@ -430,7 +442,7 @@ const certificates: Case[] = [
   by(
     "no check of the server beside a CA",
     { cluster: { "insecure-skip-tls-verify": true }, user: { token: "t0ken" } },
-    /insecure-skip-tls-verify and certificate-authority exclude each other/,
+    /a certificate-authority excludes insecure-skip-tls-verify/,
   ),
   by(
     "a name to check the server by",
@@ -463,7 +475,7 @@ const servers: Case[] = [
   by(
     "a server with a user name",
     (p) => ({ cluster: { server: p.server.replace("://", "://a:b@") } }),
-    /server must be a URL without user name/,
+    /server must be a URL .*without user name/,
   ),
   by("no server", { cluster: { server: "" }, user: { token: "t0ken" } }, /server must be a URL/),
   by(
@@ -485,13 +497,13 @@ const servers: Case[] = [
   by(
     "a proxy without a scheme",
     (p) => ({ cluster: { "proxy-url": p.proxy.replace("http://", "") }, user: { token: "t0ken" } }),
-    /proxy-url without http:\/\/ is not supported/,
+    /proxy-url must begin with http/,
   ),
   by("an empty proxy", { cluster: { "proxy-url": "" }, user: { token: "t0ken" } }, TOKEN),
   by(
     "a socks proxy",
     { cluster: { "proxy-url": "socks5://s3cr3t:x@127.0.0.1:1080" }, user: { token: "t0ken" } },
-    /cluster home: proxy-url socks5:\/\/ is not supported/,
+    /cluster home: proxy-url must begin with http/,
   ),
   by("compression disabled", { cluster: { "disable-compression": true }, user: { token: "t0ken" } }, TOKEN),
 ]
@@ -535,7 +547,7 @@ const plugins: Case[] = [
   by(
     "a plugin with a certificate without its key",
     ({ ada }) => ({ user: exec(gives({ token: "P1", clientCertificateData: ada.cert })) }),
-    /need each other/,
+    /must be an ExecCredential with a token, or a client certificate and its key/,
   ),
   by("H13 a token beside a plugin", { user: { token: "t0ken", ...exec(P1) } }, TOKEN),
   by(
@@ -592,17 +604,17 @@ const plugins: Case[] = [
     /interactiveMode must be Never or IfAvailable/,
   ),
   by("exec that is an empty mapping", { user: { exec: {} } }, /exec: command is missing/),
-  by("numbers as arguments of a plugin", { user: exec(P1, { args: [1] }) }, /exec: args must be a list of strings/),
+  by("numbers as arguments of a plugin", { user: exec(P1, { args: [1] }) }, /exec: args must be a list, each a string/),
   by(
     "environment of a plugin without a name",
     { user: exec(P1, { env: [{ value: "x" }] }) },
-    /exec: env must have a name and a value/,
+    /user me: exec: env must be a list, each a mapping with name with value/,
   ),
   by("exec without a command", { user: exec("", { command: "" }) }, /user me: exec: command is missing/),
   by(
     "exec and auth-provider",
     { user: { ...exec(P1), ...oidc({ "id-token": later }) } },
-    /exec and auth-provider are both given/,
+    /exec and auth-provider exclude each other/,
   ),
 ]
 const providers: Case[] = [

@@ -322,7 +322,7 @@ describe("Following a namespace", () => {
         skewMs = clock.monotonic() - clock.now()
         return text
       }
-      return { ...cluster, skewMs: () => skewMs, version }
+      return Object.assign(Object.create(cluster), { skewMs: () => skewMs, version })
     }
     const life = live(server, { RESTART_DELAY: "20" }, { wrap: measured })
     const job = stand(server, "load-a")
