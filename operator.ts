@@ -1447,8 +1447,8 @@ export interface Intent {
   uid: string
   deleting: boolean
   /**
-   * A webhook gave it an owner, with which the garbage collector may remove it, or a finalizer. Its writer removes it:
-   * no delete may rely on it, and that it goes cancels nothing.
+   * A webhook took its label, or gave it an owner, with which the garbage collector may remove it, or a finalizer. Its
+   * writer removes it: no delete may rely on it, and that it goes cancels nothing.
    */
   spoiled: boolean
   jobName: string
@@ -1564,8 +1564,10 @@ export const isIntent = ({ metadata }: Job) =>
   metadata?.labels?.[INTENT] !== undefined ||
   [REPLACEMENT, INTENT].some((key) => metadata?.annotations?.[key] !== undefined)
 
-const isSpoiled = ({ metadata: { ownerReferences = [], finalizers = [] } = {} }: Job) =>
-  ownerReferences.length > 0 || finalizers.some((name) => !SERVER_FINALIZERS.includes(name))
+const isSpoiled = ({ metadata: { labels, ownerReferences = [], finalizers = [] } = {} }: Job) =>
+  labels?.[INTENT] === undefined ||
+  ownerReferences.length > 0 ||
+  finalizers.some((name) => !SERVER_FINALIZERS.includes(name))
 
 /** Reads an intent back; undefined for a Job that is none, or that somebody made unreadable. */
 export function readIntent(job: Job): Intent | undefined {
@@ -5328,9 +5330,15 @@ export class Operator {
    * The present, for a failure that lies in the future. It may be our own clock that is wrong, so the server's is
    * read first; undefined if the failure lies in the past, or there is no answer.
    */
-  private async presentFor({ failedAt = 0 }: JobView): Promise<number | undefined> {
+  private async presentFor(view: JobView): Promise<number | undefined> {
+    const { failedAt = 0 } = view
+    const { clock, kill } = this.world
     if (failedAt <= nowOf(this.world)) return undefined
-    return (await this.readServerClock(this.world.kill)) ? nowOf(this.world) : undefined
+    const offsetMs = clock.now() - clock.monotonic()
+    if (!(await this.readServerClock(kill))) return undefined
+    // Of an answer before and after which our clock differs, the server's time cannot be told.
+    const wasSet = Math.abs(clock.now() - clock.monotonic() - offsetMs) >= CLOCK_SET_MS
+    return wasSet ? this.presentFor(view) : nowOf(this.world)
   }
 
   /** Whether the server has answered: then its time is known. A rejection tells it too. */

@@ -2188,6 +2188,7 @@ describe("5 Replacement and intent", () => {
     ["no metadata of others", {}, false],
     ["an owner", { ownerReferences: [owner("U5")] }, true],
     ["a finalizer", { finalizers: ["a/b"] }, true],
+    ["no label", { labels: {} }, true],
     ["the finalizer of a foreground delete", { finalizers: ["foregroundDeletion"] }, false],
   ])("readIntent() says whether an intent with %s is spoiled", (_, metadata, expected) => {
     const made = stored(intentFor(aDraft()), "U7")

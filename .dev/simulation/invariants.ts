@@ -19,7 +19,7 @@ export const EXCEPTIONS = {
   cameBackLate:
     "a person deleted the failed Job between the operator's look at it and its intent: a create cannot be bound to another object",
   cameBackOlder:
-    "an intent that nobody could remove in time, or a late copy of one, or a create from one that another operator has just removed, outlived a later Job, which a person or the TTL removed, or whose restart a person cancelled",
+    "an intent that nobody could remove in time, or a late copy of one, or a create from one that another operator has just removed, outlived a later Job, which a person or the TTL removed, or whose restart a person cancelled; or an operator wrote it that had not been shown the later Job",
   lateCreate:
     "a create that was under way all the while another generation came and went: a create knows no preconditions",
   editUnseen:
@@ -318,6 +318,7 @@ export class Invariants {
     if (isOlder) {
       if (isLate) this.except("lateCreate")
       else if (isV1(call)) this.except("version100")
+      else if (!process.stood.has(last.uid)) this.except("cameBackOlder")
       else if (past.remover === "person" || past.remover === "ttl" || past.cancelled.has(last.uid))
         this.except("cameBackOlder")
       else sim.violate(`${name} was created from an older Job than its last one`)
@@ -389,7 +390,7 @@ export class Invariants {
     if (process.dryRun) sim.violate(`${who} in a dry run`)
     if (type === "DELETED") sim.violate(`${who}, not in the foreground`)
     if (!condition(job, "Failed")) return sim.violate(`${who}, which had not failed`)
-    if (!sim.isSelected(job)) sim.violate(`${who}, which was not selected or paused`)
+    if (!sim.isSelected(job) && process.version === "current") sim.violate(`${who}, which was not selected or paused`)
     const intents = this.standing(name).filter((i) => i.uid === uid && i.version === resourceVersion)
     if (process.version === "1.0.0") {
       this.except("version100")
@@ -673,7 +674,7 @@ export class Invariants {
     const { sim } = this
     if (uid === "") return this.except("unreadable")
     // The clock may have been set back: then it is not due for long, and older ones of its Job stay as long.
-    const waits = this.intentsOf(jobName).some(({ dueAt }) => dueAt > sim.serverNow())
+    const waits = this.intentsOf(jobName).some(({ dueAt }) => dueAt + boundMs > sim.serverNow())
     const ageMs = sim.now - (this.bornAt.get(object.metadata.uid) ?? 0)
     if (ageMs > boundMs && !waits) sim.violate(`intent ${object.metadata.name} is left`)
   }
@@ -686,6 +687,10 @@ export class Invariants {
     }
     if (!sim.isSelected(job) || !(sim.serverNow() > this.dueOf(job)[1] + boundMs)) return
     sim.violate(`${name} is due and not restarted`)
+  }
+  /** How many Jobs there have been. */
+  generations(): number {
+    return this.pasts.values().reduce((count, { generations }) => count + generations.length, 0)
   }
   /** Which operator remembers more than there is, in words. */
   excess(): string | undefined {

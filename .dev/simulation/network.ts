@@ -102,6 +102,7 @@ export interface World {
   /** Sends a request as this call. */
   requestAs(call: Call, request: Request): Answer
   onFailureReported(process: Process, job: string, failedAt: string): void
+  onRejected(name: string): void
 }
 
 /** An open watch, as its client reads it. */
@@ -336,6 +337,7 @@ export class Network {
     world.step++
     if (failWith === 403 && kind === "listPods") process.looked.set("pods refused", world.step)
     if (failWith === 0 || world.now < world.outageUntil) return undefined
+    if (failWith === 403 && (kind === "proof" || kind === "createIntent")) world.onRejected(name)
     if (failWith) return { status: failWith, body: failure(failWith, REASONS[failWith] ?? "InternalError", "injected") }
     if (request.verb === "watch") return this.open(request)
     const answer = world.requestAs(call, { ...request, user: "operator" })

@@ -280,7 +280,7 @@ export class Simulation implements World, Observed {
   requestAs(call: Call, request: Request): Answer {
     const answer = this.as(call, () => this.model.request(request))
     const isAdmitted = answer.status < 300 || isOwnAlreadyExists(answer)
-    if ((call.kind === "proof" || call.kind === "createIntent") && !isAdmitted) this.invariants.onRejected(call.name)
+    if ((call.kind === "proof" || call.kind === "createIntent") && !isAdmitted) this.onRejected(call.name)
     return answer
   }
   perform(action: Action, by?: Call): void {
@@ -475,7 +475,12 @@ export class Simulation implements World, Observed {
   private onLogLine(process: Process, line: () => string): void {
     if (process.isDead) return
     if (this.trace) this.note(`operator ${process.id} ${line()}`)
-    this.limitRate(process, "lines", 3_600_000, MOST_LINES_AN_HOUR)
+    // A Job that fails each second is restarted each second, and that is told.
+    const most = MOST_LINES_AN_HOUR + 10 * this.invariants.generations()
+    this.limitRate(process, "lines", 3_600_000, most)
+  }
+  onRejected(name: string): void {
+    this.invariants.onRejected(name)
   }
   onFailureReported(process: Process, job: string, failedAt: string): void {
     if (process.isDead) return
