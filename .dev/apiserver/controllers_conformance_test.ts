@@ -29,8 +29,8 @@ useCluster()
 describe("delete", () => {
   const FOREGROUND = { propagationPolicy: "Foreground" }
   const BACKGROUND = { propagationPolicy: "Background" }
-  const running = async (name: string): Promise<Any> => {
-    await create(name)
+  const running = async (name: string, wanted?: Wanted): Promise<Any> => {
+    await create(name, wanted)
     return until(`${name} runs`, async () => (await podsOf(name)).find((p) => p.status.phase === "Running"))
   }
 
@@ -74,7 +74,7 @@ describe("delete", () => {
   })
 
   test("Foreground holds the Job, which can still be edited, until its pods are gone", async () => {
-    const pod = await running("fore")
+    const pod = await running("fore", { attempts: [{ graceMs: 1_500 }] })
     const rv = await now(JOBS)
     const { body } = await call("DELETE", `${JOBS}/fore`, FOREGROUND)
     expect(body.metadata).toMatchObject({
