@@ -133,7 +133,7 @@ describe("onAbort()", () => {
   })
 })
 
-describe("1 Settings", () => {
+describe("2 Settings", () => {
   test("readSettings() has the defaults of the Python operator", () => {
     expect(readSettings({ JOB_NAMES: "load-a" })).toEqual({
       config: {
@@ -651,7 +651,7 @@ describe("NOTIFY_URL", () => {
   })
 })
 
-describe("2 What we see", () => {
+describe("3 Observed state", () => {
   const skeleton = { template: { metadata: {}, spec: { containers: null } } }
   const phases: Record<string, [Job, string]> = {
     "a Job without conditions": [runningJob(), "running"],
@@ -899,7 +899,7 @@ describe("2 What we see", () => {
   })
 })
 
-describe("3 What to do", () => {
+describe("4 Policy", () => {
   const left: Record<string, [Job, string]> = {
     runs: [runningJob(), "it is running"],
     succeeded: [jobWith([isTrue("Complete")]), "it has succeeded"],
@@ -2722,7 +2722,7 @@ describe("5 Replacement and intent", () => {
   })
 })
 
-describe("4 How we say it", () => {
+describe("1 Text", () => {
   test.each([
     ["given_up", "failed", { do: "give up", because: "" }, 0, false],
     ["waiting", "failed", { do: "wait", dueAt: 1, because: "" }, 0, false],
@@ -3379,7 +3379,7 @@ describe("7 Facts", () => {
   })
 })
 
-describe("9 Controller", () => {
+describe("11 Controller", () => {
   test("Cache keeps the last state of each pod of a Job, of one as of many", () => {
     const cache = new Cache()
     const pod = (uid: string, phase = "Running") => ({ ...viewPod({}), jobUid: "J1", uid, phase })
