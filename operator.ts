@@ -3718,12 +3718,12 @@ const FIRST_LOOK_MS = 120
 /** The API server works on a request for up to a minute (--request-timeout); a proxy may hold it for as long. */
 const LATE_DELETE_MS = 130_000
 
-/**
- * A watch tells of the end, and of edits, at once: this is for one that is deaf, twice, and then LONGEST_LOOK_MS. A
- * busy control plane takes half a minute to delete a Job, and looks meanwhile make it busier.
- */
-const FIRST_LOOK_WATCHED_MS = 5_000
 const LOOK_AFTER_STOP_MS = 1_000
+
+/**
+ * Also where a watch tells of the end, and of edits, at once, for it may be deaf. A busy control plane takes half a
+ * minute to delete a Job, and looks meanwhile make it busier.
+ */
 const LONGEST_LOOK_MS = 30_000
 const LIST_PODS_AFTER_MS = 10_000
 /**
@@ -3940,11 +3940,9 @@ async function perform(
  */
 async function pause({ clock, kill, stop }: World, progress: Progress): Promise<undefined> {
   progress.waitingSince ??= clock.monotonic()
-  const firstMs = progress.gone ? FIRST_LOOK_WATCHED_MS : FIRST_LOOK_MS
   const longestMs = stop.aborted ? LOOK_AFTER_STOP_MS : LONGEST_LOOK_MS
   const waitedMs = clock.monotonic() - progress.waitingSince
-  const isLeftToWatch = progress.gone !== undefined && waitedMs >= 2 * FIRST_LOOK_WATCHED_MS
-  const lookMs = Math.min(longestMs, isLeftToWatch ? LONGEST_LOOK_MS : Math.max(firstMs, waitedMs / 5))
+  const lookMs = progress.gone ? longestMs : Math.min(longestMs, Math.max(FIRST_LOOK_MS, waitedMs / 5))
   const signals = [progress.gone, stop.aborted ? undefined : stop].filter((signal) => signal !== undefined)
   await clock.sleep(lookMs, kill, ...signals)
 }
@@ -4357,6 +4355,13 @@ export class Cache {
     const firstAt = known.get(intent.name)?.adoptAt ?? adoptAt
     known.set(intent.name, { ...intent, adoptAt: firstAt, sighting: this.nextSighting() })
     this.intents.set(key, known)
+  }
+
+  /** Adds an intent that this operator has written or read for a restart of its own: it need not wait to take it up. */
+  addOwnIntent(intent: Intent, now: number): void {
+    this.addIntent(intent, now, this.sightings)
+    const known = this.intents.get(`${intent.namespace}/${intent.jobName}`)?.get(intent.name)
+    if (known) known.adoptAt = Math.min(known.adoptAt, now)
   }
 
   removeIntent({ namespace, jobName, name, uid }: Pick<Intent, "namespace" | "jobName" | "name" | "uid">): void {
@@ -5208,7 +5213,7 @@ export class Operator {
         )
       },
       onJobRead: (job) => this.onJobRead(job),
-      onIntentRead: (intent) => cache.addIntent(intent, this.world.clock.monotonic(), cache.sighting()),
+      onIntentRead: (intent) => cache.addOwnIntent(intent, this.world.clock.monotonic()),
       onIntentGone: (intent) => cache.removeIntent(intent),
       whenGone: () => this.whenGone(key, namespace),
       emit: (fact) => this.emit(fact),

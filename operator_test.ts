@@ -3560,6 +3560,13 @@ describe("11 Controller", () => {
       expect(cache.intentsOf("batch-a/load-a").map(({ adoptAt }) => adoptAt)).toEqual([60])
     })
 
+    test("an intent that this operator wrote need not wait, though a watch told it first", () => {
+      const cache = new Cache()
+      cache.addIntent(intentOf(), 60)
+      cache.addOwnIntent(intentOf(), 5)
+      expect(cache.intentsOf("batch-a/load-a").map(({ adoptAt }) => adoptAt)).toEqual([5])
+    })
+
     test("finds pods by the uid of their Job, and forgets them with it", () => {
       const cache = new Cache()
       cache.addJob(entryOf(failedJob()))

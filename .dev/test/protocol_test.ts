@@ -272,17 +272,18 @@ describe("The restart protocol", () => {
     const metadata = { finalizers: ["example.test/pod"] }
     standPod(server, job, "q1", { phase: "Failed", containerStatuses: [ended("main", 3)] }, metadata)
     const life = live(server, {}, { rate: 1 })
-    await terminating(server, job)
-    const passes = async (ms: number, facts: number) => {
-      life.clock.jump(ms)
-      await until(`${facts} facts`, () => life.factsOf("HeldUp", "held").length === facts)
-    }
-    await passes(61_000, 1)
-    await passes(240_000, 2)
-    await passes(3_601_000, 3)
-    const heldUp = life.factsOf("HeldUp", "held")
-    expect(heldUp.map(({ isAlarm }) => isAlarm)).toEqual([false, true, true])
-    for (const { blockers } of heldUp)
+    await until("deleted", () => deletions(server, "held").some(({ status }) => status === 200))
+    const heldUp = () => life.factsOf("HeldUp", "held")
+    await until("three facts", () => {
+      life.clock.jump(5_000)
+      return heldUp().length === 3
+    })
+    expect(heldUp().map(({ isAlarm }) => isAlarm)).toEqual([false, true, true])
+    const [minute, five, hour] = heldUp().map(({ forMs }) => forMs / 60_000)
+    expect(minute).toBeWithin(1, 4)
+    expect(five).toBeWithin(5, 8)
+    expect(hour).toBeWithin(65, 71)
+    for (const { blockers } of heldUp())
       expect(blockers).toMatch(
         /finalizers .*example.test\/hold.*; pod q1 \(Failed, node node, finalizers example.test\/pod\)/,
       )
