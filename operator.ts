@@ -8,8 +8,8 @@
  * Read it from top to bottom; a chapter uses only earlier ones (a test checks that):
  *   1 Text · 2 Settings · 3 Observed state · 4 Policy · 5 Replacement and intent · 6 Records · 7 Facts ·
  *   8 Kubeconfig · 9 API client · 10 Restart · 11 Controller · 12 Log, health and notifications · 13 Main
- * Chapters 1 to 7 are pure: `now` is handed down, and only `systemClock` reads the time. `…At` are epoch ms, `…Ms`
- * are durations.
+ * Chapters 2 to 7 are pure: `now` is handed down, and only `systemClock` reads the time. `…At` and `…Since` are
+ * instants: epoch ms, or ms of the monotonic clock where their type is Monotonic. `…Ms` are durations.
  */
 import { createHash, X509Certificate } from "node:crypto"
 import { existsSync } from "node:fs"
@@ -28,12 +28,17 @@ export const PREFIX = "flickr-immich-k8s-sync-operator/"
 
 // ──────────────────────────────────────────────── 1 Text ────────────────────────────────────────────────
 
+/** An instant of the monotonic clock in ms, for durations. The type keeps it apart from epoch ms. */
+export type Monotonic = number & { readonly clock: "monotonic" }
+
+/** So many ms after an instant of the monotonic clock. */
+const later = (at: Monotonic, ms: number) => (at + ms) as Monotonic
+
 /** Time, as far as it can be replaced. `sleep` ends early, without an error, when a signal fires. */
 export interface Clock {
   /** Wall-clock time in epoch ms. */
   now(): number
-  /** Monotonic time in ms, for durations. */
-  monotonic(): number
+  monotonic(): Monotonic
   sleep(ms: number, ...signals: AbortSignal[]): Promise<void>
   /** From 0 to 1. */
   random(): number
@@ -71,7 +76,7 @@ export function onAbort(signal: AbortSignal, run: () => void): () => void {
  */
 export const systemClock: Clock & { after(ms: number, run: () => void): () => void } = {
   now: Date.now,
-  monotonic: () => performance.now(),
+  monotonic: () => performance.now() as Monotonic,
   random: Math.random,
   /** Runs something later; returns how to call that off. */
   after(ms, run) {
@@ -3499,7 +3504,7 @@ export function backoffMs(attempt: number, random: number, error: unknown): numb
 function retryBackoff({ clock, emit }: World, what: string, job?: JobName) {
   let attempt = 0
   let reported = ""
-  let since = 0
+  let since = clock.monotonic()
   return {
     async wait(error: unknown, signal: AbortSignal): Promise<void> {
       if (signal.aborted) return
@@ -3701,14 +3706,14 @@ interface Progress {
   ended: Outcome | undefined
   gone: AbortSignal | undefined
   isPastDelete: boolean
-  /** When the last delete without a clear answer was sent, on the monotonic clock: it may still be applied. */
-  unansweredSince: number | undefined
+  /** When the last delete without a clear answer was sent: it may still be applied. */
+  unansweredSince: Monotonic | undefined
   /**
    * Steps that were performed. A restart needs six; more without a pause would be a rule that does not come to rest.
    */
   steps: number
-  waitingSince: number | undefined
-  unblockedSince: number | undefined
+  waitingSince: Monotonic | undefined
+  unblockedSince: Monotonic | undefined
   reportAtMs: number
   rejectedEdit: string | undefined
 }
@@ -4109,7 +4114,7 @@ async function proveAndDelete(
   if (verdict === "absent") return undefined
   if (!verdict.admitted) return reject(verdict.error)
   progress.gone = cache.whenGone(job.key)
-  const sentAt = world.clock.monotonic()
+  const sentSince = world.clock.monotonic()
   const { jobUid: uid, jobVersion: resourceVersion } = intent
   try {
     const options = { uid, resourceVersion, propagationPolicy: "Foreground" } as const
@@ -4117,7 +4122,7 @@ async function proveAndDelete(
   } catch (error) {
     if (isReason(error, "Conflict") || isReason(error, "NotFound")) return undefined
     if (isRejection(error)) return reject(error)
-    progress.unansweredSince = sentAt
+    progress.unansweredSince = sentSince
     throw error
   }
   progress.isPastDelete = true
@@ -4288,8 +4293,8 @@ export interface JobEntry {
   /** The last decision that was reported. */
   reported: string
   rejections: number
-  /** After a rejection: not before this time of the monotonic clock. */
-  retryAt: number
+  /** After a rejection: not before this. */
+  retryAt: Monotonic | undefined
   goneAt: number | undefined
 }
 
@@ -4303,10 +4308,8 @@ export function moveTo(entry: Pick<JobEntry, "state" | "view">, state: JobState)
 /** The last state of a Job that is gone. `watched`: told by a watch, not concluded from a list. */
 type Tombstone = { job: Job; watched: boolean }
 
-/**
- * `adoptAt`: in monotonic time, from when this operator takes the intent up. `sighting`: the number of the last one.
- */
-type KnownIntent = Intent & { adoptAt: number; sighting: number }
+/** `adoptAt`: from when this operator takes the intent up. `sighting`: the number of the last one. */
+type KnownIntent = Intent & { adoptAt: Monotonic; sighting: number }
 
 /**
  * What the watches have told, indexed so that every lookup is O(1).
@@ -4348,7 +4351,7 @@ export class Cache {
    * The first sighting decides on `adoptAt`. `since`: the sighting after which it was read for certain; a removal that
    * was noticed before was a false 404.
    */
-  addIntent(intent: Intent, adoptAt: number, since = Number.NEGATIVE_INFINITY): void {
+  addIntent(intent: Intent, adoptAt: Monotonic, since = Number.NEGATIVE_INFINITY): void {
     if ((this.removedIntents.get(intent.uid) ?? Number.NEGATIVE_INFINITY) > since) return
     const key = `${intent.namespace}/${intent.jobName}`
     const known = this.intents.get(key) ?? new Map()
@@ -4358,10 +4361,10 @@ export class Cache {
   }
 
   /** Adds an intent that this operator has written or read for a restart of its own: it need not wait to take it up. */
-  addOwnIntent(intent: Intent, now: number): void {
+  addOwnIntent(intent: Intent, now: Monotonic): void {
     this.addIntent(intent, now, this.sightings)
     const known = this.intents.get(`${intent.namespace}/${intent.jobName}`)?.get(intent.name)
-    if (known) known.adoptAt = Math.min(known.adoptAt, now)
+    if (known && known.adoptAt > now) known.adoptAt = now
   }
 
   removeIntent({ namespace, jobName, name, uid }: Pick<Intent, "namespace" | "jobName" | "name" | "uid">): void {
@@ -4486,14 +4489,14 @@ export class Permissions {
     return this.reviews.get(namespace)?.allowed.has(right) ?? false
   }
 
-  /** `at` is monotonic. A Role that lacks the watch is reviewed again after some minutes, for Roles get mended. */
-  needsReview(namespace: string, at: number): boolean {
+  /** A Role that lacks the watch is reviewed again after some minutes, for Roles get mended. */
+  needsReview(namespace: string, at: Monotonic): boolean {
     const reviewedAt = this.reviews.get(namespace)?.at ?? Number.NEGATIVE_INFINITY
     return !this.may(namespace, "watch batch/jobs") && at - reviewedAt >= REVIEW_MS
   }
 
   /** Takes a review; returns what is missing, with what each lack costs. */
-  review(namespace: string, rules: Rules, at: number): { missing: string[]; isEssential: boolean } {
+  review(namespace: string, rules: Rules, at: Monotonic): { missing: string[]; isEssential: boolean } {
     const rights = allowed(rules)
     this.reviews.set(namespace, { allowed: rights, at })
     const missing = Object.entries(RIGHTS).filter(([right]) => !rights.has(right))
@@ -4600,13 +4603,13 @@ export class Workqueue {
 }
 
 /**
- * Whether the loop runs, and how fresh the cache is. Invariant: all times are monotonic, for the wall clock may jump.
+ * Whether the loop runs, and how fresh the cache is. Invariant: all instants are monotonic; the wall clock may jump.
  */
 export class Liveness {
   /** Watches started, keyed by namespace and resource. */
   readonly watches = new Map<string, number>()
-  private lastTickAt: number | undefined
-  private readonly lastEventAt = new Map<string, number>()
+  private lastTickAt: Monotonic | undefined
+  private readonly lastEventAt = new Map<string, Monotonic>()
   private readonly syncedPods = new Set<string>()
 
   constructor(
@@ -4759,7 +4762,7 @@ export class Operator {
     if (this.permissions.may(namespace, "watch batch/jobs"))
       return this.watch(namespace, "jobs", {
         resourceVersion: version,
-        untilAt: clock.monotonic() + RELIST_MS,
+        untilAt: later(clock.monotonic(), RELIST_MS),
         works,
         stop,
       })
@@ -4804,8 +4807,7 @@ export class Operator {
     const { items, resourceVersion } = await cluster.listPods(namespace, selector, viewOfJobPod, signal)
     this.replacePods(namespace, items)
     this.liveness.notePods(namespace, true)
-    const untilAt = Number.POSITIVE_INFINITY
-    await this.watch(namespace, "pods", { resourceVersion, untilAt, works, selector, stop: signal })
+    await this.watch(namespace, "pods", { resourceVersion, works, selector, stop: signal })
   }
 
   /**
@@ -4819,11 +4821,11 @@ export class Operator {
     watched.renew.abort(new Error("from now on all pods are watched"))
   }
 
-  /** Watches from a version on, one watch after the other, until an error or the given monotonic time. */
+  /** Watches from a version on, one watch after the other, until an error or the given instant. */
   private async watch(
     namespace: string,
     resource: "jobs" | "pods",
-    from: { resourceVersion: string; untilAt: number; works: () => void; selector?: string; stop: AbortSignal },
+    from: { resourceVersion: string; untilAt?: Monotonic; works: () => void; selector?: string; stop: AbortSignal },
   ): Promise<void> {
     const { clock, cluster } = this.world
     const { untilAt, works, selector, stop } = from
@@ -4832,7 +4834,8 @@ export class Operator {
       this.permissions.noteWorking()
       works()
     }
-    for (let { resourceVersion } = from; clock.monotonic() < untilAt && !stop.aborted; ) {
+    const isOver = () => stop.aborted || (untilAt !== undefined && clock.monotonic() >= untilAt)
+    for (let { resourceVersion } = from; !isOver(); ) {
       const startedAt = clock.monotonic()
       this.liveness.noteWatch(namespace, resource)
       for await (const { type, object } of cluster.watch(namespace, resource, { ...options, resourceVersion }, stop)) {
@@ -4913,7 +4916,7 @@ export class Operator {
     const key = `${intent.namespace}/${intent.jobName}`
     if (type === "DELETED" || intent.deleting) this.cache.removeIntent(intent)
     // What a list shows was there before us.
-    else this.cache.addIntent(intent, clock.monotonic() + (type === "LISTED" ? 0 : ADOPT_AFTER_MS), since)
+    else this.cache.addIntent(intent, later(clock.monotonic(), type === "LISTED" ? 0 : ADOPT_AFTER_MS), since)
     this.enqueue(key)
   }
 
@@ -5150,7 +5153,7 @@ export class Operator {
   }
 
   private retryInMs({ retryAt }: JobEntry): number {
-    return Math.max(0, retryAt - this.world.clock.monotonic())
+    return retryAt === undefined ? 0 : Math.max(0, retryAt - this.world.clock.monotonic())
   }
 
   private reportDryRun({ view, failure }: JobEntry): void {
@@ -5254,7 +5257,7 @@ export class Operator {
         this.finishRejected(job, own, outcome.error)
         return
       case "changed":
-        if (own) own.retryAt = this.world.clock.monotonic() + this.world.config.checkIntervalMs
+        if (own) own.retryAt = later(this.world.clock.monotonic(), this.world.config.checkIntervalMs)
         if (own) moveTo(own, { is: "idle", because: "it has changed" })
         this.emit({ kind: "RestartFinished", job, outcome, tookMs, lateMs })
         break
@@ -5282,18 +5285,18 @@ export class Operator {
     // other.
     const longestMs = Math.min(300_000, 30_000 * 2 ** Math.min(entry?.rejections ?? 0, 4))
     const retryMs = longestMs / 2 + (this.world.clock.random() * longestMs) / 2
-    const retryAt = nowOf(this.world) + retryMs
+    const againAt = nowOf(this.world) + retryMs
     this.emit({ kind: "RestartRejected", job, why: error.message, retryMs })
     if (entry) {
       entry.rejections++
-      entry.retryAt = this.world.clock.monotonic() + retryMs
+      entry.retryAt = later(this.world.clock.monotonic(), retryMs)
       moveTo(entry, {
         is: "scheduled",
-        dueAt: entry.state.is === "restarting" ? entry.state.dueAt : retryAt,
+        dueAt: entry.state.is === "restarting" ? entry.state.dueAt : againAt,
         because: error.message,
       })
     }
-    this.enqueue(job.key, retryAt)
+    this.enqueue(job.key, againAt)
   }
 
   private forget(entry: JobEntry): void {
@@ -5560,7 +5563,7 @@ const newEntry = ({ view, job, finalizers }: KeptJob, sighting: number): JobEntr
   looking: undefined,
   reported: "",
   rejections: 0,
-  retryAt: 0,
+  retryAt: undefined,
   goneAt: undefined,
 })
 
@@ -5605,8 +5608,8 @@ export class Metrics {
   private readonly watches = this.metric(Counter, "watch_restarts_total", "New watches.", "namespace", "resource")
   private readonly ready = this.metric(Gauge, "ready", "Whether what is known of a namespace is fresh.", "namespace")
   private readonly build = this.metric(Gauge, "build_info", "Always 1; the labels tell the version.", "version", "bun")
-  /** When each counted Job was last there, by the monotonic clock. */
-  private readonly thereAt = new Map<string, number>()
+  /** When each counted Job was last there. */
+  private readonly thereAt = new Map<string, Monotonic>()
 
   constructor(private readonly clock: Pick<Clock, "monotonic"> = systemClock) {
     this.build.set({ version: project.version, bun: Bun.version }, 1)
@@ -5773,22 +5776,22 @@ function outbox(url: string, { clock, kill }: Pick<World, "clock" | "kill">, say
   let waiting = 0
   let turn: Promise<unknown> = Promise.resolve()
   /** One message at a time, and none while the receiver asks for a pause. */
-  let pausedUntilAt = 0
+  let pausedUntilAt = clock.monotonic()
   const postInTurn = (text: string): Promise<Rejection | undefined> => {
     const posted = turn.then(async () => {
       await clock.sleep(pausedUntilAt - clock.monotonic(), kill)
       const rejection = kill.aborted ? undefined : await post(url, text, clock.now(), kill)
-      pausedUntilAt = clock.monotonic() + (rejection?.retryAfterMs ?? 0)
+      pausedUntilAt = later(clock.monotonic(), rejection?.retryAfterMs ?? 0)
       return rejection
     })
     turn = posted
     return posted
   }
-  const deliver = async (text: string, sinceAt: number) => {
+  const deliver = async (text: string, since: Monotonic) => {
     for (let tries = 0; !kill.aborted; tries++) {
       const rejection = await postInTurn(text)
       if (!rejection || kill.aborted) return
-      const isTooOld = clock.monotonic() - sinceAt > NOTIFY_FOR_MS
+      const isTooOld = clock.monotonic() - since > NOTIFY_FOR_MS
       const next = isTooOld ? "given up after a day" : "trying again for up to a day"
       if (tries === 0 || isTooOld)
         say("warning", `a notification was not taken by NOTIFY_URL, ${next}: ${rejection.why}`)
@@ -5800,9 +5803,9 @@ function outbox(url: string, { clock, kill }: Pick<World, "clock" | "kill">, say
     if (waiting >= MOST_MESSAGES)
       return say("warning", `a notification is dropped: ${MOST_MESSAGES} wait for NOTIFY_URL already`)
     waiting++
-    const sinceAt = clock.monotonic()
+    const since = clock.monotonic()
     const delivered = (last.get(job) ?? Promise.resolve())
-      .then(() => deliver(text, sinceAt))
+      .then(() => deliver(text, since))
       .finally(() => {
         waiting--
         if (last.get(job) === delivered) last.delete(job)

@@ -58,6 +58,7 @@ import {
   labelValueFor,
   logLineOf,
   longestWaitMs,
+  type Monotonic,
   maskSecrets,
   matches,
   messageOf,
@@ -107,6 +108,7 @@ import {
 } from "./operator.ts"
 
 const NOW = Date.parse("2026-03-01T12:00:00Z")
+const monotonic = (ms: number) => ms as Monotonic
 const [SECOND, MINUTE, HOUR, DAY] = [1_000, 60_000, 3_600_000, 86_400_000]
 const deleted = { deletionTimestamp: instantText(NOW) }
 const NONE: Additions = { annotations: {}, memory: {} }
@@ -3534,8 +3536,8 @@ describe("11 Controller", () => {
 
     test("finds the intents of a Job, and the Jobs of a namespace that have any", () => {
       const cache = new Cache()
-      cache.addIntent(intentOf(), 5)
-      cache.addIntent({ ...intentOf({}, { version: "8", uid: "U8" }) }, 5)
+      cache.addIntent(intentOf(), monotonic(5))
+      cache.addIntent({ ...intentOf({}, { version: "8", uid: "U8" }) }, monotonic(5))
       expect(uidsOf(cache.intentsOf("batch-a/load-a"))).toEqual(["U7", "U8"])
       expect([cache.keysWithIntents("batch-a"), cache.keysWithIntents("batch")]).toEqual([["batch-a/load-a"], []])
       for (const intent of cache.intentsOf("batch-a/load-a")) cache.removeIntent(intent)
@@ -3544,27 +3546,27 @@ describe("11 Controller", () => {
 
     test("an intent that was removed does not come back by a late watch, another of its name does", () => {
       const cache = new Cache()
-      cache.addIntent(intentOf(), 5)
+      cache.addIntent(intentOf(), monotonic(5))
       cache.removeIntent(intentOf())
-      cache.addIntent(intentOf(), 5)
+      cache.addIntent(intentOf(), monotonic(5))
       expect(cache.intentsOf("batch-a/load-a")).toEqual([])
-      cache.addIntent({ ...intentOf(), uid: "U70" }, 5)
+      cache.addIntent({ ...intentOf(), uid: "U70" }, monotonic(5))
       cache.removeIntent(intentOf())
       expect(uidsOf(cache.intentsOf("batch-a/load-a"))).toEqual(["U70"])
     })
 
     test("the first sighting of an intent decides when it is adopted", () => {
       const cache = new Cache()
-      cache.addIntent(intentOf(), 60)
-      cache.addIntent(intentOf(), 5)
-      expect(cache.intentsOf("batch-a/load-a").map(({ adoptAt }) => adoptAt)).toEqual([60])
+      cache.addIntent(intentOf(), monotonic(60))
+      cache.addIntent(intentOf(), monotonic(5))
+      expect(cache.intentsOf("batch-a/load-a").map(({ adoptAt }) => adoptAt)).toEqual([monotonic(60)])
     })
 
     test("an intent that this operator wrote need not wait, though a watch told it first", () => {
       const cache = new Cache()
-      cache.addIntent(intentOf(), 60)
-      cache.addOwnIntent(intentOf(), 5)
-      expect(cache.intentsOf("batch-a/load-a").map(({ adoptAt }) => adoptAt)).toEqual([5])
+      cache.addIntent(intentOf(), monotonic(60))
+      cache.addOwnIntent(intentOf(), monotonic(5))
+      expect(cache.intentsOf("batch-a/load-a").map(({ adoptAt }) => adoptAt)).toEqual([monotonic(5)])
     })
 
     test("finds pods by the uid of their Job, and forgets them with it", () => {
@@ -3631,7 +3633,7 @@ describe("11 Controller", () => {
       const elsewhere = { ...failedJob(), metadata: { ...failedJob().metadata, namespace: "other", uid: "U3" } }
       for (const job of [failedJob(), elsewhere]) cache.addJob(entryOf(job))
       for (const namespace of ["batch-a", "other"]) {
-        cache.addIntent({ ...intentOf(), namespace, uid: namespace }, 0)
+        cache.addIntent({ ...intentOf(), namespace, uid: namespace }, monotonic(0))
         cache.bury(`${namespace}/load-a`, { job: failedJob(), watched: true })
       }
       cache.addPod(podOf("U1"), true)
@@ -3644,7 +3646,7 @@ describe("11 Controller", () => {
         undefined,
       ])
       expect([cache.intentsOf("other/load-a").length, cache.tombstone("other/load-a")?.watched]).toEqual([1, true])
-      cache.addIntent({ ...intentOf(), uid: "U70" }, 0)
+      cache.addIntent({ ...intentOf(), uid: "U70" }, monotonic(0))
       expect(uidsOf(cache.intentsOf("batch-a/load-a"))).toEqual(["U70"])
     })
   })
@@ -3663,23 +3665,23 @@ describe("11 Controller", () => {
 
     test("allow nothing before a review, and what it says after", () => {
       const permissions = new Permissions()
-      expect([permissions.may("a", WATCH), permissions.needsReview("a", 0)]).toEqual([false, true])
-      expect(permissions.review("a", all, 0)).toEqual({ missing: [], isEssential: false })
+      expect([permissions.may("a", WATCH), permissions.needsReview("a", monotonic(0))]).toEqual([false, true])
+      expect(permissions.review("a", all, monotonic(0))).toEqual({ missing: [], isEssential: false })
       expect([permissions.may("a", WATCH), permissions.may("b", WATCH)]).toEqual([true, false])
     })
 
     test("a review tells what each lack costs, and whether nothing can be restarted", () => {
       const essential = Object.keys(RIGHTS).filter((right) => RIGHTS[right]!.startsWith("!"))
-      const lacking = new Permissions().review("a", only(...essential, "list /pods", "get /pods/log"), 0)
+      const lacking = new Permissions().review("a", only(...essential, "list /pods", "get /pods/log"), monotonic(0))
       expect(lacking.missing).toContain(`${WATCH}: ${RIGHTS[WATCH]}`)
       expect(lacking.missing).toContain(`create events: ${RIGHTS["create /events"]}`)
       expect(lacking.isEssential).toBe(false)
-      expect(new Permissions().review("a", only(...essential.slice(1)), 0).isEssential).toBe(true)
+      expect(new Permissions().review("a", only(...essential.slice(1)), monotonic(0)).isEssential).toBe(true)
     })
 
     test("six times 403 may pass, a seventh overrides the review", () => {
       const permissions = new Permissions()
-      permissions.review("a", all, 0)
+      permissions.review("a", all, monotonic(0))
       for (let i = 0; i < 6; i++) permissions.noteDenied("a", WATCH, forbidden)
       expect(permissions.may("a", WATCH)).toBe(true)
       permissions.noteDenied("a", WATCH, forbidden)
@@ -3688,7 +3690,7 @@ describe("11 Controller", () => {
 
     test("a watch that works forgets the 403s before it", () => {
       const permissions = new Permissions()
-      permissions.review("a", all, 0)
+      permissions.review("a", all, monotonic(0))
       for (let i = 0; i < 20; i++) {
         permissions.noteDenied("a", WATCH, forbidden)
         if (i % 5 === 0) permissions.noteWorking()
@@ -3698,7 +3700,7 @@ describe("11 Controller", () => {
 
     test("other errors deny nothing", () => {
       const permissions = new Permissions()
-      permissions.review("a", all, 0)
+      permissions.review("a", all, monotonic(0))
       for (const error of [new ApiError(401, "", ""), new ApiError(503, "", ""), new Error("no answer")])
         for (let i = 0; i < 9; i++) permissions.noteDenied("a", WATCH, error)
       expect(permissions.may("a", WATCH)).toBe(true)
@@ -3706,9 +3708,9 @@ describe("11 Controller", () => {
 
     test("a Role that lacks the watch is reviewed again after ten minutes, one that has it is not", () => {
       const permissions = new Permissions()
-      permissions.review("a", only("list batch/jobs"), 1_000)
-      permissions.review("b", all, 1_000)
-      const needs = (at: number) => ["a", "b"].map((namespace) => permissions.needsReview(namespace, at))
+      permissions.review("a", only("list batch/jobs"), monotonic(1_000))
+      permissions.review("b", all, monotonic(1_000))
+      const needs = (at: number) => ["a", "b"].map((namespace) => permissions.needsReview(namespace, monotonic(at)))
       expect([needs(1_000 + 10 * MINUTE - 1), needs(1_000 + 10 * MINUTE)]).toEqual([
         [false, false],
         [true, false],
@@ -3717,16 +3719,16 @@ describe("11 Controller", () => {
 
     test("a 403 for what is polled calls for a new review", () => {
       const permissions = new Permissions()
-      permissions.review("a", only("list batch/jobs"), 1_000)
+      permissions.review("a", only("list batch/jobs"), monotonic(1_000))
       permissions.noteDenied("a", WATCH, forbidden)
-      expect(permissions.needsReview("a", 1_001)).toBe(true)
+      expect(permissions.needsReview("a", monotonic(1_001))).toBe(true)
     })
   })
 
   describe("Liveness", () => {
     const livenessAt = () => {
       const clock = { at: 1_000 }
-      return { clock, liveness: new Liveness({ monotonic: () => clock.at }, () => 150 * SECOND) }
+      return { clock, liveness: new Liveness({ monotonic: () => monotonic(clock.at) }, () => 150 * SECOND) }
     }
 
     test("runs before its first tick, and until it has not ticked for two minutes", () => {

@@ -415,7 +415,7 @@ export class Simulation implements World, Observed {
       patchJob: network.patchJob,
       clock: {
         now: () => START + this.now + process.aheadMs,
-        monotonic: () => this.now,
+        monotonic: () => this.now as operator.Monotonic,
         sleep: (ms, ...signals) => this.sleep(process, ms, signals),
         random: this.random,
       },

@@ -12,6 +12,7 @@ import {
   INTENT,
   logSink,
   type Metrics,
+  type Monotonic,
   notifier,
   Operator,
   PREFIX,
@@ -86,7 +87,7 @@ export class Hurried implements Clock {
   constructor(private rate: number) {}
   at = (real: number) => this.base + (real - this.since) * this.rate
   now = () => this.at(Date.now())
-  monotonic = () => this.now() - this.setMs
+  monotonic = () => (this.now() - this.setMs) as Monotonic
   go(rate: number): void {
     this.base = this.now()
     this.since = Date.now()

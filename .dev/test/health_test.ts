@@ -8,6 +8,7 @@ import {
   type Clock,
   type Fact,
   Metrics,
+  type Monotonic,
   notifier,
   PREFIX,
   RESULTS,
@@ -154,7 +155,7 @@ describe("/metrics", () => {
   test("the number of series is bounded, whatever the exit codes; the counts of a Job that is gone for an hour go", async () => {
     const server = await serve()
     let at = 0
-    const metrics = new Metrics({ monotonic: () => at })
+    const metrics = new Metrics({ monotonic: () => at as Monotonic })
     const life = live(server)
     stand(server, "stays", { status: {} })
     await seen(life, "stays", /running/)
@@ -322,7 +323,7 @@ function quickNotifier(url: string) {
   const clock: Clock = {
     random: () => 0.5,
     now: () => now,
-    monotonic: () => now,
+    monotonic: () => now as Monotonic,
     sleep: async (ms) => {
       if (ms > 0) slept.push(ms)
       now += Math.max(0, ms)
