@@ -336,7 +336,7 @@ export const SETTINGS = [
     help: "Job names separated by commas; `namespace/name` if there are several namespaces",
   }),
   setting("JOB_SELECTOR", "jobSelector", "", orNone(parseSelector), {
-    help: "label selector; at least one of the two is required, and if both are set, both must match",
+    help: "label selector; either this or JOB_NAMES is required, and a Job must match both if both are set",
   }),
   setting("CHECK_INTERVAL", "checkIntervalMs", "60", duration(1_000), {
     help: "polling interval if watching is not allowed",
@@ -362,7 +362,7 @@ export const SETTINGS = [
   }),
   setting("DRY_RUN", "dryRun", "false", oneOf(BOOLEANS), { help: "log what would be done and change nothing" }),
   setting("HEALTH_PORT", "healthPort", "8080", wholeNumber(0, 65_535), {
-    help: "port of /livez, /readyz and /metrics; 0 turns it off; outside a pod it is off unless set",
+    help: "port of /livez, /readyz and /metrics; 0 turns it off, which is the default outside a pod",
   }),
   setting("NOTIFY_URL", "notifyUrl", "", orNone(httpUrl), {
     help: "webhook called when a Job needs attention and when it recovers; a secret",
@@ -830,20 +830,23 @@ const isOomKilled = ({ ended, reason }: ContainerView) => ended && reason === "O
 const hasFailed = (c: ContainerView) => c.ended && (c.exitCode !== 0 || isOomKilled(c))
 
 /**
- * The container whose failure made its pod fail. A worker comes before a sidecar, which is stopped after it; one that
- * failed by itself before one that ended because the pod was told to stop; an out-of-memory kill before an exit code,
- * and a known end before an invented one. Of several, the first decides where each runs once; where they run again,
- * the last.
+ * The container whose failure made its pod fail: the highest by these criteria, the first one counting most.
+ *  1. It is no sidecar: sidecars are stopped after the others.
+ *  2. It failed by itself, not because the pod was told to stop.
+ *  3. It was killed for want of memory.
+ *  4. Its exit code is known, not invented by the runtime.
+ * Of several equal ones it is the first that ended where each runs once, and the last where they run again.
  */
 function failedContainer({ containers, runsOnce }: PodView): ContainerView | undefined {
   const isKnown = (c: ContainerView) => c.exitCode !== undefined
-  const isOwnFailure = (c: ContainerView) => Number(!c.stopped) * 4 + Number(isOomKilled(c)) * 2 + Number(isKnown(c))
-  const rank = (c: ContainerView) => Number(c.role !== "sidecar") * 8 + isOwnFailure(c)
-  const time = (c: ContainerView) => (runsOnce ? -1 : 1) * (c.finishedAt ?? 0)
-  return containers
+  const criteria = (c: ContainerView) => [c.role !== "sidecar", !c.stopped, isOomKilled(c), isKnown(c)]
+  const rank = (c: ContainerView) => criteria(c).reduce((sum, holds) => sum * 2 + Number(holds), 0)
+  const endedAt = (c: ContainerView) => c.finishedAt ?? 0
+  const byTime = (a: ContainerView, b: ContainerView) => endedAt(a) - endedAt(b)
+  const [best] = containers
     .filter(hasFailed)
-    .toSorted((a, b) => rank(a) - rank(b) || time(a) - time(b))
-    .at(-1)
+    .toSorted((a, b) => rank(b) - rank(a) || (runsOnce ? byTime(a, b) : byTime(b, a)))
+  return best
 }
 
 /** Whether a pod is a failed attempt. In one that succeeded, only an OOM kill counts: sidecars end as they like. */
@@ -3975,6 +3978,7 @@ async function performWrite(
   { plan, prove }: Extract<Step, { do: "write intent" }>,
 ): Promise<Outcome | undefined> {
   const draft = rulesOf(world).draftOf(plan)
+  // While an intent stands, only an edit is proved before it is written.
   const isEdit = seen.intents.length > 0 && prove
   const written = await writeIntent(world, cache, job, draft, prove)
   if (written === undefined) return undefined
