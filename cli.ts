@@ -1,13 +1,19 @@
 /**
- * The commands of an admin's shell: `status`, `history`, `restart`, `explain`, `dashboard`. operator.ts loads this file
+ * The commands of an admin's shell: `status`, `history`, `explain`, `restart`, `dashboard`. operator.ts loads this file
  * only if it is given arguments. The commands need no running operator, and are safe beside one.
  *
- * 1 Jobs, intents and records · 2 Commands that read · 3 Restart · 4 Command line
+ * 1 Jobs, intents and records · 2 Commands that read · 3 Restart · 4 Dashboard · 5 Command line
  */
+import { timingSafeEqual } from "node:crypto"
 import { createInterface } from "node:readline/promises"
-import { parseArgs } from "node:util"
+import { parseArgs, styleText } from "node:util"
+import dashboardPage from "./dashboard.html" with { type: "text" }
 import {
+  ApiError,
   alignedRows,
+  backoffMs,
+  Cache,
+  type Cause,
   ConfigError,
   connect,
   countFrom,
@@ -47,6 +53,7 @@ import {
   own,
   type PastFailure,
   PREFIX,
+  printable,
   quote,
   RECORD,
   RECORD_JOB,
@@ -71,29 +78,38 @@ import {
   viewJob,
   type World,
   wishFor,
+  within,
   written,
 } from "./operator.ts"
 import project from "./package.json" with { type: "json" }
 
 // ───────────────────────────────────── 1 Jobs, intents and records ────────────────────────────────────
 
-/** What a command works with. */
-export interface CommandContext {
+/** What a command works with; the namespaces it looks at are those of `world.config`. */
+interface CommandContext {
   world: World
-  namespaces: string[]
   /** Where the settings come from, in words. */
   settings: string
   names: string[]
-  options: Partial<Record<string, string>>
+  options: Options
   env: Env
   /** Prints the result, as JSON or as rows in columns. */
   print(json: unknown, rows: string[][]): Promise<void>
-  /** Asks on the terminal; undefined with --yes. */
-  confirm: ((question: string) => Promise<boolean>) | undefined
+}
+
+interface Options {
+  help?: boolean
+  version?: boolean
+  namespace?: string
+  context?: string
+  output?: string
+  yes?: boolean
+  port?: string
+  "no-open"?: boolean
 }
 
 /** A usage error (2), or something not found or rejected (3); the code is the exit code. */
-export class CommandError extends Error {
+class CommandError extends Error {
   override name = "CommandError"
   constructor(
     readonly code: 2 | 3,
@@ -103,13 +119,8 @@ export class CommandError extends Error {
   }
 }
 
-type Reader = Pick<World, "cluster" | "stop">
-
-/**
- * The settings as the operator wrote them in a namespace, else those of the environment. Without either throws a
- * CommandError, or with `isLenient` returns the defaults, for every Job.
- */
-export async function settingsFor({ cluster, stop }: Reader, namespace: string, env: Env, isLenient = false) {
+/** The settings as the operator wrote them in a namespace, else those of the environment. */
+async function settingsFor({ cluster, stop }: Pick<World, "cluster" | "stop">, namespace: string, env: Env) {
   const map = await cluster.getConfigMap(namespace, SETTINGS_MAP, stop)
   if (map) {
     const writtenAt = map.metadata?.annotations?.[`${PREFIX}written-at`]
@@ -120,100 +131,167 @@ export async function settingsFor({ cluster, stop }: Reader, namespace: string, 
     const { config } = readSettings({ ...env, NAMESPACE: namespace })
     return { config, from: "of the environment; no operator has written any" }
   } catch (error) {
-    if (!(error instanceof SettingsError)) throw error
     const missing = `no operator has written its settings in namespace ${namespace}`
-    const { config } = readSettings({ NAMESPACE: namespace, JOB_SELECTOR: `!${INTENT}` })
-    if (isLenient) return { config, from: `are the defaults, for every Job: ${missing}` }
-    throw new CommandError(2, `${missing}: name another with -n, or set them in the environment`, ...error.mistakes)
+    const advice = `${missing}: name another with -n, or set them in the environment`
+    throw new CommandError(2, advice, messageOf(error))
   }
 }
 
-/** What is known of one Job: its intents and the records of its failures by name. */
-interface Entry {
-  job: Job | undefined
-  intents: Map<string, Intent>
-  records: Map<string, PastFailure>
-}
+const RESOURCES = ["jobs", "configmaps"] as const
+type Resource = (typeof RESOURCES)[number]
 
-/** A Job as the commands report it. */
-export interface JobStatus {
-  view: JobView
-  /** Its last recorded failure. */
-  past: PastFailure | undefined
-  failure: Failure
-  /** What Inventory.look() has to look at before `failure` is known. */
-  unexplained: string | undefined
-  decision: Decision
-  isRestarting: boolean
-}
+/** By then an operator has recorded a failure. */
+const RECORDED_MS = 3_000
 
-export type Resource = "jobs" | "configmaps"
-
-/** Jobs with their intents and records, as lists or watches report them. */
-export class Inventory {
-  readonly entries = new Map<string, Entry>()
-  /** Failures that the metadata of a record does not explain, by Job and record. */
+/** The selected Jobs, or one by its name, with their intents and records, as lists or watches report them. */
+class Inventory {
+  /** Also those that are intents; like the records by namespace and name. */
+  readonly jobs = new Map<string, Job>()
+  readonly records = new Map<string, PastFailure>()
+  /** Failures that the metadata of a record does not explain, by Job and record; unknown until they are looked at. */
   private readonly failures = new Map<string, Failure>()
+  /** What the cluster answered to restarts that are overdue, as the operator's Events quote it, by uid. */
+  private readonly rejections = new Map<string, string>()
+  /** Resolves when all failures so far have been looked at. */
+  looking: Promise<unknown> = Promise.resolve()
 
-  constructor(readonly world: World) {}
+  constructor(
+    private readonly world: World,
+    private readonly name?: string,
+    private readonly onLook = () => {},
+  ) {}
 
-  /** Takes in an object, and returns the key of the Job that it is about. */
-  take(resource: Resource, type: string, object: Pick<Job, "metadata">): string {
-    const { managedFields: _, ...metadata } = object.metadata ?? {}
-    const { name = "", namespace = "" } = metadata
-    const put = <T>(map: Map<string, T>, value: T) =>
-      void (type === "DELETED" ? map.delete(name) : map.set(name, value))
-    const past = resource === "configmaps" ? readPast(metadata) : undefined
-    const intent = past ? undefined : readIntent(object)
-    const key = `${namespace}/${past?.job ?? intent?.jobName ?? name}`
-    const entry = this.entries.get(key) ?? { job: undefined, intents: new Map(), records: new Map() }
-    if (past) put(entry.records, past)
-    else if (intent) put(entry.intents, intent)
-    else if (!isIntent(object)) entry.job = type === "DELETED" ? undefined : { ...object, metadata }
-    if (entry.job || entry.intents.size > 0 || entry.records.size > 0) this.entries.set(key, entry)
-    else this.entries.delete(key)
-    return key
+  /** Lists a namespace, in place of what was known of it; returns the version to watch from. */
+  async list(namespace: string, resource: Resource): Promise<string> {
+    const { cluster, stop } = this.world
+    const { name } = this
+    const jobSelector = name === undefined ? "" : `${INTENT}=${labelValueFor(name)}`
+    const recordSelector = `${RECORD}=failure${name === undefined ? "" : `,${RECORD_JOB}=${name}`}`
+    const { items, resourceVersion } =
+      resource === "jobs"
+        ? await cluster.listJobs(namespace, jobSelector, withoutManagedFields, stop)
+        : await cluster.listConfigMaps(namespace, recordSelector, stop)
+    const named = resource === "jobs" && name !== undefined && (await cluster.getJob(namespace, name, stop))
+    const known = resource === "jobs" ? this.jobs : this.records
+    for (const key of known.keys()) if (key.startsWith(`${namespace}/`)) known.delete(key)
+    for (const item of items) this.take("LISTED", resource, "spec" in item ? item : { metadata: item as Metadata })
+    if (named) this.take("LISTED", resource, named)
+    return resourceVersion
   }
 
-  /** The records of a Job's failures, oldest first. */
-  recordsOf(key: string): PastFailure[] {
-    return [...(this.entries.get(key)?.records.values() ?? [])].sort((a, b) => a.failedAt - b.failedAt)
+  take(type: string, resource: Resource, object: Pick<Job, "metadata">): void {
+    const { namespace, name } = object.metadata ?? {}
+    const key = `${namespace}/${name}`
+    if (type === "DELETED") (resource === "jobs" ? this.jobs : this.records).delete(key)
+    else if (resource === "jobs") this.jobs.set(key, withoutManagedFields(object))
+    else this.records.set(key, readPast(object.metadata ?? {}))
   }
 
-  /** Undefined for a Job that is not selected. One that is absent during its restart is shown from its intent. */
-  statusOf(key: string, isNamed = false): JobStatus | undefined {
+  /** What is known of each Job, by name; of one that is absent during its restart, what its intent says. */
+  statuses() {
+    const intents = Map.groupBy(
+      [...this.jobs.values()].flatMap((job) => readIntent(job) ?? []),
+      keyOf,
+    )
+    const records = Map.groupBy(this.recordsInOrder(), keyOf)
+    const keys = new Set([...this.jobs.keys(), ...intents.keys()])
+    return [...keys].sort().flatMap((key) => {
+      const [intent] = newestFirst(intents.get(key) ?? [])
+      const job = this.jobs.get(key) ?? (intent && replacementOf(intent))
+      if (!job || isIntent(job)) return []
+      const isShown = this.name !== undefined || intent || isSelected(viewJob(job), this.world.config)
+      return isShown ? this.statusOf(job, intent, records.get(key) ?? []) : []
+    })
+  }
+
+  /** Oldest first. */
+  recordsInOrder(): PastFailure[] {
+    return [...this.records.values()].sort((a, b) => a.failedAt - b.failedAt)
+  }
+
+  /** A Job as the commands report it, and everything that led to the decision on it. */
+  private statusOf(job: Job, intent: Intent | undefined, records: PastFailure[]) {
     const { config } = this.world
-    const entry = this.entries.get(key)
-    const [intent] = newestFirst([...(entry?.intents.values() ?? [])])
-    const job = entry?.job ?? (intent && inNamespace(intent.replacement, intent.namespace))
-    if (!job || !(isNamed || intent || isSelected(viewJob(job), config))) return undefined
     const now = nowOf(this.world)
     const view = viewJob(job)
-    const past = this.recordsOf(key).at(-1)
-    const moment = `${view.uid} ${past?.name}`
-    const known = this.knownFailure(view, past) ?? this.failures.get(moment)
-    const failure = known ?? UNKNOWN
+    const past = records.at(-1)
+    const failure = this.failureOf(view, past)
+    const isFailed = view.phase === "failed"
     const decision = intent
       ? decisionOf(intent, now)
       : decide(view, { ...failure, seenAt: now, changed: isChanged(job) }, config, now)
     const isRestarting = intent !== undefined && decision.do === "restart"
-    return { view, past, failure, unexplained: known ? undefined : moment, decision, isRestarting }
+    const nextRestartAt = !isRestarting && "dueAt" in decision ? decision.dueAt : undefined
+    const rejection = nextRestartAt !== undefined && nextRestartAt <= now ? this.rejections.get(view.uid) : undefined
+    const restarts = view.phase === "succeeded" ? 0 : countFrom(own(view, "restarts"))
+    const annotations = Object.entries(view.annotations).filter(([key]) => key.startsWith(PREFIX))
+    const facts = {
+      job: view.key,
+      uid: view.uid,
+      state: isRestarting ? "restarting" : stateOf(view, decision, rejection ? 1 : 0),
+      nextRestartAt,
+      cause: isFailed ? failure.cause : (past?.cause ?? own(view, "last-cause")),
+      failuresInRow: restarts + (isFailed ? 1 : 0),
+      lastFailureAt: view.failedAt ?? past?.failedAt ?? instant(own(view, "last-failure")),
+      why: rejection ?? decision.because,
+      decision: isRestarting ? `its restart is under way, ${decision.because}` : sayDecision(decision, now).text,
+      rules: judgedRules(view, failure, config),
+      annotations: annotations.map(([key, value]) => `${key.slice(PREFIX.length)}=${value}`),
+      problems: overridesOf(view, config).problems,
+    }
+    return { view, records, facts }
   }
 
-  /** Undefined if the metadata of a record does not tell. */
-  private knownFailure(view: JobView, past: PastFailure | undefined): Failure | undefined {
+  /** From the record; if that does not tell, unknown until somebody has looked. */
+  private failureOf(view: JobView, past: PastFailure | undefined): Failure {
     if (view.phase !== "failed") return UNKNOWN
-    return past?.uid === view.uid && !needsLog(view, this.world) ? { ...UNKNOWN, cause: past.cause } : undefined
+    const needsLog = overridesOf(view, this.world.config).rules.some(({ cause }) => cause.kind === "log")
+    if (past?.uid === view.uid && !needsLog) return { ...UNKNOWN, cause: past.cause }
+    const moment = `${view.uid} ${past?.name}`
+    const known = this.failures.get(moment)
+    if (known) return known
+    this.failures.set(moment, UNKNOWN)
+    // One at a time: many lists of pods at once would load the API server.
+    this.looking = this.looking.then(() => this.look(view, moment)).catch(() => this.failures.delete(moment))
+    return UNKNOWN
   }
 
-  /** Looks at the record or the pods of an unexplained failure. */
-  async look({ view, past, unexplained = "" }: JobStatus): Promise<void> {
-    const { failure } = await findFailure(this.world, view, past)
-    this.failures.set(unexplained, failure)
+  private async look(view: JobView, moment: string): Promise<void> {
+    const { clock, stop } = this.world
+    await clock.sleep((view.failedAt ?? 0) + RECORDED_MS - nowOf(this.world), stop)
+    const past = this.recordsInOrder().findLast((record) => keyOf(record) === view.key)
+    const { failure } = await findFailure({ ...this.world, kill: stop }, view, past)
+    this.failures.set(moment, failure)
+    this.onLook()
+  }
+
+  /** Reads what the cluster answered to restarts that are overdue. */
+  async loadRejections(): Promise<void> {
+    const { cluster, stop } = this.world
+    const isOverdue = ({ facts: { nextRestartAt = Number.POSITIVE_INFINITY } }: Status) =>
+      nextRestartAt <= nowOf(this.world)
+    const overdue = this.statuses().filter(isOverdue)
+    for (const namespace of new Set(overdue.map(({ view }) => view.namespace)))
+      for (const { uid, text } of await cluster.listEvents(namespace, "CannotRestart", stop).catch(() => []))
+        this.rejections.set(uid, text)
   }
 }
 
-const inNamespace = (job: Job, namespace: string): Job => ({ ...job, metadata: { ...job.metadata, namespace } })
+type Status = ReturnType<Inventory["statuses"]>[number]
+
+/** The key of the Job that an intent or a record is about. */
+const keyOf = (one: PastFailure | Intent) => `${one.namespace}/${"jobName" in one ? one.jobName : one.job}`
+
+function withoutManagedFields(job: Job): Job {
+  const { managedFields: _, ...metadata } = job.metadata ?? {}
+  return { ...job, metadata }
+}
+
+/** The Job that an intent creates, which does not say in which namespace. */
+const replacementOf = ({ namespace, replacement }: Intent): Job => ({
+  ...replacement,
+  metadata: { ...replacement.metadata, namespace },
+})
 
 /** What an intent has decided already. */
 function decisionOf({ name, dueAt }: Intent, now: number): Decision {
@@ -221,87 +299,44 @@ function decisionOf({ name, dueAt }: Intent, now: number): Decision {
   return { do: "restart", dueAt: dueAt ?? 0, because: `intent ${name}` }
 }
 
-/** The status of every selected Job of a namespace, or of one Job. */
-async function loadStatuses(world: World, namespace: string, name?: string): Promise<JobStatus[]> {
-  const { cluster, kill } = world
-  const inventory = new Inventory(world)
-  const keep = (job: Job) => void inventory.take("jobs", "LISTED", job)
-  const loadJobs = async () => {
-    await cluster.listJobs(namespace, name === undefined ? "" : `${INTENT}=${labelValueFor(name)}`, keep, kill)
-    const job = name === undefined ? undefined : await cluster.getJob(namespace, name, kill)
-    if (job) keep(job)
-  }
-  const [records] = await Promise.all([listRecords(world, namespace, name), loadJobs()])
-  for (const metadata of records) inventory.take("configmaps", "LISTED", { metadata })
-  const statuses = () =>
-    [...inventory.entries.keys()].flatMap((key) => inventory.statusOf(key, name !== undefined) ?? [])
-  await Promise.all(statuses().map((status) => status.unexplained && inventory.look(status)))
-  return statuses()
+/** Why a Job failed: from its record, else from the pods that are left. */
+async function findFailure(world: World, view: JobView, past: PastFailure | undefined) {
+  const isRecorded = past?.uid === view.uid
+  const record = isRecorded && (await world.cluster.getConfigMap(past.namespace, past.name, world.kill))
+  const evidence = (record && readRecord(record)?.evidence) || (await gatherEvidence(world, view, []))
+  return { failure: failureOf(view, evidence), evidence, isRecorded }
 }
 
-/** The metadata of the records of a namespace, or of one Job. */
-async function listRecords({ cluster, kill }: World, namespace: string, job?: string): Promise<Metadata[]> {
-  const selector = `${RECORD}=failure${job === undefined ? "" : `,${RECORD_JOB}=${job}`}`
-  return (await cluster.listConfigMaps(namespace, selector, kill)).items
+/** The failures of a namespace, or of one Job, that are recorded, oldest first. */
+async function loadRecords(world: World, namespaces: string[], job?: string): Promise<PastFailure[]> {
+  const inventory = new Inventory(world, job)
+  await Promise.all(namespaces.map((namespace) => inventory.list(namespace, "configmaps")))
+  return inventory.recordsInOrder()
 }
 
-/** The same as failures, oldest first. */
-const loadRecords = async (world: World, namespace: string, job?: string) =>
-  (await listRecords(world, namespace, job)).map(readPast).sort((a, b) => a.failedAt - b.failedAt)
-
-const needsLog = (view: JobView, { config }: World) =>
-  overridesOf(view, config).rules.some(({ cause }) => cause.kind === "log")
-
-/** Why a Job failed: from its record, whose metadata is enough unless a rule reads the log; else from its pods. */
-async function findFailure(world: World, view: JobView, past: PastFailure | undefined, whole = false) {
-  const recorded = past?.uid === view.uid ? past : undefined
-  if (recorded && !whole && !needsLog(view, world)) return { failure: { ...UNKNOWN, cause: recorded.cause } }
-  const record = recorded && (await world.cluster.getConfigMap(recorded.namespace, recorded.name, world.kill))
-  const evidence = (record && readRecord(record)?.evidence) ?? (await gatherEvidence(world, view, []))
-  return { failure: failureOf(view, evidence), evidence, isRecorded: recorded !== undefined }
+/** The status of every selected Job, or of one; failures explained, and rejections read. */
+async function loadStatuses(world: World, job?: JobName): Promise<Status[]> {
+  const inventory = new Inventory(world, job?.name)
+  const namespaces = job ? [job.namespace] : world.config.namespaces
+  await Promise.all(namespaces.flatMap((namespace) => RESOURCES.map((one) => inventory.list(namespace, one))))
+  inventory.statuses()
+  await inventory.looking
+  await inventory.loadRejections()
+  return inventory.statuses()
 }
 
-export function factsOf({ view, past, failure, decision, isRestarting }: JobStatus, rejection?: string) {
-  const isFailed = view.phase === "failed"
-  const restarts = view.phase === "succeeded" ? 0 : countFrom(own(view, "restarts"))
-  return {
-    job: view.key,
-    uid: view.uid,
-    state: isRestarting ? "restarting" : rejection ? "rejected" : stateOf(view, decision, 0),
-    nextRestartAt: !isRestarting && "dueAt" in decision ? decision.dueAt : undefined,
-    cause: isFailed ? failure.cause : (past?.cause ?? own(view, "last-cause")),
-    failuresInRow: restarts + (isFailed ? 1 : 0),
-    lastFailureAt: view.failedAt ?? past?.failedAt ?? instant(own(view, "last-failure")),
-    why: rejection ?? decision.because,
-  }
-}
-
-/** A Job's facts, and everything that led to the decision on it. */
-export function explanationOf(status: JobStatus, world: World) {
-  const { view, failure, decision, isRestarting } = status
-  const annotations = Object.entries(view.annotations).filter(([key]) => key.startsWith(PREFIX))
-  return {
-    ...factsOf(status),
-    decision: isRestarting ? `its restart is under way, ${decision.because}` : sayDecision(decision, nowOf(world)).text,
-    rules: judgedRules(view, failure, world.config),
-    annotations: annotations.map(([key, value]) => `${key.slice(PREFIX.length)}=${value}`),
-    problems: overridesOf(view, world.config).problems,
-  }
-}
-
-// ──────────────────────────────────────────── 2 Commands ──────────────────────────────────────────────
+// ───────────────────────────────────────── 2 Commands that read ───────────────────────────────────────
 
 /** A Job's name, with its namespace if there are several. */
-const shortName = ({ namespaces }: CommandContext, key: string) =>
-  namespaces.length > 1 ? key : key.slice(key.indexOf("/") + 1)
+const shortName = ({ config }: World, key: string) =>
+  config.namespaces.length > 1 ? key : key.slice(key.indexOf("/") + 1)
 
-async function status(context: CommandContext): Promise<number> {
-  const { world, namespaces, settings } = context
-  const jobs = (await Promise.all(namespaces.map((namespace) => loadFacts(world, namespace)))).flat()
+async function status({ world, settings, print }: CommandContext): Promise<number> {
+  const jobs = (await loadStatuses(world)).map(({ facts }) => facts)
   const now = nowOf(world)
   const span = (ms: number) => durationText(Math.max(0, Math.round(ms / 1_000)) * 1_000)
   const rows = jobs.map(({ job, state, nextRestartAt, cause = "", failuresInRow, lastFailureAt, why }) => [
-    shortName(context, job),
+    shortName(world, job),
     state,
     nextRestartAt === undefined ? "" : nextRestartAt > now ? `in ${span(nextRestartAt - now)}` : "now",
     cause,
@@ -310,50 +345,31 @@ async function status(context: CommandContext): Promise<number> {
     why,
   ])
   const head = ["JOB", "STATE", "NEXT RESTART", "CAUSE", "IN A ROW", "LAST FAILURE", "WHY"]
-  await context.print({ settings, now: instantText(now), jobs }, [head, ...rows])
+  await print({ settings, now: instantText(now), jobs }, [head, ...rows])
   reportToStderr("info", `settings ${settings}`)
   return 0
 }
 
-/** What the cluster answered to restarts in a namespace that are overdue, as the operator's Events quote it, by uid. */
-export async function rejectionsIn({ cluster, kill }: World, namespace: string): Promise<Map<string, string>> {
-  const events = await cluster.listEvents(namespace, "CannotRestart", kill).catch(() => [])
-  return new Map(events.map(({ uid, text }) => [uid, text]))
-}
-
-/** Facts about the selected Jobs of a namespace; those whose restart is overdue with the cluster's answer to it. */
-async function loadFacts(world: World, namespace: string) {
-  const statuses = await loadStatuses(world, namespace)
-  const isLate = (status: JobStatus) => isOverdue(status, nowOf(world))
-  const rejections = statuses.some(isLate) ? await rejectionsIn(world, namespace) : new Map<string, string>()
-  return statuses.map((status) => factsOf(status, isLate(status) ? rejections.get(status.view.uid) : undefined))
-}
-
-export const isOverdue = ({ decision, isRestarting }: JobStatus, now: number) =>
-  !isRestarting && "dueAt" in decision && decision.dueAt <= now
-
 async function history(context: CommandContext): Promise<number> {
-  const { world, namespaces, print } = context
-  if (context.names.length > 0) return historyOfJob(context)
-  const records = (await Promise.all(namespaces.map((namespace) => loadRecords(world, namespace)))).flat()
-  const rows = records
-    .sort((a, b) => a.failedAt - b.failedAt)
-    .map(({ namespace, job, cause, failedAt, restarts, summary, decided }) => {
-      const name = shortName(context, `${namespace}/${job}`)
-      return [instantText(failedAt), name, cause, String(restarts + 1), summary, decided]
-    })
+  const { world, names, print } = context
+  if (names.length > 0) return historyOfJob(context)
+  const records = await loadRecords(world, world.config.namespaces)
+  const rows = records.map(({ namespace, job, cause, failedAt, restarts, summary, decided }) => {
+    const name = shortName(world, `${namespace}/${job}`)
+    return [instantText(failedAt), name, cause, String(restarts + 1), summary, decided]
+  })
   await print(records, [["FAILED", "JOB", "CAUSE", "IN A ROW", "HOW IT ENDED", "THEN"], ...rows])
   return 0
 }
 
 /** All evidence of a Job's failures, the last one at the end. */
-async function historyOfJob(context: CommandContext): Promise<number> {
-  const { cluster, kill } = context.world
-  const [{ namespace, name, key }] = jobsOf(context)
-  const records = await loadRecords(context.world, namespace, name)
-  if (records.length === 0 && !(await cluster.getJob(namespace, name, kill)))
+async function historyOfJob({ world, names, print }: CommandContext): Promise<number> {
+  const { cluster, stop } = world
+  const [{ namespace, name, key }] = jobsOf(world, names)
+  const records = await loadRecords(world, [namespace], name)
+  if (records.length === 0 && !(await cluster.getJob(namespace, name, stop)))
     throw new CommandError(3, `there is no Job ${key}, and no record of a failure of it`)
-  const maps = await Promise.all(records.map((past) => cluster.getConfigMap(namespace, past.name, kill)))
+  const maps = await Promise.all(records.map((past) => cluster.getConfigMap(namespace, past.name, stop)))
   const whole = maps.flatMap((map) => (map && readRecord(map)) ?? [])
   const json = whole.map(({ past, reason, evidence: { logs, ...evidence } }) => {
     return { ...past, reason, ...evidence, logs: Object.fromEntries(logs) }
@@ -362,12 +378,12 @@ async function historyOfJob(context: CommandContext): Promise<number> {
     `${instantText(at)} ${[cause, reason].filter(Boolean).join(", ")}; failure ${restarts + 1} in a row; ${decided}`,
     ...evidenceLines(evidence).map((line) => `    ${line}`),
   ])
-  await context.print(json, lines.length > 0 ? lines.map((line) => [line]) : [[`no failure of ${key} is recorded`]])
+  await print(json, lines.length > 0 ? lines.map((line) => [line]) : [[`no failure of ${key} is recorded`]])
   return 0
 }
 
 /** The Jobs that are named; at least one is. */
-export function jobsOf({ names, namespaces }: Pick<CommandContext, "names" | "namespaces">): [JobName, ...JobName[]] {
+function jobsOf({ config: { namespaces } }: World, names: string[]): [JobName, ...JobName[]] {
   const wrong = names.filter((name) => !JOB_NAME.test(name) || (namespaces.length > 1 && !name.includes("/")))
   if (wrong.length > 0)
     throw new CommandError(
@@ -383,23 +399,20 @@ export function jobsOf({ names, namespaces }: Pick<CommandContext, "names" | "na
 /** The settings that a decision depends on. */
 const DECISIVE =
   "RESTART_DELAY SKIP_DELAY_ON_OOM RESTART_RULES MAX_RESTARTS RESTART_SPACING JOB_NAMES JOB_SELECTOR".split(" ")
-export const decisiveSettings = ({ config }: World) =>
-  DECISIVE.flatMap((variable) => {
-    const value = variablesOf(config)[variable]
-    return value ? [`${variable}=${value}`] : []
-  })
+function decisiveSettings({ config }: World): string[] {
+  const values = variablesOf(config)
+  return DECISIVE.filter((variable) => values[variable]).map((variable) => `${variable}=${values[variable]}`)
+}
 
-async function explain(context: CommandContext): Promise<number> {
-  const { world, settings } = context
-  const [{ namespace, name, key }] = jobsOf(context)
-  const [status] = await loadStatuses(world, namespace, name)
-  if (!status) throw new CommandError(3, `there is no Job ${key}`)
-  const facts = explanationOf(status, world)
+async function explain({ world, names, settings, print }: CommandContext): Promise<number> {
+  const [job] = jobsOf(world, names)
+  const facts = (await loadStatuses(world, job)).find(({ view }) => view.key === job.key)?.facts
+  if (!facts) throw new CommandError(3, `there is no Job ${job.key}`)
   const failure = facts.lastFailureAt
     ? `${facts.cause} at ${instantText(facts.lastFailureAt)}, ${facts.failuresInRow} in a row`
     : "none is known"
   const blocks: [string, ...string[]][] = [
-    ["job", `${key}, ${facts.state}`],
+    ["job", `${job.key}, ${facts.state}`],
     ["decision", facts.decision],
     ["failure", failure],
     ["rules", ...facts.rules.map(({ rule, verdict }) => `${rule} ${verdict}`)],
@@ -408,23 +421,22 @@ async function explain(context: CommandContext): Promise<number> {
     ["settings", settings, ...decisiveSettings(world)],
   ]
   const rows = blocks.flatMap(([label, ...lines]) => lines.map((line, i) => [i === 0 ? label : "", line]))
-  await context.print({ ...facts, settings: { from: settings, ...variablesOf(world.config) } }, rows)
+  await print({ ...facts, settings: { from: settings, ...variablesOf(world.config) } }, rows)
   return 0
 }
 
 // ───────────────────────────────────────────── 3 Restart ──────────────────────────────────────────────
 
-async function restart(context: CommandContext): Promise<number> {
-  const { world, confirm } = context
-  const plans = await Promise.all(jobsOf(context).map((job) => planRestart(world, job)))
+async function restart({ world, names, options, print }: CommandContext): Promise<number> {
+  const plans = await Promise.all(jobsOf(world, names).map((job) => planRestart(world, job)))
   const rejections = plans.flatMap((plan) => ("rejection" in plan ? [plan.rejection] : []))
   if (rejections.length > 0) throw new CommandError(3, ...rejections)
   const ready = plans.filter((plan) => "run" in plan)
-  if (confirm && !(await confirm(`restart ${ready.map(({ what }) => what).join(", ")}?`)))
+  if (!options.yes && !(await confirm(`restart ${ready.map(({ what }) => what).join(", ")}?`, world.stop)))
     throw new CommandError(3, "nothing was done")
   const facts = await Promise.all(ready.map((plan) => runRestart(world, plan)))
   const rows = facts.map(({ job, result, details }) => [job, result, details])
-  await context.print(facts, [["JOB", "RESULT", "DETAILS"], ...rows])
+  await print(facts, [["JOB", "RESULT", "DETAILS"], ...rows])
   const has = (...results: string[]) => facts.some(({ result }) => results.includes(result))
   return has("fault", "interrupted", "namespace gone", "cancelled") ? 1 : has("rejected", "changed") ? 3 : 0
 }
@@ -432,7 +444,7 @@ async function restart(context: CommandContext): Promise<number> {
 type RestartPlan = { job: JobName; what: string; run: () => Promise<Outcome> }
 
 /** What a manual restart comes to: a restart, the end of one that was left unfinished, or why not. */
-export async function planRestart(world: World, job: JobName): Promise<RestartPlan | { rejection: string }> {
+async function planRestart(world: World, job: JobName): Promise<RestartPlan | { rejection: string }> {
   const { namespace, name, key } = job
   if (world.config.dryRun) throw new CommandError(2, "DRY_RUN is set: nothing is restarted")
   const live = await world.cluster.getJob(namespace, name, world.kill)
@@ -457,30 +469,26 @@ export async function planRestart(world: World, job: JobName): Promise<RestartPl
 
 /** What a restart knows without watches: what it has read itself. */
 async function localCache({ cluster, emit, kill }: World, { namespace, name }: JobName): Promise<RestartCache> {
-  const selector = `${INTENT}=${labelValueFor(name)}`
-  let intents = (await cluster.listJobs(namespace, selector, readIntent, kill)).items
+  const cache = new Cache()
+  const { items } = await cluster.listJobs(namespace, `${INTENT}=${labelValueFor(name)}`, readIntent, kill)
+  for (const intent of items) cache.addIntent(intent, 0)
   let latest: Job | undefined
-  const without = (intent: Pick<Intent, "name">) => intents.filter((one) => one.name !== intent.name)
   return {
-    intentsOf: () => intents,
+    intentsOf: (key) => cache.intentsOf(key),
     latest: () => latest,
     podsOf: () => undefined,
     deletedByPerson: () => false,
     onJobRead: (job) => {
       latest = job
     },
-    onIntentRead: (intent) => {
-      intents = [...without(intent), intent]
-    },
-    onIntentGone: (intent) => {
-      intents = without(intent)
-    },
+    onIntentRead: (intent) => cache.addIntent(intent, 0),
+    onIntentGone: (intent) => cache.removeIntent(intent),
     whenGone: () => undefined,
     emit,
   }
 }
 
-export async function runRestart(world: World, { job, run }: RestartPlan) {
+async function runRestart(world: World, { job, run }: RestartPlan) {
   type Result = Outcome | { result: "fault"; error: unknown }
   const outcome = await run().catch((error): Result => ({ result: "fault", error }))
   if (outcome.result === "restarted") await reportRestart(world, { ...job, uid: outcome.uid })
@@ -502,9 +510,9 @@ async function reportRestart(world: World, job: JobName): Promise<void> {
 
 /** The failure, recorded if no operator has done so: the Job's pods go with it. */
 async function keepEvidence(world: World, view: JobView): Promise<Failure> {
-  const past = (await loadRecords(world, view.namespace, view.name)).at(-1)
-  const { failure, evidence, isRecorded } = await findFailure(world, view, past, true)
-  if (!evidence || isRecorded || world.config.historyLimit === 0) return failure
+  const past = (await loadRecords(world, [view.namespace], view.name)).at(-1)
+  const { failure, evidence, isRecorded } = await findFailure(world, view, past)
+  if (isRecorded || world.config.historyLimit === 0) return failure
   const record = recordFor(view, evidence, failure.cause, decideOnWish(view))
   await createRecord(world, record).catch((error) =>
     reportToStderr("warning", `[${view.key}] its failure is not recorded: ${messageOf(error)}`),
@@ -512,64 +520,414 @@ async function keepEvidence(world: World, view: JobView): Promise<Failure> {
   return failure
 }
 
-// ─────────────────────────────────────────── 4 Command line ───────────────────────────────────────────
+// ──────────────────────────────────────────── 4 Dashboard ─────────────────────────────────────────────
 
-const serveDashboard = async (context: CommandContext) => (await import("./dashboard.ts")).dashboard(context)
+const BEAT_MS = 10_000
+/** A watch notices a server that hangs only after minutes. */
+const ANSWER_MS = 5_000
 
-/** What an admin may ask for, beside a running operator or without one. `run` returns the exit code. */
-export const COMMANDS = {
-  status: { jobs: "", run: status, help: "show each Job's state, next restart and why" },
-  history: { jobs: "[JOB]", run: history, help: "list past failures; of one JOB with all evidence" },
-  restart: { jobs: "JOB...", run: restart, help: "restart failed or finished Jobs now" },
-  explain: { jobs: "JOB", run: explain, help: "explain the decision on a Job: inputs, rules, settings" },
-  dashboard: { jobs: "", run: serveDashboard, help: "serve a page for your browser, on this machine alone" },
+/** For JSON.stringify: control and bidi characters become visible. */
+const visible = (_: string, value: unknown) => (typeof value === "string" ? printable(value) : value)
+
+type Page = (message: string) => void
+
+/** Keeps an inventory current by watches, and tells every open page what changes. */
+export class Dashboard {
+  private readonly inventory: Inventory
+  /** What the pages know of each Job, as JSON. */
+  private lanes = new Map<string, string>()
+  /** What cannot be read right now. `isOutage`: there is no answer at all. */
+  private readonly problems = new Map<string, { text: string; isOutage: boolean; sinceAt: number }>()
+  private readonly pages = new Set<Page>()
+  private isChanged = false
+
+  constructor(
+    private readonly world: World,
+    private readonly env: Env,
+    private settings: string,
+  ) {
+    this.inventory = new Inventory(world, undefined, () => this.onChange())
+  }
+
+  /** Resolves once everything was listed, or could not be. */
+  async start(): Promise<void> {
+    const start = (namespace: string, resource: Resource) =>
+      new Promise<void>((ready) => void this.listAndWatch(namespace, resource, ready))
+    const { namespaces } = this.world.config
+    await Promise.all(namespaces.flatMap((namespace) => RESOURCES.map((resource) => start(namespace, resource))))
+    void this.beat()
+  }
+
+  /** Sends everything now and every change later, until the returned function is called. */
+  open(page: Page): () => void {
+    this.pages.add(page)
+    this.update()
+    page(this.messageWith([...this.lanes.keys()]))
+    return () => void this.pages.delete(page)
+  }
+
+  /** A burst of changes is sent as one. */
+  private onChange(): void {
+    if (!this.isChanged) setTimeout(() => this.update(), 150)
+    this.isChanged = true
+  }
+
+  /** Sends what is new. */
+  private update(): void {
+    this.isChanged = false
+    if (this.pages.size === 0) return
+    const before = this.lanes
+    this.lanes = new Map(
+      this.inventory.statuses().map((status) => [status.view.key, JSON.stringify(this.laneOf(status), visible)]),
+    )
+    const keys = [...new Set([...before.keys(), ...this.lanes.keys()])]
+    const message = this.messageWith(keys.filter((key) => this.lanes.get(key) !== before.get(key)))
+    for (const page of this.pages) page(message)
+  }
+
+  /** With the lanes of some Jobs; null for one that is gone. */
+  private messageWith(keys: string[]): string {
+    const { cluster, config } = this.world
+    const facts = {
+      now: nowOf(this.world),
+      address: cluster.address,
+      namespaces: config.namespaces,
+      jobNames: config.jobNames,
+      jobSelector: config.jobSelector?.text,
+      settings: [this.settings, ...decisiveSettings(this.world)],
+      problems: Object.fromEntries(this.problems),
+    }
+    const lanes = keys.map((key) => `${JSON.stringify(key)}:${this.lanes.get(key) ?? null}`)
+    return `${JSON.stringify(facts, visible).slice(0, -1)},"lanes":{${lanes.join()}}}`
+  }
+
+  /** What the pages show of a Job. */
+  private laneOf({ view, records, facts }: Status) {
+    const { uid, phase, startedAt, completedAt, failedAt, reason } = view
+    const failures = records.map(({ name, startedAt, failedAt, cause, restarts, summary }) => {
+      return { name, startedAt, failedAt, cause, inRow: restarts + 1, summary }
+    })
+    const unrecorded = { name: "", startedAt, cause: facts.cause as Cause, inRow: facts.failuresInRow, summary: reason }
+    if (failedAt !== undefined && records.at(-1)?.uid !== uid) failures.push({ ...unrecorded, failedAt })
+    const manual = decideOnWish(view)
+    const notRestartable = manual.do === "restart" ? undefined : manual.because
+    const isPaused = overridesOf(view, this.world.config).paused
+    // How much is left of a wait is told by the due time.
+    const decision = facts.decision.replace(/ \(in \w+\)/, "")
+    return { ...facts, decision, phase, startedAt, completedAt, failures, isPaused, notRestartable }
+  }
+
+  /** Lists once, then watches; after an outage, or where watching is forbidden, lists again. */
+  private async listAndWatch(namespace: string, resource: Resource, ready: () => void): Promise<void> {
+    const { clock, stop } = this.world
+    const what = `${resource} in ${namespace}`
+    for (let attempt = 0; !stop.aborted; attempt++) {
+      let isListed = false
+      try {
+        const version = await this.inventory.list(namespace, resource)
+        isListed = true
+        attempt = 0
+        this.report(what)
+        ready()
+        await this.watch(namespace, resource, version)
+      } catch (error) {
+        const isPolled = isListed && error instanceof ApiError && error.status === 403
+        if (!isPolled) this.report(what, error)
+        ready()
+        const pauseMs = isPolled ? BEAT_MS : Math.min(5_000, backoffMs(attempt, clock.random(), error))
+        await clock.sleep(pauseMs, stop)
+      }
+    }
+  }
+
+  /** One watch after the other, until an error. */
+  private async watch(namespace: string, resource: Resource, resourceVersion: string): Promise<void> {
+    const { cluster, clock, stop } = this.world
+    const options = { silenceMs: 150_000, resourceVersion, ...(resource === "configmaps" && { selector: RECORD }) }
+    while (!stop.aborted) {
+      const beganAt = clock.now()
+      for await (const { type, object } of cluster.watch(namespace, resource, options, stop)) {
+        options.resourceVersion = object.metadata?.resourceVersion ?? options.resourceVersion
+        if (object.metadata?.labels?.[RECORD] === "settings") await this.loadSettings()
+        else if (type !== "BOOKMARK") this.inventory.take(type, resource, object)
+        this.onChange()
+      }
+      if (clock.now() - beganAt < 1_000 && !stop.aborted) throw new Error("the watch ended at once")
+    }
+  }
+
+  private async loadSettings(): Promise<void> {
+    const { namespaces } = this.world.config
+    const { config, from } = await settingsFor(this.world, namespaces[0] ?? "", this.env)
+    this.world.config = { ...config, namespaces }
+    this.settings = from
+  }
+
+  /** Without an error: it can be read again. */
+  private report(what: string, error?: unknown): void {
+    const isOutage = !(error instanceof ApiError && error.status < 500)
+    const sinceAt = this.problems.get(what)?.sinceAt ?? nowOf(this.world)
+    // What Bun adds to a failed fetch is for programmers.
+    const text = messageOf(error).replace(/ For more information, pass `verbose: true` .*/, "")
+    if (error === undefined) this.problems.delete(what)
+    else this.problems.set(what, { text, isOutage, sinceAt })
+    this.onChange()
+  }
+
+  /** While a page is open: asks for the server's version, reads rejections, and keeps the page's connection alive. */
+  private async beat(): Promise<void> {
+    const { cluster, clock, stop } = this.world
+    for (; !stop.aborted; await clock.sleep(BEAT_MS, stop)) {
+      if (this.pages.size === 0) continue
+      const answer = within(ANSWER_MS, stop, "GET /version", (signal) => cluster.version(signal))
+      const error = await answer.then(() => undefined).catch((error: unknown) => error)
+      await this.inventory.loadRejections()
+      this.report("API server", error instanceof ApiError ? undefined : error)
+    }
+  }
+
+  /** The evidence of one failure: from its record or, without a name, from the pods that are left. */
+  async evidenceOf(key: string, name: string): Promise<object> {
+    const { cluster, stop } = this.world
+    const job = this.inventory.jobs.get(key)
+    const past = this.inventory.records.get(`${key.slice(0, key.indexOf("/"))}/${name}`)
+    const map = past && (await cluster.getConfigMap(past.namespace, name, stop))
+    const record = map && readRecord(map)
+    if (record) return { decided: past.decided, reason: record.reason, lines: evidenceLines(record.evidence) }
+    if (name || !job) throw new CommandError(3, "it is not there any more")
+    return { lines: evidenceLines(await gatherEvidence(this.world, viewJob(job), [])) }
+  }
+
+  /** Does what a person has confirmed on the page. Throws an error whose words the page shows. */
+  async act(action: string, key: string, uid: string): Promise<string> {
+    const { cluster, config, kill } = this.world
+    const [job] = jobsOf(this.world, [key])
+    if (!config.namespaces.includes(job.namespace)) throw new CommandError(3, `${job.namespace} is not shown here`)
+    const live = await cluster.getJob(job.namespace, job.name, kill)
+    if (live && live.metadata?.uid !== uid) throw new CommandError(3, `${key} was replaced in the meantime: look again`)
+    if (action === "restart") {
+      const plan = await planRestart(this.world, job)
+      if ("rejection" in plan) throw new CommandError(3, plan.rejection)
+      const { result, details } = await runRestart(this.world, plan)
+      if (!/^re(started|placed)$/.test(result)) throw new CommandError(3, [result, details].filter(Boolean).join(": "))
+      return `${key} is ${result}, ${details}`
+    }
+    if (!live) throw new CommandError(3, `there is no Job ${key}`)
+    await cluster.annotateJob(viewJob(live), { [`${PREFIX}paused`]: action === "pause" ? "true" : null }, kill)
+    return `${key} is ${action}d`
+  }
 }
 
-/** `with`: the only command that takes it. */
-const OPTIONS: Record<string, { type: "boolean" | "string"; short?: string; with?: keyof typeof COMMANDS }> = {
-  help: { type: "boolean", short: "h" },
-  version: { type: "boolean", short: "v" },
+const newSecret = () => Buffer.from(crypto.getRandomValues(new Uint8Array(32))).toString("base64url")
+const isSame = (a: string, b: string) => a.length === b.length && timingSafeEqual(Buffer.from(a), Buffer.from(b))
+
+/** TypeScript takes an import of HTML for a bundle. */
+const page = dashboardPage as unknown as string
+
+/** On every answer: nothing is kept, nothing leaks, and the page runs nothing but its own style and script. */
+function securityHeaders(): Record<string, string> {
+  const source = (tag: string) => {
+    const [, text = ""] = new RegExp(`<${tag}>([^]*?)</${tag}>`).exec(page) ?? []
+    return `${tag}-src 'sha256-${new Bun.CryptoHasher("sha256").update(text).digest("base64")}'`
+  }
+  const isolated = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+  const trusted = "require-trusted-types-for 'script'; trusted-types 'none'"
+  const own = `default-src 'none'; ${source("script")}; ${source("style")}; connect-src 'self'; img-src data:`
+  return {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": `${own}; ${isolated}; ${trusted}`,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+  }
+}
+
+/** The page, its events and its actions on 127.0.0.1, for the one who was given the address. */
+class Site {
+  readonly token = newSecret()
+  /** Valid once: the command line of a browser can be read by every user of the machine. */
+  readonly tokenForBrowser = newSecret()
+  private readonly tokens = new Set([this.token, this.tokenForBrowser])
+  private readonly session = newSecret()
+  private readonly headers = securityHeaders()
+  /** Actions under way: a stop lets them end. */
+  readonly actions = new Set<Promise<unknown>>()
+  readonly server: Bun.Server<undefined>
+
+  constructor(
+    private readonly dashboard: Dashboard,
+    port: number,
+  ) {
+    try {
+      this.server = Bun.serve({
+        hostname: "127.0.0.1",
+        port,
+        development: false,
+        // Without this, Bun 1.4.5 shares the port with every other process if development is off.
+        reusePort: false,
+        idleTimeout: 0,
+        maxRequestBodySize: 10_000,
+        fetch: (request) => this.answer(request),
+        error: () => this.reply("", {}, 500),
+      })
+    } catch (error) {
+      throw new CommandError(2, `cannot listen on port ${port}, choose another with --port: ${messageOf(error)}`)
+    }
+  }
+
+  private answer(request: Request): Response | Promise<Response> {
+    const { pathname, searchParams } = new URL(request.url)
+    const token = pathname === "/" ? searchParams.get("token") : null
+    if (!this.isFromHere(request) || !(token === null ? this.hasSession(request) : this.takeToken(token)))
+      return this.reply("", {}, 403)
+    if (token !== null) {
+      const cookie = `${this.cookie()}=${this.session}; HttpOnly; SameSite=Strict; Path=/`
+      // Not a 3xx: after a click in another site, such as a web terminal, browsers send no Strict cookie along a
+      // redirect.
+      return this.reply("", { "Set-Cookie": cookie, Refresh: "0; url=/" })
+    }
+    const isAction = /^\/(restart|pause|resume)$/.test(pathname)
+    if (!isAction && !["/", "/events", "/failure"].includes(pathname)) return this.reply("", {}, 404)
+    if (request.method !== (isAction ? "POST" : "GET")) return this.reply("", {}, 405)
+    if (isAction) return this.act(pathname.slice(1), request)
+    if (pathname === "/") return this.reply(page, { "Content-Type": "text/html; charset=utf-8" })
+    if (pathname === "/events") return this.events()
+    return this.json(this.dashboard.evidenceOf(searchParams.get("job") ?? "", searchParams.get("record") ?? ""))
+  }
+
+  private reply(body: string | ReadableStream, headers: Record<string, string>, status = 200): Response {
+    return new Response(body, { status, headers: { ...this.headers, ...headers } })
+  }
+
+  private async json(work: Promise<object>): Promise<Response> {
+    const body = await work.catch((error) => ({ error: messageOf(error) }))
+    return this.reply(jsonText(body), { "Content-Type": "application/json" }, "error" in body ? 409 : 200)
+  }
+
+  /** Cookies know no ports: without the port in its name, a second dashboard would end the first one's session. */
+  private cookie = () => `dashboard-${this.server.port}`
+
+  /** Not DNS rebinding, nor a form or script of another site. */
+  private isFromHere({ method, headers }: Request): boolean {
+    const host = headers.get("host") ?? ""
+    const origin = headers.get("origin") ?? (method === "GET" ? `http://${host}` : "")
+    const isLoopback = [`127.0.0.1:${this.server.port}`, `localhost:${this.server.port}`].includes(host)
+    return isLoopback && origin === `http://${host}`
+  }
+
+  private hasSession({ headers }: Request): boolean {
+    const cookies = new Bun.CookieMap(headers.get("cookie") ?? "")
+    return isSame(cookies.get(this.cookie()) ?? "", this.session)
+  }
+
+  private takeToken(token: string): boolean {
+    const known = [...this.tokens].find((one) => isSame(one, token))
+    if (known === this.tokenForBrowser) this.tokens.delete(known)
+    return known !== undefined
+  }
+
+  private events(): Response {
+    let close = () => {}
+    const start = (stream: ReadableStreamDefaultController<string>) => {
+      close = this.dashboard.open((message) => {
+        // A page that no longer reads, as in a sleeping tab, is cut off: when it connects again, it gets everything
+        // anew.
+        if ((stream.desiredSize ?? 0) > -100) return stream.enqueue(`data: ${message}\n\n`)
+        close()
+        stream.close()
+      })
+    }
+    const stream = new ReadableStream({ start, cancel: () => close() })
+    return this.reply(stream, { "Content-Type": "text/event-stream" })
+  }
+
+  private async act(action: string, request: Request): Promise<Response> {
+    // A form of another site cannot send JSON.
+    if (request.headers.get("content-type") !== "application/json") return this.reply("", {}, 403)
+    const { job, uid } = (await request.json()) as { job: unknown; uid: unknown }
+    const acting = this.dashboard.act(action, String(job), String(uid)).then((text) => ({ text }))
+    this.actions.add(acting)
+    return this.json(acting).finally(() => this.actions.delete(acting))
+  }
+}
+
+/** Serves the dashboard until a signal. */
+async function dashboard({ world, env, options, settings }: CommandContext): Promise<number> {
+  const content = new Dashboard(world, env, settings)
+  await content.start()
+  const site = new Site(content, Number(options.port ?? 0))
+  const opening = `http://127.0.0.1:${site.server.port}/?token=`
+  // Not with the context's print(), which masks secrets.
+  await print(`Dashboard: ${opening}${site.token}\n`)
+  reportToStderr("info", "open this address in a browser; Ctrl-C ends the dashboard")
+  if (!options["no-open"]) openBrowser(opening + site.tokenForBrowser, env)
+  await new Promise((done) => world.stop.addEventListener("abort", done))
+  await Promise.allSettled(site.actions)
+  await site.server.stop(true)
+  return 0
+}
+
+/** Opens the browser, if there is one; whoever has none has the printed address. */
+function openBrowser(address: string, { DISPLAY, WAYLAND_DISPLAY }: Env): void {
+  const isDesktop = process.platform !== "linux" || DISPLAY || WAYLAND_DISPLAY
+  const opener = { darwin: "open", win32: "explorer" }[process.platform as string] ?? "xdg-open"
+  if (isDesktop && Bun.which(opener)) Bun.spawn([opener, address], { stdio: ["ignore", "ignore", "ignore"] }).unref()
+}
+
+// ─────────────────────────────────────────── 5 Command line ───────────────────────────────────────────
+
+type Flags = Record<string, { type: "boolean" | "string"; short?: string }>
+type Command = { jobs: string; run(context: CommandContext): Promise<number>; help: string; flags?: Flags }
+
+/** What an admin may ask for, beside a running operator or without one. `run` returns the exit code. */
+const COMMANDS: Record<string, Command> = {
+  status: { jobs: "", run: status, help: "show each Job's state, next restart and why" },
+  history: { jobs: "[JOB]", run: history, help: "list past failures; of one JOB with all evidence" },
+  restart: {
+    jobs: "JOB...",
+    run: restart,
+    help: "restart failed or finished Jobs now",
+    flags: { yes: { type: "boolean", short: "y" } },
+  },
+  explain: { jobs: "JOB", run: explain, help: "explain the decision on a Job: inputs, rules, settings" },
+  dashboard: {
+    jobs: "",
+    run: dashboard,
+    help: "serve a page for your browser, on this machine alone",
+    flags: { port: { type: "string" }, "no-open": { type: "boolean" } },
+  },
+}
+
+const ALONE: Flags = { help: { type: "boolean", short: "h" }, version: { type: "boolean", short: "v" } }
+const WITH_COMMAND: Flags = {
+  ...ALONE,
   namespace: { type: "string", short: "n" },
   context: { type: "string" },
   output: { type: "string", short: "o" },
-  "no-color": { type: "boolean" },
-  yes: { type: "boolean", short: "y", with: "restart" },
-  port: { type: "string", with: "dashboard" },
-  "no-open": { type: "boolean", with: "dashboard" },
 }
 
-/** Reads the command line; no command runs the operator. Throws a CommandError with every mistake. */
-export function readCommandLine(args: string[]) {
-  const parsing = { args, options: OPTIONS, allowPositionals: true, strict: false, tokens: true } as const
-  const { tokens, positionals } = parseArgs(parsing)
-  const [name, ...names] = positionals
-  const command = name !== undefined && Object.hasOwn(COMMANDS, name) ? (name as keyof typeof COMMANDS) : undefined
-  const mistakes: string[] = []
-  const values: CommandContext["options"] = {}
-  if (name !== undefined && !command)
-    mistakes.push(`there is no command ${name}; there are ${Object.keys(COMMANDS).join(", ")}`)
-  for (const token of tokens) {
-    if (token.kind !== "option") continue
-    const option = Object.hasOwn(OPTIONS, token.name) ? OPTIONS[token.name] : undefined
-    values[token.name] = token.value ?? ""
-    if (!option) mistakes.push(`there is no option ${token.rawName}`)
-    else if (option.type === "string" && !token.value) mistakes.push(`${token.rawName} needs a value`)
-    else if (option.type === "boolean" && token.value) mistakes.push(`${token.rawName} takes no value`)
-    else if (name === undefined && !/help|version/.test(token.name))
-      mistakes.push(`--${token.name} goes with a command`)
-    else if (command && option.with && option.with !== command)
-      mistakes.push(`--${token.name} goes with ${option.with}`)
+/** Reads the command line; without a command only --help and --version are left. Throws a CommandError. */
+function readCommandLine([name = "", ...rest]: string[]) {
+  const command = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined
+  try {
+    if (!command && !name.startsWith("-"))
+      throw new Error(`there is no command ${name}; there are ${Object.keys(COMMANDS).join(", ")}`)
+    const { values, positionals: names } = command
+      ? parseArgs({ args: rest, options: { ...WITH_COMMAND, ...command.flags }, allowPositionals: true })
+      : parseArgs({ args: [name, ...rest], options: ALONE })
+    const { jobs = "" } = command ?? {}
+    const most = { "": 0, "[JOB]": 1, JOB: 1 }[jobs] ?? Number.POSITIVE_INFINITY
+    if (names.length > most || (jobs.startsWith("JOB") && names.length === 0))
+      throw new Error(`write ${`${name} ${jobs}`.trim()}`)
+    const { output = "table", port = "0" } = values as Options
+    if (!["table", "json"].includes(output)) throw new Error(`-o cannot be ${quote(output)}: write table or json`)
+    if (!(/^\d{1,5}$/.test(port) && Number(port) <= 65_535))
+      throw new Error(`--port cannot be ${quote(port)}: write a number from 0 (any free port) to 65535`)
+    return { command, names, values: values as Options }
+  } catch (error) {
+    throw new CommandError(2, `${messageOf(error)}; see --help`)
   }
-  const { jobs = "" } = command ? COMMANDS[command] : {}
-  const most = { "": 0, "[JOB]": 1, JOB: 1 }[jobs] ?? Number.POSITIVE_INFINITY
-  if (command && (names.length > most || (jobs.startsWith("JOB") && names.length === 0)))
-    mistakes.push(`write ${`${command} ${jobs}`.trim()}`)
-  if (values.output && !["table", "json"].includes(values.output))
-    mistakes.push(`-o cannot be ${quote(values.output)}: write table or json`)
-  if (values.port && !(/^\d{1,5}$/.test(values.port) && Number(values.port) <= 65_535))
-    mistakes.push(`--port cannot be ${quote(values.port)}: write a number from 0 (any free port) to 65535`)
-  if (mistakes.length > 0) throw new CommandError(2, ...mistakes.map((mistake) => `${mistake}; see --help`))
-  return { command, names, values }
 }
 
 /** The text of `--help`. */
@@ -586,7 +944,7 @@ Usage: ${project.name} [--help | --version]      runs the operator
 ${commands.join("\n")}
 
   -n, --namespace NAMESPACE, --context CONTEXT   where to look (default: NAMESPACE, else the kubeconfig's namespace)
-  -o, --output table|json, --no-color (or NO_COLOR)
+  -o, --output table|json
   -y, --yes                                      restart without asking
   --port PORT, --no-open                         of the dashboard: its port (default: any), do not open a browser
 
@@ -608,7 +966,7 @@ export const reportToStderr: Say = (level, text, { lines = [] } = {}) => {
   process.stderr.write(all.map((line) => `${safe(line)}\n`).join(""))
 }
 
-async function confirmOnTerminal(question: string, signal: AbortSignal): Promise<boolean> {
+async function confirm(question: string, signal: AbortSignal): Promise<boolean> {
   if (!process.stdin.isTTY) throw new CommandError(2, "stdin is not a terminal; use --yes to skip confirmation")
   const reader = createInterface({ input: process.stdin, output: process.stderr })
   try {
@@ -618,18 +976,15 @@ async function confirmOnTerminal(question: string, signal: AbortSignal): Promise
   }
 }
 
-const COLORS: Record<string, number> = { given_up: 31, waiting: 33, restarting: 36, succeeded: 32 }
+const COLORS = { given_up: "red", waiting: "yellow", restarting: "cyan", succeeded: "green" } as const
 
-/** Prints results: on a terminal with a colour for each state. */
-function printerFor({ output, "no-color": noColor }: CommandContext["options"], env: Env): CommandContext["print"] {
-  const isColored = process.stdout.isTTY && !env.NO_COLOR && noColor === undefined && env.TERM !== "dumb"
-  return async (json, rows) => {
-    const lines = alignedRows(rows).map((line, i) => {
-      const color = isColored && COLORS[rows[i]?.[1] ?? ""]
-      return color ? `\u001b[${color}m${line}\u001b[0m` : line
-    })
-    await print(`${output === "json" ? jsonText(json) : lines.join("\n")}\n`)
-  }
+/** Prints results: on a terminal with a colour for each state, unless NO_COLOR is set. */
+async function printResult(output: string | undefined, json: unknown, rows: string[][]): Promise<void> {
+  const lines = alignedRows(rows).map((line, i) => {
+    const color = COLORS[rows[i]?.[1] as keyof typeof COLORS]
+    return color ? styleText(color, line) : line
+  })
+  await print(`${output === "json" ? jsonText(json) : lines.join("\n")}\n`)
 }
 
 /** Ignores EPIPE: the reader, such as head, has closed the pipe. */
@@ -643,35 +998,31 @@ async function runCommand(
   env: Env,
   world: Omit<World, "cluster" | "config">,
 ) {
+  if (!command || values.help || values.version) {
+    await print(values.version ? `${project.version}\n` : helpText())
+    return 0
+  }
   const source = await findSource(env, SERVICE_ACCOUNT, values.context, world.stop)
   const cluster = connect(source, env)
   const nearest = written(env.NAMESPACE) || source.access.namespace || "flickr-downloader"
   const namespace = values.namespace ?? (nearest.split(/[,\s]/)[0] as string)
-  const isDashboard = command === "dashboard"
-  const { config, from } = await settingsFor({ cluster, stop: world.stop }, namespace, env, isDashboard)
-  // Only a restart must not be cut off in the middle.
-  const kill = command === "restart" || isDashboard ? world.kill : world.stop
-  return COMMANDS[command as keyof typeof COMMANDS].run({
-    world: { ...world, kill, cluster, config },
+  const { config, from } = await settingsFor({ cluster, stop: world.stop }, namespace, env)
+  const namespaces = values.namespace === undefined ? config.namespaces : [values.namespace]
+  return command.run({
+    world: { ...world, cluster, config: { ...config, namespaces } },
     names,
     options: values,
     env,
     settings: from,
-    namespaces: values.namespace === undefined ? config.namespaces : [values.namespace],
-    print: printerFor(values, env),
-    confirm: values.yes === undefined ? (question) => confirmOnTerminal(question, world.stop) : undefined,
+    print: (json, rows) => printResult(values.output, json, rows),
   })
 }
 
 /** Runs what the command line asks for; returns the exit code. */
 export async function runCommandLine(args: string[], env: Env, signals: Pick<World, "stop" | "kill">): Promise<number> {
   try {
-    const line = readCommandLine(args)
-    const { help, version } = line.values
-    if (help === undefined && version === undefined)
-      return await runCommand(line, env, { clock: systemClock, emit: logSink(reportToStderr), ...signals })
-    await print(help !== undefined ? helpText() : `${project.version}\n`)
-    return 0
+    const world = { clock: systemClock, emit: logSink(reportToStderr), ...signals }
+    return await runCommand(readCommandLine(args), env, world)
   } catch (error) {
     for (const mistake of messageOf(error).split("\n")) reportToStderr("fatal", mistake)
     if (error instanceof CommandError) return error.code
