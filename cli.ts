@@ -23,6 +23,7 @@ import {
   decideOnWish,
   durationText,
   type Env,
+  type Evidence,
   eventFor,
   evidenceLines,
   type Failure,
@@ -85,6 +86,27 @@ import project from "./package.json" with { type: "json" }
 
 // ───────────────────────────────────── 1 Jobs, intents and records ────────────────────────────────────
 
+const OPTIONS = {
+  help: { type: "boolean", short: "h" },
+  version: { type: "boolean", short: "v" },
+  namespace: { type: "string", short: "n" },
+  context: { type: "string" },
+  output: { type: "string", short: "o" },
+  yes: { type: "boolean", short: "y" },
+  port: { type: "string" },
+  "no-open": { type: "boolean" },
+} as const
+
+type Options = ReturnType<typeof parse>["values"]
+
+function parse(args: string[]) {
+  try {
+    return parseArgs({ args, options: OPTIONS, allowPositionals: true })
+  } catch (error) {
+    throw misuse(messageOf(error))
+  }
+}
+
 /** What a command works with; the namespaces it looks at are those of `world.config`. */
 interface CommandContext {
   world: World
@@ -97,25 +119,14 @@ interface CommandContext {
   print(json: unknown, rows: string[][]): Promise<void>
 }
 
-interface Options {
-  help?: boolean
-  version?: boolean
-  namespace?: string
-  context?: string
-  output?: string
-  yes?: boolean
-  port?: string
-  "no-open"?: boolean
-}
-
 /** A usage error (2), or something not found or rejected (3); the code is the exit code. */
 class CommandError extends Error {
   override name = "CommandError"
   constructor(
     readonly code: 2 | 3,
-    ...mistakes: string[]
+    message: string,
   ) {
-    super(mistakes.join("\n"))
+    super(message)
   }
 }
 
@@ -133,7 +144,7 @@ async function settingsFor({ cluster, stop }: Pick<World, "cluster" | "stop">, n
   } catch (error) {
     const missing = `no operator has written its settings in namespace ${namespace}`
     const advice = `${missing}: name another with -n, or set them in the environment`
-    throw new CommandError(2, advice, messageOf(error))
+    throw new CommandError(2, `${advice}\n${messageOf(error)}`)
   }
 }
 
@@ -143,7 +154,7 @@ type Resource = (typeof RESOURCES)[number]
 /** By then an operator has recorded a failure. */
 const RECORDED_MS = 3_000
 
-/** The selected Jobs, or one by its name, with their intents and records, as lists or watches report them. */
+/** Jobs with their intents and records, as lists or watches report them. */
 class Inventory {
   /** Also those that are intents; like the records by namespace and name. */
   readonly jobs = new Map<string, Job>()
@@ -157,25 +168,19 @@ class Inventory {
 
   constructor(
     private readonly world: World,
-    private readonly name?: string,
     private readonly onLook = () => {},
   ) {}
 
   /** Lists a namespace, in place of what was known of it; returns the version to watch from. */
   async list(namespace: string, resource: Resource): Promise<string> {
     const { cluster, stop } = this.world
-    const { name } = this
-    const jobSelector = name === undefined ? "" : `${INTENT}=${labelValueFor(name)}`
-    const recordSelector = `${RECORD}=failure${name === undefined ? "" : `,${RECORD_JOB}=${name}`}`
     const { items, resourceVersion } =
       resource === "jobs"
-        ? await cluster.listJobs(namespace, jobSelector, withoutManagedFields, stop)
-        : await cluster.listConfigMaps(namespace, recordSelector, stop)
-    const named = resource === "jobs" && name !== undefined && (await cluster.getJob(namespace, name, stop))
+        ? await cluster.listJobs(namespace, "", withoutManagedFields, stop)
+        : await cluster.listConfigMaps(namespace, `${RECORD}=failure`, stop)
     const known = resource === "jobs" ? this.jobs : this.records
     for (const key of known.keys()) if (key.startsWith(`${namespace}/`)) known.delete(key)
     for (const item of items) this.take("LISTED", resource, "spec" in item ? item : { metadata: item as Metadata })
-    if (named) this.take("LISTED", resource, named)
     return resourceVersion
   }
 
@@ -187,26 +192,21 @@ class Inventory {
     else this.records.set(key, readPast(object.metadata ?? {}))
   }
 
-  /** What is known of each Job, by name; of one that is absent during its restart, what its intent says. */
-  statuses() {
+  /** Of each selected Job, or of one, by name. What is absent during its restart is shown from its intent. */
+  statuses(only?: string) {
     const intents = Map.groupBy(
       [...this.jobs.values()].flatMap((job) => readIntent(job) ?? []),
       keyOf,
     )
-    const records = Map.groupBy(this.recordsInOrder(), keyOf)
-    const keys = new Set([...this.jobs.keys(), ...intents.keys()])
+    const records = Map.groupBy([...this.records.values()].sort(byTime), keyOf)
+    const keys = only === undefined ? new Set([...this.jobs.keys(), ...intents.keys()]) : [only]
     return [...keys].sort().flatMap((key) => {
       const [intent] = newestFirst(intents.get(key) ?? [])
       const job = this.jobs.get(key) ?? (intent && replacementOf(intent))
       if (!job || isIntent(job)) return []
-      const isShown = this.name !== undefined || intent || isSelected(viewJob(job), this.world.config)
+      const isShown = only !== undefined || intent || isSelected(viewJob(job), this.world.config)
       return isShown ? this.statusOf(job, intent, records.get(key) ?? []) : []
     })
-  }
-
-  /** Oldest first. */
-  recordsInOrder(): PastFailure[] {
-    return [...this.records.values()].sort((a, b) => a.failedAt - b.failedAt)
   }
 
   /** A Job as the commands report it, and everything that led to the decision on it. */
@@ -259,9 +259,8 @@ class Inventory {
   private async look(view: JobView, moment: string): Promise<void> {
     const { clock, stop } = this.world
     await clock.sleep((view.failedAt ?? 0) + RECORDED_MS - nowOf(this.world), stop)
-    const past = this.recordsInOrder().findLast((record) => keyOf(record) === view.key)
-    const { failure } = await findFailure({ ...this.world, kill: stop }, view, past)
-    this.failures.set(moment, failure)
+    const past = [...this.records.values()].find(({ uid }) => uid === view.uid)
+    this.failures.set(moment, failureOf(view, await findEvidence({ ...this.world, kill: stop }, view, past)))
     this.onLook()
   }
 
@@ -278,6 +277,8 @@ class Inventory {
 }
 
 type Status = ReturnType<Inventory["statuses"]>[number]
+
+const byTime = (a: PastFailure, b: PastFailure) => a.failedAt - b.failedAt
 
 /** The key of the Job that an intent or a record is about. */
 const keyOf = (one: PastFailure | Intent) => `${one.namespace}/${"jobName" in one ? one.jobName : one.job}`
@@ -299,30 +300,27 @@ function decisionOf({ name, dueAt }: Intent, now: number): Decision {
   return { do: "restart", dueAt: dueAt ?? 0, because: `intent ${name}` }
 }
 
-/** Why a Job failed: from its record, else from the pods that are left. */
-async function findFailure(world: World, view: JobView, past: PastFailure | undefined) {
-  const isRecorded = past?.uid === view.uid
-  const record = isRecorded && (await world.cluster.getConfigMap(past.namespace, past.name, world.kill))
-  const evidence = (record && readRecord(record)?.evidence) || (await gatherEvidence(world, view, []))
-  return { failure: failureOf(view, evidence), evidence, isRecorded }
+/** What was observed of a failure: from its record, else from the pods that are left. */
+async function findEvidence(world: World, view: JobView, past: PastFailure | undefined): Promise<Evidence> {
+  const map = past && (await world.cluster.getConfigMap(past.namespace, past.name, world.kill))
+  return (map && readRecord(map)?.evidence) ?? gatherEvidence(world, view, [])
 }
 
 /** The failures of a namespace, or of one Job, that are recorded, oldest first. */
-async function loadRecords(world: World, namespaces: string[], job?: string): Promise<PastFailure[]> {
-  const inventory = new Inventory(world, job)
-  await Promise.all(namespaces.map((namespace) => inventory.list(namespace, "configmaps")))
-  return inventory.recordsInOrder()
+async function loadRecords({ cluster, kill }: World, namespace: string, job?: string): Promise<PastFailure[]> {
+  const selector = `${RECORD}=failure${job === undefined ? "" : `,${RECORD_JOB}=${job}`}`
+  return (await cluster.listConfigMaps(namespace, selector, kill)).items.map(readPast).sort(byTime)
 }
 
 /** The status of every selected Job, or of one; failures explained, and rejections read. */
-async function loadStatuses(world: World, job?: JobName): Promise<Status[]> {
-  const inventory = new Inventory(world, job?.name)
-  const namespaces = job ? [job.namespace] : world.config.namespaces
+async function loadStatuses(world: World, only?: string): Promise<Status[]> {
+  const inventory = new Inventory(world)
+  const { namespaces } = world.config
   await Promise.all(namespaces.flatMap((namespace) => RESOURCES.map((one) => inventory.list(namespace, one))))
-  inventory.statuses()
+  inventory.statuses(only)
   await inventory.looking
   await inventory.loadRejections()
-  return inventory.statuses()
+  return inventory.statuses(only)
 }
 
 // ───────────────────────────────────────── 2 Commands that read ───────────────────────────────────────
@@ -353,12 +351,15 @@ async function status({ world, settings, print }: CommandContext): Promise<numbe
 async function history(context: CommandContext): Promise<number> {
   const { world, names, print } = context
   if (names.length > 0) return historyOfJob(context)
-  const records = await loadRecords(world, world.config.namespaces)
-  const rows = records.map(({ namespace, job, cause, failedAt, restarts, summary, decided }) => {
-    const name = shortName(world, `${namespace}/${job}`)
-    return [instantText(failedAt), name, cause, String(restarts + 1), summary, decided]
-  })
-  await print(records, [["FAILED", "JOB", "CAUSE", "IN A ROW", "HOW IT ENDED", "THEN"], ...rows])
+  const records = await Promise.all(world.config.namespaces.map((namespace) => loadRecords(world, namespace)))
+  const rows = records
+    .flat()
+    .sort(byTime)
+    .map(({ namespace, job, cause, failedAt, restarts, summary, decided }) => {
+      const name = shortName(world, `${namespace}/${job}`)
+      return [instantText(failedAt), name, cause, String(restarts + 1), summary, decided]
+    })
+  await print(records.flat(), [["FAILED", "JOB", "CAUSE", "IN A ROW", "HOW IT ENDED", "THEN"], ...rows])
   return 0
 }
 
@@ -366,7 +367,7 @@ async function history(context: CommandContext): Promise<number> {
 async function historyOfJob({ world, names, print }: CommandContext): Promise<number> {
   const { cluster, stop } = world
   const [{ namespace, name, key }] = jobsOf(world, names)
-  const records = await loadRecords(world, [namespace], name)
+  const records = await loadRecords(world, namespace, name)
   if (records.length === 0 && !(await cluster.getJob(namespace, name, stop)))
     throw new CommandError(3, `there is no Job ${key}, and no record of a failure of it`)
   const maps = await Promise.all(records.map((past) => cluster.getConfigMap(namespace, past.name, stop)))
@@ -385,11 +386,8 @@ async function historyOfJob({ world, names, print }: CommandContext): Promise<nu
 /** The Jobs that are named; at least one is. */
 function jobsOf({ config: { namespaces } }: World, names: string[]): [JobName, ...JobName[]] {
   const wrong = names.filter((name) => !JOB_NAME.test(name) || (namespaces.length > 1 && !name.includes("/")))
-  if (wrong.length > 0)
-    throw new CommandError(
-      2,
-      ...wrong.map((name) => `${quote(name)} names no Job; where there are several namespaces write namespace/name`),
-    )
+  const advice = "names no Job; where there are several namespaces write namespace/name"
+  if (wrong.length > 0) throw new CommandError(2, wrong.map((name) => `${quote(name)} ${advice}`).join("\n"))
   return [...new Set(names)].map((text) => {
     const [namespace = "", name = ""] = text.includes("/") ? text.split("/") : [namespaces[0], text]
     return { key: `${namespace}/${name}`, namespace, name, uid: "" }
@@ -406,7 +404,7 @@ function decisiveSettings({ config }: World): string[] {
 
 async function explain({ world, names, settings, print }: CommandContext): Promise<number> {
   const [job] = jobsOf(world, names)
-  const facts = (await loadStatuses(world, job)).find(({ view }) => view.key === job.key)?.facts
+  const [{ facts } = {}] = await loadStatuses(world, job.key)
   if (!facts) throw new CommandError(3, `there is no Job ${job.key}`)
   const failure = facts.lastFailureAt
     ? `${facts.cause} at ${instantText(facts.lastFailureAt)}, ${facts.failuresInRow} in a row`
@@ -430,7 +428,7 @@ async function explain({ world, names, settings, print }: CommandContext): Promi
 async function restart({ world, names, options, print }: CommandContext): Promise<number> {
   const plans = await Promise.all(jobsOf(world, names).map((job) => planRestart(world, job)))
   const rejections = plans.flatMap((plan) => ("rejection" in plan ? [plan.rejection] : []))
-  if (rejections.length > 0) throw new CommandError(3, ...rejections)
+  if (rejections.length > 0) throw new CommandError(3, rejections.join("\n"))
   const ready = plans.filter((plan) => "run" in plan)
   if (!options.yes && !(await confirm(`restart ${ready.map(({ what }) => what).join(", ")}?`, world.stop)))
     throw new CommandError(3, "nothing was done")
@@ -510,9 +508,10 @@ async function reportRestart(world: World, job: JobName): Promise<void> {
 
 /** The failure, recorded if no operator has done so: the Job's pods go with it. */
 async function keepEvidence(world: World, view: JobView): Promise<Failure> {
-  const past = (await loadRecords(world, [view.namespace], view.name)).at(-1)
-  const { failure, evidence, isRecorded } = await findFailure(world, view, past)
-  if (isRecorded || world.config.historyLimit === 0) return failure
+  const past = (await loadRecords(world, view.namespace, view.name)).find(({ uid }) => uid === view.uid)
+  const evidence = await findEvidence(world, view, past)
+  const failure = failureOf(view, evidence)
+  if (past || world.config.historyLimit === 0) return failure
   const record = recordFor(view, evidence, failure.cause, decideOnWish(view))
   await createRecord(world, record).catch((error) =>
     reportToStderr("warning", `[${view.key}] its failure is not recorded: ${messageOf(error)}`),
@@ -529,8 +528,6 @@ const ANSWER_MS = 5_000
 /** For JSON.stringify: control and bidi characters become visible. */
 const visible = (_: string, value: unknown) => (typeof value === "string" ? printable(value) : value)
 
-type Page = (message: string) => void
-
 /** Keeps an inventory current by watches, and tells every open page what changes. */
 export class Dashboard {
   private readonly inventory: Inventory
@@ -538,7 +535,7 @@ export class Dashboard {
   private lanes = new Map<string, string>()
   /** What cannot be read right now. `isOutage`: there is no answer at all. */
   private readonly problems = new Map<string, { text: string; isOutage: boolean; sinceAt: number }>()
-  private readonly pages = new Set<Page>()
+  private readonly pages = new Set<ReadableStreamDefaultController<string>>()
   private isChanged = false
 
   constructor(
@@ -546,7 +543,7 @@ export class Dashboard {
     private readonly env: Env,
     private settings: string,
   ) {
-    this.inventory = new Inventory(world, undefined, () => this.onChange())
+    this.inventory = new Inventory(world, () => this.onChange())
   }
 
   /** Resolves once everything was listed, or could not be. */
@@ -558,12 +555,16 @@ export class Dashboard {
     void this.beat()
   }
 
-  /** Sends everything now and every change later, until the returned function is called. */
-  open(page: Page): () => void {
-    this.pages.add(page)
-    this.update()
-    page(this.messageWith([...this.lanes.keys()]))
-    return () => void this.pages.delete(page)
+  /** What an open page reads: everything now, and every change later. */
+  events(): ReadableStream<string> {
+    let close = () => {}
+    const start = (page: ReadableStreamDefaultController<string>) => {
+      this.pages.add(page)
+      close = () => void this.pages.delete(page)
+      this.update()
+      page.enqueue(this.eventWith([...this.lanes.keys()]))
+    }
+    return new ReadableStream({ start, cancel: () => close() })
   }
 
   /** A burst of changes is sent as one. */
@@ -581,12 +582,19 @@ export class Dashboard {
       this.inventory.statuses().map((status) => [status.view.key, JSON.stringify(this.laneOf(status), visible)]),
     )
     const keys = [...new Set([...before.keys(), ...this.lanes.keys()])]
-    const message = this.messageWith(keys.filter((key) => this.lanes.get(key) !== before.get(key)))
-    for (const page of this.pages) page(message)
+    const event = this.eventWith(keys.filter((key) => this.lanes.get(key) !== before.get(key)))
+    for (const page of this.pages) {
+      page.enqueue(event)
+      // It no longer reads, as in a sleeping tab: when it connects again, it gets everything anew.
+      if ((page.desiredSize ?? 0) < -100) {
+        this.pages.delete(page)
+        page.close()
+      }
+    }
   }
 
   /** With the lanes of some Jobs; null for one that is gone. */
-  private messageWith(keys: string[]): string {
+  private eventWith(keys: string[]): string {
     const { cluster, config } = this.world
     const facts = {
       now: nowOf(this.world),
@@ -598,7 +606,7 @@ export class Dashboard {
       problems: Object.fromEntries(this.problems),
     }
     const lanes = keys.map((key) => `${JSON.stringify(key)}:${this.lanes.get(key) ?? null}`)
-    return `${JSON.stringify(facts, visible).slice(0, -1)},"lanes":{${lanes.join()}}}`
+    return `data: ${JSON.stringify(facts, visible).slice(0, -1)},"lanes":{${lanes.join()}}}\n\n`
   }
 
   /** What the pages show of a Job. */
@@ -689,12 +697,11 @@ export class Dashboard {
   /** The evidence of one failure: from its record or, without a name, from the pods that are left. */
   async evidenceOf(key: string, name: string): Promise<object> {
     const { cluster, stop } = this.world
-    const job = this.inventory.jobs.get(key)
     const past = this.inventory.records.get(`${key.slice(0, key.indexOf("/"))}/${name}`)
-    const map = past && (await cluster.getConfigMap(past.namespace, name, stop))
-    const record = map && readRecord(map)
-    if (record) return { decided: past.decided, reason: record.reason, lines: evidenceLines(record.evidence) }
-    if (name || !job) throw new CommandError(3, "it is not there any more")
+    const record = readRecord((past && (await cluster.getConfigMap(past.namespace, name, stop))) ?? {})
+    if (record) return { lines: [record.reason, `then ${record.past.decided}`, ...evidenceLines(record.evidence)] }
+    const job = name === "" && this.inventory.jobs.get(key)
+    if (!job) throw new CommandError(3, "it is not there any more")
     return { lines: evidenceLines(await gatherEvidence(this.world, viewJob(job), [])) }
   }
 
@@ -792,7 +799,7 @@ class Site {
     if (request.method !== (isAction ? "POST" : "GET")) return this.reply("", {}, 405)
     if (isAction) return this.act(pathname.slice(1), request)
     if (pathname === "/") return this.reply(page, { "Content-Type": "text/html; charset=utf-8" })
-    if (pathname === "/events") return this.events()
+    if (pathname === "/events") return this.reply(this.dashboard.events(), { "Content-Type": "text/event-stream" })
     return this.json(this.dashboard.evidenceOf(searchParams.get("job") ?? "", searchParams.get("record") ?? ""))
   }
 
@@ -825,21 +832,6 @@ class Site {
     const known = [...this.tokens].find((one) => isSame(one, token))
     if (known === this.tokenForBrowser) this.tokens.delete(known)
     return known !== undefined
-  }
-
-  private events(): Response {
-    let close = () => {}
-    const start = (stream: ReadableStreamDefaultController<string>) => {
-      close = this.dashboard.open((message) => {
-        // A page that no longer reads, as in a sleeping tab, is cut off: when it connects again, it gets everything
-        // anew.
-        if ((stream.desiredSize ?? 0) > -100) return stream.enqueue(`data: ${message}\n\n`)
-        close()
-        stream.close()
-      })
-    }
-    const stream = new ReadableStream({ start, cancel: () => close() })
-    return this.reply(stream, { "Content-Type": "text/event-stream" })
   }
 
   private async act(action: string, request: Request): Promise<Response> {
@@ -877,57 +869,42 @@ function openBrowser(address: string, { DISPLAY, WAYLAND_DISPLAY }: Env): void {
 
 // ─────────────────────────────────────────── 5 Command line ───────────────────────────────────────────
 
-type Flags = Record<string, { type: "boolean" | "string"; short?: string }>
-type Command = { jobs: string; run(context: CommandContext): Promise<number>; help: string; flags?: Flags }
-
 /** What an admin may ask for, beside a running operator or without one. `run` returns the exit code. */
-const COMMANDS: Record<string, Command> = {
-  status: { jobs: "", run: status, help: "show each Job's state, next restart and why" },
-  history: { jobs: "[JOB]", run: history, help: "list past failures; of one JOB with all evidence" },
-  restart: {
-    jobs: "JOB...",
-    run: restart,
-    help: "restart failed or finished Jobs now",
-    flags: { yes: { type: "boolean", short: "y" } },
-  },
-  explain: { jobs: "JOB", run: explain, help: "explain the decision on a Job: inputs, rules, settings" },
+const COMMANDS = {
+  status: { jobs: "", run: status, options: [], help: "show each Job's state, next restart and why" },
+  history: { jobs: "[JOB]", run: history, options: [], help: "list past failures; of one JOB with all evidence" },
+  restart: { jobs: "JOB...", run: restart, options: ["yes"], help: "restart failed or finished Jobs now" },
+  explain: { jobs: "JOB", run: explain, options: [], help: "explain the decision on a Job: inputs, rules, settings" },
   dashboard: {
     jobs: "",
     run: dashboard,
+    options: ["port", "no-open"],
     help: "serve a page for your browser, on this machine alone",
-    flags: { port: { type: "string" }, "no-open": { type: "boolean" } },
   },
 }
+const OF_EACH_COMMAND = ["help", "version", "namespace", "context", "output"]
 
-const ALONE: Flags = { help: { type: "boolean", short: "h" }, version: { type: "boolean", short: "v" } }
-const WITH_COMMAND: Flags = {
-  ...ALONE,
-  namespace: { type: "string", short: "n" },
-  context: { type: "string" },
-  output: { type: "string", short: "o" },
-}
+const misuse = (mistake: string) => new CommandError(2, `${mistake}; see --help`)
 
-/** Reads the command line; without a command only --help and --version are left. Throws a CommandError. */
-function readCommandLine([name = "", ...rest]: string[]) {
-  const command = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined
-  try {
-    if (!command && !name.startsWith("-"))
-      throw new Error(`there is no command ${name}; there are ${Object.keys(COMMANDS).join(", ")}`)
-    const { values, positionals: names } = command
-      ? parseArgs({ args: rest, options: { ...WITH_COMMAND, ...command.flags }, allowPositionals: true })
-      : parseArgs({ args: [name, ...rest], options: ALONE })
-    const { jobs = "" } = command ?? {}
-    const most = { "": 0, "[JOB]": 1, JOB: 1 }[jobs] ?? Number.POSITIVE_INFINITY
-    if (names.length > most || (jobs.startsWith("JOB") && names.length === 0))
-      throw new Error(`write ${`${name} ${jobs}`.trim()}`)
-    const { output = "table", port = "0" } = values as Options
-    if (!["table", "json"].includes(output)) throw new Error(`-o cannot be ${quote(output)}: write table or json`)
-    if (!(/^\d{1,5}$/.test(port) && Number(port) <= 65_535))
-      throw new Error(`--port cannot be ${quote(port)}: write a number from 0 (any free port) to 65535`)
-    return { command, names, values: values as Options }
-  } catch (error) {
-    throw new CommandError(2, `${messageOf(error)}; see --help`)
-  }
+/** Reads the command line; without a command it can only ask for help or the version. Throws a CommandError. */
+function readCommandLine(args: string[]) {
+  const { values, positionals } = parse(args)
+  const [name, ...names] = positionals
+  const command = Object.entries(COMMANDS).find(([known]) => known === name)?.[1]
+  if (name !== undefined && !command)
+    throw misuse(`there is no command ${name}; there are ${Object.keys(COMMANDS).join(", ")}`)
+  const possible: string[] = command ? [...OF_EACH_COMMAND, ...command.options] : ["help", "version"]
+  const stray = Object.keys(values).find((option) => !possible.includes(option))
+  if (stray) throw misuse(`--${stray} does not go with ${name ?? "the operator"}`)
+  const { jobs = "" } = command ?? {}
+  const most = { "": 0, "[JOB]": 1, JOB: 1 }[jobs] ?? Number.POSITIVE_INFINITY
+  if (names.length > most || (jobs.startsWith("JOB") && names.length === 0))
+    throw misuse(`write ${`${name} ${jobs}`.trim()}`)
+  const { output = "table", port = "0" } = values
+  if (!["table", "json"].includes(output)) throw misuse(`-o cannot be ${quote(output)}: write table or json`)
+  if (!(/^\d{1,5}$/.test(port) && Number(port) <= 65_535))
+    throw misuse(`--port cannot be ${quote(port)}: write a number from 0 (any free port) to 65535`)
+  return { command, names, values }
 }
 
 /** The text of `--help`. */
@@ -993,11 +970,8 @@ export async function print(text: string): Promise<void> {
 }
 
 /** Runs a command with a kubeconfig, or in the operator's pod. Returns its exit code. */
-async function runCommand(
-  { command, names, values }: ReturnType<typeof readCommandLine>,
-  env: Env,
-  world: Omit<World, "cluster" | "config">,
-) {
+async function runCommand(args: string[], env: Env, world: Omit<World, "cluster" | "config">): Promise<number> {
+  const { command, names, values } = readCommandLine(args)
   if (!command || values.help || values.version) {
     await print(values.version ? `${project.version}\n` : helpText())
     return 0
@@ -1022,7 +996,7 @@ async function runCommand(
 export async function runCommandLine(args: string[], env: Env, signals: Pick<World, "stop" | "kill">): Promise<number> {
   try {
     const world = { clock: systemClock, emit: logSink(reportToStderr), ...signals }
-    return await runCommand(readCommandLine(args), env, world)
+    return await runCommand(args, env, world)
   } catch (error) {
     for (const mistake of messageOf(error).split("\n")) reportToStderr("fatal", mistake)
     if (error instanceof CommandError) return error.code

@@ -84,7 +84,7 @@ async function dashboard(server: Server, { env = {}, options = [] as string[], u
       headers: { cookie, origin, "content-type": "application/json", ...headers },
       body: JSON.stringify(body),
     })
-  return { child, address, origin, cookie, get, post, page: () => open(get) }
+  return { child, address, origin, cookie, get, post, page: async () => follow((await get("/events")).body!) }
 }
 
 /** What an open page knows: the lanes and problems as the events tell them. */
@@ -104,10 +104,10 @@ function newPage() {
   return page
 }
 
-/** Opens the events as a page does. */
-async function open(get: (path: string) => Promise<Response>) {
+/** Reads events as a page does. */
+async function follow(events: ReadableStream<string | Uint8Array>) {
   const page = newPage()
-  const reader = (await get("/events")).body!.getReader()
+  const reader = events.getReader()
   endings.push(() => reader.cancel().catch(() => {}))
   const read = async () => {
     const decoder = new TextDecoder()
@@ -115,7 +115,7 @@ async function open(get: (path: string) => Promise<Response>) {
     for (;;) {
       const { done, value } = await reader.read()
       if (done) return
-      const parts = (rest + decoder.decode(value, { stream: true })).split("\n\n")
+      const parts = (rest + (typeof value === "string" ? value : decoder.decode(value, { stream: true }))).split("\n\n")
       rest = parts.pop() ?? ""
       for (const part of parts) page.take(JSON.parse(part.replace(/^data: /, "")))
     }
@@ -134,9 +134,7 @@ async function hurriedPage(server: Server, { settings = {} as Record<string, str
   const cluster = connect(server.sourceFor(user), {})
   const dashboard = new Dashboard({ cluster, clock: new Hurried(50), emit() {}, config, ...signals }, {}, "of a test")
   await dashboard.start()
-  const page = newPage()
-  dashboard.open((message) => page.take(JSON.parse(message)))
-  return page
+  return follow(dashboard.events())
 }
 
 const hostile = '<img src=x onerror=alert(1)></script>\u202e\u0007\u001b[2J" onload="'
