@@ -97,15 +97,9 @@ const OPTIONS = {
   "no-open": { type: "boolean" },
 } as const
 
-type Options = ReturnType<typeof parse>["values"]
+const parse = (args: string[]) => parseArgs({ args, options: OPTIONS, allowPositionals: true })
 
-function parse(args: string[]) {
-  try {
-    return parseArgs({ args, options: OPTIONS, allowPositionals: true })
-  } catch (error) {
-    throw misuse(messageOf(error))
-  }
-}
+type Options = ReturnType<typeof parse>["values"]
 
 /** What a command works with; the namespaces it looks at are those of `world.config`. */
 interface CommandContext {
@@ -115,8 +109,6 @@ interface CommandContext {
   names: string[]
   options: Options
   env: Env
-  /** Prints the result, as JSON or as rows in columns. */
-  print(json: unknown, rows: string[][]): Promise<void>
 }
 
 /** A usage error (2), or something not found or rejected (3); the code is the exit code. */
@@ -260,7 +252,7 @@ class Inventory {
     const { clock, stop } = this.world
     await clock.sleep((view.failedAt ?? 0) + RECORDED_MS - nowOf(this.world), stop)
     const past = [...this.records.values()].find(({ uid }) => uid === view.uid)
-    this.failures.set(moment, failureOf(view, await findEvidence({ ...this.world, kill: stop }, view, past)))
+    this.failures.set(moment, failureOf(view, await findEvidence(this.world, view, past)))
     this.onLook()
   }
 
@@ -329,7 +321,7 @@ async function loadStatuses(world: World, only?: string): Promise<Status[]> {
 const shortName = ({ config }: World, key: string) =>
   config.namespaces.length > 1 ? key : key.slice(key.indexOf("/") + 1)
 
-async function status({ world, settings, print }: CommandContext): Promise<number> {
+async function status({ world, settings, options }: CommandContext): Promise<number> {
   const jobs = (await loadStatuses(world)).map(({ facts }) => facts)
   const now = nowOf(world)
   const span = (ms: number) => durationText(Math.max(0, Math.round(ms / 1_000)) * 1_000)
@@ -343,13 +335,13 @@ async function status({ world, settings, print }: CommandContext): Promise<numbe
     why,
   ])
   const head = ["JOB", "STATE", "NEXT RESTART", "CAUSE", "IN A ROW", "LAST FAILURE", "WHY"]
-  await print({ settings, now: instantText(now), jobs }, [head, ...rows])
+  await printResult(options, { settings, now: instantText(now), jobs }, [head, ...rows])
   reportToStderr("info", `settings ${settings}`)
   return 0
 }
 
 async function history(context: CommandContext): Promise<number> {
-  const { world, names, print } = context
+  const { world, names, options } = context
   if (names.length > 0) return historyOfJob(context)
   const records = await Promise.all(world.config.namespaces.map((namespace) => loadRecords(world, namespace)))
   const rows = records
@@ -359,12 +351,12 @@ async function history(context: CommandContext): Promise<number> {
       const name = shortName(world, `${namespace}/${job}`)
       return [instantText(failedAt), name, cause, String(restarts + 1), summary, decided]
     })
-  await print(records.flat(), [["FAILED", "JOB", "CAUSE", "IN A ROW", "HOW IT ENDED", "THEN"], ...rows])
+  await printResult(options, records.flat(), [["FAILED", "JOB", "CAUSE", "IN A ROW", "HOW IT ENDED", "THEN"], ...rows])
   return 0
 }
 
 /** All evidence of a Job's failures, the last one at the end. */
-async function historyOfJob({ world, names, print }: CommandContext): Promise<number> {
+async function historyOfJob({ world, names, options }: CommandContext): Promise<number> {
   const { cluster, stop } = world
   const [{ namespace, name, key }] = jobsOf(world, names)
   const records = await loadRecords(world, namespace, name)
@@ -379,7 +371,12 @@ async function historyOfJob({ world, names, print }: CommandContext): Promise<nu
     `${instantText(at)} ${[cause, reason].filter(Boolean).join(", ")}; failure ${restarts + 1} in a row; ${decided}`,
     ...evidenceLines(evidence).map((line) => `    ${line}`),
   ])
-  await print(json, lines.length > 0 ? lines.map((line) => [line]) : [[`no failure of ${key} is recorded`]])
+  const shown = lines.length > 0 ? lines : [`no failure of ${key} is recorded`]
+  await printResult(
+    options,
+    json,
+    shown.map((line) => [line]),
+  )
   return 0
 }
 
@@ -402,7 +399,7 @@ function decisiveSettings({ config }: World): string[] {
   return DECISIVE.filter((variable) => values[variable]).map((variable) => `${variable}=${values[variable]}`)
 }
 
-async function explain({ world, names, settings, print }: CommandContext): Promise<number> {
+async function explain({ world, names, settings, options }: CommandContext): Promise<number> {
   const [job] = jobsOf(world, names)
   const [{ facts } = {}] = await loadStatuses(world, job.key)
   if (!facts) throw new CommandError(3, `there is no Job ${job.key}`)
@@ -419,13 +416,13 @@ async function explain({ world, names, settings, print }: CommandContext): Promi
     ["settings", settings, ...decisiveSettings(world)],
   ]
   const rows = blocks.flatMap(([label, ...lines]) => lines.map((line, i) => [i === 0 ? label : "", line]))
-  await print({ ...facts, settings: { from: settings, ...variablesOf(world.config) } }, rows)
+  await printResult(options, { ...facts, settings: { from: settings, ...variablesOf(world.config) } }, rows)
   return 0
 }
 
 // ───────────────────────────────────────────── 3 Restart ──────────────────────────────────────────────
 
-async function restart({ world, names, options, print }: CommandContext): Promise<number> {
+async function restart({ world, names, options }: CommandContext): Promise<number> {
   const plans = await Promise.all(jobsOf(world, names).map((job) => planRestart(world, job)))
   const rejections = plans.flatMap((plan) => ("rejection" in plan ? [plan.rejection] : []))
   if (rejections.length > 0) throw new CommandError(3, rejections.join("\n"))
@@ -434,7 +431,7 @@ async function restart({ world, names, options, print }: CommandContext): Promis
     throw new CommandError(3, "nothing was done")
   const facts = await Promise.all(ready.map((plan) => runRestart(world, plan)))
   const rows = facts.map(({ job, result, details }) => [job, result, details])
-  await print(facts, [["JOB", "RESULT", "DETAILS"], ...rows])
+  await printResult(options, facts, [["JOB", "RESULT", "DETAILS"], ...rows])
   const has = (...results: string[]) => facts.some(({ result }) => results.includes(result))
   return has("fault", "interrupted", "namespace gone", "cancelled") ? 1 : has("rejected", "changed") ? 3 : 0
 }
@@ -850,7 +847,7 @@ async function dashboard({ world, env, options, settings }: CommandContext): Pro
   await content.start()
   const site = new Site(content, Number(options.port ?? 0))
   const opening = `http://127.0.0.1:${site.server.port}/?token=`
-  // Not with the context's print(), which masks secrets.
+  // Not with printResult(), which masks secrets.
   await print(`Dashboard: ${opening}${site.token}\n`)
   reportToStderr("info", "open this address in a browser; Ctrl-C ends the dashboard")
   if (!options["no-open"]) openBrowser(opening + site.tokenForBrowser, env)
@@ -884,26 +881,25 @@ const COMMANDS = {
 }
 const OF_EACH_COMMAND = ["help", "version", "namespace", "context", "output"]
 
-const misuse = (mistake: string) => new CommandError(2, `${mistake}; see --help`)
-
 /** Reads the command line; without a command it can only ask for help or the version. Throws a CommandError. */
 function readCommandLine(args: string[]) {
   const { values, positionals } = parse(args)
   const [name, ...names] = positionals
   const command = Object.entries(COMMANDS).find(([known]) => known === name)?.[1]
   if (name !== undefined && !command)
-    throw misuse(`there is no command ${name}; there are ${Object.keys(COMMANDS).join(", ")}`)
+    throw new CommandError(2, `there is no command ${name}; there are ${Object.keys(COMMANDS).join(", ")}`)
   const possible: string[] = command ? [...OF_EACH_COMMAND, ...command.options] : ["help", "version"]
   const stray = Object.keys(values).find((option) => !possible.includes(option))
-  if (stray) throw misuse(`--${stray} does not go with ${name ?? "the operator"}`)
+  if (stray) throw new CommandError(2, `--${stray} does not go with ${name ?? "the operator"}`)
   const { jobs = "" } = command ?? {}
   const most = { "": 0, "[JOB]": 1, JOB: 1 }[jobs] ?? Number.POSITIVE_INFINITY
   if (names.length > most || (jobs.startsWith("JOB") && names.length === 0))
-    throw misuse(`write ${`${name} ${jobs}`.trim()}`)
+    throw new CommandError(2, `write ${`${name} ${jobs}`.trim()}`)
   const { output = "table", port = "0" } = values
-  if (!["table", "json"].includes(output)) throw misuse(`-o cannot be ${quote(output)}: write table or json`)
+  if (!["table", "json"].includes(output))
+    throw new CommandError(2, `-o cannot be ${quote(output)}: write table or json`)
   if (!(/^\d{1,5}$/.test(port) && Number(port) <= 65_535))
-    throw misuse(`--port cannot be ${quote(port)}: write a number from 0 (any free port) to 65535`)
+    throw new CommandError(2, `--port cannot be ${quote(port)}: write a number from 0 (any free port) to 65535`)
   return { command, names, values }
 }
 
@@ -956,7 +952,7 @@ async function confirm(question: string, signal: AbortSignal): Promise<boolean> 
 const COLORS = { given_up: "red", waiting: "yellow", restarting: "cyan", succeeded: "green" } as const
 
 /** Prints results: on a terminal with a colour for each state, unless NO_COLOR is set. */
-async function printResult(output: string | undefined, json: unknown, rows: string[][]): Promise<void> {
+async function printResult({ output }: Options, json: unknown, rows: string[][]): Promise<void> {
   const lines = alignedRows(rows).map((line, i) => {
     const color = COLORS[rows[i]?.[1] as keyof typeof COLORS]
     return color ? styleText(color, line) : line
@@ -982,15 +978,18 @@ async function runCommand(args: string[], env: Env, world: Omit<World, "cluster"
   const namespace = values.namespace ?? (nearest.split(/[,\s]/)[0] as string)
   const { config, from } = await settingsFor({ cluster, stop: world.stop }, namespace, env)
   const namespaces = values.namespace === undefined ? config.namespaces : [values.namespace]
+  // Only a restart must not be cut off in the middle.
+  const kill = [restart, dashboard].includes(command.run) ? world.kill : world.stop
   return command.run({
-    world: { ...world, cluster, config: { ...config, namespaces } },
+    world: { ...world, kill, cluster, config: { ...config, namespaces } },
     names,
     options: values,
     env,
     settings: from,
-    print: (json, rows) => printResult(values.output, json, rows),
   })
 }
+
+const isOfParseArgs = (error: unknown) => /^ERR_PARSE_ARGS/.test(String((error as { code?: unknown } | null)?.code))
 
 /** Runs what the command line asks for; returns the exit code. */
 export async function runCommandLine(args: string[], env: Env, signals: Pick<World, "stop" | "kill">): Promise<number> {
@@ -1000,6 +999,7 @@ export async function runCommandLine(args: string[], env: Env, signals: Pick<Wor
   } catch (error) {
     for (const mistake of messageOf(error).split("\n")) reportToStderr("fatal", mistake)
     if (error instanceof CommandError) return error.code
-    return error instanceof SettingsError || error instanceof ConfigError ? 2 : 1
+    const isMistake = error instanceof SettingsError || error instanceof ConfigError || isOfParseArgs(error)
+    return isMistake ? 2 : 1
   }
 }

@@ -478,25 +478,25 @@ describe("The command line", () => {
   const mistakes: [string, RegExp][] = [
     ["stat", /there is no command stat; there are status, history, restart, explain, dashboard/],
     ["status --frames", /Unknown option '--frames'/],
-    ["status a", /write status;/],
+    ["status a", /write status$/],
     ["status -o yaml", /-o cannot be "yaml": write table or json/],
     ["status --yes", /--yes does not go with status/],
     ["restart -n", /'-n, --namespace <value>' argument missing/],
-    ["restart", /write restart JOB\.\.\.;/],
-    ["explain", /write explain JOB;/],
-    ["history a b", /write history \[JOB\];/],
+    ["restart", /write restart JOB\.\.\.$/],
+    ["explain", /write explain JOB$/],
+    ["history a b", /write history \[JOB\]$/],
     ["--yes", /--yes does not go with the operator/],
     ["restart a --yes=x", /'-y, --yes' does not take an argument/],
     ["status --no-open", /--no-open does not go with status/],
     ["dashboard --port 65536", /--port cannot be "65536": write a number from 0/],
-    ["dashboard load-a", /write dashboard;/],
+    ["dashboard load-a", /write dashboard$/],
   ]
   test("a mistake is told with exit code 2, and nothing is sent", async () => {
     const server = await serve()
     for (const [line, pattern] of mistakes) {
       const { code, out, err } = await command(server, line)
       expect([line, code, out]).toEqual([line, 2, ""])
-      expect(err).toMatch(new RegExp(`^error: .*${pattern.source}.*see --help$`, "m"))
+      expect(err).toMatch(new RegExp(`^error: .*${pattern.source}`, "m"))
     }
     expect(server.calls).toEqual([])
   }, 20_000)
