@@ -148,9 +148,8 @@ const RECORDED_MS = 3_000
 
 /** Jobs with their intents and records, as lists or watches report them. */
 class Inventory {
-  /** Also those that are intents; like the records by namespace and name. */
-  readonly jobs = new Map<string, Job>()
-  readonly records = new Map<string, PastFailure>()
+  /** Jobs, also those that are intents, and what records say of failures; by namespace and name. */
+  protected readonly known = { jobs: new Map<string, Job>(), configmaps: new Map<string, PastFailure>() }
   /** Failures that the metadata of a record does not explain, by Job and record; unknown until they are looked at. */
   private readonly failures = new Map<string, Failure>()
   /** What the cluster answered to restarts that are overdue, as the operator's Events quote it, by uid. */
@@ -158,10 +157,10 @@ class Inventory {
   /** Resolves when all failures so far have been looked at. */
   looking: Promise<unknown> = Promise.resolve()
 
-  constructor(
-    private readonly world: World,
-    private readonly onLook = () => {},
-  ) {}
+  constructor(protected readonly world: World) {}
+
+  /** Something may be told differently now. */
+  protected onChange(): void {}
 
   /** Lists a namespace, in place of what was known of it; returns the version to watch from. */
   async list(namespace: string, resource: Resource): Promise<string> {
@@ -170,8 +169,7 @@ class Inventory {
       resource === "jobs"
         ? await cluster.listJobs(namespace, "", withoutManagedFields, stop)
         : await cluster.listConfigMaps(namespace, `${RECORD}=failure`, stop)
-    const known = resource === "jobs" ? this.jobs : this.records
-    for (const key of known.keys()) if (key.startsWith(`${namespace}/`)) known.delete(key)
+    for (const key of this.known[resource].keys()) if (key.startsWith(`${namespace}/`)) this.known[resource].delete(key)
     for (const item of items) this.take("LISTED", resource, "spec" in item ? item : { metadata: item as Metadata })
     return resourceVersion
   }
@@ -179,22 +177,21 @@ class Inventory {
   take(type: string, resource: Resource, object: Pick<Job, "metadata">): void {
     const { namespace, name } = object.metadata ?? {}
     const key = `${namespace}/${name}`
-    if (type === "DELETED") (resource === "jobs" ? this.jobs : this.records).delete(key)
-    else if (resource === "jobs") this.jobs.set(key, withoutManagedFields(object))
-    else this.records.set(key, readPast(object.metadata ?? {}))
+    if (type === "DELETED") this.known[resource].delete(key)
+    else if (resource === "jobs") this.known.jobs.set(key, withoutManagedFields(object))
+    else this.known.configmaps.set(key, readPast(object.metadata ?? {}))
   }
 
   /** Of each selected Job, or of one, by name. What is absent during its restart is shown from its intent. */
   statuses(only?: string) {
-    const intents = Map.groupBy(
-      [...this.jobs.values()].flatMap((job) => readIntent(job) ?? []),
-      keyOf,
-    )
-    const records = Map.groupBy([...this.records.values()].sort(byTime), keyOf)
-    const keys = only === undefined ? new Set([...this.jobs.keys(), ...intents.keys()]) : [only]
+    const { jobs, configmaps } = this.known
+    const all = [...jobs.values()].flatMap((job) => readIntent(job) ?? [])
+    const intents = Map.groupBy(all, keyOf)
+    const records = Map.groupBy([...configmaps.values()].sort(byTime), keyOf)
+    const keys = only === undefined ? new Set([...jobs.keys(), ...intents.keys()]) : [only]
     return [...keys].sort().flatMap((key) => {
       const [intent] = newestFirst(intents.get(key) ?? [])
-      const job = this.jobs.get(key) ?? (intent && replacementOf(intent))
+      const job = jobs.get(key) ?? (intent && replacementOf(intent))
       if (!job || isIntent(job)) return []
       const isShown = only !== undefined || intent || isSelected(viewJob(job), this.world.config)
       return isShown ? this.statusOf(job, intent, records.get(key) ?? []) : []
@@ -251,17 +248,16 @@ class Inventory {
   private async look(view: JobView, moment: string): Promise<void> {
     const { clock, stop } = this.world
     await clock.sleep((view.failedAt ?? 0) + RECORDED_MS - nowOf(this.world), stop)
-    const past = [...this.records.values()].find(({ uid }) => uid === view.uid)
+    const past = [...this.known.configmaps.values()].find(({ uid }) => uid === view.uid)
     this.failures.set(moment, failureOf(view, await findEvidence(this.world, view, past)))
-    this.onLook()
+    this.onChange()
   }
 
   /** Reads what the cluster answered to restarts that are overdue. */
   async loadRejections(): Promise<void> {
     const { cluster, stop } = this.world
-    const isOverdue = ({ facts: { nextRestartAt = Number.POSITIVE_INFINITY } }: Status) =>
-      nextRestartAt <= nowOf(this.world)
-    const overdue = this.statuses().filter(isOverdue)
+    const dueAt = ({ facts }: Status) => facts.nextRestartAt ?? Number.POSITIVE_INFINITY
+    const overdue = this.statuses().filter((status) => dueAt(status) <= nowOf(this.world))
     for (const namespace of new Set(overdue.map(({ view }) => view.namespace)))
       for (const { uid, text } of await cluster.listEvents(namespace, "CannotRestart", stop).catch(() => []))
         this.rejections.set(uid, text)
@@ -281,10 +277,9 @@ function withoutManagedFields(job: Job): Job {
 }
 
 /** The Job that an intent creates, which does not say in which namespace. */
-const replacementOf = ({ namespace, replacement }: Intent): Job => ({
-  ...replacement,
-  metadata: { ...replacement.metadata, namespace },
-})
+function replacementOf({ namespace, replacement }: Intent): Job {
+  return { ...replacement, metadata: { ...replacement.metadata, namespace } }
+}
 
 /** What an intent has decided already. */
 function decisionOf({ name, dueAt }: Intent, now: number): Decision {
@@ -484,13 +479,16 @@ async function localCache({ cluster, emit, kill }: World, { namespace, name }: J
 }
 
 async function runRestart(world: World, { job, run }: RestartPlan) {
-  type Result = Outcome | { result: "fault"; error: unknown }
-  const outcome = await run().catch((error): Result => ({ result: "fault", error }))
-  if (outcome.result === "restarted") await reportRestart(world, { ...job, uid: outcome.uid })
-  return { job: job.key, result: outcome.result, details: detailsOf(outcome) }
+  try {
+    const outcome = await run()
+    if (outcome.result === "restarted") await reportRestart(world, { ...job, uid: outcome.uid })
+    return { job: job.key, result: outcome.result, details: detailsOf(outcome) }
+  } catch (error) {
+    return { job: job.key, result: "fault", details: messageOf(error) }
+  }
 }
 
-function detailsOf(outcome: Outcome | { result: "fault"; error: unknown }): string {
+function detailsOf(outcome: Outcome): string {
   if ("uid" in outcome) return `new uid ${outcome.uid}`
   if ("error" in outcome) return messageOf(outcome.error)
   return outcome.result === "interrupted" ? "its intent stays: an operator goes on, or this command" : ""
@@ -525,9 +523,8 @@ const ANSWER_MS = 5_000
 /** For JSON.stringify: control and bidi characters become visible. */
 const visible = (_: string, value: unknown) => (typeof value === "string" ? printable(value) : value)
 
-/** Keeps an inventory current by watches, and tells every open page what changes. */
-export class Dashboard {
-  private readonly inventory: Inventory
+/** An inventory that watches keep current; it tells every open page what changes. */
+export class Dashboard extends Inventory {
   /** What the pages know of each Job, as JSON. */
   private lanes = new Map<string, string>()
   /** What cannot be read right now. `isOutage`: there is no answer at all. */
@@ -536,11 +533,11 @@ export class Dashboard {
   private isChanged = false
 
   constructor(
-    private readonly world: World,
+    world: World,
     private readonly env: Env,
     private settings: string,
   ) {
-    this.inventory = new Inventory(world, () => this.onChange())
+    super(world)
   }
 
   /** Resolves once everything was listed, or could not be. */
@@ -565,7 +562,7 @@ export class Dashboard {
   }
 
   /** A burst of changes is sent as one. */
-  private onChange(): void {
+  protected override onChange(): void {
     if (!this.isChanged) setTimeout(() => this.update(), 150)
     this.isChanged = true
   }
@@ -576,7 +573,7 @@ export class Dashboard {
     if (this.pages.size === 0) return
     const before = this.lanes
     this.lanes = new Map(
-      this.inventory.statuses().map((status) => [status.view.key, JSON.stringify(this.laneOf(status), visible)]),
+      this.statuses().map((status) => [status.view.key, JSON.stringify(this.laneOf(status), visible)]),
     )
     const keys = [...new Set([...before.keys(), ...this.lanes.keys()])]
     const event = this.eventWith(keys.filter((key) => this.lanes.get(key) !== before.get(key)))
@@ -629,7 +626,7 @@ export class Dashboard {
     for (let attempt = 0; !stop.aborted; attempt++) {
       let isListed = false
       try {
-        const version = await this.inventory.list(namespace, resource)
+        const version = await this.list(namespace, resource)
         isListed = true
         attempt = 0
         this.report(what)
@@ -654,7 +651,7 @@ export class Dashboard {
       for await (const { type, object } of cluster.watch(namespace, resource, options, stop)) {
         options.resourceVersion = object.metadata?.resourceVersion ?? options.resourceVersion
         if (object.metadata?.labels?.[RECORD] === "settings") await this.loadSettings()
-        else if (type !== "BOOKMARK") this.inventory.take(type, resource, object)
+        else if (type !== "BOOKMARK") this.take(type, resource, object)
         this.onChange()
       }
       if (clock.now() - beganAt < 1_000 && !stop.aborted) throw new Error("the watch ended at once")
@@ -686,7 +683,7 @@ export class Dashboard {
       if (this.pages.size === 0) continue
       const answer = within(ANSWER_MS, stop, "GET /version", (signal) => cluster.version(signal))
       const error = await answer.then(() => undefined).catch((error: unknown) => error)
-      await this.inventory.loadRejections()
+      await this.loadRejections()
       this.report("API server", error instanceof ApiError ? undefined : error)
     }
   }
@@ -694,10 +691,10 @@ export class Dashboard {
   /** The evidence of one failure: from its record or, without a name, from the pods that are left. */
   async evidenceOf(key: string, name: string): Promise<object> {
     const { cluster, stop } = this.world
-    const past = this.inventory.records.get(`${key.slice(0, key.indexOf("/"))}/${name}`)
+    const past = this.known.configmaps.get(`${key.slice(0, key.indexOf("/"))}/${name}`)
     const record = readRecord((past && (await cluster.getConfigMap(past.namespace, name, stop))) ?? {})
-    if (record) return { lines: [record.reason, `then ${record.past.decided}`, ...evidenceLines(record.evidence)] }
-    const job = name === "" && this.inventory.jobs.get(key)
+    if (record) return { lines: [`${record.reason}, ${record.past.decided}`, ...evidenceLines(record.evidence)] }
+    const job = name === "" && this.known.jobs.get(key)
     if (!job) throw new CommandError(3, "it is not there any more")
     return { lines: evidenceLines(await gatherEvidence(this.world, viewJob(job), [])) }
   }
