@@ -13,7 +13,6 @@ import {
   alignedRows,
   backoffMs,
   Cache,
-  type Cause,
   ConfigError,
   connect,
   countFrom,
@@ -99,17 +98,18 @@ const OPTIONS = {
 
 const parse = (args: string[]) => parseArgs({ args, options: OPTIONS, allowPositionals: true })
 
-type Options = ReturnType<typeof parse>["values"]
-
 /** What a command works with; the namespaces it looks at are those of `world.config`. */
 interface CommandContext {
   world: World
   /** Where the settings come from, in words. */
   settings: string
   names: string[]
-  options: Options
+  options: ReturnType<typeof parse>["values"]
   env: Env
 }
+
+/** The result of a command as JSON and as rows in columns, and its exit code if it is not 0. */
+type Result = { json: unknown; rows: string[][]; code?: number }
 
 /** A usage error (2), or something not found or rejected (3); the code is the exit code. */
 class CommandError extends Error {
@@ -167,7 +167,7 @@ class Inventory {
     const { cluster, stop } = this.world
     const { items, resourceVersion } =
       resource === "jobs"
-        ? await cluster.listJobs(namespace, "", withoutManagedFields, stop)
+        ? await cluster.listJobs(namespace, "", (job) => job, stop)
         : await cluster.listConfigMaps(namespace, `${RECORD}=failure`, stop)
     for (const key of this.known[resource].keys()) if (key.startsWith(`${namespace}/`)) this.known[resource].delete(key)
     for (const item of items) this.take("LISTED", resource, "spec" in item ? item : { metadata: item as Metadata })
@@ -178,7 +178,7 @@ class Inventory {
     const { namespace, name } = object.metadata ?? {}
     const key = `${namespace}/${name}`
     if (type === "DELETED") this.known[resource].delete(key)
-    else if (resource === "jobs") this.known.jobs.set(key, withoutManagedFields(object))
+    else if (resource === "jobs") this.known.jobs.set(key, object)
     else this.known.configmaps.set(key, readPast(object.metadata ?? {}))
   }
 
@@ -271,11 +271,6 @@ const byTime = (a: PastFailure, b: PastFailure) => a.failedAt - b.failedAt
 /** The key of the Job that an intent or a record is about. */
 const keyOf = (one: PastFailure | Intent) => `${one.namespace}/${"jobName" in one ? one.jobName : one.job}`
 
-function withoutManagedFields(job: Job): Job {
-  const { managedFields: _, ...metadata } = job.metadata ?? {}
-  return { ...job, metadata }
-}
-
 /** The Job that an intent creates, which does not say in which namespace. */
 function replacementOf({ namespace, replacement }: Intent): Job {
   return { ...replacement, metadata: { ...replacement.metadata, namespace } }
@@ -316,7 +311,7 @@ async function loadStatuses(world: World, only?: string): Promise<Status[]> {
 const shortName = ({ config }: World, key: string) =>
   config.namespaces.length > 1 ? key : key.slice(key.indexOf("/") + 1)
 
-async function status({ world, settings, options }: CommandContext): Promise<number> {
+async function status({ world, settings }: CommandContext): Promise<Result> {
   const jobs = (await loadStatuses(world)).map(({ facts }) => facts)
   const now = nowOf(world)
   const span = (ms: number) => durationText(Math.max(0, Math.round(ms / 1_000)) * 1_000)
@@ -330,28 +325,24 @@ async function status({ world, settings, options }: CommandContext): Promise<num
     why,
   ])
   const head = ["JOB", "STATE", "NEXT RESTART", "CAUSE", "IN A ROW", "LAST FAILURE", "WHY"]
-  await printResult(options, { settings, now: instantText(now), jobs }, [head, ...rows])
   reportToStderr("info", `settings ${settings}`)
-  return 0
+  return { json: { settings, now: instantText(now), jobs }, rows: [head, ...rows] }
 }
 
-async function history(context: CommandContext): Promise<number> {
-  const { world, names, options } = context
+async function history(context: CommandContext): Promise<Result> {
+  const { world, names } = context
   if (names.length > 0) return historyOfJob(context)
-  const records = await Promise.all(world.config.namespaces.map((namespace) => loadRecords(world, namespace)))
-  const rows = records
-    .flat()
-    .sort(byTime)
-    .map(({ namespace, job, cause, failedAt, restarts, summary, decided }) => {
-      const name = shortName(world, `${namespace}/${job}`)
-      return [instantText(failedAt), name, cause, String(restarts + 1), summary, decided]
-    })
-  await printResult(options, records.flat(), [["FAILED", "JOB", "CAUSE", "IN A ROW", "HOW IT ENDED", "THEN"], ...rows])
-  return 0
+  const all = await Promise.all(world.config.namespaces.map((namespace) => loadRecords(world, namespace)))
+  const records = all.flat().sort(byTime)
+  const rows = records.map(({ namespace, job, cause, failedAt, restarts, summary, decided }) => {
+    const name = shortName(world, `${namespace}/${job}`)
+    return [instantText(failedAt), name, cause, String(restarts + 1), summary, decided]
+  })
+  return { json: records, rows: [["FAILED", "JOB", "CAUSE", "IN A ROW", "HOW IT ENDED", "THEN"], ...rows] }
 }
 
 /** All evidence of a Job's failures, the last one at the end. */
-async function historyOfJob({ world, names, options }: CommandContext): Promise<number> {
+async function historyOfJob({ world, names }: CommandContext): Promise<Result> {
   const { cluster, stop } = world
   const [{ namespace, name, key }] = jobsOf(world, names)
   const records = await loadRecords(world, namespace, name)
@@ -367,12 +358,7 @@ async function historyOfJob({ world, names, options }: CommandContext): Promise<
     ...evidenceLines(evidence).map((line) => `    ${line}`),
   ])
   const shown = lines.length > 0 ? lines : [`no failure of ${key} is recorded`]
-  await printResult(
-    options,
-    json,
-    shown.map((line) => [line]),
-  )
-  return 0
+  return { json, rows: shown.map((line) => [line]) }
 }
 
 /** The Jobs that are named; at least one is. */
@@ -394,7 +380,7 @@ function decisiveSettings({ config }: World): string[] {
   return DECISIVE.filter((variable) => values[variable]).map((variable) => `${variable}=${values[variable]}`)
 }
 
-async function explain({ world, names, settings, options }: CommandContext): Promise<number> {
+async function explain({ world, names, settings }: CommandContext): Promise<Result> {
   const [job] = jobsOf(world, names)
   const [{ facts } = {}] = await loadStatuses(world, job.key)
   if (!facts) throw new CommandError(3, `there is no Job ${job.key}`)
@@ -411,13 +397,12 @@ async function explain({ world, names, settings, options }: CommandContext): Pro
     ["settings", settings, ...decisiveSettings(world)],
   ]
   const rows = blocks.flatMap(([label, ...lines]) => lines.map((line, i) => [i === 0 ? label : "", line]))
-  await printResult(options, { ...facts, settings: { from: settings, ...variablesOf(world.config) } }, rows)
-  return 0
+  return { json: { ...facts, settings: { from: settings, ...variablesOf(world.config) } }, rows }
 }
 
 // ───────────────────────────────────────────── 3 Restart ──────────────────────────────────────────────
 
-async function restart({ world, names, options }: CommandContext): Promise<number> {
+async function restart({ world, names, options }: CommandContext): Promise<Result> {
   const plans = await Promise.all(jobsOf(world, names).map((job) => planRestart(world, job)))
   const rejections = plans.flatMap((plan) => ("rejection" in plan ? [plan.rejection] : []))
   if (rejections.length > 0) throw new CommandError(3, rejections.join("\n"))
@@ -426,9 +411,9 @@ async function restart({ world, names, options }: CommandContext): Promise<numbe
     throw new CommandError(3, "nothing was done")
   const facts = await Promise.all(ready.map((plan) => runRestart(world, plan)))
   const rows = facts.map(({ job, result, details }) => [job, result, details])
-  await printResult(options, facts, [["JOB", "RESULT", "DETAILS"], ...rows])
   const has = (...results: string[]) => facts.some(({ result }) => results.includes(result))
-  return has("fault", "interrupted", "namespace gone", "cancelled") ? 1 : has("rejected", "changed") ? 3 : 0
+  const code = has("fault", "interrupted", "namespace gone", "cancelled") ? 1 : has("rejected", "changed") ? 3 : 0
+  return { json: facts, rows: [["JOB", "RESULT", "DETAILS"], ...rows], code }
 }
 
 type RestartPlan = { job: JobName; what: string; run: () => Promise<Outcome> }
@@ -606,17 +591,27 @@ export class Dashboard extends Inventory {
   /** What the pages show of a Job. */
   private laneOf({ view, records, facts }: Status) {
     const { uid, phase, startedAt, completedAt, failedAt, reason } = view
-    const failures = records.map(({ name, startedAt, failedAt, cause, restarts, summary }) => {
+    const recorded = records.map(({ name, startedAt, failedAt, cause, restarts, summary }) => {
       return { name, startedAt, failedAt, cause, inRow: restarts + 1, summary }
     })
-    const unrecorded = { name: "", startedAt, cause: facts.cause as Cause, inRow: facts.failuresInRow, summary: reason }
-    if (failedAt !== undefined && records.at(-1)?.uid !== uid) failures.push({ ...unrecorded, failedAt })
+    const isRecorded = failedAt === undefined || records.at(-1)?.uid === uid
+    const { cause, failuresInRow: inRow } = facts
+    const unrecorded = isRecorded ? [] : [{ name: "", startedAt, failedAt, cause, inRow, summary: reason }]
     const manual = decideOnWish(view)
     const notRestartable = manual.do === "restart" ? undefined : manual.because
     const isPaused = overridesOf(view, this.world.config).paused
     // How much is left of a wait is told by the due time.
     const decision = facts.decision.replace(/ \(in \w+\)/, "")
-    return { ...facts, decision, phase, startedAt, completedAt, failures, isPaused, notRestartable }
+    return {
+      ...facts,
+      decision,
+      phase,
+      startedAt,
+      completedAt,
+      failures: [...recorded, ...unrecorded],
+      isPaused,
+      notRestartable,
+    }
   }
 
   /** Lists once, then watches; after an outage, or where watching is forbidden, lists again. */
@@ -839,7 +834,7 @@ class Site {
 }
 
 /** Serves the dashboard until a signal. */
-async function dashboard({ world, env, options, settings }: CommandContext): Promise<number> {
+async function dashboard({ world, env, options, settings }: CommandContext): Promise<undefined> {
   const content = new Dashboard(world, env, settings)
   await content.start()
   const site = new Site(content, Number(options.port ?? 0))
@@ -851,7 +846,6 @@ async function dashboard({ world, env, options, settings }: CommandContext): Pro
   await new Promise((done) => world.stop.addEventListener("abort", done))
   await Promise.allSettled(site.actions)
   await site.server.stop(true)
-  return 0
 }
 
 /** Opens the browser, if there is one; whoever has none has the printed address. */
@@ -863,7 +857,7 @@ function openBrowser(address: string, { DISPLAY, WAYLAND_DISPLAY }: Env): void {
 
 // ─────────────────────────────────────────── 5 Command line ───────────────────────────────────────────
 
-/** What an admin may ask for, beside a running operator or without one. `run` returns the exit code. */
+/** What an admin may ask for, beside a running operator or without one. */
 const COMMANDS = {
   status: { jobs: "", run: status, options: [], help: "show each Job's state, next restart and why" },
   history: { jobs: "[JOB]", run: history, options: [], help: "list past failures; of one JOB with all evidence" },
@@ -949,7 +943,7 @@ async function confirm(question: string, signal: AbortSignal): Promise<boolean> 
 const COLORS = { given_up: "red", waiting: "yellow", restarting: "cyan", succeeded: "green" } as const
 
 /** Prints results: on a terminal with a colour for each state, unless NO_COLOR is set. */
-async function printResult({ output }: Options, json: unknown, rows: string[][]): Promise<void> {
+async function printResult({ json, rows }: Result, output: string | undefined): Promise<void> {
   const lines = alignedRows(rows).map((line, i) => {
     const color = COLORS[rows[i]?.[1] as keyof typeof COLORS]
     return color ? styleText(color, line) : line
@@ -976,14 +970,16 @@ async function runCommand(args: string[], env: Env, world: Omit<World, "cluster"
   const { config, from } = await settingsFor({ cluster, stop: world.stop }, namespace, env)
   const namespaces = values.namespace === undefined ? config.namespaces : [values.namespace]
   // Only a restart must not be cut off in the middle.
-  const kill = [restart, dashboard].includes(command.run) ? world.kill : world.stop
-  return command.run({
+  const kill = command.run === restart || command.run === dashboard ? world.kill : world.stop
+  const result = await command.run({
     world: { ...world, kill, cluster, config: { ...config, namespaces } },
     names,
     options: values,
     env,
     settings: from,
   })
+  if (result) await printResult(result, values.output)
+  return result?.code ?? 0
 }
 
 const isOfParseArgs = (error: unknown) => /^ERR_PARSE_ARGS/.test(String((error as { code?: unknown } | null)?.code))

@@ -194,7 +194,7 @@ describe("status", () => {
     stand(server, "a-job-with-a-name", { status: failedAgo(0) })
     const { screen, lines } = await onTerminal(server, "status", 40)
     expect(screen).toContain("\u001b[33ma-job-with-a-name")
-    expect(lines[0]).toContain("WHY")
+    expect(lines[1]).toContain("WHY")
     for (const env of [{ NO_COLOR: "1" }, { TERM: "dumb" }])
       expect((await onTerminal(server, "status", 80, { env })).screen).not.toContain("\u001b[33m")
   }, 20_000)
