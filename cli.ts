@@ -241,7 +241,8 @@ class Inventory {
     if (known) return known
     this.failures.set(moment, UNKNOWN)
     // One at a time: many lists of pods at once would load the API server.
-    this.looking = this.looking.then(() => this.look(view, moment)).catch(() => this.failures.delete(moment))
+    this.looking = this.looking.catch(() => {}).then(() => this.look(view, moment))
+    this.looking.catch(() => this.failures.delete(moment))
     return UNKNOWN
   }
 
@@ -254,10 +255,10 @@ class Inventory {
   }
 
   /** Reads what the cluster answered to restarts that are overdue. */
-  async loadRejections(): Promise<void> {
+  async loadRejections(only?: string): Promise<void> {
     const { cluster, stop } = this.world
     const dueAt = ({ facts }: Status) => facts.nextRestartAt ?? Number.POSITIVE_INFINITY
-    const overdue = this.statuses().filter((status) => dueAt(status) <= nowOf(this.world))
+    const overdue = this.statuses(only).filter((status) => dueAt(status) <= nowOf(this.world))
     for (const namespace of new Set(overdue.map(({ view }) => view.namespace)))
       for (const { uid, text } of await cluster.listEvents(namespace, "CannotRestart", stop).catch(() => []))
         this.rejections.set(uid, text)
@@ -301,7 +302,7 @@ async function loadStatuses(world: World, only?: string): Promise<Status[]> {
   await Promise.all(namespaces.flatMap((namespace) => RESOURCES.map((one) => inventory.list(namespace, one))))
   inventory.statuses(only)
   await inventory.looking
-  await inventory.loadRejections()
+  await inventory.loadRejections(only)
   return inventory.statuses(only)
 }
 
