@@ -511,8 +511,8 @@ const visible = (_: string, value: unknown) => (typeof value === "string" ? prin
 
 /** An inventory that watches keep current; it tells every open page what changes. */
 export class Dashboard extends Inventory {
-  /** What the pages know of each Job, as JSON. */
-  private lanes = new Map<string, string>()
+  /** What the pages know of each Job. */
+  private lanes = new Map<string, object>()
   /** What cannot be read right now. `isOutage`: there is no answer at all. */
   private readonly problems = new Map<string, { text: string; isOutage: boolean; sinceAt: number }>()
   private readonly pages = new Set<ReadableStreamDefaultController<string>>()
@@ -558,11 +558,9 @@ export class Dashboard extends Inventory {
     this.isChanged = false
     if (this.pages.size === 0) return
     const before = this.lanes
-    this.lanes = new Map(
-      this.statuses().map((status) => [status.view.key, JSON.stringify(this.laneOf(status), visible)]),
-    )
+    this.lanes = new Map(this.statuses().map((status) => [status.view.key, this.laneOf(status)]))
     const keys = [...new Set([...before.keys(), ...this.lanes.keys()])]
-    const event = this.eventWith(keys.filter((key) => this.lanes.get(key) !== before.get(key)))
+    const event = this.eventWith(keys.filter((key) => !Bun.deepEquals(this.lanes.get(key), before.get(key))))
     for (const page of this.pages) {
       page.enqueue(event)
       // It no longer reads, as in a sleeping tab: when it connects again, it gets everything anew.
@@ -576,7 +574,7 @@ export class Dashboard extends Inventory {
   /** With the lanes of some Jobs; null for one that is gone. */
   private eventWith(keys: string[]): string {
     const { cluster, config } = this.world
-    const facts = {
+    const message = {
       now: nowOf(this.world),
       address: cluster.address,
       namespaces: config.namespaces,
@@ -584,9 +582,9 @@ export class Dashboard extends Inventory {
       jobSelector: config.jobSelector?.text,
       settings: [this.settings, ...decisiveSettings(this.world)],
       problems: Object.fromEntries(this.problems),
+      lanes: Object.fromEntries(keys.map((key) => [key, this.lanes.get(key) ?? null])),
     }
-    const lanes = keys.map((key) => `${JSON.stringify(key)}:${this.lanes.get(key) ?? null}`)
-    return `data: ${JSON.stringify(facts, visible).slice(0, -1)},"lanes":{${lanes.join()}}}\n\n`
+    return `data: ${JSON.stringify(message, visible)}\n\n`
   }
 
   /** What the pages show of a Job. */
