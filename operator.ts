@@ -12,14 +12,14 @@
  * are durations.
  */
 import { createHash, createPrivateKey, X509Certificate } from "node:crypto"
-import { existsSync, readdirSync } from "node:fs"
+import { existsSync } from "node:fs"
 import { readFile, stat } from "node:fs/promises"
 import { isIPv6 } from "node:net"
 import { basename, delimiter, dirname, join, resolve } from "node:path"
 import { getCACertificates } from "node:tls"
 import type { V1ConfigMap, V1Job, V1LabelSelector, V1ObjectMeta, V1Pod } from "@kubernetes/client-node"
 import { configureSync, getLogger, type LogRecord } from "@logtape/logtape"
-import { Counter, Gauge, Histogram, Registry } from "prom-client"
+import { Counter, Gauge, Histogram, type MetricConfiguration, Registry } from "prom-client"
 import TinyQueue from "tinyqueue"
 import project from "./package.json" with { type: "json" }
 
@@ -44,17 +44,6 @@ export interface Clock {
  * kept then lies scattered in it: with 10,000 Jobs the peak is 15 MiB higher.
  */
 export const collectGarbage = () => Bun.gc(true)
-
-const interned = new Map<string, string>()
-
-/** The one copy of a text that thousands of objects have in common. */
-export function intern(text: string): string {
-  const known = interned.get(text)
-  if (known !== undefined) return known
-  if (interned.size >= 1_000) interned.clear()
-  interned.set(text, text)
-  return text
-}
 
 const abortListeners = new WeakMap<AbortSignal, Set<() => void>>()
 
@@ -129,7 +118,6 @@ export function instant(text: string | null | undefined): number | undefined {
 export const compareVersions = (a: string, b: string) => a.length - b.length || (a < b ? -1 : a > b ? 1 : 0)
 
 const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu
-const UNPRINTABLE_ONE = new RegExp(UNPRINTABLE.source, "u")
 
 /** Text with all that could break a line, forge a record or drive a terminal made visible. */
 export function printable(text: string): string {
@@ -150,32 +138,26 @@ const QUOTED = `(?:[bfru]{1,2}|\\w{0,20}[([{])?(?:${IN_QUOTES}|(\\\\+)["'].*?(?:
 const SECRET_VALUE = `(?:${QUOTED}|[^\\s"'&,;<>]+)`
 const SOURCE_FILE = "(?![\\w-]{0,40}\\.(?:[cm]?[jt]sx?|py|go|rb|rs|java|kt|php|cs|cc?|cpp|h):\\d)"
 
-const SECRETS: [RegExp, string][] = [
-  [/-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)/g, "***"],
+const HEADER_VALUE = `(?:[^"'\\n]+|(?<==\\\\*)["'][^"'\\n]*["']?){1,20000}`
+
+/** What each pattern captures first stays. */
+const SECRETS = [
+  /()-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)/g,
   // A key whose beginning is above the last lines.
-  [/^[\w+/=\s\\]*-----END [A-Z ]*PRIVATE KEY-----/g, "***"],
-  [
-    new RegExp(
-      `((?:authorization|cookie)${IS})(?:${QUOTED}|(?:[^"'\\n]+|(?<==\\\\*)["'][^"'\\n]*["']?){1,20000})`,
-      "gim",
-    ),
-    "$1***",
-  ],
-  [/\b((?:[Bb]earer|[Bb]asic|BEARER|BASIC)\s+)(?=[A-Z]?[a-z.-]*[A-Z\d+/=_~])[\w+/=.~-]{8,}/g, "$1***"],
-  [new RegExp(`(${SECRET_WORD}${SOURCE_FILE}[\\w.-]{0,40}${IS})${SECRET_VALUE}`, "gim"), "$1***"],
-  [new RegExp(`(<[\\w:-]{0,40}${SECRET_WORD}[\\w-]{0,40}>)[^<]+`, "gi"), "$1***"],
-  [
-    new RegExp(`((?<![\\w-])--?(?:[\\w.-]{0,40}[-_.])?${SECRET_WORD}[\\w-]{0,40}\\s+)(?!-)${SECRET_VALUE}`, "gim"),
-    "$1***",
-  ],
-  [new RegExp(`(\\bValue:|"value":\\s*)${QUOTED}`, "g"), '$1"***"'],
-  [/(\w:\/\/)[^\s/?#"'<>]+@/g, "$1***@"],
-  [/(?<![\w-])eyJ[\w-]{8,}\.[\w-]+\.[\w-]*/g, "***"],
+  /()^[\w+/=\s\\]*-----END [A-Z ]*PRIVATE KEY-----/g,
+  new RegExp(`((?:authorization|cookie)${IS})(?:${QUOTED}|${HEADER_VALUE})`, "gim"),
+  /\b((?:[Bb]earer|[Bb]asic|BEARER|BASIC)\s+)(?=[A-Z]?[a-z.-]*[A-Z\d+/=_~])[\w+/=.~-]{8,}/g,
+  new RegExp(`(${SECRET_WORD}${SOURCE_FILE}[\\w.-]{0,40}${IS})${SECRET_VALUE}`, "gim"),
+  new RegExp(`(<[\\w:-]{0,40}${SECRET_WORD}[\\w-]{0,40}>)[^<]+`, "gi"),
+  new RegExp(`((?<![\\w-])--?(?:[\\w.-]{0,40}[-_.])?${SECRET_WORD}[\\w-]{0,40}\\s+)(?!-)${SECRET_VALUE}`, "gim"),
+  new RegExp(`(\\bValue:|"value":\\s*)${QUOTED}`, "g"),
+  /(\w:\/\/)[^\s/?#"'<>]+(?=@)/g,
+  /()(?<![\w-])eyJ[\w-]{8,}\.[\w-]+\.[\w-]*/g,
 ]
 
 /** Text with what looks like a secret replaced by `***`. */
 export function maskSecrets(text: string): string {
-  return SECRETS.reduce((masked, [pattern, replacement]) => masked.replace(pattern, replacement), text)
+  return SECRETS.reduce((masked, pattern) => masked.replace(pattern, "$1***"), text)
 }
 
 export const safe = (text: string) => printable(maskSecrets(text))
@@ -190,6 +172,17 @@ export function durationText(ms: number): string {
   return (ms < 0 ? "-" : "") + (text.replace(/(?<!\d)0[dhms]/g, "") || "0s")
 }
 
+const UNIT_MS: Record<string, number> = { ms: 1, millisecond: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 }
+const UNIT = "(ms|millisecond|s|sec|second|m|min|minute|h|hr|hour|d|day)s?(?![a-z])"
+const SPAN = new RegExp(String.raw`(\d+(?:\.\d+)?)\s*${UNIT}[\s,]*(?:and\s+)?`, "gi")
+
+/** The sum of a text such as `1h30m` or `2 minutes, 5 seconds`, in ms; undefined for any other text. */
+function readSpan(text: string): number | undefined {
+  if (text === "" || text.replace(SPAN, "") !== "") return undefined
+  const parts = [...text.toLowerCase().matchAll(SPAN)]
+  return parts.reduce((ms, [, number, unit = ""]) => ms + Number(number) * (UNIT_MS[unit] ?? UNIT_MS[unit[0]!]!), 0)
+}
+
 /** An instant in UTC with Z, to the second. */
 export const instantText = (at: number) => new Date(at).toISOString().replace(/\.\d+Z$/, "Z")
 
@@ -200,34 +193,25 @@ export function messageOf(error: unknown): string {
 }
 
 /** One log record for people: one line, and its details indented below. */
-export function textRecord(at: number, level: string, text: string, lines: string[] = []): string {
+export function textRecord(at: number, level: string, text: string, { lines = [] }: { lines?: string[] } = {}): string {
   const head = `${new Date(at).toISOString().replace("T", " ")} | ${level.toUpperCase().padEnd(8)} | ${safe(text)}\n`
   return head + lines.map((line) => `    ${safe(line)}\n`).join("")
 }
 
 /** One log record for collectors: one line of JSON. */
 export function jsonRecord(at: number, level: string, text: string, details: object = {}): string {
-  const record = { time: new Date(at).toISOString(), level, message: text, ...details }
-  return `${JSON.stringify(sanitized(record, (_, value) => (typeof value === "string" ? safe(value) : value)))}\n`
+  return `${JSON.stringify({ time: new Date(at).toISOString(), level, message: text, ...details }, forOthers)}\n`
 }
 
-/** A copy of JSON data in which `clean` has replaced every value, and every key is masked and printable. */
-function sanitized(value: unknown, clean: (key: string, value: unknown) => unknown, key = ""): unknown {
-  if (Array.isArray(value)) return value.map((item) => sanitized(item, clean, key))
-  if (value === null || typeof value !== "object") return clean(key, value)
-  return Object.fromEntries(Object.entries(value).map(([name, part]) => [safe(name), sanitized(part, clean, name)]))
-}
+/** JSON for people. */
+export const jsonText = (value: unknown) => JSON.stringify(value, forOthers, 1)
 
-/** Rows as a table with a frame. */
-export function table(rows: string[][]): string[] {
-  const widths = (rows[0] ?? []).map((_, column) =>
-    Math.max(...rows.map((row) => Bun.stringWidth(safe(row[column] ?? "")))),
-  )
-  const rule = (ends: string, joint: string) =>
-    ends[0] + widths.map((width) => "─".repeat(width + 2)).join(joint) + ends[1]
-  const pad = (cell: string, width: number) => safe(cell) + " ".repeat(width - Bun.stringWidth(safe(cell)))
-  const line = (row: string[]) => `│${row.map((cell, column) => ` ${pad(cell, widths[column] ?? 0)} `).join("│")}│`
-  return [rule("┌┐", "┬"), ...rows.map(line), rule("└┘", "┴")]
+/** What JSON.stringify() writes of a value: texts and keys masked and printable, instants (`…At`) as text. */
+function forOthers(key: string, value: unknown): unknown {
+  if (typeof value === "string") return safe(value)
+  if (typeof value === "number" && key.endsWith("At")) return instantText(value)
+  if (value === null || typeof value !== "object" || Array.isArray(value)) return value
+  return Object.fromEntries(Object.entries(value).map(([name, part]) => [safe(name), part]))
 }
 
 /** Rows in columns, two spaces apart. */
@@ -240,84 +224,19 @@ export function alignedRows(rows: string[][]): string[] {
   return cells.map((row) => row.map(padded).join("").trimEnd())
 }
 
-/** JSON for people: instants (`…At`) as text, every string masked, printable and at most so long. */
-export function jsonText(value: unknown, most?: number): string {
-  const clean = (key: string, part: unknown) => {
-    if (typeof part === "string") return safe(part).slice(0, most)
-    return key.endsWith("At") && typeof part === "number" ? instantText(part) : part
-  }
-  return JSON.stringify(sanitized(value, clean), undefined, 1)
-}
-
 const ESCAPE = "\u001b"
+
+/** A carriage return, or a sequence that moves the cursor to the first column. */
+const LINE_START = new RegExp(`\\r|${ESCAPE}\\[[01]?G`)
+
+/** A line without colours and other sequences; of one that was drawn anew, as a progress bar is, its last state. */
+export function renderLine(line: string): string {
+  const drawn = line.split(LINE_START).map((part) => Bun.stripANSI(part))
+  return drawn.findLast((part) => part.trim() !== "") ?? ""
+}
 
 /** What is too long is cut in its middle: the error may stand at the end of a long line. */
 const LINE_CHARACTERS = 1_000
-
-/** A terminal's line is at most so wide for sequences that move the cursor to a column. */
-const TERMINAL_COLUMNS = 1_000
-
-/** CSI sequences (ECMA-48), OSC and other strings with their end, and single escapes. */
-const CONTROL_STRING = `[\\]PX^_][^${ESCAPE}\\u0007]*(?:${ESCAPE}\\\\|\\u0007)`
-const SEQUENCE = new RegExp(
-  `${ESCAPE}(?:\\[([0-?]*)[ -/]*([@-~])|${CONTROL_STRING}|[ -/]+[0-~]|[0-OQ-WYZ\\\\\`-~])`,
-  "y",
-)
-
-/**
- * A line as a terminal would show it: without colours and other sequences; \r and backspace move the cursor, and what
- * follows overwrites what is there. Other control characters stay as they are.
- */
-export function renderLine(line: string): string {
-  if (!["\b", "\r", ESCAPE].some((control) => line.includes(control))) return line
-  const cells: string[] = []
-  let column = 0
-  for (let at = 0; at < line.length; ) {
-    SEQUENCE.lastIndex = at
-    const sequence = SEQUENCE.exec(line)
-    if (sequence) {
-      column = moveCursor(cells, column, sequence[2] ?? "", Number.parseInt(sequence[1] ?? "", 10))
-      at = SEQUENCE.lastIndex
-      continue
-    }
-    const character = String.fromCodePoint(line.codePointAt(at) as number)
-    at += character.length
-    if (character === "\r") column = 0
-    else if (character === "\b") column = Math.max(0, column - 1)
-    else column = putCharacter(cells, column, character)
-  }
-  return cells.join("")
-}
-
-/** Writes one character; a wide one takes two cells, and one without width joins the cell before it. */
-function putCharacter(cells: string[], column: number, character: string): number {
-  const width = character < "\u0300" ? 1 : Bun.stringWidth(character)
-  if (width === 0 && column > 0 && !UNPRINTABLE_ONE.test(character)) {
-    cells[column - 1] += character
-    return column
-  }
-  // What is left of a wide character that is overwritten in part is a blank.
-  if (cells[column] === "" && column > 0) cells[column - 1] = " "
-  while (cells.length < column) cells.push(" ")
-  cells[column] = character
-  if (width === 2) cells[column + 1] = ""
-  const next = column + Math.max(1, width)
-  if (cells[next] === "") cells[next] = " "
-  return next
-}
-
-/** Applies the end of a CSI sequence to a line: what erases in it or moves in it counts, all else does not. */
-function moveCursor(cells: string[], column: number, final: string, parameter: number): number {
-  const count = Math.max(1, parameter || 1)
-  const most = Math.max(cells.length, TERMINAL_COLUMNS)
-  if (final === "C") return Math.min(most, column + count)
-  if (final === "D") return Math.max(0, column - count)
-  if (final === "G") return Math.min(most, count - 1)
-  if (final !== "K" && final !== "J") return column
-  if (parameter === 1) cells.fill(" ", 0, Math.min(cells.length, column + 1))
-  else cells.length = parameter === 2 || parameter === 3 ? 0 : Math.min(cells.length, column)
-  return column
-}
 
 /** A line of at most LINE_CHARACTERS, from its beginning and its end, with a mark for what is left out. */
 function shortLine(line: string): string {
@@ -354,53 +273,22 @@ export async function within<T>(
 
 // ────────────────────────────────────────────── 2 Settings ──────────────────────────────────────────────
 
-/** The settings as understood. */
-export interface Config {
-  logLevel: Level
-  logFormat: "text" | "json"
-  namespaces: string[]
-  /** `namespace/name` of each Job; undefined where names do not matter. */
-  jobNames: string[] | undefined
-  jobSelector: Selector | undefined
-  checkIntervalMs: number
-  restartDelayMs: number
-  skipDelayOnOom: boolean
-  /** First match wins; none: RESTART_DELAY. */
-  restartRules: Rule[] | undefined
-  maxRestarts: number | undefined
-  restartSpacingMs: number
-  logLines: number
-  /** Records kept of each Job's failures; 0: none are written. */
-  historyLimit: number
-  dryRun: boolean
-  /** 0: none. */
-  healthPort: number
-  notifyUrl: string | undefined
-}
-
 /**
  * One setting: its default as a user would write it, empty for none; what reads it, and throws an Error that says
- * what is allowed; the Python operator's name for it, read where `variable` is not set; and whether it is never to be
- * shown whole.
+ * what is allowed; the Python operator's name for it, read if `variable` is not set; and whether it is a secret.
  */
-function setting<K extends keyof Config>(
+function setting<K extends string, T>(
   variable: string,
   key: K,
   fallback: string,
-  parse: (text: string) => Config[K],
-  help: string,
-  olderName?: string,
-  secret = false,
+  parse: (text: string) => T,
+  about: { help: string; olderName?: string; secret?: boolean },
 ) {
-  return {
-    variable,
-    key: key as keyof Config,
-    default: fallback,
-    parse: parse as (text: string) => unknown,
-    help,
-    olderName,
-    secret,
-  }
+  return { variable, key, default: fallback, parse, ...about }
+}
+
+function orNone<T>(parse: (text: string) => T) {
+  return (text: string): T | undefined => (text === "" ? undefined : parse(text))
 }
 
 // Kubernetes allows a Job 253 characters, but its pods carry its name in a label, which holds 63.
@@ -408,6 +296,9 @@ const NAMESPACE_NAME = /^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/
 
 export const JOB_NAME =
   /^([a-z0-9]([-a-z0-9]*[a-z0-9])?\/)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/
+
+/** Each namespace holds two watches open, and fetch sends at most 256 requests at once. */
+const MOST_NAMESPACES = 100
 
 const BOOLEANS = { true: true, false: false, yes: true, no: false, on: true, off: false, 1: true, 0: false }
 
@@ -424,103 +315,58 @@ const LEVELS = {
 
 const FORMATS = { text: "text", json: "json" } as const
 
-/**
- * Every setting there is: makes the reader, `--help`, and the tables at start and in the README (a test compares
- * them).
- */
+/** All settings: the source of the reader, `--help`, and the tables at start and in the README. */
 export const SETTINGS = [
-  setting(
-    "LOG_LEVEL",
-    "logLevel",
-    "DEBUG",
-    oneOf(LEVELS),
-    "TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR or CRITICAL",
-    "LOGURU_LEVEL",
-  ),
-  setting(
-    "LOG_FORMAT",
-    "logFormat",
-    "text",
-    oneOf(FORMATS),
-    "`text` for people, `json` (one object per line) for log collectors",
-  ),
-  setting(
-    "NAMESPACE",
-    "namespaces",
-    "flickr-downloader",
-    namespaceNames,
-    "the Jobs' namespace, or at most 100 separated by commas",
-  ),
-  setting(
-    "JOB_NAMES",
-    "jobNames",
-    "",
-    names(JOB_NAME),
-    "Job names separated by commas; `namespace/name` if there are several namespaces",
-  ),
-  setting(
-    "JOB_SELECTOR",
-    "jobSelector",
-    "",
-    parseSelector,
-    "label selector; at least one of the two is required, and if both are set, both must match",
-  ),
-  setting("CHECK_INTERVAL", "checkIntervalMs", "60", duration(1_000), "polling interval if watching is not allowed"),
-  setting(
-    "RESTART_DELAY",
-    "restartDelayMs",
-    "3600",
-    duration(0),
-    "from the failure (lastTransitionTime of its Failed condition) to the restart",
-  ),
-  setting(
-    "SKIP_DELAY_ON_OOM",
-    "skipDelayOnOom",
-    "false",
-    oneOf(BOOLEANS),
-    "after an OOM kill restart at once, then after 10 s, 20 s, 40 s and so on",
-  ),
-  setting(
-    "RESTART_RULES",
-    "restartRules",
-    "",
-    parseRules,
-    "delays by cause, `CAUSE=WAIT` separated by commas; the first match wins",
-  ),
-  setting(
-    "MAX_RESTARTS",
-    "maxRestarts",
-    "",
-    wholeNumber(0, 1_000_000),
-    "stop retrying after this many consecutive restarts",
-  ),
-  setting("RESTART_SPACING", "restartSpacingMs", "0", duration(0), "minimum interval between two restarts in a group"),
-  setting("LOG_LINES", "logLines", "20", wholeNumber(0, 10_000), "last log lines kept of each container"),
-  setting(
-    "HISTORY_LIMIT",
-    "historyLimit",
-    "10",
-    wholeNumber(0, 1_000),
-    "failures kept per Job, as ConfigMaps; 0 keeps none",
-  ),
-  setting("DRY_RUN", "dryRun", "false", oneOf(BOOLEANS), "log what would be done and change nothing"),
-  setting(
-    "HEALTH_PORT",
-    "healthPort",
-    "8080",
-    wholeNumber(0, 65_535),
-    "port of /livez, /readyz and /metrics; 0 turns it off; outside a pod it is off unless set",
-  ),
-  setting(
-    "NOTIFY_URL",
-    "notifyUrl",
-    "",
-    httpUrl,
-    "webhook called when a Job needs attention and when it recovers; a secret",
-    undefined,
-    true,
-  ),
+  setting("LOG_LEVEL", "logLevel", "DEBUG", oneOf(LEVELS), {
+    help: "TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR or CRITICAL",
+    olderName: "LOGURU_LEVEL",
+  }),
+  setting("LOG_FORMAT", "logFormat", "text", oneOf(FORMATS), {
+    help: "`text` for people, `json` (one object per line) for log collectors",
+  }),
+  setting("NAMESPACE", "namespaces", "flickr-downloader", names(NAMESPACE_NAME, MOST_NAMESPACES), {
+    help: "the Jobs' namespace, or at most 100 separated by commas",
+  }),
+  setting("JOB_NAMES", "jobNames", "", orNone(names(JOB_NAME)), {
+    help: "Job names separated by commas; `namespace/name` if there are several namespaces",
+  }),
+  setting("JOB_SELECTOR", "jobSelector", "", orNone(parseSelector), {
+    help: "label selector; at least one of the two is required, and if both are set, both must match",
+  }),
+  setting("CHECK_INTERVAL", "checkIntervalMs", "60", duration(1_000), {
+    help: "polling interval if watching is not allowed",
+  }),
+  setting("RESTART_DELAY", "restartDelayMs", "3600", duration(0), {
+    help: "from the failure (lastTransitionTime of its Failed condition) to the restart",
+  }),
+  setting("SKIP_DELAY_ON_OOM", "skipDelayOnOom", "false", oneOf(BOOLEANS), {
+    help: "after an OOM kill restart at once, then after 10 s, 20 s, 40 s and so on",
+  }),
+  setting("RESTART_RULES", "restartRules", "", orNone(parseRules), {
+    help: "delays by cause, `CAUSE=WAIT` separated by commas; the first match wins",
+  }),
+  setting("MAX_RESTARTS", "maxRestarts", "", orNone(wholeNumber(0, 1_000_000)), {
+    help: "stop retrying after this many consecutive restarts",
+  }),
+  setting("RESTART_SPACING", "restartSpacingMs", "0", duration(0), {
+    help: "minimum interval between two restarts in a group",
+  }),
+  setting("LOG_LINES", "logLines", "20", wholeNumber(0, 10_000), { help: "last log lines kept of each container" }),
+  setting("HISTORY_LIMIT", "historyLimit", "10", wholeNumber(0, 1_000), {
+    help: "failures kept per Job, as ConfigMaps; 0 keeps none",
+  }),
+  setting("DRY_RUN", "dryRun", "false", oneOf(BOOLEANS), { help: "log what would be done and change nothing" }),
+  setting("HEALTH_PORT", "healthPort", "8080", wholeNumber(0, 65_535), {
+    help: "port of /livez, /readyz and /metrics; 0 turns it off; outside a pod it is off unless set",
+  }),
+  setting("NOTIFY_URL", "notifyUrl", "", orNone(httpUrl), {
+    help: "webhook called when a Job needs attention and when it recovers; a secret",
+    secret: true,
+  }),
 ]
+
+/** The settings as understood. */
+export type Config = { [S in (typeof SETTINGS)[number] as S["key"]]: ReturnType<S["parse"]> }
 
 /** All that is wrong with the settings, one line each. */
 export class SettingsError extends Error {
@@ -533,11 +379,7 @@ export class SettingsError extends Error {
 export type SettingRow = { variable: string; value: string; from: string }
 
 /** Reads all settings. Throws a SettingsError with every mistake at once. */
-export function readSettings(env: Record<string, string | undefined>): {
-  config: Config
-  rows: SettingRow[]
-  warnings: string[]
-} {
+export function readSettings(env: Record<string, string | undefined>) {
   const values: { [K in keyof Config]?: unknown } = {}
   const rows: SettingRow[] = []
   const warnings: string[] = []
@@ -546,7 +388,7 @@ export function readSettings(env: Record<string, string | undefined>): {
     const from = olderName && !written(env[variable]) && written(env[olderName]) ? olderName : variable
     const text = written(env[from])
     try {
-      const value = text || fallback ? parse(text || fallback) : undefined
+      const value = parse(text || fallback)
       values[key] = value
       rows.push({ variable, value: showSetting(key, value), from: text ? from : "default" })
       // The Python operator took only the word true for true, and quotes as a part of the word.
@@ -579,17 +421,12 @@ function contradictions(values: Partial<Config>): string[] {
   const nothing = "jobNames" in values && "jobSelector" in values && !jobNames && !values.jobSelector
   if (nothing) return ["JOB_NAMES and JOB_SELECTOR are both empty: set one, so that it is known which Jobs to restart"]
   if (!namespaces || !jobNames) return []
-  values.jobNames = jobNames.map((name) => (name.includes("/") ? name : `${namespaces[0]}/${name}`))
-  return jobNames.flatMap((name) => {
-    const [namespace, rest] = name.split("/") as [string, string?]
-    if (rest === undefined)
-      return namespaces.length > 1
-        ? [`JOB_NAMES cannot have ${quote(name)}: with several namespaces write namespace/name`]
-        : []
-    return namespaces.includes(namespace)
-      ? []
-      : [`JOB_NAMES cannot have ${quote(name)}: NAMESPACE does not name ${namespace}`]
-  })
+  const isPlain = (name: string) => namespaces.length === 1 && !name.includes("/")
+  values.jobNames = jobNames.map((name) => (isPlain(name) ? `${namespaces[0]}/${name}` : name))
+  const isKnown = (name: string) => namespaces.some((namespace) => name.startsWith(`${namespace}/`))
+  const advice = `write namespace/name, with a namespace of NAMESPACE (${namespaces.join(", ")})`
+  const unknown = values.jobNames.filter((name) => !isKnown(name))
+  return unknown.map((name) => `JOB_NAMES cannot have ${quote(name)}: ${advice}`)
 }
 
 function showSetting(key: keyof Config, value: unknown): string {
@@ -600,18 +437,11 @@ function showSetting(key: keyof Config, value: unknown): string {
   return texts.map((one) => (typeof one === "object" ? one.text : one)).join(", ")
 }
 
-/**
- * A reader of durations in ms: whole seconds, or like 90s, 15m, 1h30m, 7d; at most ten years, which every date can
- * hold.
- */
+/** A reader of durations in ms: whole seconds, or like 90s, 1h30m, 7d; at most ten years, which every date can hold. */
 export function duration(leastMs: number) {
   return (text: string): number => {
-    const match = /^(?:(\d+)|(?=\d)(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?)$/.exec(text.toLowerCase())
-    const [plain = 0, days = 0, hours = 0, minutes = 0, seconds = 0] = (match ?? [])
-      .slice(1)
-      .map((digits) => Number(digits ?? 0))
-    const ms = (plain + days * 86_400 + hours * 3_600 + minutes * 60 + seconds) * 1_000
-    if (match && ms >= leastMs && ms <= 3650 * 86_400_000) return ms
+    const ms = Math.round(/^\d+$/.test(text) ? Number(text) * 1_000 : (readSpan(text) ?? Number.NaN))
+    if (ms % 1_000 === 0 && ms >= leastMs && ms <= 3650 * 86_400_000) return ms
     throw new Error(`write whole seconds or a duration like 90s, 15m, 1h30m, from ${durationText(leastMs)} to 3650d`)
   }
 }
@@ -635,7 +465,8 @@ function httpUrl(text: string): string {
   throw new Error("write a URL with http or https")
 }
 
-export function names(pattern: RegExp) {
+/** A reader of names: of any number, or of at most `most`, which are then watched. */
+export function names(pattern: RegExp, most = Number.POSITIVE_INFINITY) {
   return (text: string): string[] => {
     const all = [...new Set(text.split(/[,\s]+/).filter((name) => name !== ""))]
     const wrong = all.filter((name) => !pattern.test(name) || name.split("/").some((part) => part.length > 63))
@@ -644,71 +475,51 @@ export function names(pattern: RegExp) {
         `${wrong.map(quote).join(", ")} is no name: write at most 63 of a-z, 0-9 and -, with commas between names`,
       )
     if (all.length === 0) throw new Error("write at least one name")
+    if (all.length > most)
+      throw new Error(
+        `it has ${all.length} names, and at most ${most} can be watched: run a second operator for the others`,
+      )
     return all
   }
 }
 
-/**
- * Each namespace holds two watches open, and fetch sends at most 256 requests at once: beyond that no other call gets
- * through.
- */
-const MOST_NAMESPACES = 100
-
-function namespaceNames(text: string): string[] {
-  const all = names(NAMESPACE_NAME)(text)
-  if (all.length <= MOST_NAMESPACES) return all
-  const reason = "each holds two connections open, and only 256 requests run at once"
-  throw new Error(
-    `it names ${all.length} namespaces, at most ${MOST_NAMESPACES} can be watched (${reason}): ` +
-      "run a second operator for the others",
-  )
-}
-
-/** A label selector: its text and its conditions. */
+/** A label selector: its text and its conditions. Without values, any will do. */
 export type Selector = {
   text: string
-  requirements: { key: string; operator: "in" | "notin" | "exists" | "absent"; values: string[] }[]
+  requirements: { key: string; values: string[] | undefined; isNegated: boolean }[]
 }
 
 const LABEL = "[A-Za-z0-9](?:[-A-Za-z0-9_.]*[A-Za-z0-9])?"
 const LABEL_KEY = `(?:[a-z0-9.-]+/)?${LABEL}`
+const EQUALITY = `\\s*(?<equal>==?|!=)\\s*(?<value>(?:${LABEL})?)`
 const SET = `\\s+(?<set>in|notin)\\s*\\((?<values>\\s*(?:${LABEL})?\\s*(?:,\\s*(?:${LABEL})?\\s*)*)\\)`
-
-const CONDITION = `(?:\\s*(?<equal>==?|!=)\\s*(?<value>(?:${LABEL})?)|${SET})`
 const REQUIREMENT = new RegExp(
-  `\\s*(?:!\\s*(?<absent>${LABEL_KEY})|(?<key>${LABEL_KEY})${CONDITION}?)\\s*(?:,(?=[^])|$)`,
+  `\\s*(?:!\\s*(?<absent>${LABEL_KEY})|(?<present>${LABEL_KEY})(?:${EQUALITY}|${SET})?)\\s*(?:,(?=[^])|$)`,
   "y",
 )
 
-/**
- * A label selector as kubectl takes it (k8s.io/apimachinery/pkg/labels, without > and <). Throws with the place of a
- * mistake.
- */
+/** A label selector as kubectl takes it, without > and < (k8s.io/apimachinery/pkg/labels). */
 export function parseSelector(text: string): Selector {
   const requirements: Selector["requirements"] = []
   for (let at = 0; at < text.length; at = REQUIREMENT.lastIndex) {
     REQUIREMENT.lastIndex = at
-    const { absent, key = "", equal, value = "", set, values } = REQUIREMENT.exec(text)?.groups ?? {}
-    if (absent === undefined && key === "")
+    const { absent, present, equal, value, set, values = value } = REQUIREMENT.exec(text)?.groups ?? {}
+    const key = absent ?? present
+    if (key === undefined)
       throw new Error(
         `at character ${at + 1} write a condition such as key=value, key!=value, key in (a,b), key or !key`,
       )
-    const operator = absent ? "absent" : set || equal ? (set === "notin" || equal === "!=" ? "notin" : "in") : "exists"
-    requirements.push({
-      key: absent ?? key,
-      operator,
-      values: set ? (values ?? "").split(",").map((v) => v.trim()) : [value],
-    })
+    const isNegated = absent !== undefined || equal === "!=" || set === "notin"
+    requirements.push({ key, values: values?.split(",").map((one) => one.trim()), isNegated })
   }
   return { text, requirements }
 }
 
 /** Whether labels satisfy a selector; `!=` and `notin` hold for an absent key too (k8s.io/apimachinery/pkg/labels). */
 export function matches({ requirements }: Selector, labels: Record<string, string>): boolean {
-  return requirements.every(({ key, operator, values }) => {
-    const value = Object.hasOwn(labels, key) ? labels[key] : undefined
-    if (operator === "exists" || operator === "absent") return (value !== undefined) === (operator === "exists")
-    return (value !== undefined && values.includes(value)) === (operator === "in")
+  return requirements.every(({ key, values, isNegated }) => {
+    const holds = Object.hasOwn(labels, key) && (!values || values.includes(labels[key] ?? ""))
+    return holds !== isNegated
   })
 }
 
@@ -720,57 +531,35 @@ type RuleCause =
   | { kind: "exit"; least: number; most: number }
   | { kind: "log"; pattern: RegExp }
 
-/**
- * From the first wait to the longest; what the program asked for, up to a maximum; or never: no restart until someone
- * intervenes.
- */
-export type Wait = "never" | { fromMs: number; toMs: number } | { askedUpToMs: number }
+/** From the first wait to the longest, or what the program asks for, at most so long; or no restart at all. */
+export type Wait = "never" | { fromMs: number; toMs: number; isAsked: boolean }
 
-const EXIT_CODES = /exit:(?<least>\d{1,9})(?:-(?<most>\d{1,9}))?/
+const EXIT_CODES = String.raw`exit:(?<least>\d{1,9})(?:-(?<most>\d{1,9}))?`
 /** As JavaScript reads a regular expression: a slash may stand in brackets, or behind a backslash. */
-const LOG_PATTERN = /log:\/(?<pattern>(?:[^/\\[\n]|\\.|\[(?:[^\]\\\n]|\\.)*\])+)\/(?<flags>i?)/
-const RULE_CAUSE = new RegExp(
-  `(?<kind>oom|evicted|deadline|unknown|any)|${EXIT_CODES.source}|${LOG_PATTERN.source}`,
-  "y",
-)
+const LOG_PATTERN = /log:\/(?<pattern>(?:[^/\\[\n]|\\.|\[(?:[^\]\\\n]|\\.)*\])+)\/(?<flags>i?)/.source
+const RULE_CAUSE = `(?<kind>oom|evicted|deadline|unknown|any)|${EXIT_CODES}|${LOG_PATTERN}`
+const RULE_WAIT = String.raw`(?<from>\w+(?:\.\w+)?)(?:\.\.(?<to>\w+(?:\.\w+)?))?`
+const RULE = new RegExp(String.raw`(?<rule>(?:${RULE_CAUSE})\s*=\s*${RULE_WAIT})[^\S\n]*(?:[,\n]\s*|$)`, "y")
 
-const RULE_WAIT = /(?<never>never)|(?<from>\w+)(?:\.\.(?<to>\w+))?/y
-
-/** The group of a pattern that captures the wait a program asks for. */
-const WAIT_GROUP = "(?<wait>"
-
-/**
- * Rules as RESTART_RULES has them. Read by a scanner: a comma may stand in a pattern. Throws with the place of a
- * mistake.
- */
+/** Rules as RESTART_RULES has them; a comma may stand in a pattern. Throws with the place of the rule that is wrong. */
 export function parseRules(text: string, logAllowed = true): Rule[] {
-  let at = 0
-  const next = <T>(pattern: RegExp, expected: string, read: (groups: Record<string, string>) => T): T => {
-    const beganAt = at
-    pattern.lastIndex = at
-    const match = pattern.exec(text)
-    at = pattern.lastIndex
-    try {
-      if (!match) throw new Error(`write ${expected}, not ${quote(text.slice(beganAt, beganAt + 20))}`)
-      return read(match.groups ?? {})
-    } catch (error) {
-      throw new Error(`at character ${beganAt + 1} ${messageOf(error)}`)
-    }
-  }
   const rules: Rule[] = []
-  while (at < text.length) {
-    const beganAt = at
-    const cause = next(
-      RULE_CAUSE,
-      "a cause: oom, evicted, deadline, exit:3, exit:1-9, log:/RE/, unknown or any",
-      ruleCause,
-    )
-    if (cause.kind === "log" && !logAllowed)
-      throw new Error(`at character ${beganAt + 1} a log pattern may only stand in RESTART_RULES`)
-    next(/\s*=\s*/y, "= and a wait", Boolean)
-    const wait = next(RULE_WAIT, "a wait: a duration, 10s..1h, asked..6h or never", (groups) => ruleWait(groups, cause))
-    rules.push({ text: text.slice(beganAt, at), cause, wait })
-    next(/[^\S\n]*(?:[,\n]\s*|$)/y, "a comma or the end", Boolean)
+  let at = 0
+  try {
+    for (; at < text.length; at = RULE.lastIndex) {
+      RULE.lastIndex = at
+      const { rule, ...parts } = RULE.exec(text)?.groups ?? {}
+      if (rule === undefined)
+        throw new Error(
+          `write CAUSE=WAIT, not ${quote(text.slice(at, at + 40))}: a cause is oom, evicted, deadline, exit:3, ` +
+            "exit:1-9, log:/RE/, unknown or any, a wait is a duration, 10s..1h, asked..6h or never",
+        )
+      const cause = ruleCause(parts)
+      if (cause.kind === "log" && !logAllowed) throw new Error("a log pattern may only stand in RESTART_RULES")
+      rules.push({ text: rule, cause, wait: ruleWait(parts, cause) })
+    }
+  } catch (error) {
+    throw new Error(`at character ${at + 1} ${messageOf(error)}`)
   }
   return rules
 }
@@ -782,22 +571,18 @@ function ruleCause({ kind, least, most = least, pattern, flags }: Record<string,
   return { kind: "exit", least: Number(least), most: Number(most) }
 }
 
-function ruleWait({ never, from = "", to = from }: Record<string, string>, cause: RuleCause): Wait {
-  if (never) return "never"
-  if (from === "asked") return askedWait(to, cause)
-  const wait = { fromMs: duration(0)(from), toMs: duration(0)(to) }
-  if (wait.fromMs > wait.toMs) throw new Error("write the shorter wait first")
-  return wait
-}
-
-function askedWait(most: string, cause: RuleCause): Wait {
-  if (most === "asked") throw new Error("write the longest wait too, such as asked..6h")
-  if (cause.kind !== "log" || !cause.pattern.source.includes(WAIT_GROUP))
+function ruleWait({ from = "", to }: Record<string, string>, cause: RuleCause): Wait {
+  if (from === "never" && to === undefined) return "never"
+  const isAsked = from === "asked"
+  if (isAsked && to === undefined) throw new Error("write the longest wait too, such as asked..6h")
+  if (isAsked && !(cause.kind === "log" && cause.pattern.source.includes("(?<wait>")))
     throw new Error(
       "write asked.. only after a log: pattern with a group named wait, " +
         "such as log:/retry after (?<wait>.+)/=asked..6h",
     )
-  return { askedUpToMs: duration(0)(most) }
+  const wait = { fromMs: isAsked ? 0 : duration(0)(from), toMs: duration(0)(to ?? from), isAsked }
+  if (wait.fromMs > wait.toMs) throw new Error("write the shorter wait first")
+  return wait
 }
 
 const QUANTITY = /^(\d+(?:\.\d*)?|\.\d+)(?:([KMGTPE]i)|([numkMGTPE])|[eE]([+-]?\d{1,3}))?$/
@@ -805,11 +590,9 @@ const QUANTITY = /^(\d+(?:\.\d*)?|\.\d+)(?:([KMGTPE]i)|([numkMGTPE])|[eE]([+-]?\
 /** A positive quantity in its base unit: `1.5Gi`, `512M`, `1e9`, `500m` (k8s.io/apimachinery/pkg/api/resource). */
 export function quantity(text: string): number {
   const [, number, binary, decimal, exponent] = QUANTITY.exec(text) ?? []
-  const factor = binary
-    ? 1024 ** ("KMGTPE".indexOf(binary[0] as string) + 1)
-    : decimal
-      ? 10 ** (3 * ("num kMGTPE".indexOf(decimal) - 3))
-      : 10 ** Number(exponent ?? 0)
+  let factor = 10 ** Number(exponent ?? 0)
+  if (binary) factor = 1024 ** ("KMGTPE".indexOf(binary[0] as string) + 1)
+  if (decimal) factor = 10 ** (3 * ("num kMGTPE".indexOf(decimal) - 3))
   if (number === undefined || Number(number) * factor <= 0)
     throw new Error("write a quantity like 1.5Gi, 512M, 1e9 or 128974848")
   return Number(number) * factor
@@ -844,32 +627,26 @@ export type JobView = ReturnType<typeof viewJob>
 /** Reads a Job as the API server sends it; never throws, whatever is missing in it. */
 export function viewJob(job: Job) {
   const { metadata = {}, spec, status } = job
-  const { namespace = "", name = "", uid = "", resourceVersion = "", labels, annotations } = metadata
+  const { namespace = "", name = "", uid = "", resourceVersion = "", labels } = metadata
+  const ownAnnotations = Object.entries(metadata.annotations ?? {}).filter(([key]) => key.startsWith(PREFIX))
   const condition = (type: string) => status?.conditions?.find((c) => c.type === type && c.status === "True")
   const failed = condition("Failed")
   const failing = failed ?? condition("FailureTarget")
   const succeeded = condition("Complete") ?? condition("SuccessCriteriaMet")
-  const phase: Phase = succeeded
-    ? "succeeded"
-    : failed
-      ? "failed"
-      : failing
-        ? "failing"
-        : spec?.suspend
-          ? "suspended"
-          : "running"
+  let phase: Phase = spec?.suspend ? "suspended" : "running"
+  if (failing) phase = failed ? "failed" : "failing"
+  if (succeeded) phase = "succeeded"
   return {
     key: `${namespace}/${name}`,
     namespace,
     name,
     uid,
     resourceVersion,
-    labels: labels ?? NO_ENTRIES,
+    labels: labels ?? {},
     /** Ours alone: last-applied-configuration can be as large as the Job. */
-    annotations: ownAnnotations(annotations),
+    annotations: Object.fromEntries(ownAnnotations),
     phase,
     deleting: metadata.deletionTimestamp != null,
-    /** When the Failed condition became true. */
     failedAt:
       failed &&
       (instant(failed.lastTransitionTime) ?? instant(failed.lastProbeTime) ?? instant(metadata.creationTimestamp) ?? 0),
@@ -890,15 +667,6 @@ export function viewJob(job: Job) {
   }
 }
 
-/** One map for all that have none. */
-const NO_ENTRIES: Record<string, string> = Object.freeze({})
-
-function ownAnnotations(annotations: Record<string, string> = {}): Record<string, string> {
-  const own = Object.entries(annotations).filter(([key]) => key.startsWith(PREFIX))
-  return own.length > 0 ? Object.fromEntries(own) : NO_ENTRIES
-}
-
-/** A label selector of an object as text. */
 function selectorText({ matchLabels, matchExpressions }: V1LabelSelector): string {
   const operators: Record<string, string> = { Exists: "", DoesNotExist: "!", In: " in ", NotIn: " notin " }
   const expressions = (matchExpressions ?? []).map(({ key, operator, values }) =>
@@ -910,17 +678,14 @@ function selectorText({ matchLabels, matchExpressions }: V1LabelSelector): strin
 /** The CronJob controller prunes its Jobs by owner, whatever `controller` says; `managedBy` is KEP-4368. */
 function managerOf({ metadata, spec }: Job): string | undefined {
   const owner = metadata?.ownerReferences?.find(({ kind, controller }) => kind === "CronJob" || controller)
-  if (owner) return intern(`it is owned by ${owner.kind} ${owner.name}`)
+  if (owner) return `it is owned by ${owner.kind} ${owner.name}`
   return spec?.managedBy && spec.managedBy !== "kubernetes.io/job-controller"
-    ? intern(`it is managed by ${spec.managedBy}`)
+    ? `it is managed by ${spec.managedBy}`
     : undefined
 }
 
 /** A pod of a Job, reduced to what tells why it failed. */
 export type PodView = ReturnType<typeof viewPod>
-
-/** One list for all that have none. */
-const NONE: string[] = []
 
 /** Reads a pod as the API server sends it; never throws. */
 export function viewPod({ metadata = {}, spec, status = {} }: Pod) {
@@ -949,9 +714,8 @@ export function viewPod({ metadata = {}, spec, status = {} }: Pod) {
     deleting: metadata.deletionTimestamp != null,
     /** Without a controller that answers for it: its Job was deleted with --cascade=orphan. */
     orphaned: !metadata.ownerReferences?.some(({ controller }) => controller),
-    finalizers: metadata.finalizers ?? NONE,
+    finalizers: metadata.finalizers ?? [],
     node: spec?.nodeName,
-    /** No longer in the cluster. */
     gone: false,
     containers: [
       ...(status.initContainerStatuses ?? []).map(view(true)),
@@ -996,43 +760,29 @@ type Terminated = NonNullable<ContainerStatus["state"]>["terminated"]
 /** How one container of a pod ended, now or in its last run, or what it is doing. */
 export type ContainerView = ReturnType<typeof viewContainer>
 
-/**
- * What a container is for: `init` ends before the others start, a `sidecar` (restartPolicy Always) is stopped after
- * them.
- */
+/** An `init` container ends before the others start, a `sidecar` (restartPolicy Always) is stopped after them. */
 type Role = "init" | "sidecar" | "main"
 
 /** Reasons for which the kubelet or containerd invents an exit code: 137, 255 and 128. */
 const INVENTED = ["ContainerStatusUnknown", "Unknown", "StartError", "ContainerCannotRun"]
 
-/**
- * Whether a container ended because its pod was told to stop. Times are whole seconds. Without them, the code tells:
- * TERM or KILL.
- */
+/** Whether a container ended because its pod was told to stop, by the time (whole seconds), else by the code. */
 function isStop(end: Terminated, toldToStopAt: number | undefined): boolean {
   if (toldToStopAt !== undefined) return (instant(end?.finishedAt) ?? 0) > toldToStopAt
   return [143, 137].includes(end?.exitCode ?? 0) && end?.reason !== "OOMKilled"
 }
 
-function viewContainer(
-  { name, state, lastState, restartCount }: ContainerStatus,
-  role: Role,
-  toldToStopAt: number | undefined,
-) {
+function viewContainer(container: ContainerStatus, role: Role, toldToStopAt: number | undefined) {
+  const { name, state, lastState, restartCount } = container
   // A container that waits or runs again, or was stopped in its next run, tells its failure in lastState only.
   const isNextRun = isStop(state?.terminated, toldToStopAt) && (lastState?.terminated?.exitCode ?? 0) !== 0
   const end = isNextRun ? lastState?.terminated : (state?.terminated ?? lastState?.terminated)
   const reason = end ? end.reason : state?.waiting?.reason
   const isInvented = INVENTED.includes(end?.reason ?? "")
-  const now: "terminated" | "running" | "waiting" = state?.terminated
-    ? "terminated"
-    : state?.running
-      ? "running"
-      : "waiting"
   return {
     name,
     role,
-    state: now,
+    state: (["terminated", "running"] as const).find((one) => state?.[one]) ?? ("waiting" as const),
     restarts: restartCount ?? 0,
     ended: end != null,
     /** Undefined if nothing has ended, or if the code is invented. */
@@ -1091,10 +841,7 @@ function failedContainer({ containers, runsOnce }: PodView): ContainerView | und
     .at(-1)
 }
 
-/**
- * Whether a pod is a failed attempt. In one that succeeded, only an out-of-memory kill counts: sidecars end as they
- * like.
- */
+/** Whether a pod is a failed attempt. In one that succeeded, only an OOM kill counts: sidecars end as they like. */
 function isFailedPod(pod: PodView): boolean {
   const isWorker = ({ role }: ContainerView) => role !== "sidecar"
   if (pod.phase === "Succeeded") return pod.containers.filter(isWorker).some(isOomKilled)
@@ -1145,15 +892,10 @@ export function failureOf(job: JobView, { pods, logs }: Evidence): Failure {
   return { cause: causeOf(job, pods), lines, killed: containers.filter(isOomKilled).map(({ name }) => name) }
 }
 
-/**
- * The lines that a program wrote to /dev/termination-log; what a runtime says there about its own failure is not the
- * program's.
- */
+/** The lines that a program wrote to /dev/termination-log. A runtime that failed writes there, too. */
 function messageLines({ ended, exitCode, message }: ContainerView): string[] {
-  return ended && exitCode !== undefined && message !== "" ? tailOf(message, MESSAGE_LINES).lines : []
+  return ended && exitCode !== undefined && message !== "" ? tailOf(message, Number.POSITIVE_INFINITY).lines : []
 }
-
-const MESSAGE_LINES = 4_096
 
 /** One of our annotations on a Job. */
 export const own = ({ annotations }: JobView, name: string): string | undefined => annotations[PREFIX + name]
@@ -1162,40 +904,28 @@ export const own = ({ annotations }: JobView, name: string): string | undefined 
 export const countFrom = (text: string | undefined) => (/^\d{1,9}$/.test(text ?? "") ? Number(text) : 0)
 
 /**
- * What the kubelet answers with status 200, and without a newline, where it cannot read a log: after the lines that
- * it could read, if any (k8s.io/cri-client/pkg/logs, pkg/kubelet/kubelet_pods.go and kuberuntime_container.go, 1.32
- * to 1.36).
+ * What the kubelet answers with status 200, and without a newline, if it cannot read a log: after the lines that it
+ * could read, if any (k8s.io/cri-client/pkg/logs, pkg/kubelet/kubelet_pods.go and kuberuntime_container.go, 1.32 to
+ * 1.36; what it only says to those who follow a log is left out).
  */
 const KUBELET_MESSAGES = [
-  /unable to retrieve container logs for \S+/,
-  /container status is nil/,
-  /failed to (?:try resolving symlinks in path|open log file|seek \d+ in log file|read log file) ".*": .*/,
-  /failed to (?:tail -?\d+ lines of log file|reset seek in log file|watch directory) ".*": .*/,
-  /failed to (?:get parse function|create fsnotify watcher): .*/,
-  /pod "[^"]*" (?:cannot be found - no logs available|does not exist)/,
-  /mirror pod "[^"]*" does not have a corresponding pod/,
-  /unable to parse pod full name ".*": .*/,
-  /container "[^"]*" in pod "[^"]*" (?:is not available|is terminated|is waiting to start\b.*)/,
-  /previous terminated container "[^"]*" in pod "[^"]*" not found/,
-  /container "[^"]*" not found in pod "[^"]*"/,
+  "unable to retrieve container logs for \\S+",
+  "container status is nil",
+  'failed to (?:try resolving symlinks in path|(?:open|seek \\d+ in|read|tail -?\\d+ lines of) log file) ".*": .*',
+  "failed to get parse function: .*",
+  'pod "[^"]*" (?:cannot be found - no logs available|does not exist)',
+  'container "[^"]*" in pod "[^"]*" (?:is not available|is terminated|is waiting to start\\b.*)',
+  '(?:previous terminated )?container "[^"]*" (?:not found )?in pod "[^"]*"(?: not found)?',
 ]
 
-const KUBELET_MESSAGE = new RegExp(`^(?:${KUBELET_MESSAGES.map(({ source }) => source).join("|")})$`)
+const KUBELET_MESSAGE = new RegExp(`^(?:${KUBELET_MESSAGES.join("|")})$`)
 
-/** Takes the kubelet's own message off the end of a log. */
-function withoutKubeletMessage(text: string): { log: string; message: string } {
-  const from = text.lastIndexOf("\n") + 1
-  const message = text.slice(from)
-  return KUBELET_MESSAGE.test(message) ? { log: text.slice(0, from), message } : { log: text, message: "" }
-}
-
-/**
- * The last lines of a log text as a terminal would show them, each cut to a bearable length. `cut`: the text is
- * itself only a part.
- */
+/** The last lines of a log as people see them, each of a bearable length. `cut`: the text is only a part of it. */
 export function tailOf(text: string, lines: number, cut = false): Tail {
-  const { log, message } = withoutKubeletMessage(text)
-  const unavailable = message === "" ? "" : `log not available: ${safe(message)}`
+  const lastLine = text.slice(text.lastIndexOf("\n") + 1)
+  const isKubelets = KUBELET_MESSAGE.test(lastLine)
+  const log = isKubelets ? text.slice(0, -lastLine.length) : text
+  const unavailable = isKubelets ? `log not available: ${safe(lastLine)}` : ""
   if (log === "") return { lines: [], note: unavailable || "log empty, it may have been rotated" }
   const shown = log
     .replace(/\r*\n$/, "")
@@ -1218,11 +948,9 @@ export function evidenceLines({ pods, logs, morePods }: Evidence): string[] {
       ...tailLines(logs.get(`${pod.uid}/${container.name}`)),
     ]),
   ])
-  return [
-    ...lines,
-    ...(pods.length === 0 ? ["no pods left"] : []),
-    ...(morePods > 0 ? [`and ${morePods} more pods`] : []),
-  ]
+  if (pods.length === 0) lines.push("no pods left")
+  if (morePods > 0) lines.push(`and ${morePods} more pods`)
+  return lines
 }
 
 function podLine({ name, index, phase, reason, message }: PodView): string {
@@ -1237,11 +965,7 @@ const tailLines = (tail: Tail | undefined) => [
 
 function containerLine(c: ContainerView): string {
   const facts = [
-    c.ended
-      ? `exit code ${c.exitCode ?? "not known"}`
-      : c.state === "running"
-        ? "still running, exit code not known"
-        : "never started",
+    exitText(c),
     c.signal && `signal ${c.signal}`,
     killText(c),
     c.reason,
@@ -1250,14 +974,18 @@ function containerLine(c: ContainerView): string {
     c.finishedAt && `ended ${instantText(c.finishedAt)}`,
     c.restarts > 0 && `${c.restarts} restarts`,
   ]
-  const kind = c.role === "init" ? "init container" : c.role === "sidecar" ? "sidecar" : "container"
+  let kind = "container"
+  if (c.role === "init") kind = "init container"
+  if (c.role === "sidecar") kind = "sidecar"
   return `${kind} ${c.name} (${facts.filter(Boolean).join(", ")})`
 }
 
-/**
- * What is known of a container that got SIGKILL: an out-of-memory kill of a child process, for one, is not reported
- * as such.
- */
+function exitText({ ended, exitCode, state }: ContainerView): string {
+  if (ended) return `exit code ${exitCode ?? "not known"}`
+  return state === "running" ? "still running, exit code not known" : "never started"
+}
+
+/** What SIGKILL means: an out-of-memory kill of a child process is not reported as one. */
 function killText(c: ContainerView): string {
   if (c.exitCode !== 137 || c.reason === "OOMKilled") return c.stopped ? "stopped with its pod" : ""
   return c.stopped
@@ -1270,19 +998,13 @@ export type JobName = Pick<JobView, "key" | "namespace" | "name" | "uid">
 
 // ─────────────────────────────────────────────── 4 Policy ───────────────────────────────────────────────
 
-/**
- * What to do with a Job now, and why. `healthy`: no action needed. `give up`: no more restarts until someone
- * intervenes.
- */
+/** What to do with a Job now. `healthy`: no action needed. `give up`: no restart until someone intervenes. */
 export type Decision =
   | { do: "leave"; because: string; healthy: boolean }
   | { do: "give up"; because: string }
   | { do: "wait" | "restart"; dueAt: number; because: string }
 
-/**
- * Annotations by which a restarted Job carries its counts from one restart to the next. `touched` is of version
- * 1.0.0.
- */
+/** Annotations that carry counts from one Job to the next. `touched` is of version 1.0.0. */
 const BOOKKEEPING = [
   "restarts",
   "restarts-of-cause",
@@ -1294,10 +1016,7 @@ const BOOKKEEPING = [
   "touched",
 ].map((name) => PREFIX + name)
 
-/**
- * What to do with a Job that failed like this, if it failed. Pure: the same input gives the same answer after a
- * crash.
- */
+/** What to do with a Job that failed like this. Pure: after a crash, the same input gives the same answer. */
 export function decide(job: JobView, failure: Failure, config: Config, now: number): Decision {
   const leave = (because: string, healthy = true): Decision => ({ do: "leave", because, healthy })
   if (!isSelected(job, config)) return leave("it is not selected")
@@ -1322,10 +1041,7 @@ export function decide(job: JobView, failure: Failure, config: Config, now: numb
   return { do: now >= dueAt ? "restart" : "wait", dueAt, because }
 }
 
-/**
- * What a person's wish to restart a Job now comes to, whatever rules and limits say: only what has ended is
- * restarted.
- */
+/** What becomes of a person's wish to restart a Job now, whatever rules and limits say. */
 export function decideOnWish(job: JobView): Decision {
   const leave = (because: string): Decision => ({ do: "leave", because, healthy: true })
   if (job.deleting) return leave("it is being deleted")
@@ -1338,19 +1054,20 @@ export function decideOnWish(job: JobView): Decision {
 /** The rules that hold for a Job, in order, and what came of each. */
 export function judgedRules(job: JobView, failure: Failure, config: Config): { rule: string; verdict: string }[] {
   const { rules } = overridesOf(job, config)
-  const first = job.phase === "failed" ? rules.findIndex(({ cause }) => covers(cause, failure)) : -1
-  const verdict = (i: number) =>
-    i === first ? "matches" : first >= 0 && i > first ? "is not reached" : "does not match"
-  return rules.map(({ text }, i) => ({
-    rule: text,
-    verdict: job.phase === "failed" ? verdict(i) : "counts when it fails",
-  }))
+  const first = rules.findIndex(({ cause }) => covers(cause, failure))
+  const verdict = (i: number) => {
+    if (job.phase !== "failed") return "counts when it fails"
+    if (i === first) return "matches"
+    return first >= 0 && i > first ? "is not reached" : "does not match"
+  }
+  return rules.map(({ text }, i) => ({ rule: text, verdict: verdict(i) }))
 }
 
 /** The group of a Job; a restart that a person asks for waits for no other. */
 export function groupOf(job: JobView): string {
+  if (isWantedNow(job)) return `now ${job.uid}`
   const group = own(job, "group")
-  return isWantedNow(job) ? `now ${job.uid}` : group === undefined ? `namespace ${job.namespace}` : `group ${group}`
+  return group === undefined ? `namespace ${job.namespace}` : `group ${group}`
 }
 
 /** Whether the settings choose this Job. */
@@ -1362,10 +1079,7 @@ export function isSelected(job: JobView, { jobNames, jobSelector }: Config): boo
 const isWantedNow = (job: JobView) =>
   own(job, "restart-now") !== undefined && own(job, "restart-now") !== own(job, "restart-now-done")
 
-/**
- * What a Job's own annotations set in place of the operator's settings; a wrong value changes nothing and is a
- * problem.
- */
+/** What a Job's own annotations set in place of the settings. A wrong value changes nothing and is a problem. */
 export function overridesOf(job: JobView, config: Config) {
   const problems: string[] = []
   const read = <T>(name: string, parse: (text: string) => T): T | undefined => {
@@ -1397,7 +1111,6 @@ export function overridesOf(job: JobView, config: Config) {
   }
 }
 
-/** Whether a rule's cause is that of a failure. */
 function covers(rule: RuleCause, { cause, lines }: Pick<Failure, "cause" | "lines">): boolean {
   if (rule.kind === "log") return lines.some((line) => rule.pattern.test(line))
   if (rule.kind !== "exit") return rule.kind === "any" || rule.kind === cause
@@ -1405,23 +1118,15 @@ function covers(rule: RuleCause, { cause, lines }: Pick<Failure, "cause" | "line
   return code >= rule.least && code <= rule.most
 }
 
-/**
- * Under SKIP_DELAY_ON_OOM the wait grows to at least this, so that a short RESTART_DELAY does not restart without
- * pause.
- */
+/** Under SKIP_DELAY_ON_OOM the wait grows to at least this, however short RESTART_DELAY is. */
 const OOM_BACKOFF_MS = 300_000
 
 type WaitingRule = Rule & { wait: Exclude<Wait, "never"> }
 
 /** How long a rule makes a failure wait after so many restarts in a row, and why. */
-function waitUnder(
-  { text, cause, wait }: WaitingRule,
-  restarts: number,
-  { lines }: Failure,
-  failedAt: number,
-): { waitMs: number; because: string } {
-  if ("askedUpToMs" in wait) {
-    const { waitMs, because } = askedOf(lines, cause, wait.askedUpToMs, failedAt)
+function waitUnder({ text, cause, wait }: WaitingRule, restarts: number, { lines }: Failure, failedAt: number) {
+  if (wait.isAsked) {
+    const { waitMs, because } = askedOf(lines, cause, wait.toMs, failedAt)
     return { waitMs, because: `rule ${text}: ${because}` }
   }
   const because = `rule ${text}${restarts > 0 ? `, failure ${restarts + 1} in a row` : ""}`
@@ -1430,9 +1135,9 @@ function waitUnder(
 
 /** Exponential backoff from fromMs, doubling up to toMs. From 0: at once, then 10 s, 20 s, ... */
 function exponentialBackoffMs({ fromMs, toMs }: { fromMs: number; toMs: number }, restarts: number): number {
+  if (fromMs === 0) return restarts === 0 ? 0 : exponentialBackoffMs({ fromMs: 10_000, toMs }, restarts - 1)
   // The exponent is bounded, so that no count overflows.
-  const doubled = 2 ** Math.min(fromMs > 0 ? restarts : restarts - 1, 40)
-  return Math.min(toMs, fromMs > 0 ? fromMs * doubled : restarts === 0 ? 0 : 10_000 * doubled)
+  return Math.min(toMs, fromMs * 2 ** Math.min(restarts, 40))
 }
 
 /** What the last matching line asks for, at most so long; the maximum if it cannot be read. */
@@ -1457,26 +1162,8 @@ function lastWaitAskedFor(lines: string[], pattern: RegExp): string {
   return text === "" ? "" : (HTTP_DATE.exec(line.slice(from))?.[0] ?? text)
 }
 
-const CLOCK_TIME = String.raw`\d{2}:\d{2}:\d{2}`
-
-/**
- * The three forms of RFC 9110: `Sun, 06 Nov 1994 08:49:37 GMT`, `Sunday, 06-Nov-94 08:49:37 GMT`, `Sun Nov  6
- * 08:49:37 1994`.
- */
-const HTTP_DATE = new RegExp(
-  `^\\s*(?:${[
-    String.raw`[A-Z][a-z]{2}, \d{2} [A-Z][a-z]{2} \d{4} ${CLOCK_TIME} GMT`,
-    String.raw`[A-Z][a-z]{5,8}, \d{2}-[A-Z][a-z]{2}-\d{2} ${CLOCK_TIME} GMT`,
-    String.raw`[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d ${CLOCK_TIME} \d{4}`,
-  ].join("|")})`,
-)
-
-const ISO_DATE = /^(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?) ?(Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?$/i
-
-const SPAN_UNIT = "ms|milliseconds?|s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?"
-const SPAN = new RegExp(String.raw`(\d+(?:\.\d+)?)\s*(${SPAN_UNIT})(?![a-z])[\s,]*(?:and\s+)?`, "giy")
-
-const SPAN_MS: Record<string, number> = { ms: 1, milli: 1, s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 }
+/** `Sun, 06 Nov 1994 08:49:37 GMT` or `Sunday, 06-Nov-94 08:49:37 GMT` (RFC 9110). */
+const HTTP_DATE = /^\s*[A-Z][a-z]{2,8}, \d{2}[ -][A-Z][a-z]{2}[ -]\d{2,4} \d{2}:\d{2}:\d{2} GMT/
 
 /** Numbers from here on are epoch seconds: as a wait it would be 31 years. */
 const LEAST_EPOCH_SECONDS = 1e9
@@ -1486,48 +1173,21 @@ const LEAST_EPOCH_SECONDS = 1e9
  * or ISO date (UTC unless it says otherwise) or epoch seconds. Undefined for any other text.
  */
 export function readAskedWait(text: string, failedAt: number): number | undefined {
-  const bare = text
-    .trim()
-    .replace(/^["'([{<]+|["')\]}>.!]+$/g, "")
-    .trim()
+  const bare = text.replace(/^[\s"'([{<]+|[\s"')\]}>.!]+$/g, "")
   if (/^\d+(?:\.\d+)?$/.test(bare)) {
     const seconds = Number(bare)
     return seconds * 1_000 - (seconds >= LEAST_EPOCH_SECONDS ? failedAt : 0)
   }
-  const at = HTTP_DATE.exec(bare)?.[0] === bare ? instantOfHttpDate(bare) : instantOfIsoDate(bare)
+  const at = instantFrom(bare)
   return at === undefined ? readSpan(bare) : at - failedAt
 }
 
-/** The sum of a text such as `1h30m` or `2 minutes, 5 seconds`. */
-function readSpan(text: string): number | undefined {
-  SPAN.lastIndex = 0
-  let ms = 0
-  for (let at = 0; at < text.length; at = SPAN.lastIndex) {
-    const [, number = "", unit = ""] = SPAN.exec(text) ?? []
-    if (number === "") return undefined
-    const name = unit.toLowerCase()
-    ms += Number(number) * (SPAN_MS[name.startsWith("milli") ? "milli" : name] ?? SPAN_MS[name[0] ?? ""] ?? Number.NaN)
-  }
-  return text === "" ? undefined : ms
-}
-
-function instantOfHttpDate(text: string): number | undefined {
-  const [, day = "", month = "", year = ""] = /(\d{2})-([A-Z][a-z]{2})-(\d{2}) /.exec(text) ?? []
-  const clock = new RegExp(CLOCK_TIME).exec(text)?.[0]
-  // A year of two digits is at most 50 years ahead (RFC 9110, 5.6.7); rate limits are never so old that the century
-  // matters.
-  if (day !== "") return instant(`${day} ${month} 20${year} ${clock} GMT`)
-  return instant(text.endsWith("GMT") ? text : `${text} GMT`)
-}
-
-function instantOfIsoDate(text: string): number | undefined {
-  const [, date, time = "", zone = "Z"] = ISO_DATE.exec(text) ?? []
-  const offset = zone
-    .replace(/^(?:UTC|GMT|z)$/i, "Z")
-    .replace(/^([+-]\d{2}):?(\d{2})?$/, (_, hours, minutes = "00") => {
-      return `${hours}:${minutes}`
-    })
-  return date === undefined ? undefined : instant(`${date}T${time.replace(",", ".")}${offset}`)
+/** An instant as programs write it. Date.parse() takes one without a zone for local time, without a year for 2001. */
+function instantFrom(text: string): number | undefined {
+  if (text.length > 50 || !/\d:\d\d/.test(text)) return undefined
+  const hasZone = /(?:Z|UTC|GMT|[+-]\d\d:?\d\d)$/i.test(text)
+  const at = Date.parse(`${text.replace(/^([\d-]+)T/i, "$1 ")}${hasZone ? "" : " UTC"}`)
+  return at > Date.UTC(2002) ? at : undefined
 }
 
 /** Restarts in a row; a change of the Job by its owner begins anew, and so does a person who asks for a restart. */
@@ -1543,25 +1203,16 @@ function restartsUnder(job: JobView, rule: RuleCause | undefined, failure: Failu
   return same && restartsInRow(job, failure) > 0 ? countFrom(own(job, "restarts-of-cause")) : 0
 }
 
-/** The longest wait of a rule, in a list; `never` is no wait. */
-function longestMs(wait: Wait): number[] {
-  if (wait === "never") return []
-  return ["toMs" in wait ? wait.toMs : wait.askedUpToMs]
-}
-
 /** The longest that a Job may have to wait for its restart. */
 export function longestWaitMs(job: JobView, config: Config): number {
   const { delayMs, rules } = overridesOf(job, config)
   const any = rules.findIndex(({ cause }) => cause.kind === "any")
   const reached = rules.slice(0, any < 0 ? rules.length : any + 1)
-  const waits = reached.flatMap(({ wait }) => longestMs(wait))
+  const waits = reached.map(({ wait }) => (wait === "never" ? 0 : wait.toMs))
   return Math.max(...waits, any < 0 ? delayMs : 0)
 }
 
-/**
- * The bookkeeping annotations of the Job that replaces this one. A Job that succeeded, and is restarted by a person,
- * starts anew.
- */
+/** The bookkeeping annotations of the new Job. After a success, a restart by a person starts them anew. */
 export function bookkeepingFor(job: JobView, failure: Failure, config: Config): Record<string, string> {
   const rule = overridesOf(job, config).rules.find(({ cause }) => covers(cause, failure))
   const hasSucceeded = job.phase === "succeeded"
@@ -1581,44 +1232,29 @@ export function bookkeepingFor(job: JobView, failure: Failure, config: Config): 
 const gaveUpText = (because: string) =>
   `given up: ${because}; to go on, set a new ${PREFIX}restart-now on it, or delete it and apply it again`
 
-/** A decision in words: the fact, which stays the same, and the text with the time that is left. */
-export function sayDecision(decision: Decision, now: number): { fact: string; text: string } {
-  if (decision.do === "leave") return { fact: decision.because, text: `left alone, ${decision.because}` }
-  if (decision.do === "give up") {
-    const text = gaveUpText(decision.because)
-    return { fact: text, text }
-  }
-  const fact = `to be restarted at ${instantText(decision.dueAt)}`
-  return { fact, text: `${fact} (in ${durationText(Math.max(0, decision.dueAt - now))}): ${decision.because}` }
+/** A decision in words, for a person who reads it now. */
+export function decisionText(decision: Decision, now: number): string {
+  if (decision.do === "give up") return gaveUpText(decision.because)
+  if (decision.do === "leave") return decidedText(decision)
+  const { dueAt, because } = decision
+  return `to be restarted at ${instantText(dueAt)} (in ${durationText(Math.max(0, dueAt - now))}): ${because}`
+}
+
+/** A decision in words, for later readers. */
+function decidedText(decision: Decision): string {
+  if ("dueAt" in decision) return `to be restarted at ${instantText(decision.dueAt)}: ${decision.because}`
+  return `${decision.do === "leave" ? "left alone" : "given up"}: ${decision.because}`
 }
 
 /** What a Job can be at: in metrics, alerts and `status`. */
-export const SHOWN_STATES = [
-  "running",
-  "succeeded",
-  "suspended",
-  "failing",
-  "failed",
-  "waiting",
-  "restarting",
-  "rejected",
-  "given_up",
-  "left_alone",
-  "deleting",
-] as const
-export type ShownState = (typeof SHOWN_STATES)[number]
+export type ShownState = Phase | "waiting" | "restarting" | "rejected" | "given_up" | "left_alone" | "deleting"
 
 /** A Job's state in one word, for metrics. `rejected`: it was due, but the cluster would not take it back. */
 export function stateOf(view: JobView, decision: Decision | undefined, rejections: number): ShownState {
   if (decision?.do === "give up") return "given_up"
   if (decision && "dueAt" in decision) return rejections > 0 ? "rejected" : "waiting"
-  return decision && !decision.healthy ? "left_alone" : view.deleting ? "deleting" : view.phase
-}
-
-/** A decision for later readers: without the time that is left. */
-function decidedText(decision: Decision): string {
-  if ("dueAt" in decision) return `to be restarted at ${instantText(decision.dueAt)}: ${decision.because}`
-  return `${decision.do === "leave" ? "left alone" : "given up"}: ${decision.because}`
+  if (decision && !decision.healthy) return "left_alone"
+  return view.deleting ? "deleting" : view.phase
 }
 
 // ─────────────────────────────────────── 5 Replacement and intent ───────────────────────────────────────
@@ -2312,10 +1948,7 @@ export type PastFailure = ReturnType<typeof readPast>
 
 const HISTORY_OF_GONE_MS = 30 * 86_400_000
 
-/**
- * The label of what the operator keeps in ConfigMaps, `failure` or `settings`; and that of a record with its Job's
- * name.
- */
+/** The label of the operator's ConfigMaps, `failure` or `settings`; and that of a record with its Job's name. */
 export const RECORD = `${PREFIX}record`
 
 export const RECORD_JOB = `${PREFIX}job`
@@ -2326,20 +1959,15 @@ export const SETTINGS_MAP = `${project.name}-settings`
 /** Reads the metadata of a record, of its own `name`; never throws. */
 export function readPast({ name = "", namespace = "", labels, annotations, creationTimestamp }: Metadata) {
   const fact = (key: string) => annotations?.[PREFIX + key] ?? ""
-  const failedAt = instant(fact("failed-at")) ?? instant(creationTimestamp) ?? 0
-  const startedAt = instant(fact("started-at"))
-  const job = labels?.[RECORD_JOB] ?? ""
-  const cause = (fact("cause") || "unknown") as Cause
-  const restarts = countFrom(fact("restarts"))
   return {
     name,
     namespace,
-    job,
+    job: labels?.[RECORD_JOB] ?? "",
     uid: fact("uid"),
-    cause,
-    startedAt,
-    failedAt,
-    restarts,
+    cause: (fact("cause") || "unknown") as Cause,
+    startedAt: instant(fact("started-at")),
+    failedAt: instant(fact("failed-at")) ?? instant(creationTimestamp) ?? 0,
+    restarts: countFrom(fact("restarts")),
     summary: fact("summary"),
     decided: fact("decided"),
   }
@@ -2353,15 +1981,8 @@ const recordKey = (metadata: Metadata): RecordKey => {
   return { name, job, failedAt, restarts }
 }
 
-/**
- * The records to remove: those before the last so many of each Job; all of a Job that is not `there`, after 30 days.
- */
-export function staleRecords(
-  records: RecordKey[],
-  limit: number,
-  isThere: (job: string) => boolean,
-  now: number,
-): RecordKey[] {
+/** The records to remove: all but the last so many of each Job; all of a Job that is gone, after 30 days. */
+export function staleRecords(records: RecordKey[], limit: number, isThere: (job: string) => boolean, now: number) {
   return [...Map.groupBy(records, ({ job }) => job)].flatMap(([job, all]) => {
     const newestFirst = all.sort(
       (a, b) => b.failedAt - a.failedAt || b.restarts - a.restarts || (a.name < b.name ? -1 : 1),
@@ -2373,9 +1994,7 @@ export function staleRecords(
 
 const RECORD_BYTES = 256 << 10
 
-const bytesIn = (text: string) => Buffer.byteLength(text) + 1
 const bounded = (text: string) => safe(text).slice(0, 1_000)
-const logKey = (pod: PodView, { name }: ContainerView) => `${pod.name}.${name}.txt`.slice(-253)
 
 /**
  * The record of a failure: an immutable ConfigMap, named by the Job's uid and the failure's instant, so that it is
@@ -2384,14 +2003,12 @@ const logKey = (pod: PodView, { name }: ContainerView) => `${pod.name}.${name}.t
  */
 export function recordFor(job: JobView, evidence: Evidence, cause: Cause, decision: Decision): ConfigMap {
   const { namespace, name, uid, startedAt = job.createdAt, failedAt = 0, reason, message } = job
+  const { pods, morePods } = evidence
   const restarts = countFrom(own(job, "restarts"))
   const decided = decidedText(decision)
-  const { pods, morePods } = evidence
-  const whole = { namespace, job: name, uid, failedAt, cause, reason, message, restarts, decided }
-  const jsonOf = (from: number) => jsonText({ ...whole, morePods: morePods + from, pods: pods.slice(from) }, 1_000)
-  let from = 0
-  while (bytesIn(jsonOf(from)) > RECORD_BYTES / 2 && from < pods.length) from++
-  const texts = logTexts({ ...evidence, pods: pods.slice(from) }, RECORD_BYTES - bytesIn(jsonOf(from)))
+  const whole = { namespace, job: name, uid, failedAt, cause, reason, message, restarts, decided, morePods, pods }
+  const share = (RECORD_BYTES - Buffer.byteLength(jsonText(whole))) / evidence.logs.size
+  const logs = [...evidence.logs].map(([container, tail]) => [container, shortTail(tail, share)])
   const facts = {
     cause,
     "started-at": instantText(startedAt),
@@ -2411,7 +2028,7 @@ export function recordFor(job: JobView, evidence: Evidence, cause: Cause, decisi
       annotations: Object.fromEntries(Object.entries(facts).map(([key, text]) => [PREFIX + key, bounded(text)])),
     },
     immutable: true,
-    data: { "failure.json": jsonOf(from), ...texts },
+    data: { "failure.json": jsonText({ ...whole, logs: Object.fromEntries(logs) }) },
   }
 }
 
@@ -2424,43 +2041,26 @@ function summaryOf({ reason }: JobView, pods: PodView[]): string {
   return facts.filter(Boolean).join(", ")
 }
 
-/**
- * A text for each container: what it is, a note, and the last lines of its log, as many as its equal share of the
- * bytes holds.
- */
-function logTexts({ pods, logs }: Evidence, mostBytes: number): Record<string, string> {
-  const all = pods.flatMap((pod) => pod.containers.map((container) => ({ pod, container })))
-  const texts = all.map(({ pod, container }) => {
-    const { lines = [], note = "" } = logs.get(`${pod.uid}/${container.name}`) ?? {}
-    const head = [bounded(containerLine(container)), bounded(note)]
-    let from = lines.length
-    let left = mostBytes / all.length - bytesIn(head.join()) - 40
-    while (from > 0 && left >= bytesIn(lines[from - 1] ?? "")) left -= bytesIn(lines[--from] ?? "")
-    if (from > 0) head[1] = `the first ${from} of ${lines.length} lines are cut off`
-    return [logKey(pod, container), `${[...head, ...lines.slice(from)].join("\n")}\n`]
+/** The end of a log that takes at most so many bytes as JSON. */
+function shortTail({ lines, note }: Tail, mostBytes: number) {
+  let bytes = 1_000
+  const last = lines.findLastIndex((line) => {
+    bytes += Buffer.byteLength(JSON.stringify(line)) + 10
+    return bytes > mostBytes
   })
-  return Object.fromEntries(texts)
+  if (last < 0) return { lines, note }
+  return { lines: lines.slice(last + 1), note: `the first ${last + 1} of ${lines.length} lines are cut off` }
 }
 
-/**
- * Reads a record back; undefined for a ConfigMap that is none. What it holds may be anybody's: it is printed with
- * care.
- */
-export function readRecord({
-  metadata = {},
-  data = {},
-}: ConfigMap): { past: PastFailure; reason: string; evidence: Evidence } | undefined {
+/** Reads a record back; undefined if it is none. Anybody may have written it: it is printed with care. */
+export function readRecord({ metadata = {}, data = {} }: ConfigMap) {
   try {
     const revive = (key: string, value: unknown) => (key.endsWith("At") ? (instant(String(value)) ?? 0) : value)
-    const { pods, morePods, reason, message } = JSON.parse(data["failure.json"] ?? "", revive) as Evidence & JobView
-    const logs = pods.flatMap((pod) =>
-      pod.containers.map((container): [string, Tail] => {
-        const [, note = "", ...lines] = (data[logKey(pod, container)] ?? "").replace(/\n$/, "").split("\n")
-        return [`${pod.uid}/${container.name}`, note ? { lines, note } : { lines }]
-      }),
-    )
-    const why = [reason, message].filter(Boolean).join(", ")
-    return { past: readPast(metadata), reason: why, evidence: { pods, logs: new Map(logs), morePods } }
+    const { logs = {}, ...whole } = JSON.parse(data["failure.json"] ?? "", revive)
+    const { pods, morePods, reason, message } = whole as Evidence & JobView
+    const evidence = { pods, logs: new Map(Object.entries<Tail>(logs)), morePods }
+    evidenceLines(evidence) // Throws if it lacks anything.
+    return { past: readPast(metadata), reason: [reason, message].filter(Boolean).join(", "), evidence }
   } catch {
     return undefined
   }
@@ -2471,26 +2071,10 @@ export function readRecord({
 /** Says one fact, to whoever listens: the log, the metrics, a person's phone. */
 export type Say = (level: Level, text: string, details?: Details) => void
 
-/**
- * What goes with a fact: `lines` stand indented under the text, the rest are fields for log collectors. `reason` is
- * the word that an Event has; `cause` stands with a failure, `result` and `lateMs` (after it was due) with the end of
- * a restart, `phase` with a Job that is left alone. An ERROR with a `job` is an alarm.
- */
-export type Details = {
-  lines?: string[]
-  job?: string
-  reason?: string
-  cause?: Cause
-  result?: string
-  lateMs?: number
-  phase?: string
-  [field: string]: unknown
-}
+/** What goes with a line: `lines` stand indented under it, the rest are fields for log collectors. */
+export type Details = { lines?: string[] | undefined; [field: string]: unknown }
 
-/**
- * An Event on a Job, for `kubectl describe`. Core v1: every Kubernetes shows it, and no second write is needed to
- * count.
- */
+/** An Event on a Job, for `kubectl describe`. Core v1, which every Kubernetes shows. */
 export function eventFor(
   { namespace, name, uid }: JobName,
   level: Level,
@@ -2561,169 +2145,141 @@ export type FinalOutcome = Exclude<Outcome, { result: "rejected" | "waiting" }>
 /** Takes facts, and passes them on. Never throws. */
 export type Emit = (fact: Fact) => void
 
-/** One line of the log, and the fields that collectors get with it. */
-type LogLine = { level: Level; text: string; lines?: string[]; fields?: Record<string, unknown> }
+/** What is told of a fact: a line of the log, and lines that stand under it. */
+type Told = { level: Level; text: string; lines?: string[] | undefined }
 
-type Renderer = { [K in Fact["kind"]]: (fact: Extract<Fact, { kind: K }>) => LogLine }
+const told = (level: Level, text: string, lines?: string[]): Told => ({ level, text, lines })
 
-const logLine = (level: Level, text: string): LogLine => ({ level, text })
-
-/** How the log tells each fact. The Job's name is put in front. */
-const LOG_LINE_OF: Renderer = {
-  FailureSeen: ({ failedAt, cause, reason, evidence }) => ({
-    level: "warning",
-    text: `failed at ${instantText(failedAt)}: ${[cause, reason].filter(Boolean).join(", ")}`,
-    lines: evidenceLines(evidence),
-    fields: { cause },
-  }),
-  LeftAlone: ({ because, healthy, phase }) => ({
-    level: healthy ? "debug" : "info",
-    text: `left alone: ${because}`,
-    fields: { phase },
-  }),
-  RestartScheduled: ({ dueAt, inMs, because }) =>
-    logLine("info", `will be restarted at ${instantText(dueAt)} (in ${durationText(Math.max(0, inMs))}): ${because}`),
-  GaveUp: ({ because, cause }) => logLine("error", `${gaveUpText(because)} (cause ${cause})`),
+/** What is told of each fact. The Job's name is put in front of the line. */
+const TOLD_OF: { [K in Fact["kind"]]: (fact: Extract<Fact, { kind: K }>) => Told } = {
+  FailureSeen: ({ failedAt, cause, reason, evidence }) => {
+    const why = [cause, reason].filter(Boolean).join(", ")
+    return told("warning", `failed at ${instantText(failedAt)}: ${why}`, evidenceLines(evidence))
+  },
+  LeftAlone: ({ because, healthy }) => told(healthy ? "debug" : "info", `left alone: ${because}`),
+  RestartScheduled: ({ dueAt, inMs, because }) => {
+    const left = durationText(Math.max(0, inMs))
+    return told("info", `will be restarted at ${instantText(dueAt)} (in ${left}): ${because}`)
+  },
+  GaveUp: ({ because, cause }) => told("error", `${gaveUpText(because)} (cause ${cause})`),
   RestartStarted: ({ cause, isDryRun }) =>
-    logLine("info", `${isDryRun ? "would be restarted now (DRY_RUN)" : "restarting"}, cause ${cause}`),
-  IntentWritten: ({ job, intent, dueAt }) => logLine("info", intentText(job, intent, dueAt)),
-  IntentAdopted: ({ intent }) => logLine("info", `continuing an unfinished restart from its intent ${intent}`),
-  IntentUnreadable: () =>
-    logLine(
-      "error",
-      `is labelled as an intent, but its annotations cannot be read; if no restart is under way, delete it`,
-    ),
-  RestartFinished: ({ outcome, tookMs, lateMs }) => ({
-    ...finishedLine(outcome, tookMs),
-    fields: { result: outcome.result, ...(outcome.result === "restarted" && { lateMs }) },
-  }),
-  RestartRejected: ({ why, retryMs }) => ({
-    level: "error",
-    text: `${rejectedText(why)}; next try in ${durationText(retryMs)}`,
-    fields: { result: "rejected" },
-  }),
-  HeldUp: (fact) => logLine(fact.isAlarm ? "error" : "warning", heldUpText(fact)),
-  EditTaken: () => logLine("info", "was edited while being deleted; the new Job gets the edit"),
-  EditRejected: ({ why }) =>
-    logLine(
-      "warning",
-      `was edited while being deleted, but the cluster rejects the edit; the new Job will lack it: ${why}`,
-    ),
+    told("info", `${isDryRun ? "would be restarted now (DRY_RUN)" : "restarting"}, cause ${cause}`),
+  IntentWritten: ({ job, intent, dueAt }) => {
+    const when = dueAt ? ` and will happen at ${instantText(dueAt)}, even if its TTL removes it first` : ""
+    const cancel = `kubectl -n ${job.namespace} delete job ${intent}`
+    return told("info", `its restart is recorded in intent ${intent}${when}; to cancel it: ${cancel}`)
+  },
+  IntentAdopted: ({ intent }) => told("info", `continuing an unfinished restart from its intent ${intent}`),
+  IntentUnreadable: () => {
+    const advice = "if no restart is under way, delete it"
+    return told("error", `is labelled as an intent, but its annotations cannot be read; ${advice}`)
+  },
+  RestartFinished: ({ outcome, tookMs }) =>
+    told(outcome.result === "namespace gone" ? "warning" : "info", finishedText(outcome, tookMs)),
+  RestartRejected: ({ why, retryMs }) => {
+    const next = `next try in ${durationText(retryMs)}`
+    return told("error", `not deleted, because the cluster would not take it back: ${why}; ${next}`)
+  },
+  HeldUp: ({ waitsFor, blockers, forMs, isAlarm }) => {
+    const text = `has waited ${durationText(forMs)} for ${waitsFor}: ${blockers}`
+    return told(isAlarm ? "error" : "warning", `${text}; remove what holds it, and the restart continues`)
+  },
+  EditTaken: () => told("info", "was edited while being deleted; the new Job gets the edit"),
+  EditRejected: ({ why }) => {
+    const what = "was edited while being deleted, but the cluster rejects the edit"
+    return told("warning", `${what}; the new Job will lack it: ${why}`)
+  },
   DeletedByOthers: ({ isRestart }) =>
-    logLine("info", isRestart ? "is being restarted by someone else" : "was deleted by someone; it is not restarted"),
-  RemovedByTtl: ({ because }) => logLine("warning", `was removed by its TTL and is not restarted: ${because}`),
-  WrongAnnotation: ({ problem }) => logLine("warning", problem),
-  Queued: ({ queue }) => logLine("warning", queuedText(queue)),
-  NoPod: ({ forMs }) => logLine("warning", noPodText(forMs)),
-  CannotStart: ({ pod, reason }) =>
-    logLine(
-      "warning",
-      `pod ${pod} cannot start: ${reason}; a Job that never starts fails only with activeDeadlineSeconds`,
-    ),
-  EvidenceUnavailable: ({ why }) => logLine("warning", `its pods cannot be inspected: ${why}`),
-  NotUnderstood: ({ why }) => logLine("error", `cannot be understood: ${why}`),
-  JobMissing: () => logLine("warning", "there is no such Job yet; it is watched as soon as it appears"),
-  NamespaceEmpty: ({ namespace, isMissing }) =>
-    logLine(
-      "warning",
-      `namespace ${namespace} ${isMissing ? "does not exist" : "has no Jobs yet"}; if that is wrong, see NAMESPACE`,
-    ),
-  PermissionsReviewed: ({ namespace, missing, isEssential }) =>
-    missing.length === 0
-      ? logLine("debug", `${namespace}: the Role allows everything that is needed`)
-      : {
-          level: isEssential ? "error" : "warning",
-          text: `${namespace}: no such namespace yet, or its Role lacks ${missing.length} rules; see deploy/rbac.yaml:`,
-          lines: missing,
-        },
-  WriteFailed: ({ namespace, what, why }) => logLine("warning", `${namespace}: ${what}: ${why}`),
-  EventFailed: ({ why }) => logLine("debug", `an Event could not be written: ${why}`),
+    told("info", isRestart ? "is being restarted by someone else" : "was deleted by someone; it is not restarted"),
+  RemovedByTtl: ({ because }) => told("warning", `was removed by its TTL and is not restarted: ${because}`),
+  WrongAnnotation: ({ problem }) => told("warning", problem),
+  Queued: ({ queue }) =>
+    told("warning", `waits in queue ${queue}; its suspend field stays as it is for the queue's controller`),
+  NoPod: ({ forMs }) => {
+    const text = `was restarted, but has had no pod for ${durationText(forMs)}`
+    return told("warning", `${text}; kubectl describe job tells of quota and policy`)
+  },
+  CannotStart: ({ pod, reason }) => {
+    const advice = "a Job that never starts fails only with activeDeadlineSeconds"
+    return told("warning", `pod ${pod} cannot start: ${reason}; ${advice}`)
+  },
+  EvidenceUnavailable: ({ why }) => told("warning", `its pods cannot be inspected: ${why}`),
+  NotUnderstood: ({ why }) => told("error", `cannot be understood: ${why}`),
+  JobMissing: () => told("warning", "there is no such Job yet; it is watched as soon as it appears"),
+  NamespaceEmpty: ({ namespace, isMissing }) => {
+    const what = isMissing ? "does not exist" : "has no Jobs yet"
+    return told("warning", `namespace ${namespace} ${what}; if that is wrong, see NAMESPACE`)
+  },
+  PermissionsReviewed: ({ namespace, missing, isEssential }) => {
+    if (missing.length === 0) return told("debug", `${namespace}: the Role allows everything that is needed`)
+    const text = `${namespace}: no such namespace yet, or its Role lacks ${missing.length} rules; see deploy/rbac.yaml:`
+    return told(isEssential ? "error" : "warning", text, missing)
+  },
+  WriteFailed: ({ namespace, what, why }) => told("warning", `${namespace}: ${what}: ${why}`),
+  EventFailed: ({ why }) => told("debug", `an Event could not be written: ${why}`),
   Retrying: ({ what, why, retryMs, isAlarm }) =>
-    logLine(isAlarm ? "error" : "warning", `${what}, next try in ${durationText(retryMs)}: ${why}`),
-  Recovered: ({ what, afterMs }) => logLine("info", `${what}: over after ${durationText(afterMs)}`),
-  ClockSkew: ({ skewMs }) => logLine("warning", skewText(skewMs)),
+    told(isAlarm ? "error" : "warning", `${what}, next try in ${durationText(retryMs)}: ${why}`),
+  Recovered: ({ what, afterMs }) => told("info", `${what}: over after ${durationText(afterMs)}`),
+  ClockSkew: ({ skewMs }) => {
+    const skew = `${durationText(Math.abs(skewMs))} ${skewMs > 0 ? "ahead of" : "behind"} this machine's`
+    const advice = "due times follow the server's; set the clock that is wrong"
+    return told("warning", `the API server's clock is ${skew}; ${advice}`)
+  },
   ClockSet: ({ byMs }) =>
-    logLine("info", `this machine's clock was set by ${durationText(byMs)}; the API server's time was read again`),
-  Stopping: ({ restarts }) => logLine("info", `finishing ${restarts} restarts`),
+    told("info", `this machine's clock was set by ${durationText(byMs)}; the API server's time was read again`),
+  Stopping: ({ restarts }) => told("info", `finishing ${restarts} restarts`),
 }
 
-const skewText = (skewMs: number) =>
-  `the API server's clock is ${durationText(Math.abs(skewMs))} ${skewMs > 0 ? "ahead of" : "behind"} this machine's; ` +
-  "due times follow the server's; set the clock that is wrong"
-
-const rejectedText = (why: string) => `not deleted, because the cluster would not take it back: ${why}`
-
-const queuedText = (queue: string) =>
-  `waits in queue ${queue}; its suspend field stays as it is for the queue's controller`
-
-const noPodText = (forMs: number) =>
-  `was restarted, but has had no pod for ${durationText(forMs)}; kubectl describe job tells of quota and policy`
-
-const heldUpText = ({ waitsFor, blockers, forMs }: Extract<Fact, { kind: "HeldUp" }>) =>
-  `has waited ${durationText(forMs)} for ${waitsFor}: ${blockers}; remove what holds it, and the restart continues`
-
-function intentText({ namespace }: JobName, intent: string, dueAt: number | undefined): string {
-  const when = dueAt === undefined ? "" : ` and will happen at ${instantText(dueAt)}, even if its TTL removes it first`
-  const cancel = `kubectl -n ${namespace} delete job ${intent}`
-  return `its restart is recorded in intent ${intent}${when}; to cancel it: ${cancel}`
-}
-
-function finishedLine(outcome: FinalOutcome, tookMs: number): LogLine {
+function finishedText(outcome: FinalOutcome, tookMs: number): string {
   switch (outcome.result) {
     case "restarted":
-      return logLine("info", `restarted in ${durationText(tookMs)}, new uid ${outcome.uid}`)
+      return `restarted in ${durationText(tookMs)}, new uid ${outcome.uid}`
     case "replaced":
-      return logLine("info", `was created again by someone else, uid ${outcome.uid}; that completes its restart`)
+      return `was created again by someone else, uid ${outcome.uid}; that completes its restart`
     case "cancelled":
-      return logLine("info", "its intent was removed, so its restart is cancelled")
+      return "its intent was removed, so its restart is cancelled"
     case "changed":
-      return logLine("info", "has changed meanwhile; not restarted")
+      return "has changed meanwhile; not restarted"
     case "namespace gone":
-      return logLine("warning", "its namespace is being deleted; it cannot be created again")
+      return "its namespace is being deleted; it cannot be created again"
     case "interrupted":
-      return logLine("info", "its restart is left for the next start")
+      return "its restart is left for the next start"
   }
 }
 
-/** A fact as a line of the log. */
-export function logLineOf(fact: Fact): LogLine {
-  const { level, text, lines, fields } = (LOG_LINE_OF[fact.kind] as (fact: Fact) => LogLine)(fact)
-  const job = "job" in fact ? fact.job : undefined
-  return {
-    level,
-    text: job ? `[${job.key}] ${text}` : text,
-    ...(lines && { lines }),
-    fields: { ...(job && { job: job.key, reason: fact.kind }), ...fields },
-  }
+const toldOf = (fact: Fact) => (TOLD_OF[fact.kind] as (fact: Fact) => Told)(fact)
+
+/** A fact as a line of the log, with its fields for log collectors. */
+export function logLineOf(fact: Fact) {
+  const { level, text, lines } = toldOf(fact)
+  const fields = Object.entries(fact).filter(([name, value]) => name !== "kind" && typeof value !== "object")
+  const job = "job" in fact ? fact.job?.key : undefined
+  const result = fact.kind === "RestartFinished" ? fact.outcome.result : undefined
+  const details: Details = { ...Object.fromEntries(fields), lines, job, result, reason: fact.kind }
+  return { level, text: job ? `[${job}] ${text}` : text, details }
 }
 
-/** The facts that `kubectl describe job` shows: reason, severity and text of the Event; undefined for the others. */
+/** The facts that `kubectl describe job` shows, by the reason of their Event. */
+const EVENT_REASONS: Partial<Record<Fact["kind"], string>> = {
+  RestartScheduled: "FailureSeen",
+  GaveUp: "GivenUp",
+  IntentWritten: "RestartRecorded",
+  RestartFinished: "Restarted",
+  RestartRejected: "CannotRestart",
+  HeldUp: "HeldUp",
+  WrongAnnotation: "WrongAnnotation",
+  Queued: "Queued",
+  NoPod: "NoPod",
+}
+
+/** A fact as an Event; undefined if it is none. */
 export function eventTextOf(fact: Fact): { level: Level; reason: string; text: string } | undefined {
-  switch (fact.kind) {
-    case "RestartScheduled": {
-      const text = `failed, cause ${fact.cause}; will be restarted at ${instantText(fact.dueAt)}: ${fact.because}`
-      return { level: "warning", reason: "FailureSeen", text }
-    }
-    case "RestartFinished":
-      if (fact.outcome.result !== "restarted") return undefined
-      return { level: "info", reason: "Restarted", text: finishedLine(fact.outcome, fact.tookMs).text }
-    case "RestartRejected":
-      return { level: "error", reason: "CannotRestart", text: rejectedText(fact.why) }
-    case "GaveUp":
-      return { level: "error", reason: "GivenUp", text: `${gaveUpText(fact.because)} (cause ${fact.cause})` }
-    case "IntentWritten":
-      return { level: "info", reason: "RestartRecorded", text: intentText(fact.job, fact.intent, fact.dueAt) }
-    case "HeldUp":
-      return fact.isAlarm ? { level: "error", reason: "HeldUp", text: heldUpText(fact) } : undefined
-    case "WrongAnnotation":
-      return { level: "warning", reason: "WrongAnnotation", text: fact.problem }
-    case "Queued":
-      return { level: "warning", reason: "Queued", text: queuedText(fact.queue) }
-    case "NoPod":
-      return { level: "warning", reason: "NoPod", text: noPodText(fact.forMs) }
-    default:
-      return undefined
-  }
+  const reason = EVENT_REASONS[fact.kind]
+  const { level, text } = toldOf(fact)
+  if (reason === undefined || (fact.kind === "HeldUp" && !fact.isAlarm)) return undefined
+  if (fact.kind === "RestartFinished" && fact.outcome.result !== "restarted") return undefined
+  if (fact.kind !== "RestartScheduled") return { level, reason, text }
+  return { level: "warning", reason, text: `failed, cause ${fact.cause}; ${text}` }
 }
 
 // ───────────────────────────────────────────── 8 Kubeconfig ─────────────────────────────────────────────
@@ -5129,7 +4685,7 @@ export function keepJob(job: Job): KeptJob {
   const view = viewJob(job)
   const intent = isIntent(job) ? job : undefined
   const isWhole = view.failedAt !== undefined || view.phase === "failing" || view.deleting
-  return { view, job: isWhole && !intent ? job : undefined, finalizers: job.metadata?.finalizers ?? NONE, intent }
+  return { view, job: isWhole && !intent ? job : undefined, finalizers: job.metadata?.finalizers ?? [], intent }
 }
 
 /**
@@ -5902,7 +5458,7 @@ export class Operator {
     const { because } = decision
     const fact = "dueAt" in decision ? `due ${instantText(decision.dueAt)}` : `${decision.do} ${because}`
     if (entry.reported === fact) return
-    entry.reported = intern(fact)
+    entry.reported = fact
     const phase = view.deleting ? "deleting" : view.phase
     if (decision.do === "leave") this.emit({ kind: "LeftAlone", job: view, because, healthy: decision.healthy, phase })
     if (decision.do === "give up") this.emit({ kind: "GaveUp", job: view, because, cause })
@@ -6025,155 +5581,110 @@ const LATE_SECONDS = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1_800, 7_200]
 
 /** A Job's counts outlive its restart; one that is gone for longer has none. */
 const COUNTS_KEPT_MS = 3_600_000
+const MOST_COUNTED_JOBS = 10_000
 
-/** Each selected Job has a series for each of these from the start: increase() needs a 0 before the first 1. */
+/** The causes of failures, in metrics. */
 const CAUSES = ["oom", "evicted", "deadline", "exit", "unknown"]
 
 /** How a restart can end, in metrics. */
 export const RESULTS = ["restarted", "replaced", "rejected", "changed", "cancelled", "namespace_gone", "interrupted"]
-const MOST_COUNTED_JOBS = 10_000
 
-/** What a Job's failures and restarts came to so far. */
-interface Counts {
-  /** When the Job was last there, by the monotonic clock. */
-  thereAt: number
-  failures: Record<string, number>
-  restarts: Record<string, number>
-}
+type MetricKind<M> = new (metric: MetricConfiguration<string> & { buckets: number[] }) => M
 
-/**
- * What Prometheus gets: counts of what was said and of calls; all else is read from the operator when it is asked
- * for.
- */
+/** What Prometheus gets: counts of facts and of calls; all else is read from the operator when it is asked for. */
 export class Metrics {
   private readonly registry = new Registry()
-  private readonly failures = this.newMetric(Counter, "failures_total", "Failures of Jobs that were seen.", [
+  private readonly failures = this.metric(
+    Counter,
+    "failures_total",
+    "Failures of Jobs that were seen.",
     ...JOB_LABELS,
     "cause",
-  ])
-  private readonly restarts = this.newMetric(Counter, "restarts_total", "Restarts that have ended, by how.", [
+  )
+  private readonly restarts = this.metric(
+    Counter,
+    "restarts_total",
+    "Restarts that have ended, by how.",
     ...JOB_LABELS,
     "result",
-  ])
-  private readonly lateness = this.newMetric(Histogram, "restart_lateness_seconds", "From the due time to the new Job.")
-  private readonly state = this.newMetric(Gauge, "job_state", "1 for the state that a selected Job is in.", [
-    ...JOB_LABELS,
-    "state",
-  ])
-  private readonly due = this.newMetric(
-    Gauge,
-    "job_due_timestamp_seconds",
-    "When a failed Job is or was to be restarted.",
-    JOB_LABELS,
   )
-  private readonly calls = this.newMetric(Counter, "api_calls_total", "Calls of the API server, by verb and status.", [
-    "verb",
-    "code",
-  ])
-  private readonly watches = this.newMetric(Counter, "watch_restarts_total", "Watches begun anew.", [
-    "namespace",
-    "resource",
-  ])
-  private readonly ready = this.newMetric(Gauge, "ready", "Whether what is known of a namespace is fresh.", [
-    "namespace",
-  ])
-  private readonly build = this.newMetric(Gauge, "build_info", "Always 1; the labels tell the version.", [
-    "version",
-    "bun",
-  ])
-  private readonly cpu = this.newMetric(Counter, "process_cpu_seconds_total", "User and system CPU time spent.")
-  private readonly memory = this.newMetric(
-    Gauge,
-    "process_resident_memory_bytes",
-    "Resident memory, with the pages of the binary.",
-  )
-  private readonly start = this.newMetric(Gauge, "process_start_time_seconds", "When the process began.")
-  private readonly files = this.newMetric(Gauge, "process_open_fds", "Open file descriptors.")
-  private readonly counts = new Map<string, Counts>()
+  private readonly lateness = this.metric(Histogram, "restart_lateness_seconds", "From the due time to the new Job.")
+  private readonly state = this.metric(Gauge, "job_state", "1 for a Job's current state.", ...JOB_LABELS, "state")
+  private readonly due = this.metric(Gauge, "job_due_timestamp_seconds", "When a restart is or was due.", ...JOB_LABELS)
+  private readonly calls = this.metric(Counter, "api_calls_total", "Calls of the API server.", "verb", "code")
+  private readonly watches = this.metric(Counter, "watch_restarts_total", "New watches.", "namespace", "resource")
+  private readonly ready = this.metric(Gauge, "ready", "Whether what is known of a namespace is fresh.", "namespace")
+  private readonly build = this.metric(Gauge, "build_info", "Always 1; the labels tell the version.", "version", "bun")
+  /** When each counted Job was last there, by the monotonic clock. */
+  private readonly thereAt = new Map<string, number>()
 
-  constructor(private readonly clock: Pick<Clock, "monotonic"> = systemClock) {}
+  constructor(private readonly clock: Pick<Clock, "monotonic"> = systemClock) {
+    this.build.set({ version: project.version, bun: Bun.version }, 1)
+  }
 
-  private newMetric<M>(
-    Kind: new (metric: {
-      name: string
-      help: string
-      labelNames: string[]
-      registers: Registry[]
-      buckets?: number[]
-    }) => M,
-    name: string,
-    help: string,
-    labelNames: string[] = [],
-  ): M {
-    const full = name.startsWith("process_") ? name : `flickr_operator_${name}`
+  private metric<M>(Kind: MetricKind<M>, name: string, help: string, ...labelNames: string[]): M {
+    const full = `flickr_operator_${name}`
     return new Kind({ name: full, help, labelNames, registers: [this.registry], buckets: LATE_SECONDS })
   }
 
   /** Counts a call of the API server. */
   readonly countCall: OnCall = (verb, code) => this.calls.inc({ verb, code })
 
-  /** Counts failures and restarts. */
   readonly observe: Emit = (fact) => {
-    if (fact.kind === "FailureSeen") newMetric(this.countsOf(fact.job.key).failures, fact.cause.replace(/:.*/, ""))
-    if (fact.kind === "RestartRejected") newMetric(this.countsOf(fact.job.key).restarts, "rejected")
+    if (fact.kind === "FailureSeen")
+      this.failures.inc({ ...this.countedLabels(fact.job.key), cause: fact.cause.replace(/:.*/, "") })
+    if (fact.kind === "RestartRejected") this.restarts.inc({ ...this.countedLabels(fact.job.key), result: "rejected" })
     if (fact.kind !== "RestartFinished") return
     const { result } = fact.outcome
-    newMetric(this.countsOf(fact.job.key).restarts, result.replaceAll(" ", "_"))
+    this.restarts.inc({ ...this.countedLabels(fact.job.key), result: result.replaceAll(" ", "_") })
     if (result === "restarted") this.lateness.observe(Math.max(0, fact.lateMs) / 1_000)
   }
 
-  private countsOf(job: string): Counts {
-    const known = this.counts.get(job)
-    if (known) return known
-    if (this.counts.size >= MOST_COUNTED_JOBS) this.counts.clear()
-    const counts = { thereAt: this.clock.monotonic(), failures: {}, restarts: {} }
-    this.counts.set(job, counts)
-    return counts
+  /** The labels of a Job that is there now, and whose counts are kept. */
+  private countedLabels(key: string) {
+    if (this.thereAt.size >= MOST_COUNTED_JOBS && !this.thereAt.has(key)) {
+      this.failures.reset()
+      this.restarts.reset()
+      this.thereAt.clear()
+    }
+    this.thereAt.set(key, this.clock.monotonic())
+    return jobLabels(key)
   }
 
   /** All metrics as text, in Prometheus' exposition format. */
   async text(operator: Operator, namespaces: string[]): Promise<string> {
-    for (const metric of [this.state, this.due, this.watches, this.cpu, this.failures, this.restarts]) metric.reset()
+    for (const metric of [this.state, this.due, this.watches]) metric.reset()
     for (const { key, state, dueAt } of operator.states()) {
-      this.state.set({ ...jobLabels(key), state }, 1)
-      if (dueAt !== undefined) this.due.set(jobLabels(key), dueAt / 1_000)
-      this.countsOf(key).thereAt = this.clock.monotonic()
+      const labels = this.countedLabels(key)
+      this.state.set({ ...labels, state }, 1)
+      if (dueAt !== undefined) this.due.set(labels, dueAt / 1_000)
     }
-    this.setCounts()
+    this.completeCounts()
     for (const [key, begun] of operator.liveness.watches) {
       const [namespace = "", resource = ""] = key.split("/")
       this.watches.inc({ namespace, resource }, begun - 1)
     }
     for (const namespace of namespaces)
       this.ready.set({ namespace }, operator.liveness.staleForMs(namespace) === undefined ? 1 : 0)
-    this.setProcess()
-    return this.registry.metrics()
+    return (await this.registry.metrics()).trimEnd()
   }
 
-  /** The counts of a Job that is gone for an hour go. */
-  private setCounts(): void {
-    for (const [key, { thereAt, failures, restarts }] of this.counts) {
-      if (this.clock.monotonic() - thereAt > COUNTS_KEPT_MS) {
-        this.counts.delete(key)
-        continue
+  /** increase() needs a 0 before the first 1, so each Job has all series. Those of a Job gone for an hour go. */
+  private completeCounts(): void {
+    for (const [key, thereAt] of this.thereAt) {
+      const isGone = this.clock.monotonic() - thereAt > COUNTS_KEPT_MS
+      if (isGone) this.thereAt.delete(key)
+      const labels = jobLabels(key)
+      for (const cause of CAUSES) {
+        if (isGone) this.failures.remove({ ...labels, cause })
+        else this.failures.inc({ ...labels, cause }, 0)
       }
-      for (const cause of CAUSES) this.failures.inc({ ...jobLabels(key), cause }, failures[cause] ?? 0)
-      for (const result of RESULTS) this.restarts.inc({ ...jobLabels(key), result }, restarts[result] ?? 0)
+      for (const result of RESULTS) {
+        if (isGone) this.restarts.remove({ ...labels, result })
+        else this.restarts.inc({ ...labels, result }, 0)
+      }
     }
   }
-
-  private setProcess(): void {
-    const { user, system } = process.cpuUsage()
-    this.build.set({ version: project.version, bun: Bun.version }, 1)
-    this.cpu.inc((user + system) / 1e6)
-    this.memory.set(process.memoryUsage.rss())
-    this.start.set(performance.timeOrigin / 1_000)
-    if (process.platform === "linux") this.files.set(readdirSync("/proc/self/fd").length)
-  }
-}
-
-function newMetric(counts: Record<string, number>, name: string): void {
-  counts[name] = (counts[name] ?? 0) + 1
 }
 
 function jobLabels(key: string): { namespace: string; job_name: string } {
@@ -6182,12 +5693,7 @@ function jobLabels(key: string): { namespace: string; job_name: string } {
 }
 
 /** Answers a probe or a scrape. Nothing secret: whoever reaches the port may read it. */
-export async function answerHealth(
-  request: Request,
-  operator: Operator,
-  metrics: Metrics,
-  { namespaces }: Config,
-): Promise<Response> {
+export async function answerHealth(request: Request, operator: Operator, metrics: Metrics, { namespaces }: Config) {
   const answer = (status: number, text: string, headers = {}) => new Response(`${text}\n`, { status, headers })
   if (request.method !== "GET" && request.method !== "HEAD")
     return answer(405, "GET or HEAD only", { Allow: "GET, HEAD" })
@@ -6197,9 +5703,7 @@ export async function answerHealth(
       ? answer(200, "ok")
       : answer(503, `the loop has not turned for ${durationText(STUCK_MS)}`)
   if (pathname === "/metrics")
-    return new Response(await metrics.text(operator, namespaces), {
-      headers: { "Content-Type": Registry.PROMETHEUS_CONTENT_TYPE },
-    })
+    return answer(200, await metrics.text(operator, namespaces), { "Content-Type": Registry.PROMETHEUS_CONTENT_TYPE })
   if (pathname !== "/readyz") return answer(404, "/livez, /readyz, /metrics")
   const blind = namespaces.flatMap((namespace) => {
     const silentMs = operator.liveness.staleForMs(namespace)
@@ -6213,13 +5717,7 @@ export async function answerHealth(
 }
 
 /** Serves health on all addresses, IPv6 and IPv4. A port that is taken is reported, and stops nothing. */
-export function serveHealth(
-  port: number,
-  operator: Operator,
-  metrics: Metrics,
-  { config }: Pick<World, "config">,
-  say: Say,
-): void {
+export function serveHealth(port: number, operator: Operator, metrics: Metrics, config: Config, say: Say): void {
   let problem: unknown
   // Where the kernel has no IPv6, the second serves alone.
   for (const hostname of ["::", "0.0.0.0"]) {
@@ -6244,28 +5742,26 @@ const NOTIFY_FOR_MS = 86_400_000
 /** Messages that wait, of at most 1,000 characters each. */
 const MOST_MESSAGES = 500
 
-/** A Job that was deleted and is there again within this time is reported to be back. */
-const ALARM_OF_GONE_MS = 600_000
+const MOST_ALARMS = 10_000
 
 /**
  * Tells a person of each alarm of a Job, once, and when the Job is back. Nothing waits for it. A Job's messages are
  * sent in order, one at a time of all; each is tried until the receiver takes it, for up to a day.
  */
 export function notifier(url: string, world: Pick<World, "clock" | "kill">, say: Say): Emit {
-  const alarms = new Map<string, { kind: Fact["kind"]; goneAt: number | undefined }>()
+  /** The last alarm of each Job that is not back. */
+  const alarms = new Map<string, string>()
   const send = outbox(url, world, say)
   return (fact) => {
     if (!("job" in fact) || !fact.job) return
-    const { key } = fact.job
-    const now = world.clock.monotonic()
-    for (const [job, { goneAt = now }] of alarms) if (now - goneAt > ALARM_OF_GONE_MS) alarms.delete(job)
-    const alarm = alarms.get(key)
+    const { key, uid } = fact.job
+    const alarm = `${fact.kind} ${uid}`
     const { text } = logLineOf(fact)
-    if (isAlarmFact(fact) && (alarm?.kind !== fact.kind || alarm.goneAt !== undefined)) {
-      alarms.set(key, { kind: fact.kind, goneAt: undefined })
+    if (isAlarmFact(fact) && alarms.get(key) !== alarm) {
+      if (alarms.size >= MOST_ALARMS) alarms.clear()
+      alarms.set(key, alarm)
       send(key, text)
     } else if (isRecovery(fact) && alarms.delete(key)) send(key, `back after an alarm: ${text}`)
-    else if ((fact.kind === "DeletedByOthers" || fact.kind === "RemovedByTtl") && alarm) alarm.goneAt ??= now
   }
 }
 
@@ -6283,7 +5779,7 @@ function isRecovery(fact: Fact): boolean {
 
 /** Messages that wait to be taken by the receiver, in bounded memory. */
 function outbox(url: string, { clock, kill }: Pick<World, "clock" | "kill">, say: Say) {
-  const queues = new Map<string, { text: string; sinceAt: number }[]>()
+  const last = new Map<string, Promise<void>>()
   let waiting = 0
   let turn: Promise<unknown> = Promise.resolve()
   /** One message at a time, and none while the receiver asks for a pause. */
@@ -6310,37 +5806,25 @@ function outbox(url: string, { clock, kill }: Pick<World, "clock" | "kill">, say
       await clock.sleep(exponentialBackoffMs(NOTIFY_BACKOFF, tries), kill)
     }
   }
-  const deliverAll = async (job: string, queue: { text: string; sinceAt: number }[]) => {
-    for (let first = queue[0]; first; first = queue[0]) {
-      await deliver(first.text, first.sinceAt)
-      queue.shift()
-      waiting--
-    }
-    queues.delete(job)
-  }
   return (job: string, text: string): void => {
     if (waiting >= MOST_MESSAGES)
       return say("warning", `a notification is dropped: ${MOST_MESSAGES} wait for NOTIFY_URL already`)
     waiting++
-    const queue = queues.get(job)
-    const message = { text, sinceAt: clock.monotonic() }
-    if (queue) return void queue.push(message)
-    const fresh = [message]
-    queues.set(job, fresh)
-    void deliverAll(job, fresh)
+    const sinceAt = clock.monotonic()
+    const delivered = (last.get(job) ?? Promise.resolve())
+      .then(() => deliver(text, sinceAt))
+      .finally(() => {
+        waiting--
+        if (last.get(job) === delivered) last.delete(job)
+      })
+    last.set(job, delivered)
   }
 }
 
-/**
- * Why a message was not taken, in a word, for an error's message may hold the URL; and when the receiver wants the
- * next try.
- */
+/** Why a message was not taken, without the URL, which an error's message may hold. */
 type Rejection = { why: string; retryAfterMs: number }
 
-/**
- * Slack and Mattermost read `text`, in which these three characters begin links and mentions; Gotify and ntfy read
- * the rest.
- */
+/** Slack and Mattermost read `text`, in which these characters begin links and mentions; others read `message`. */
 const slackText = (text: string) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;")
 
 /** Sends one message; returns why it was rejected. */
@@ -6370,18 +5854,12 @@ async function post(url: string, text: string, now: number, signal: AbortSignal)
   }
 }
 
-/**
- * Sends the log to stderr from a level on. The text goes in as a property: as a message its braces would be
- * placeholders.
- */
+/** Sends the log to stderr. The text is a property, because LogTape replaces braces in a message. */
 function configureLog({ logLevel, logFormat }: Pick<Config, "logLevel" | "logFormat">): Say {
   const sink = ({ level, timestamp, properties }: LogRecord) => {
     const { text, ...details } = properties as { text: string; lines?: string[] }
-    process.stderr.write(
-      logFormat === "json"
-        ? jsonRecord(timestamp, level, text, details)
-        : textRecord(timestamp, level, text, details.lines),
-    )
+    const record = logFormat === "json" ? jsonRecord : textRecord
+    process.stderr.write(record(timestamp, level, text, details))
   }
   const quiet = { category: ["logtape", "meta"], sinks: ["stderr"], lowestLevel: "error" as const }
   configureSync({
@@ -6397,8 +5875,8 @@ function configureLog({ logLevel, logFormat }: Pick<Config, "logLevel" | "logFor
 export const logSink =
   (say: Say): Emit =>
   (fact) => {
-    const { level, text, lines, fields } = logLineOf(fact)
-    say(level, text, { ...(lines && { lines }), ...fields })
+    const { level, text, details } = logLineOf(fact)
+    say(level, text, details)
   }
 
 /** Passes each fact to all sinks. */
@@ -6450,7 +5928,7 @@ async function waitForServer({ cluster, clock, emit, stop }: World, say: Say): P
 
 function announce(say: Say, rows: SettingRow[], warnings: string[], { from, access }: Source, env: Env): void {
   say("info", "settings", {
-    lines: table([["setting", "value", "from"], ...rows.map((row) => [row.variable, row.value, row.from])]),
+    lines: alignedRows([["setting", "value", "from"], ...rows.map((row) => [row.variable, row.value, row.from])]),
   })
   for (const warning of warnings) say("warning", warning)
   say("info", `connecting with ${from}${access.context ? `, context ${access.context}` : ""}`)
@@ -6490,7 +5968,7 @@ export async function main(args: string[], env: Env): Promise<number> {
     const operator = new Operator(world)
     const isHealthWanted =
       source.inCluster || rows.some(({ variable, from }) => variable === "HEALTH_PORT" && from !== "default")
-    if (config.healthPort > 0 && isHealthWanted) serveHealth(config.healthPort, operator, metrics, world, say)
+    if (config.healthPort > 0 && isHealthWanted) serveHealth(config.healthPort, operator, metrics, config, say)
     announceWay(say, world.cluster, env)
     const server = `Kubernetes ${await waitForServer(world, say)} at ${cluster.address}`
     const facts = [
@@ -6499,7 +5977,7 @@ export async function main(args: string[], env: Env): Promise<number> {
       ["runtime", `Bun ${Bun.version}, ${process.platform} ${process.arch}`],
       ["cluster", server],
     ]
-    say("info", `starting${config.dryRun ? "; DRY_RUN: nothing will be changed" : ""}`, { lines: table(facts) })
+    say("info", `starting${config.dryRun ? "; DRY_RUN: nothing will be changed" : ""}`, { lines: alignedRows(facts) })
     await operator.run()
     say("info", "stopped cleanly")
     return 0

@@ -4,7 +4,7 @@
 import { mkdtemp, rm } from "node:fs/promises"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
-import { table } from "../operator.ts"
+import { alignedRows } from "../operator.ts"
 import { startApiServer } from "./apiserver/http.ts"
 import { type Attempt, FAST, SCRIPT } from "./apiserver/model.ts"
 import { OPERATOR_ROLE } from "./apiserver/roles.ts"
@@ -98,7 +98,7 @@ while (!isDone() && Date.now() < endAt && operator.exitCode === null) await Bun.
 operator.kill("SIGTERM")
 const code = await operator.exited
 const rows = jobs.map(({ name, story }) => [name, story, String(restartsOf(name)), stateOf(name)])
-console.log(`\n${table([["Job", "what happened", "restarts", "now"], ...rows]).join("\n")}`)
+console.log(`\n${alignedRows([["Job", "what happened", "restarts", "now"], ...rows]).join("\n")}`)
 const isGood = isDone() && code === 0 && restartsOf("dave") === 0
 console.log(
   isGood

@@ -256,7 +256,7 @@ describe("The evidence", () => {
     )
     const life = live(server, {}, { user: "secretive", rate: 400 })
     await allBack(server, [job])
-    const text = life.said.map(({ level, text, lines }) => textRecord(0, level, text, lines)).join("")
+    const text = life.said.map(({ level, text, lines }) => textRecord(0, level, text, { lines })).join("")
     expect(text).toMatch(/Job.batch/)
     expect(text).not.toMatch(/s3cr3t-demo|t0ken-t0ken|last-applied/)
   })

@@ -523,7 +523,9 @@ describe("The history", () => {
       metadata: { annotations: { [`${PREFIX}uid`]: server.uids.get("default/load-a")?.[0] } },
     })
     expect(fact("decided")(first!)).toMatch(/^to be restarted at .*Z: RESTART_DELAY 0s$/)
-    expect(Object.values(first!.data as object).join()).toMatch(/container main \(exit code 3[\s\S]*\nx\n/)
+    const { pods, logs } = JSON.parse((first!.data as Record<string, string>)["failure.json"]!)
+    expect(pods).toMatchObject([{ containers: [{ name: "main", exitCode: 3 }] }])
+    expect(Object.values(logs)).toEqual([{ lines: ["x"] }])
     for (const life of lives) expect(life.factsOf("WriteFailed")).toEqual([])
   })
 

@@ -70,7 +70,7 @@ function start(env: Record<string, string>, args: string[] = [], around: string[
 const at = (server: Served, cluster?: object, user: object = { token: "t0ken" }) => ({
   KUBECONFIG: file(kubeconfigOf(server.address, cluster, user)),
 })
-const works = /\| starting\n[\s\S]*cluster +│ Kubernetes v1.35.1 at https/
+const works = /\| starting\n[\s\S]*cluster +Kubernetes v1.35.1 at https/
 const oneLine = (text: RegExp) => new RegExp(`^\\S+ \\S+ \\| FATAL {4}\\| ${text.source}\\n$`)
 
 describe("Without a cluster", () => {
@@ -91,7 +91,7 @@ describe("Without a cluster", () => {
     const server = await serve(quiet())
     const wrong = {
       LOG_LEVEL: "LOUD",
-      RESTART_DELAY: "60 seconds",
+      RESTART_DELAY: "60 sheep",
       CHECK_INTERVAL: "-1",
       LOG_LINES: "many",
       DRY_RUN: "perhaps",
@@ -412,7 +412,7 @@ describe("Health", () => {
     const wet = start(env)
     await until(() => posts.length > 0)
     expect(posts).toEqual([expect.stringContaining('"message":"[demo/load-a] given up: ')])
-    expect(wet.log()).toContain(`│ http://127.0.0.1:${phone.port}/***`)
+    expect(wet.log()).toContain(` http://127.0.0.1:${phone.port}/***`)
     const wrong = await start({ ...env, NOTIFY_URL: "ftp://s3cr3t" }).ends()
     expect(wrong).toMatchObject({
       code: 2,
