@@ -146,10 +146,16 @@ type Resource = (typeof RESOURCES)[number]
 /** By then an operator has recorded a failure. */
 const RECORDED_MS = 3_000
 
+/** What is known of one Job: its intents, and the records of its failures by name. */
+class Entry {
+  job: Job | undefined
+  readonly intents = new Map<string, Intent>()
+  readonly records = new Map<string, PastFailure>()
+}
+
 /** Jobs with their intents and records, as lists or watches report them. */
 class Inventory {
-  /** Jobs, also those that are intents, and what records say of failures; by namespace and name. */
-  protected readonly known = { jobs: new Map<string, Job>(), configmaps: new Map<string, PastFailure>() }
+  protected readonly entries = new Map<string, Entry>()
   /** Failures that the metadata of a record does not explain, by Job and record; unknown until they are looked at. */
   private readonly failures = new Map<string, Failure>()
   /** What the cluster answered to restarts that are overdue, as the operator's Events quote it, by uid. */
@@ -159,47 +165,68 @@ class Inventory {
 
   constructor(protected readonly world: World) {}
 
-  /** Something may be told differently now. */
-  protected onChange(): void {}
+  /** A Job may be reported differently now. */
+  protected onChange(_key: string): void {}
 
   /** Lists a namespace, in place of what was known of it; returns the version to watch from. */
   async list(namespace: string, resource: Resource): Promise<string> {
     const { cluster, stop } = this.world
     const { items, resourceVersion } =
       resource === "jobs"
-        ? await cluster.listJobs(namespace, "", (job) => job, stop)
+        ? await cluster.listJobs(namespace, "", withoutManagedFields, stop)
         : await cluster.listConfigMaps(namespace, `${RECORD}=failure`, stop)
-    for (const key of this.known[resource].keys()) if (key.startsWith(`${namespace}/`)) this.known[resource].delete(key)
+    for (const [key, { records }] of this.entries) {
+      if (!key.startsWith(`${namespace}/`)) continue
+      if (resource === "jobs") this.entries.set(key, Object.assign(new Entry(), { records }))
+      else records.clear()
+      this.onChange(key)
+    }
     for (const item of items) this.take("LISTED", resource, "spec" in item ? item : { metadata: item as Metadata })
     return resourceVersion
   }
 
-  take(type: string, resource: Resource, object: Pick<Job, "metadata">): void {
-    const { namespace, name } = object.metadata ?? {}
-    const key = `${namespace}/${name}`
-    if (type === "DELETED") this.known[resource].delete(key)
-    else if (resource === "jobs") this.known.jobs.set(key, object)
-    else this.known.configmaps.set(key, readPast(object.metadata ?? {}))
+  /** Reads what there is of one Job. */
+  async read({ namespace, name }: JobName): Promise<void> {
+    const { cluster, stop } = this.world
+    const [job, intents, records] = await Promise.all([
+      cluster.getJob(namespace, name, stop),
+      cluster.listJobs(namespace, `${INTENT}=${labelValueFor(name)}`, withoutManagedFields, stop),
+      listRecords(this.world, namespace, name),
+    ])
+    for (const one of job ? [job, ...intents.items] : intents.items) this.take("LISTED", "jobs", one)
+    for (const metadata of records) this.take("LISTED", "configmaps", { metadata })
   }
 
-  /** Of each selected Job, or of one, by name. What is absent during its restart is shown from its intent. */
-  statuses(only?: string) {
-    const { jobs, configmaps } = this.known
-    const all = [...jobs.values()].flatMap((job) => readIntent(job) ?? [])
-    const intents = Map.groupBy(all, keyOf)
-    const records = Map.groupBy([...configmaps.values()].sort(byTime), keyOf)
-    const keys = only === undefined ? new Set([...jobs.keys(), ...intents.keys()]) : [only]
-    return [...keys].sort().flatMap((key) => {
-      const [intent] = newestFirst(intents.get(key) ?? [])
-      const job = jobs.get(key) ?? (intent && replacementOf(intent))
-      if (!job || isIntent(job)) return []
-      const isShown = only !== undefined || intent || isSelected(viewJob(job), this.world.config)
-      return isShown ? this.statusOf(job, intent, records.get(key) ?? []) : []
-    })
+  take(type: string, resource: Resource, object: Pick<Job, "metadata">): void {
+    const { namespace, name = "" } = object.metadata ?? {}
+    const past = resource === "configmaps" ? readPast(object.metadata ?? {}) : undefined
+    const intent = past ? undefined : readIntent(object)
+    const key = `${namespace}/${past?.job ?? intent?.jobName ?? name}`
+    const entry = this.entries.get(key) ?? new Entry()
+    this.entries.set(key, entry)
+    if (past) entry.records.set(name, past)
+    else if (intent) entry.intents.set(name, intent)
+    else if (!isIntent(object)) entry.job = type === "DELETED" ? undefined : withoutManagedFields(object)
+    if (type === "DELETED") (past ? entry.records : entry.intents).delete(name)
+    this.onChange(key)
+  }
+
+  /** Of every selected Job. */
+  statuses(): Status[] {
+    return [...this.entries.keys()].sort().flatMap((key) => this.statusOf(key) ?? [])
+  }
+
+  /** Undefined for a Job that is not selected. One that is absent during its restart is shown from its intent. */
+  statusOf(key: string, isNamed = false): Status | undefined {
+    const entry = this.entries.get(key) ?? new Entry()
+    const [intent] = newestFirst([...entry.intents.values()])
+    const job = entry.job ?? (intent && replacementOf(intent))
+    const isShown = job && (isNamed || intent || isSelected(viewJob(job), this.world.config))
+    return isShown ? this.judge(job, intent, [...entry.records.values()].sort(byTime)) : undefined
   }
 
   /** A Job as the commands report it, and everything that led to the decision on it. */
-  private statusOf(job: Job, intent: Intent | undefined, records: PastFailure[]) {
+  judge(job: Job, intent: Intent | undefined, records: PastFailure[]) {
     const { config } = this.world
     const now = nowOf(this.world)
     const view = viewJob(job)
@@ -210,7 +237,8 @@ class Inventory {
       ? decisionOf(intent, now)
       : decide(view, { ...failure, seenAt: now, changed: isChanged(job) }, config, now)
     const isRestarting = intent !== undefined && decision.do === "restart"
-    const nextRestartAt = !isRestarting && "dueAt" in decision ? decision.dueAt : undefined
+    const dueAt = "dueAt" in decision ? decision.dueAt : undefined
+    const nextRestartAt = isRestarting ? undefined : dueAt
     const rejection = nextRestartAt !== undefined && nextRestartAt <= now ? this.rejections.get(view.uid) : undefined
     const restarts = view.phase === "succeeded" ? 0 : countFrom(own(view, "restarts"))
     const annotations = Object.entries(view.annotations).filter(([key]) => key.startsWith(PREFIX))
@@ -228,7 +256,7 @@ class Inventory {
       annotations: annotations.map(([key, value]) => `${key.slice(PREFIX.length)}=${value}`),
       problems: overridesOf(view, config).problems,
     }
-    return { view, records, facts }
+    return { view, records, dueAt, facts }
   }
 
   /** From the record; if that does not tell, unknown until somebody has looked. */
@@ -249,28 +277,28 @@ class Inventory {
   private async look(view: JobView, moment: string): Promise<void> {
     const { clock, stop } = this.world
     await clock.sleep((view.failedAt ?? 0) + RECORDED_MS - nowOf(this.world), stop)
-    const past = [...this.known.configmaps.values()].find(({ uid }) => uid === view.uid)
+    const records = this.entries.get(view.key)?.records.values() ?? []
+    const past = [...records].find(({ uid }) => uid === view.uid)
     this.failures.set(moment, failureOf(view, await findEvidence(this.world, view, past)))
-    this.onChange()
+    this.onChange(view.key)
   }
 
-  /** Reads what the cluster answered to restarts that are overdue. */
-  async loadRejections(only?: string): Promise<void> {
+  /** Reads what the cluster answered to restarts that are due. */
+  async loadRejections(statuses: Status[]): Promise<void> {
     const { cluster, stop } = this.world
-    const dueAt = ({ facts }: Status) => facts.nextRestartAt ?? Number.POSITIVE_INFINITY
-    const overdue = this.statuses(only).filter((status) => dueAt(status) <= nowOf(this.world))
-    for (const namespace of new Set(overdue.map(({ view }) => view.namespace)))
+    const due = statuses.filter(({ dueAt = Number.POSITIVE_INFINITY }) => dueAt <= nowOf(this.world))
+    for (const namespace of new Set(due.map(({ view }) => view.namespace)))
       for (const { uid, text } of await cluster.listEvents(namespace, "CannotRestart", stop).catch(() => []))
         this.rejections.set(uid, text)
+    for (const { view } of due) this.onChange(view.key)
   }
 }
 
-type Status = ReturnType<Inventory["statuses"]>[number]
+type Status = ReturnType<Inventory["judge"]>
 
 const byTime = (a: PastFailure, b: PastFailure) => a.failedAt - b.failedAt
 
-/** The key of the Job that an intent or a record is about. */
-const keyOf = (one: PastFailure | Intent) => `${one.namespace}/${"jobName" in one ? one.jobName : one.job}`
+const withoutManagedFields = (job: Job): Job => ({ ...job, metadata: { ...job.metadata, managedFields: [] } })
 
 /** The Job that an intent creates, which does not say in which namespace. */
 function replacementOf({ namespace, replacement }: Intent): Job {
@@ -289,21 +317,28 @@ async function findEvidence(world: World, view: JobView, past: PastFailure | und
   return (map && readRecord(map)?.evidence) ?? gatherEvidence(world, view, [])
 }
 
-/** The failures of a namespace, or of one Job, that are recorded, oldest first. */
-async function loadRecords({ cluster, kill }: World, namespace: string, job?: string): Promise<PastFailure[]> {
+/** The metadata of the records of a namespace, or of one Job. */
+async function listRecords({ cluster, kill }: World, namespace: string, job?: string): Promise<Metadata[]> {
   const selector = `${RECORD}=failure${job === undefined ? "" : `,${RECORD_JOB}=${job}`}`
-  return (await cluster.listConfigMaps(namespace, selector, kill)).items.map(readPast).sort(byTime)
+  return (await cluster.listConfigMaps(namespace, selector, kill)).items
 }
 
-/** The status of every selected Job, or of one; failures explained, and rejections read. */
-async function loadStatuses(world: World, only?: string): Promise<Status[]> {
+/** The same as failures, oldest first. */
+const loadRecords = async (world: World, namespace: string, job?: string) =>
+  (await listRecords(world, namespace, job)).map(readPast).sort(byTime)
+
+/** The status of every selected Job, or of one, whatever is selected; failures explained, and rejections read. */
+async function loadStatuses(world: World, only?: JobName): Promise<Status[]> {
   const inventory = new Inventory(world)
   const { namespaces } = world.config
-  await Promise.all(namespaces.flatMap((namespace) => RESOURCES.map((one) => inventory.list(namespace, one))))
-  inventory.statuses(only)
+  if (only) await inventory.read(only)
+  else await Promise.all(namespaces.flatMap((namespace) => RESOURCES.map((one) => inventory.list(namespace, one))))
+  const statuses = () => (only ? [inventory.statusOf(only.key, true) ?? []].flat() : inventory.statuses())
+  // To find the failures that have to be looked at.
+  statuses()
   await inventory.looking
-  await inventory.loadRejections(only)
-  return inventory.statuses(only)
+  await inventory.loadRejections(statuses())
+  return statuses()
 }
 
 // ───────────────────────────────────────── 2 Commands that read ───────────────────────────────────────
@@ -383,7 +418,7 @@ function decisiveSettings({ config }: World): string[] {
 
 async function explain({ world, names, settings }: CommandContext): Promise<Result> {
   const [job] = jobsOf(world, names)
-  const [{ facts } = {}] = await loadStatuses(world, job.key)
+  const [{ facts } = {}] = await loadStatuses(world, job)
   if (!facts) throw new CommandError(3, `there is no Job ${job.key}`)
   const failure = facts.lastFailureAt
     ? `${facts.cause} at ${instantText(facts.lastFailureAt)}, ${facts.failuresInRow} in a row`
@@ -511,12 +546,13 @@ const visible = (_: string, value: unknown) => (typeof value === "string" ? prin
 
 /** An inventory that watches keep current; it tells every open page what changes. */
 export class Dashboard extends Inventory {
-  /** What the pages know of each Job. */
-  private lanes = new Map<string, object>()
+  /** What the pages show of each Job, as JSON: objects would take more than twice the memory. */
+  private readonly lanes = new Map<string, string>()
+  private readonly changed = new Set<string>()
   /** What cannot be read right now. `isOutage`: there is no answer at all. */
   private readonly problems = new Map<string, { text: string; isOutage: boolean; sinceAt: number }>()
   private readonly pages = new Set<ReadableStreamDefaultController<string>>()
-  private isChanged = false
+  private timer: Timer | undefined
 
   constructor(
     world: World,
@@ -539,28 +575,27 @@ export class Dashboard extends Inventory {
   events(): ReadableStream<string> {
     let close = () => {}
     const start = (page: ReadableStreamDefaultController<string>) => {
-      this.pages.add(page)
       close = () => void this.pages.delete(page)
       this.update()
-      page.enqueue(this.eventWith([...this.lanes.keys()]))
+      page.enqueue(this.eventWith(this.lanes.keys()))
+      this.pages.add(page)
     }
     return new ReadableStream({ start, cancel: () => close() })
   }
 
-  /** A burst of changes is sent as one. */
-  protected override onChange(): void {
-    if (!this.isChanged) setTimeout(() => this.update(), 150)
-    this.isChanged = true
+  /** Of a Job, or of what cannot be read. A burst of changes is sent as one. */
+  protected override onChange(key?: string): void {
+    if (key !== undefined) this.changed.add(key)
+    this.timer ??= setTimeout(() => this.update(), 150)
   }
 
   /** Sends what is new. */
   private update(): void {
-    this.isChanged = false
-    if (this.pages.size === 0) return
-    const before = this.lanes
-    this.lanes = new Map(this.statuses().map((status) => [status.view.key, this.laneOf(status)]))
-    const keys = [...new Set([...before.keys(), ...this.lanes.keys()])]
-    const event = this.eventWith(keys.filter((key) => !Bun.deepEquals(this.lanes.get(key), before.get(key))))
+    clearTimeout(this.timer)
+    this.timer = undefined
+    const changed = [...this.changed].filter((key) => this.drawLane(key))
+    this.changed.clear()
+    const event = this.eventWith(changed)
     for (const page of this.pages) {
       page.enqueue(event)
       // It no longer reads, as in a sleeping tab: when it connects again, it gets everything anew.
@@ -571,10 +606,19 @@ export class Dashboard extends Inventory {
     }
   }
 
+  /** Returns whether the lane has changed. */
+  private drawLane(key: string): boolean {
+    const before = this.lanes.get(key)
+    const status = this.statusOf(key)
+    if (status) this.lanes.set(key, JSON.stringify(this.laneOf(status), visible))
+    else this.lanes.delete(key)
+    return this.lanes.get(key) !== before
+  }
+
   /** With the lanes of some Jobs; null for one that is gone. */
-  private eventWith(keys: string[]): string {
+  private eventWith(keys: Iterable<string>): string {
     const { cluster, config } = this.world
-    const message = {
+    const facts = {
       now: nowOf(this.world),
       address: cluster.address,
       namespaces: config.namespaces,
@@ -582,9 +626,9 @@ export class Dashboard extends Inventory {
       jobSelector: config.jobSelector?.text,
       settings: [this.settings, ...decisiveSettings(this.world)],
       problems: Object.fromEntries(this.problems),
-      lanes: Object.fromEntries(keys.map((key) => [key, this.lanes.get(key) ?? null])),
     }
-    return `data: ${JSON.stringify(message, visible)}\n\n`
+    const lanes = Array.from(keys, (key) => `${JSON.stringify(key)}:${this.lanes.get(key) ?? null}`)
+    return `data: ${JSON.stringify(facts, visible).slice(0, -1)},"lanes":{${lanes.join()}}}\n\n`
   }
 
   /** What the pages show of a Job. */
@@ -646,7 +690,6 @@ export class Dashboard extends Inventory {
         options.resourceVersion = object.metadata?.resourceVersion ?? options.resourceVersion
         if (object.metadata?.labels?.[RECORD] === "settings") await this.loadSettings()
         else if (type !== "BOOKMARK") this.take(type, resource, object)
-        this.onChange()
       }
       if (clock.now() - beganAt < 1_000 && !stop.aborted) throw new Error("the watch ended at once")
     }
@@ -657,6 +700,7 @@ export class Dashboard extends Inventory {
     const { config, from } = await settingsFor(this.world, namespaces[0] ?? "", this.env)
     this.world.config = { ...config, namespaces }
     this.settings = from
+    for (const key of this.entries.keys()) this.onChange(key)
   }
 
   /** Without an error: it can be read again. */
@@ -677,7 +721,7 @@ export class Dashboard extends Inventory {
       if (this.pages.size === 0) continue
       const answer = within(ANSWER_MS, stop, "GET /version", (signal) => cluster.version(signal))
       const error = await answer.then(() => undefined).catch((error: unknown) => error)
-      await this.loadRejections()
+      await this.loadRejections(this.statuses())
       this.report("API server", error instanceof ApiError ? undefined : error)
     }
   }
@@ -685,11 +729,11 @@ export class Dashboard extends Inventory {
   /** The evidence of one failure: from its record or, without a name, from the pods that are left. */
   async evidenceOf(key: string, name: string): Promise<object> {
     const { cluster, stop } = this.world
-    const past = this.known.configmaps.get(`${key.slice(0, key.indexOf("/"))}/${name}`)
+    const { job, records } = this.entries.get(key) ?? new Entry()
+    const past = records.get(name)
     const record = readRecord((past && (await cluster.getConfigMap(past.namespace, name, stop))) ?? {})
     if (record) return { lines: [`${record.reason}, ${record.past.decided}`, ...evidenceLines(record.evidence)] }
-    const job = name === "" && this.known.jobs.get(key)
-    if (!job) throw new CommandError(3, "it is not there any more")
+    if (name !== "" || !job) throw new CommandError(3, "it is not there any more")
     return { lines: evidenceLines(await gatherEvidence(this.world, viewJob(job), [])) }
   }
 
