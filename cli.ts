@@ -85,26 +85,14 @@ import project from "./package.json" with { type: "json" }
 
 // ───────────────────────────────────── 1 Jobs, intents and records ────────────────────────────────────
 
-const OPTIONS = {
-  help: { type: "boolean", short: "h" },
-  version: { type: "boolean", short: "v" },
-  namespace: { type: "string", short: "n" },
-  context: { type: "string" },
-  output: { type: "string", short: "o" },
-  yes: { type: "boolean", short: "y" },
-  port: { type: "string" },
-  "no-open": { type: "boolean" },
-} as const
-
-const parse = (args: string[]) => parseArgs({ args, options: OPTIONS, allowPositionals: true })
-
 /** What a command works with; the namespaces it looks at are those of `world.config`. */
 interface CommandContext {
   world: World
   /** Where the settings come from, in words. */
   settings: string
   names: string[]
-  options: ReturnType<typeof parse>["values"]
+  /** What the command line says; "true" for an option without a value. */
+  options: Partial<Record<string, string>>
   env: Env
 }
 
@@ -122,8 +110,13 @@ class CommandError extends Error {
   }
 }
 
-/** The settings as the operator wrote them in a namespace, else those of the environment. */
-async function settingsFor({ cluster, stop }: Pick<World, "cluster" | "stop">, namespace: string, env: Env) {
+type Reader = Pick<World, "cluster" | "stop">
+
+/**
+ * The settings as the operator wrote them in a namespace, else those of the environment. Without either throws a
+ * CommandError, or with `isLenient` returns the defaults, for every Job.
+ */
+async function settingsFor({ cluster, stop }: Reader, namespace: string, env: Env, isLenient = false) {
   const map = await cluster.getConfigMap(namespace, SETTINGS_MAP, stop)
   if (map) {
     const writtenAt = map.metadata?.annotations?.[`${PREFIX}written-at`]
@@ -135,6 +128,8 @@ async function settingsFor({ cluster, stop }: Pick<World, "cluster" | "stop">, n
     return { config, from: "of the environment; no operator has written any" }
   } catch (error) {
     const missing = `no operator has written its settings in namespace ${namespace}`
+    const { config } = readSettings({ NAMESPACE: namespace, JOB_SELECTOR: `!${INTENT}` })
+    if (isLenient) return { config, from: `are the defaults, for every Job: ${missing}` }
     const advice = `${missing}: name another with -n, or set them in the environment`
     throw new CommandError(2, `${advice}\n${messageOf(error)}`)
   }
@@ -142,9 +137,6 @@ async function settingsFor({ cluster, stop }: Pick<World, "cluster" | "stop">, n
 
 const RESOURCES = ["jobs", "configmaps"] as const
 type Resource = (typeof RESOURCES)[number]
-
-/** By then an operator has recorded a failure. */
-const RECORDED_MS = 3_000
 
 /** What is known of one Job: its intents, and the records of its failures by name. */
 class Entry {
@@ -274,9 +266,7 @@ class Inventory {
     return UNKNOWN
   }
 
-  private async look(view: JobView, moment: string): Promise<void> {
-    const { clock, stop } = this.world
-    await clock.sleep((view.failedAt ?? 0) + RECORDED_MS - nowOf(this.world), stop)
+  protected async look(view: JobView, moment: string): Promise<void> {
     const records = this.entries.get(view.key)?.records.values() ?? []
     const past = [...records].find(({ uid }) => uid === view.uid)
     this.failures.set(moment, failureOf(view, await findEvidence(this.world, view, past)))
@@ -538,6 +528,8 @@ async function keepEvidence(world: World, view: JobView): Promise<Failure> {
 // ──────────────────────────────────────────── 4 Dashboard ─────────────────────────────────────────────
 
 const BEAT_MS = 10_000
+/** By then an operator has recorded a failure. */
+const RECORDED_MS = 3_000
 /** A watch notices a server that hangs only after minutes. */
 const ANSWER_MS = 5_000
 
@@ -604,6 +596,12 @@ export class Dashboard extends Inventory {
         page.close()
       }
     }
+  }
+
+  protected override async look(view: JobView, moment: string): Promise<void> {
+    const { clock, stop } = this.world
+    await clock.sleep((view.failedAt ?? 0) + RECORDED_MS - nowOf(this.world), stop)
+    await super.look(view, moment)
   }
 
   /** Returns whether the lane has changed. */
@@ -697,7 +695,7 @@ export class Dashboard extends Inventory {
 
   private async loadSettings(): Promise<void> {
     const { namespaces } = this.world.config
-    const { config, from } = await settingsFor(this.world, namespaces[0] ?? "", this.env)
+    const { config, from } = await settingsFor(this.world, namespaces[0] ?? "", this.env, true)
     this.world.config = { ...config, namespaces }
     this.settings = from
     for (const key of this.entries.keys()) this.onChange(key)
@@ -883,7 +881,8 @@ async function dashboard({ world, env, options, settings }: CommandContext): Pro
   const site = new Site(content, Number(options.port ?? 0))
   const opening = `http://127.0.0.1:${site.server.port}/?token=`
   // Not with printResult(), which masks secrets.
-  await print(`Dashboard: ${opening}${site.token}\n`)
+  const address = opening + site.token
+  await print(options.output === "json" ? `${JSON.stringify({ address })}\n` : `Dashboard: ${address}\n`)
   reportToStderr("info", "open this address in a browser; Ctrl-C ends the dashboard")
   if (!options["no-open"]) openBrowser(opening + site.tokenForBrowser, env)
   await new Promise((done) => world.stop.addEventListener("abort", done))
@@ -902,39 +901,65 @@ function openBrowser(address: string, { DISPLAY, WAYLAND_DISPLAY }: Env): void {
 
 /** What an admin may ask for, beside a running operator or without one. */
 const COMMANDS = {
-  status: { jobs: "", run: status, options: [], help: "show each Job's state, next restart and why" },
-  history: { jobs: "[JOB]", run: history, options: [], help: "list past failures; of one JOB with all evidence" },
-  restart: { jobs: "JOB...", run: restart, options: ["yes"], help: "restart failed or finished Jobs now" },
-  explain: { jobs: "JOB", run: explain, options: [], help: "explain the decision on a Job: inputs, rules, settings" },
-  dashboard: {
-    jobs: "",
-    run: dashboard,
-    options: ["port", "no-open"],
-    help: "serve a page for your browser, on this machine alone",
-  },
+  status: { jobs: "", run: status, help: "show each Job's state, next restart and why" },
+  history: { jobs: "[JOB]", run: history, help: "list past failures; of one JOB with all evidence" },
+  restart: { jobs: "JOB...", run: restart, help: "restart failed or finished Jobs now" },
+  explain: { jobs: "JOB", run: explain, help: "explain the decision on a Job: inputs, rules, settings" },
+  dashboard: { jobs: "", run: dashboard, help: "serve a page for your browser, on this machine alone" },
 }
-const OF_EACH_COMMAND = ["help", "version", "namespace", "context", "output"]
 
-/** Reads the command line; without a command it can only ask for help or the version. Throws a CommandError. */
+/** `with`: the only command that takes it. */
+const OPTIONS: Record<string, { type: "boolean" | "string"; short?: string; with?: keyof typeof COMMANDS }> = {
+  help: { type: "boolean", short: "h" },
+  version: { type: "boolean", short: "v" },
+  namespace: { type: "string", short: "n" },
+  context: { type: "string" },
+  output: { type: "string", short: "o" },
+  "no-color": { type: "boolean" },
+  yes: { type: "boolean", short: "y", with: "restart" },
+  port: { type: "string", with: "dashboard" },
+  "no-open": { type: "boolean", with: "dashboard" },
+}
+
+/** Reads the command line; without a command it can only ask for help or the version. Throws every mistake at once. */
 function readCommandLine(args: string[]) {
-  const { values, positionals } = parse(args)
+  const parsing = { args, options: OPTIONS, allowPositionals: true, strict: false, tokens: true } as const
+  const { tokens, positionals } = parseArgs(parsing)
   const [name, ...names] = positionals
   const command = Object.entries(COMMANDS).find(([known]) => known === name)?.[1]
+  const mistakes: string[] = []
+  const values: CommandContext["options"] = {}
   if (name !== undefined && !command)
-    throw new CommandError(2, `there is no command ${name}; there are ${Object.keys(COMMANDS).join(", ")}`)
-  const possible: string[] = command ? [...OF_EACH_COMMAND, ...command.options] : ["help", "version"]
-  const stray = Object.keys(values).find((option) => !possible.includes(option))
-  if (stray) throw new CommandError(2, `--${stray} does not go with ${name ?? "the operator"}`)
+    mistakes.push(`there is no command ${name}; there are ${Object.keys(COMMANDS).join(", ")}`)
+  for (const token of tokens) {
+    if (token.kind !== "option") continue
+    values[token.name] = token.value ?? "true"
+    mistakes.push(...mistakesOf(token, name))
+  }
   const { jobs = "" } = command ?? {}
   const most = { "": 0, "[JOB]": 1, JOB: 1 }[jobs] ?? Number.POSITIVE_INFINITY
-  if (names.length > most || (jobs.startsWith("JOB") && names.length === 0))
-    throw new CommandError(2, `write ${`${name} ${jobs}`.trim()}`)
-  const { output = "table", port = "0" } = values
-  if (!["table", "json"].includes(output))
-    throw new CommandError(2, `-o cannot be ${quote(output)}: write table or json`)
-  if (!(/^\d{1,5}$/.test(port) && Number(port) <= 65_535))
-    throw new CommandError(2, `--port cannot be ${quote(port)}: write a number from 0 (any free port) to 65535`)
+  if (command && (names.length > most || (jobs.startsWith("JOB") && names.length === 0)))
+    mistakes.push(`write ${`${name} ${jobs}`.trim()}`)
+  if (mistakes.length > 0) throw new CommandError(2, mistakes.map((mistake) => `${mistake}; see --help`).join("\n"))
   return { command, names, values }
+}
+
+type Token = { name: string; rawName: string; value?: string | undefined }
+
+/** What is wrong with an option of a command, or of the operator. */
+function mistakesOf({ name, rawName, value }: Token, command: string | undefined): string[] {
+  const option = Object.hasOwn(OPTIONS, name) ? OPTIONS[name] : undefined
+  if (!option) return [`there is no option ${rawName}`]
+  if (option.type === "string" && !value) return [`${rawName} needs a value`]
+  if (option.type === "boolean" && value) return [`${rawName} takes no value`]
+  if (command === undefined && name !== "help" && name !== "version") return [`--${name} goes with a command`]
+  if (option.with && Object.hasOwn(COMMANDS, command ?? "") && option.with !== command)
+    return [`--${name} goes with ${option.with}`]
+  if (name === "output" && !["table", "json"].includes(value ?? ""))
+    return [`-o cannot be ${quote(value ?? "")}: write table or json`]
+  if (name === "port" && !(/^\d{1,5}$/.test(value ?? "") && Number(value) <= 65_535))
+    return [`--port cannot be ${quote(value ?? "")}: write a number from 0 (any free port) to 65535`]
+  return []
 }
 
 /** The text of `--help`. */
@@ -951,7 +976,7 @@ Usage: ${project.name} [--help | --version]      runs the operator
 ${commands.join("\n")}
 
   -n, --namespace NAMESPACE, --context CONTEXT   where to look (default: NAMESPACE, else the kubeconfig's namespace)
-  -o, --output table|json
+  -o, --output table|json, --no-color (or NO_COLOR)
   -y, --yes                                      restart without asking
   --port PORT, --no-open                         of the dashboard: its port (default: any), do not open a browser
 
@@ -986,12 +1011,12 @@ async function confirm(question: string, signal: AbortSignal): Promise<boolean> 
 const COLORS = { given_up: "red", waiting: "yellow", restarting: "cyan", succeeded: "green" } as const
 
 /** Prints results: on a terminal with a colour for each state, unless NO_COLOR is set. */
-async function printResult({ json, rows }: Result, output: string | undefined): Promise<void> {
+async function printResult({ json, rows }: Result, options: CommandContext["options"]): Promise<void> {
   const lines = alignedRows(rows).map((line, i) => {
     const color = COLORS[rows[i]?.[1] as keyof typeof COLORS]
-    return color ? styleText(color, line) : line
+    return color && !options["no-color"] ? styleText(color, line) : line
   })
-  await print(`${output === "json" ? jsonText(json) : lines.join("\n")}\n`)
+  await print(`${options.output === "json" ? jsonText(json) : lines.join("\n")}\n`)
 }
 
 /** Ignores EPIPE: the reader, such as head, has closed the pipe. */
@@ -1010,10 +1035,11 @@ async function runCommand(args: string[], env: Env, world: Omit<World, "cluster"
   const cluster = connect(source, env)
   const nearest = written(env.NAMESPACE) || source.access.namespace || "flickr-downloader"
   const namespace = values.namespace ?? (nearest.split(/[,\s]/)[0] as string)
-  const { config, from } = await settingsFor({ cluster, stop: world.stop }, namespace, env)
+  const isDashboard = command.run === dashboard
+  const { config, from } = await settingsFor({ cluster, stop: world.stop }, namespace, env, isDashboard)
   const namespaces = values.namespace === undefined ? config.namespaces : [values.namespace]
   // Only a restart must not be cut off in the middle.
-  const kill = command.run === restart || command.run === dashboard ? world.kill : world.stop
+  const kill = command.run === restart || isDashboard ? world.kill : world.stop
   const result = await command.run({
     world: { ...world, kill, cluster, config: { ...config, namespaces } },
     names,
@@ -1021,11 +1047,9 @@ async function runCommand(args: string[], env: Env, world: Omit<World, "cluster"
     env,
     settings: from,
   })
-  if (result) await printResult(result, values.output)
+  if (result) await printResult(result, values)
   return result?.code ?? 0
 }
-
-const isOfParseArgs = (error: unknown) => /^ERR_PARSE_ARGS/.test(String((error as { code?: unknown } | null)?.code))
 
 /** Runs what the command line asks for; returns the exit code. */
 export async function runCommandLine(args: string[], env: Env, signals: Pick<World, "stop" | "kill">): Promise<number> {
@@ -1035,7 +1059,6 @@ export async function runCommandLine(args: string[], env: Env, signals: Pick<Wor
   } catch (error) {
     for (const mistake of messageOf(error).split("\n")) reportToStderr("fatal", mistake)
     if (error instanceof CommandError) return error.code
-    const isMistake = error instanceof SettingsError || error instanceof ConfigError || isOfParseArgs(error)
-    return isMistake ? 2 : 1
+    return error instanceof SettingsError || error instanceof ConfigError ? 2 : 1
   }
 }

@@ -1,4 +1,4 @@
-// Chapter 9 of operator.ts: the commands of an admin's shell, as processes against the embedded API server over real HTTPS, beside an
+// cli.ts: the commands of an admin's shell, as processes against the embedded API server over real HTTPS, beside an
 // operator and without one, in a pipe and on a terminal.
 import { describe, expect, test } from "bun:test"
 import { join } from "node:path"
@@ -197,6 +197,7 @@ describe("status", () => {
     expect(lines[1]).toContain("WHY")
     for (const env of [{ NO_COLOR: "1" }, { TERM: "dumb" }])
       expect((await onTerminal(server, "status", 80, { env })).screen).not.toContain("\u001b[33m")
+    expect((await onTerminal(server, "status --no-color", 80)).screen).not.toContain("\u001b[33m")
   }, 20_000)
 })
 
@@ -443,8 +444,11 @@ describe("explain", () => {
       metadata: { annotations: { [`${PREFIX}group`]: "key", [`${PREFIX}max-restarts`]: "many" } },
     })
     await until("failed", () => server.model.job("default", "alice")?.status.failed)
+    const from = server.calls.length
     const { code, out, rows } = await command(server, "explain alice")
     expect(code).toBe(0)
+    const lists = server.calls.slice(from).filter(({ verb, resource }) => verb === "list" && resource === "jobs")
+    expect(lists.map(({ query }) => query.labelSelector)).toEqual([`${INTENT}=alice`])
     expect(
       rows()
         .map((row) => row.slice(0, 2))
@@ -475,28 +479,27 @@ describe("explain", () => {
 })
 
 describe("The command line", () => {
-  const mistakes: [string, RegExp][] = [
-    ["stat", /there is no command stat; there are status, history, restart, explain, dashboard/],
-    ["status --frames", /Unknown option '--frames'/],
-    ["status a", /write status$/],
-    ["status -o yaml", /-o cannot be "yaml": write table or json/],
-    ["status --yes", /--yes does not go with status/],
-    ["restart -n", /'-n, --namespace <value>' argument missing/],
-    ["restart", /write restart JOB\.\.\.$/],
-    ["explain", /write explain JOB$/],
-    ["history a b", /write history \[JOB\]$/],
-    ["--yes", /--yes does not go with the operator/],
-    ["restart a --yes=x", /'-y, --yes' does not take an argument/],
-    ["status --no-open", /--no-open does not go with status/],
-    ["dashboard --port 65536", /--port cannot be "65536": write a number from 0/],
-    ["dashboard load-a", /write dashboard$/],
+  const mistakes: [string, RegExp[]][] = [
+    ["stat", [/there is no command stat; there are status, history, restart, explain, dashboard/]],
+    [
+      "status a --frames -o yaml --yes",
+      [/no option --frames/, /write status;/, /-o cannot be "yaml": write table or json/, /--yes goes with restart/],
+    ],
+    ["restart -n", [/-n needs a value/, /write restart JOB\.\.\.;/]],
+    ["explain", [/write explain JOB;/]],
+    ["history a b", [/write history \[JOB\];/]],
+    ["--no-color --yes", [/--no-color goes with a command/, /--yes goes with a command/]],
+    ["status --no-color=x", [/--no-color takes no value/]],
+    ["status --port 1 --no-open", [/--port goes with dashboard/, /--no-open goes with dashboard/]],
+    ["dashboard --port 65536", [/--port cannot be "65536": write a number from 0/]],
+    ["dashboard load-a --port x", [/write dashboard;/, /--port cannot be "x"/]],
   ]
-  test("a mistake is told with exit code 2, and nothing is sent", async () => {
+  test("all mistakes are told at once, with exit code 2, and nothing is sent", async () => {
     const server = await serve()
-    for (const [line, pattern] of mistakes) {
+    for (const [line, patterns] of mistakes) {
       const { code, out, err } = await command(server, line)
-      expect([line, code, out]).toEqual([line, 2, ""])
-      expect(err).toMatch(new RegExp(`^error: .*${pattern.source}`, "m"))
+      expect([line, code, out, err.trimEnd().split("\n").length]).toEqual([line, 2, "", patterns.length])
+      for (const pattern of patterns) expect(err).toMatch(new RegExp(`^error: .*${pattern.source}.*see --help$`, "m"))
     }
     expect(server.calls).toEqual([])
   }, 20_000)

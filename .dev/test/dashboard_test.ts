@@ -445,6 +445,14 @@ describe("What it shows", () => {
     })
     await until("later", () => page.lanes.get("default/load-a")?.nextRestartAt === before + 3_600_000)
   })
+
+  test("without settings of an operator or of the environment, every Job is shown, and the page says so", async () => {
+    const server = await serve()
+    stand(server, "load-a")
+    const page = await (await dashboard(server, { env: { JOB_SELECTOR: "" } })).page()
+    expect([...page.lanes.keys()]).toEqual(["default/load-a"])
+    expect(page.messages[0]?.settings[0]).toContain("no operator has written its settings")
+  })
 })
 
 describe("What it does", () => {
