@@ -5,6 +5,7 @@
  * 1 Jobs, intents and records · 2 Commands that read · 3 Restart · 4 Dashboard · 5 Command line
  */
 import { timingSafeEqual } from "node:crypto"
+import { networkInterfaces } from "node:os"
 import { createInterface } from "node:readline/promises"
 import { parseArgs, styleText } from "node:util"
 import dashboardPage from "./dashboard.html" with { type: "text" }
@@ -78,7 +79,6 @@ import {
   viewJob,
   type World,
   wishFor,
-  within,
   written,
 } from "./operator.ts"
 import project from "./package.json" with { type: "json" }
@@ -717,21 +717,24 @@ export class Dashboard extends Inventory {
     const { cluster, clock, stop } = this.world
     for (; !stop.aborted; await clock.sleep(BEAT_MS, stop)) {
       if (this.pages.size === 0) continue
-      const answer = within(ANSWER_MS, stop, "GET /version", (signal) => cluster.version(signal))
-      const error = await answer.then(() => undefined).catch((error: unknown) => error)
+      const limit = new AbortController()
+      void clock.sleep(ANSWER_MS, stop, limit.signal).then(() => limit.abort(new Error("it does not answer")))
+      const answer = cluster.version(limit.signal).then(() => undefined)
+      const error = await answer.catch((error: unknown) => error)
+      limit.abort()
       await this.loadRejections(this.statuses())
       this.report("API server", error instanceof ApiError ? undefined : error)
     }
   }
 
   /** The evidence of one failure: from its record or, without a name, from the pods that are left. */
-  async evidenceOf(key: string, name: string): Promise<object> {
+  async evidenceOf(key: string, name: string): Promise<object | undefined> {
     const { cluster, stop } = this.world
     const { job, records } = this.entries.get(key) ?? new Entry()
     const past = records.get(name)
     const record = readRecord((past && (await cluster.getConfigMap(past.namespace, name, stop))) ?? {})
     if (record) return { lines: [`${record.reason}, ${record.past.decided}`, ...evidenceLines(record.evidence)] }
-    if (name !== "" || !job) throw new CommandError(3, "it is not there any more")
+    if (name !== "" || !job) return undefined
     return { lines: evidenceLines(await gatherEvidence(this.world, viewJob(job), [])) }
   }
 
@@ -780,7 +783,7 @@ function securityHeaders(): Record<string, string> {
   }
 }
 
-/** The page, its events and its actions on 127.0.0.1, for the one who was given the address. */
+/** The page, its events and its actions on 127.0.0.1 and, if the machine has it, ::1, for the one who was given the address. */
 class Site {
   readonly token = newSecret()
   /** Valid once: the command line of a browser can be read by every user of the machine. */
@@ -790,15 +793,23 @@ class Site {
   private readonly headers = securityHeaders()
   /** Actions under way: a stop lets them end. */
   readonly actions = new Set<Promise<unknown>>()
-  readonly server: Bun.Server<undefined>
+  readonly servers: Bun.Server<undefined>[] = []
+  readonly port: number
 
   constructor(
     private readonly dashboard: Dashboard,
     port: number,
   ) {
+    const hasIPv6 = Object.values(networkInterfaces()).some((all) => all?.some(({ address }) => address === "::1"))
+    this.port = this.listen("127.0.0.1", port)
+    if (hasIPv6) this.listen("::1", this.port)
+  }
+
+  /** Returns the port. Throws a CommandError if it is taken. */
+  private listen(hostname: string, port: number): number {
     try {
-      this.server = Bun.serve({
-        hostname: "127.0.0.1",
+      const server = Bun.serve({
+        hostname,
         port,
         development: false,
         // Without this, Bun 1.4.5 shares the port with every other process if development is off.
@@ -808,8 +819,11 @@ class Site {
         fetch: (request) => this.answer(request),
         error: () => this.reply("", {}, 500),
       })
+      this.servers.push(server)
+      return server.port ?? 0
     } catch (error) {
-      throw new CommandError(2, `cannot listen on port ${port}, choose another with --port: ${messageOf(error)}`)
+      const advice = `cannot listen on port ${port} of ${hostname}, choose another with --port`
+      throw new CommandError(2, `${advice}: ${messageOf(error)}`)
     }
   }
 
@@ -837,19 +851,25 @@ class Site {
     return new Response(body, { status, headers: { ...this.headers, ...headers } })
   }
 
-  private async json(work: Promise<object>): Promise<Response> {
-    const body = await work.catch((error) => ({ error: messageOf(error) }))
-    return this.reply(jsonText(body), { "Content-Type": "application/json" }, "error" in body ? 409 : 200)
+  private async json(work: Promise<object | undefined>): Promise<Response> {
+    const reply = (body: object, status: number) =>
+      this.reply(jsonText(body), { "Content-Type": "application/json" }, status)
+    try {
+      const body = await work
+      return body ? reply(body, 200) : reply({ error: "it is not there any more" }, 404)
+    } catch (error) {
+      return reply({ error: messageOf(error) }, 409)
+    }
   }
 
   /** Cookies know no ports: without the port in its name, a second dashboard would end the first one's session. */
-  private cookie = () => `dashboard-${this.server.port}`
+  private cookie = () => `dashboard-${this.port}`
 
   /** Not DNS rebinding, nor a form or script of another site. */
   private isFromHere({ method, headers }: Request): boolean {
     const host = headers.get("host") ?? ""
     const origin = headers.get("origin") ?? (method === "GET" ? `http://${host}` : "")
-    const isLoopback = [`127.0.0.1:${this.server.port}`, `localhost:${this.server.port}`].includes(host)
+    const isLoopback = ["127.0.0.1", "[::1]", "localhost"].some((name) => host === `${name}:${this.port}`)
     return isLoopback && origin === `http://${host}`
   }
 
@@ -879,7 +899,7 @@ async function dashboard({ world, env, options, settings }: CommandContext): Pro
   const content = new Dashboard(world, env, settings)
   await content.start()
   const site = new Site(content, Number(options.port ?? 0))
-  const opening = `http://127.0.0.1:${site.server.port}/?token=`
+  const opening = `http://127.0.0.1:${site.port}/?token=`
   // Not with printResult(), which masks secrets.
   const address = opening + site.token
   await print(options.output === "json" ? `${JSON.stringify({ address })}\n` : `Dashboard: ${address}\n`)
@@ -887,7 +907,7 @@ async function dashboard({ world, env, options, settings }: CommandContext): Pro
   if (!options["no-open"]) openBrowser(opening + site.tokenForBrowser, env)
   await new Promise((done) => world.stop.addEventListener("abort", done))
   await Promise.allSettled(site.actions)
-  await site.server.stop(true)
+  await Promise.all(site.servers.map((server) => server.stop(true)))
 }
 
 /** Opens the browser, if there is one; whoever has none has the printed address. */
