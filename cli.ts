@@ -167,10 +167,11 @@ class Inventory {
       resource === "jobs"
         ? await cluster.listJobs(namespace, "", withoutManagedFields, stop)
         : await cluster.listConfigMaps(namespace, `${RECORD}=failure`, stop)
-    for (const [key, { records }] of this.entries) {
+    for (const [key, entry] of this.entries) {
       if (!key.startsWith(`${namespace}/`)) continue
-      if (resource === "jobs") this.entries.set(key, Object.assign(new Entry(), { records }))
-      else records.clear()
+      const outdated = resource === "jobs" ? entry.intents : entry.records
+      outdated.clear()
+      if (resource === "jobs") entry.job = undefined
       this.onChange(key)
     }
     for (const item of items) this.take("LISTED", resource, "spec" in item ? item : { metadata: item as Metadata })
@@ -203,9 +204,9 @@ class Inventory {
     this.onChange(key)
   }
 
-  /** Of every selected Job. */
-  statuses(): Status[] {
-    return [...this.entries.keys()].sort().flatMap((key) => this.statusOf(key) ?? [])
+  /** Of every selected Job, or with `isNamed` of every Job. */
+  statuses(isNamed = false): Status[] {
+    return [...this.entries.keys()].sort().flatMap((key) => this.statusOf(key, isNamed) ?? [])
   }
 
   /** Undefined for a Job that is not selected. One that is absent during its restart is shown from its intent. */
@@ -323,12 +324,12 @@ async function loadStatuses(world: World, only?: JobName): Promise<Status[]> {
   const { namespaces } = world.config
   if (only) await inventory.read(only)
   else await Promise.all(namespaces.flatMap((namespace) => RESOURCES.map((one) => inventory.list(namespace, one))))
-  const statuses = () => (only ? [inventory.statusOf(only.key, true) ?? []].flat() : inventory.statuses())
-  // To find the failures that have to be looked at.
-  statuses()
+  const isNamed = only !== undefined
+  // Finds the failures that have to be looked at.
+  inventory.statuses(isNamed)
   await inventory.looking
-  await inventory.loadRejections(statuses())
-  return statuses()
+  await inventory.loadRejections(inventory.statuses(isNamed))
+  return inventory.statuses(isNamed)
 }
 
 // ───────────────────────────────────────── 2 Commands that read ───────────────────────────────────────
