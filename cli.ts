@@ -137,6 +137,8 @@ async function settingsFor({ cluster, stop }: Reader, namespace: string, env: En
 
 const RESOURCES = ["jobs", "configmaps"] as const
 type Resource = (typeof RESOURCES)[number]
+/** Of all Jobs, and of the records of failures. */
+const SELECTORS = { jobs: "", configmaps: `${RECORD}=failure` }
 
 /** What is known of one Job: its intents, and the records of its failures by name. */
 class Entry {
@@ -161,12 +163,12 @@ class Inventory {
   protected onChange(_key: string): void {}
 
   /** Lists a namespace, in place of what was known of it; returns the version to watch from. */
-  async list(namespace: string, resource: Resource): Promise<string> {
+  async list(namespace: string, resource: Resource, selector = SELECTORS[resource]): Promise<string> {
     const { cluster, stop } = this.world
     const { items, resourceVersion } =
       resource === "jobs"
-        ? await cluster.listJobs(namespace, "", withoutManagedFields, stop)
-        : await cluster.listConfigMaps(namespace, `${RECORD}=failure`, stop)
+        ? await cluster.listJobs(namespace, selector, withoutManagedFields, stop)
+        : await cluster.listConfigMaps(namespace, selector, stop)
     for (const [key, entry] of this.entries) {
       if (!key.startsWith(`${namespace}/`)) continue
       const outdated = resource === "jobs" ? entry.intents : entry.records
@@ -181,13 +183,12 @@ class Inventory {
   /** Reads what there is of one Job. */
   async read({ namespace, name }: JobName): Promise<void> {
     const { cluster, stop } = this.world
-    const [job, intents, records] = await Promise.all([
+    const [job] = await Promise.all([
       cluster.getJob(namespace, name, stop),
-      cluster.listJobs(namespace, `${INTENT}=${labelValueFor(name)}`, withoutManagedFields, stop),
-      listRecords(this.world, namespace, name),
+      this.list(namespace, "jobs", `${INTENT}=${labelValueFor(name)}`),
+      this.list(namespace, "configmaps", `${SELECTORS.configmaps},${RECORD_JOB}=${name}`),
     ])
-    for (const one of job ? [job, ...intents.items] : intents.items) this.take("LISTED", "jobs", one)
-    for (const metadata of records) this.take("LISTED", "configmaps", { metadata })
+    if (job) this.take("LISTED", "jobs", job)
   }
 
   take(type: string, resource: Resource, object: Pick<Job, "metadata">): void {
@@ -308,15 +309,11 @@ async function findEvidence(world: World, view: JobView, past: PastFailure | und
   return (map && readRecord(map)?.evidence) ?? gatherEvidence(world, view, [])
 }
 
-/** The metadata of the records of a namespace, or of one Job. */
-async function listRecords({ cluster, kill }: World, namespace: string, job?: string): Promise<Metadata[]> {
-  const selector = `${RECORD}=failure${job === undefined ? "" : `,${RECORD_JOB}=${job}`}`
-  return (await cluster.listConfigMaps(namespace, selector, kill)).items
+/** The failures of a namespace, or of one Job, that are recorded, oldest first. */
+async function loadRecords({ cluster, kill }: World, namespace: string, job?: string): Promise<PastFailure[]> {
+  const selector = job === undefined ? SELECTORS.configmaps : `${SELECTORS.configmaps},${RECORD_JOB}=${job}`
+  return (await cluster.listConfigMaps(namespace, selector, kill)).items.map(readPast).sort(byTime)
 }
-
-/** The same as failures, oldest first. */
-const loadRecords = async (world: World, namespace: string, job?: string) =>
-  (await listRecords(world, namespace, job)).map(readPast).sort(byTime)
 
 /** The status of every selected Job, or of one, whatever is selected; failures explained, and rejections read. */
 async function loadStatuses(world: World, only?: JobName): Promise<Status[]> {
