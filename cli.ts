@@ -781,7 +781,7 @@ function securityHeaders(): Record<string, string> {
   }
 }
 
-/** The page, its events and its actions on 127.0.0.1 and, if the machine has it, ::1, for the one who was given the address. */
+/** The page, its events and its actions, for the one who was given the address: on 127.0.0.1 and, if it exists, ::1. */
 class Site {
   readonly token = newSecret()
   /** Valid once: the command line of a browser can be read by every user of the machine. */
@@ -898,8 +898,8 @@ async function dashboard({ world, env, options, settings }: CommandContext): Pro
   await content.start()
   const site = new Site(content, Number(options.port ?? 0))
   const opening = `http://127.0.0.1:${site.port}/?token=`
-  // Not with printResult(), which masks secrets.
   const address = opening + site.token
+  // Not with printResult(), which masks secrets.
   await print(options.output === "json" ? `${JSON.stringify({ address })}\n` : `Dashboard: ${address}\n`)
   reportToStderr("info", "open this address in a browser; Ctrl-C ends the dashboard")
   if (!options["no-open"]) openBrowser(opening + site.tokenForBrowser, env)
@@ -965,7 +965,7 @@ function readCommandLine(args: string[]) {
 type Token = { name: string; rawName: string; value?: string | undefined }
 
 /** What is wrong with an option of a command, or of the operator. */
-function mistakesOf({ name, rawName, value }: Token, command: string | undefined): string[] {
+function mistakesOf({ name, rawName, value = "" }: Token, command: string | undefined): string[] {
   const option = Object.hasOwn(OPTIONS, name) ? OPTIONS[name] : undefined
   if (!option) return [`there is no option ${rawName}`]
   if (option.type === "string" && !value) return [`${rawName} needs a value`]
@@ -973,10 +973,10 @@ function mistakesOf({ name, rawName, value }: Token, command: string | undefined
   if (command === undefined && name !== "help" && name !== "version") return [`--${name} goes with a command`]
   if (option.with && Object.hasOwn(COMMANDS, command ?? "") && option.with !== command)
     return [`--${name} goes with ${option.with}`]
-  if (name === "output" && !["table", "json"].includes(value ?? ""))
-    return [`-o cannot be ${quote(value ?? "")}: write table or json`]
-  if (name === "port" && !(/^\d{1,5}$/.test(value ?? "") && Number(value) <= 65_535))
-    return [`--port cannot be ${quote(value ?? "")}: write a number from 0 (any free port) to 65535`]
+  if (name === "output" && !["table", "json"].includes(value))
+    return [`-o cannot be ${quote(value)}: write table or json`]
+  if (name === "port" && !(/^\d{1,5}$/.test(value) && Number(value) <= 65_535))
+    return [`--port cannot be ${quote(value)}: write a number from 0 (any free port) to 65535`]
   return []
 }
 
