@@ -1,13 +1,19 @@
 /**
- * The commands of an admin's shell: `status`, `history`, `restart`, `explain`, `dashboard`. operator.ts loads this file
+ * The commands of an admin's shell: `status`, `history`, `explain`, `restart`, `dashboard`. operator.ts loads this file
  * only if it is given arguments. The commands need no running operator, and are safe beside one.
  *
- * 1 Jobs, intents and records · 2 Commands that read · 3 Restart · 4 Command line
+ * 1 Jobs, intents and records · 2 Commands that read · 3 Restart · 4 Dashboard · 5 Command line
  */
+import { timingSafeEqual } from "node:crypto"
+import { networkInterfaces } from "node:os"
 import { createInterface } from "node:readline/promises"
-import { parseArgs } from "node:util"
+import { parseArgs, styleText } from "node:util"
+import dashboardPage from "./dashboard.html" with { type: "text" }
 import {
+  ApiError,
   alignedRows,
+  backoffMs,
+  Cache,
   ConfigError,
   connect,
   countFrom,
@@ -18,6 +24,7 @@ import {
   decisionText,
   durationText,
   type Env,
+  type Evidence,
   eventFor,
   evidenceLines,
   type Failure,
@@ -48,6 +55,7 @@ import {
   own,
   type PastFailure,
   PREFIX,
+  printable,
   quote,
   RECORD,
   RECORD_JOB,
@@ -77,29 +85,28 @@ import project from "./package.json" with { type: "json" }
 
 // ───────────────────────────────────── 1 Jobs, intents and records ────────────────────────────────────
 
-/** What a command works with. */
-export interface CommandContext {
+/** What a command works with; the namespaces it looks at are those of `world.config`. */
+interface CommandContext {
   world: World
-  namespaces: string[]
   /** Where the settings come from, in words. */
   settings: string
   names: string[]
+  /** What the command line says; "true" for an option without a value. */
   options: Partial<Record<string, string>>
   env: Env
-  /** Prints the result, as JSON or as rows in columns. */
-  print(json: unknown, rows: string[][]): Promise<void>
-  /** Asks on the terminal; undefined with --yes. */
-  confirm: ((question: string) => Promise<boolean>) | undefined
 }
 
+/** The result of a command as JSON and as rows in columns, and its exit code if it is not 0. */
+type Result = { json: unknown; rows: string[][]; code?: number }
+
 /** A usage error (2), or something not found or rejected (3); the code is the exit code. */
-export class CommandError extends Error {
+class CommandError extends Error {
   override name = "CommandError"
   constructor(
     readonly code: 2 | 3,
-    ...mistakes: string[]
+    message: string,
   ) {
-    super(mistakes.join("\n"))
+    super(message)
   }
 }
 
@@ -109,7 +116,7 @@ type Reader = Pick<World, "cluster" | "stop">
  * The settings as the operator wrote them in a namespace, else those of the environment. Without either throws a
  * CommandError, or with `isLenient` returns the defaults, for every Job.
  */
-export async function settingsFor({ cluster, stop }: Reader, namespace: string, env: Env, isLenient = false) {
+async function settingsFor({ cluster, stop }: Reader, namespace: string, env: Env, isLenient = false) {
   const map = await cluster.getConfigMap(namespace, SETTINGS_MAP, stop)
   if (map) {
     const writtenAt = map.metadata?.annotations?.[`${PREFIX}written-at`]
@@ -120,100 +127,175 @@ export async function settingsFor({ cluster, stop }: Reader, namespace: string, 
     const { config } = readSettings({ ...env, NAMESPACE: namespace })
     return { config, from: "of the environment; no operator has written any" }
   } catch (error) {
-    if (!(error instanceof SettingsError)) throw error
     const missing = `no operator has written its settings in namespace ${namespace}`
     const { config } = readSettings({ NAMESPACE: namespace, JOB_SELECTOR: `!${INTENT}` })
     if (isLenient) return { config, from: `are the defaults, for every Job: ${missing}` }
-    throw new CommandError(2, `${missing}: name another with -n, or set them in the environment`, ...error.mistakes)
+    const advice = `${missing}: name another with -n, or set them in the environment`
+    throw new CommandError(2, `${advice}\n${messageOf(error)}`)
   }
 }
 
-/** What is known of one Job: its intents and the records of its failures by name. */
-interface Entry {
+const RESOURCES = ["jobs", "configmaps"] as const
+type Resource = (typeof RESOURCES)[number]
+/** Of all Jobs, and of the records of failures. */
+const SELECTORS = { jobs: "", configmaps: `${RECORD}=failure` }
+
+/** What is known of one Job: its intents, and the records of its failures by name. */
+class Entry {
   job: Job | undefined
-  intents: Map<string, Intent>
-  records: Map<string, PastFailure>
+  readonly intents = new Map<string, Intent>()
+  readonly records = new Map<string, PastFailure>()
 }
-
-/** A Job as the commands report it. */
-export interface JobStatus {
-  view: JobView
-  /** Its last recorded failure. */
-  past: PastFailure | undefined
-  failure: Failure
-  /** What Inventory.look() has to look at before `failure` is known. */
-  unexplained: string | undefined
-  decision: Decision
-  isRestarting: boolean
-}
-
-export type Resource = "jobs" | "configmaps"
 
 /** Jobs with their intents and records, as lists or watches report them. */
-export class Inventory {
-  readonly entries = new Map<string, Entry>()
-  /** Failures that the metadata of a record does not explain, by Job and record. */
+class Inventory {
+  protected readonly entries = new Map<string, Entry>()
+  /** Failures that the metadata of a record does not explain, by Job and record; unknown until they are looked at. */
   private readonly failures = new Map<string, Failure>()
+  /** What the cluster answered to restarts that are overdue, as the operator's Events quote it, by uid. */
+  private readonly rejections = new Map<string, string>()
+  /** Resolves when all failures so far have been looked at. */
+  looking: Promise<unknown> = Promise.resolve()
 
-  constructor(readonly world: World) {}
+  constructor(protected readonly world: World) {}
 
-  /** Takes in an object, and returns the key of the Job that it is about. */
-  take(resource: Resource, type: string, object: Pick<Job, "metadata">): string {
-    const { managedFields: _, ...metadata } = object.metadata ?? {}
-    const { name = "", namespace = "" } = metadata
-    const put = <T>(map: Map<string, T>, value: T) =>
-      void (type === "DELETED" ? map.delete(name) : map.set(name, value))
-    const past = resource === "configmaps" ? readPast(metadata) : undefined
-    const intent = past ? undefined : readIntent(object)
-    const key = `${namespace}/${past?.job ?? intent?.jobName ?? name}`
-    const entry = this.entries.get(key) ?? { job: undefined, intents: new Map(), records: new Map() }
-    if (past) put(entry.records, past)
-    else if (intent) put(entry.intents, intent)
-    else if (!isIntent(object)) entry.job = type === "DELETED" ? undefined : { ...object, metadata }
-    if (entry.job || entry.intents.size > 0 || entry.records.size > 0) this.entries.set(key, entry)
-    else this.entries.delete(key)
-    return key
+  /** A Job may be reported differently now. */
+  protected onChange(_key: string): void {}
+
+  /** Lists a namespace, in place of what was known of it; returns the version to watch from. */
+  async list(namespace: string, resource: Resource, selector = SELECTORS[resource]): Promise<string> {
+    const { cluster, stop } = this.world
+    const { items, resourceVersion } =
+      resource === "jobs"
+        ? await cluster.listJobs(namespace, selector, withoutManagedFields, stop)
+        : await cluster.listConfigMaps(namespace, selector, stop)
+    for (const [key, entry] of this.entries) {
+      if (!key.startsWith(`${namespace}/`)) continue
+      const outdated = resource === "jobs" ? entry.intents : entry.records
+      outdated.clear()
+      if (resource === "jobs") entry.job = undefined
+      this.onChange(key)
+    }
+    for (const item of items) this.take("LISTED", resource, "spec" in item ? item : { metadata: item as Metadata })
+    return resourceVersion
   }
 
-  /** The records of a Job's failures, oldest first. */
-  recordsOf(key: string): PastFailure[] {
-    return [...(this.entries.get(key)?.records.values() ?? [])].sort((a, b) => a.failedAt - b.failedAt)
+  /** Reads what there is of one Job. */
+  async read({ namespace, name }: JobName): Promise<void> {
+    const { cluster, stop } = this.world
+    const [job] = await Promise.all([
+      cluster.getJob(namespace, name, stop),
+      this.list(namespace, "jobs", `${INTENT}=${labelValueFor(name)}`),
+      this.list(namespace, "configmaps", `${SELECTORS.configmaps},${RECORD_JOB}=${name}`),
+    ])
+    if (job) this.take("LISTED", "jobs", job)
+  }
+
+  take(type: string, resource: Resource, object: Pick<Job, "metadata">): void {
+    const { namespace, name = "" } = object.metadata ?? {}
+    const past = resource === "configmaps" ? readPast(object.metadata ?? {}) : undefined
+    const intent = past ? undefined : readIntent(object)
+    const key = `${namespace}/${past?.job ?? intent?.jobName ?? name}`
+    const entry = this.entries.get(key) ?? new Entry()
+    this.entries.set(key, entry)
+    if (past) entry.records.set(name, past)
+    else if (intent) entry.intents.set(name, intent)
+    else if (!isIntent(object)) entry.job = type === "DELETED" ? undefined : withoutManagedFields(object)
+    if (type === "DELETED") (past ? entry.records : entry.intents).delete(name)
+    this.onChange(key)
+  }
+
+  /** Of every selected Job, or with `isNamed` of every Job. */
+  statuses(isNamed = false): Status[] {
+    return [...this.entries.keys()].sort().flatMap((key) => this.statusOf(key, isNamed) ?? [])
   }
 
   /** Undefined for a Job that is not selected. One that is absent during its restart is shown from its intent. */
-  statusOf(key: string, isNamed = false): JobStatus | undefined {
+  statusOf(key: string, isNamed = false): Status | undefined {
+    const entry = this.entries.get(key) ?? new Entry()
+    const [intent] = newestFirst([...entry.intents.values()])
+    const job = entry.job ?? (intent && replacementOf(intent))
+    const isShown = job && (isNamed || intent || isSelected(viewJob(job), this.world.config))
+    return isShown ? this.judge(job, intent, [...entry.records.values()].sort(byTime)) : undefined
+  }
+
+  /** A Job as the commands report it, and everything that led to the decision on it. */
+  judge(job: Job, intent: Intent | undefined, records: PastFailure[]) {
     const { config } = this.world
-    const entry = this.entries.get(key)
-    const [intent] = newestFirst([...(entry?.intents.values() ?? [])])
-    const job = entry?.job ?? (intent && inNamespace(intent.replacement, intent.namespace))
-    if (!job || !(isNamed || intent || isSelected(viewJob(job), config))) return undefined
     const now = nowOf(this.world)
     const view = viewJob(job)
-    const past = this.recordsOf(key).at(-1)
-    const moment = `${view.uid} ${past?.name}`
-    const known = this.knownFailure(view, past) ?? this.failures.get(moment)
-    const failure = known ?? UNKNOWN
+    const past = records.at(-1)
+    const failure = this.failureOf(view, past)
+    const isFailed = view.phase === "failed"
     const decision = intent
       ? decisionOf(intent, now)
       : decide(view, { ...failure, seenAt: now, changed: isChanged(job) }, config, now)
     const isRestarting = intent !== undefined && decision.do === "restart"
-    return { view, past, failure, unexplained: known ? undefined : moment, decision, isRestarting }
+    const dueAt = "dueAt" in decision ? decision.dueAt : undefined
+    const nextRestartAt = isRestarting ? undefined : dueAt
+    const rejection = nextRestartAt !== undefined && nextRestartAt <= now ? this.rejections.get(view.uid) : undefined
+    const restarts = view.phase === "succeeded" ? 0 : countFrom(own(view, "restarts"))
+    const annotations = Object.entries(view.annotations).filter(([key]) => key.startsWith(PREFIX))
+    const facts = {
+      job: view.key,
+      uid: view.uid,
+      state: isRestarting ? "restarting" : stateOf(view, decision, rejection ? 1 : 0),
+      nextRestartAt,
+      cause: isFailed ? failure.cause : (past?.cause ?? own(view, "last-cause")),
+      failuresInRow: restarts + (isFailed ? 1 : 0),
+      lastFailureAt: view.failedAt ?? past?.failedAt ?? instant(own(view, "last-failure")),
+      why: rejection ?? decision.because,
+      decision: isRestarting ? `its restart is under way, ${decision.because}` : decisionText(decision, now),
+      rules: judgedRules(view, failure, config),
+      annotations: annotations.map(([key, value]) => `${key.slice(PREFIX.length)}=${value}`),
+      problems: overridesOf(view, config).problems,
+    }
+    return { view, records, dueAt, facts }
   }
 
-  /** Undefined if the metadata of a record does not tell. */
-  private knownFailure(view: JobView, past: PastFailure | undefined): Failure | undefined {
+  /** From the record; if that does not tell, unknown until somebody has looked. */
+  private failureOf(view: JobView, past: PastFailure | undefined): Failure {
     if (view.phase !== "failed") return UNKNOWN
-    return past?.uid === view.uid && !needsLog(view, this.world) ? { ...UNKNOWN, cause: past.cause } : undefined
+    const needsLog = overridesOf(view, this.world.config).rules.some(({ cause }) => cause.kind === "log")
+    if (past?.uid === view.uid && !needsLog) return { ...UNKNOWN, cause: past.cause }
+    const moment = `${view.uid} ${past?.name}`
+    const known = this.failures.get(moment)
+    if (known) return known
+    this.failures.set(moment, UNKNOWN)
+    // One at a time: many lists of pods at once would load the API server.
+    this.looking = this.looking.catch(() => {}).then(() => this.look(view, moment))
+    this.looking.catch(() => this.failures.delete(moment))
+    return UNKNOWN
   }
 
-  /** Looks at the record or the pods of an unexplained failure. */
-  async look({ view, past, unexplained = "" }: JobStatus): Promise<void> {
-    const { failure } = await findFailure(this.world, view, past)
-    this.failures.set(unexplained, failure)
+  protected async look(view: JobView, moment: string): Promise<void> {
+    const records = this.entries.get(view.key)?.records.values() ?? []
+    const past = [...records].find(({ uid }) => uid === view.uid)
+    this.failures.set(moment, failureOf(view, await findEvidence(this.world, view, past)))
+    this.onChange(view.key)
+  }
+
+  /** Reads what the cluster answered to restarts that are due. */
+  async loadRejections(statuses: Status[]): Promise<void> {
+    const { cluster, stop } = this.world
+    const due = statuses.filter(({ dueAt = Number.POSITIVE_INFINITY }) => dueAt <= nowOf(this.world))
+    for (const namespace of new Set(due.map(({ view }) => view.namespace)))
+      for (const { uid, text } of await cluster.listEvents(namespace, "CannotRestart", stop).catch(() => []))
+        this.rejections.set(uid, text)
+    for (const { view } of due) this.onChange(view.key)
   }
 }
 
-const inNamespace = (job: Job, namespace: string): Job => ({ ...job, metadata: { ...job.metadata, namespace } })
+type Status = ReturnType<Inventory["judge"]>
+
+const byTime = (a: PastFailure, b: PastFailure) => a.failedAt - b.failedAt
+
+const withoutManagedFields = (job: Job): Job => ({ ...job, metadata: { ...job.metadata, managedFields: [] } })
+
+/** The Job that an intent creates, which does not say in which namespace. */
+function replacementOf({ namespace, replacement }: Intent): Job {
+  return { ...replacement, metadata: { ...replacement.metadata, namespace } }
+}
 
 /** What an intent has decided already. */
 function decisionOf({ name, dueAt }: Intent, now: number): Decision {
@@ -221,87 +303,44 @@ function decisionOf({ name, dueAt }: Intent, now: number): Decision {
   return { do: "restart", dueAt: dueAt ?? 0, because: `intent ${name}` }
 }
 
-/** The status of every selected Job of a namespace, or of one Job. */
-async function loadStatuses(world: World, namespace: string, name?: string): Promise<JobStatus[]> {
-  const { cluster, kill } = world
+/** What was observed of a failure: from its record, else from the pods that are left. */
+async function findEvidence(world: World, view: JobView, past: PastFailure | undefined): Promise<Evidence> {
+  const map = past && (await world.cluster.getConfigMap(past.namespace, past.name, world.kill))
+  return (map && readRecord(map)?.evidence) ?? gatherEvidence(world, view, [])
+}
+
+/** The failures of a namespace, or of one Job, that are recorded, oldest first. */
+async function loadRecords({ cluster, kill }: World, namespace: string, job?: string): Promise<PastFailure[]> {
+  const selector = job === undefined ? SELECTORS.configmaps : `${SELECTORS.configmaps},${RECORD_JOB}=${job}`
+  return (await cluster.listConfigMaps(namespace, selector, kill)).items.map(readPast).sort(byTime)
+}
+
+/** The status of every selected Job, or of one, whatever is selected; failures explained, and rejections read. */
+async function loadStatuses(world: World, only?: JobName): Promise<Status[]> {
   const inventory = new Inventory(world)
-  const keep = (job: Job) => void inventory.take("jobs", "LISTED", job)
-  const loadJobs = async () => {
-    await cluster.listJobs(namespace, name === undefined ? "" : `${INTENT}=${labelValueFor(name)}`, keep, kill)
-    const job = name === undefined ? undefined : await cluster.getJob(namespace, name, kill)
-    if (job) keep(job)
-  }
-  const [records] = await Promise.all([listRecords(world, namespace, name), loadJobs()])
-  for (const metadata of records) inventory.take("configmaps", "LISTED", { metadata })
-  const statuses = () =>
-    [...inventory.entries.keys()].flatMap((key) => inventory.statusOf(key, name !== undefined) ?? [])
-  await Promise.all(statuses().map((status) => status.unexplained && inventory.look(status)))
-  return statuses()
+  const { namespaces } = world.config
+  if (only) await inventory.read(only)
+  else await Promise.all(namespaces.flatMap((namespace) => RESOURCES.map((one) => inventory.list(namespace, one))))
+  const isNamed = only !== undefined
+  // Finds the failures that have to be looked at.
+  inventory.statuses(isNamed)
+  await inventory.looking
+  await inventory.loadRejections(inventory.statuses(isNamed))
+  return inventory.statuses(isNamed)
 }
 
-/** The metadata of the records of a namespace, or of one Job. */
-async function listRecords({ cluster, kill }: World, namespace: string, job?: string): Promise<Metadata[]> {
-  const selector = `${RECORD}=failure${job === undefined ? "" : `,${RECORD_JOB}=${job}`}`
-  return (await cluster.listConfigMaps(namespace, selector, kill)).items
-}
-
-/** The same as failures, oldest first. */
-const loadRecords = async (world: World, namespace: string, job?: string) =>
-  (await listRecords(world, namespace, job)).map(readPast).sort((a, b) => a.failedAt - b.failedAt)
-
-const needsLog = (view: JobView, { config }: World) =>
-  overridesOf(view, config).rules.some(({ cause }) => cause.kind === "log")
-
-/** Why a Job failed: from its record, whose metadata is enough unless a rule reads the log; else from its pods. */
-async function findFailure(world: World, view: JobView, past: PastFailure | undefined, whole = false) {
-  const recorded = past?.uid === view.uid ? past : undefined
-  if (recorded && !whole && !needsLog(view, world)) return { failure: { ...UNKNOWN, cause: recorded.cause } }
-  const record = recorded && (await world.cluster.getConfigMap(recorded.namespace, recorded.name, world.kill))
-  const evidence = (record && readRecord(record)?.evidence) ?? (await gatherEvidence(world, view, []))
-  return { failure: failureOf(view, evidence), evidence, isRecorded: recorded !== undefined }
-}
-
-export function factsOf({ view, past, failure, decision, isRestarting }: JobStatus, rejection?: string) {
-  const isFailed = view.phase === "failed"
-  const restarts = view.phase === "succeeded" ? 0 : countFrom(own(view, "restarts"))
-  return {
-    job: view.key,
-    uid: view.uid,
-    state: isRestarting ? "restarting" : rejection ? "rejected" : stateOf(view, decision, 0),
-    nextRestartAt: !isRestarting && "dueAt" in decision ? decision.dueAt : undefined,
-    cause: isFailed ? failure.cause : (past?.cause ?? own(view, "last-cause")),
-    failuresInRow: restarts + (isFailed ? 1 : 0),
-    lastFailureAt: view.failedAt ?? past?.failedAt ?? instant(own(view, "last-failure")),
-    why: rejection ?? decision.because,
-  }
-}
-
-/** A Job's facts, and everything that led to the decision on it. */
-export function explanationOf(status: JobStatus, world: World) {
-  const { view, failure, decision, isRestarting } = status
-  const annotations = Object.entries(view.annotations).filter(([key]) => key.startsWith(PREFIX))
-  return {
-    ...factsOf(status),
-    decision: isRestarting ? `its restart is under way, ${decision.because}` : decisionText(decision, nowOf(world)),
-    rules: judgedRules(view, failure, world.config),
-    annotations: annotations.map(([key, value]) => `${key.slice(PREFIX.length)}=${value}`),
-    problems: overridesOf(view, world.config).problems,
-  }
-}
-
-// ──────────────────────────────────────────── 2 Commands ──────────────────────────────────────────────
+// ───────────────────────────────────────── 2 Commands that read ───────────────────────────────────────
 
 /** A Job's name, with its namespace if there are several. */
-const shortName = ({ namespaces }: CommandContext, key: string) =>
-  namespaces.length > 1 ? key : key.slice(key.indexOf("/") + 1)
+const shortName = ({ config }: World, key: string) =>
+  config.namespaces.length > 1 ? key : key.slice(key.indexOf("/") + 1)
 
-async function status(context: CommandContext): Promise<number> {
-  const { world, namespaces, settings } = context
-  const jobs = (await Promise.all(namespaces.map((namespace) => loadFacts(world, namespace)))).flat()
+async function status({ world, settings }: CommandContext): Promise<Result> {
+  const jobs = (await loadStatuses(world)).map(({ facts }) => facts)
   const now = nowOf(world)
   const span = (ms: number) => durationText(Math.max(0, Math.round(ms / 1_000)) * 1_000)
   const rows = jobs.map(({ job, state, nextRestartAt, cause = "", failuresInRow, lastFailureAt, why }) => [
-    shortName(context, job),
+    shortName(world, job),
     state,
     nextRestartAt === undefined ? "" : nextRestartAt > now ? `in ${span(nextRestartAt - now)}` : "now",
     cause,
@@ -310,50 +349,30 @@ async function status(context: CommandContext): Promise<number> {
     why,
   ])
   const head = ["JOB", "STATE", "NEXT RESTART", "CAUSE", "IN A ROW", "LAST FAILURE", "WHY"]
-  await context.print({ settings, now: instantText(now), jobs }, [head, ...rows])
   reportToStderr("info", `settings ${settings}`)
-  return 0
+  return { json: { settings, now: instantText(now), jobs }, rows: [head, ...rows] }
 }
 
-/** What the cluster answered to restarts in a namespace that are overdue, as the operator's Events quote it, by uid. */
-export async function rejectionsIn({ cluster, kill }: World, namespace: string): Promise<Map<string, string>> {
-  const events = await cluster.listEvents(namespace, "CannotRestart", kill).catch(() => [])
-  return new Map(events.map(({ uid, text }) => [uid, text]))
-}
-
-/** Facts about the selected Jobs of a namespace; those whose restart is overdue with the cluster's answer to it. */
-async function loadFacts(world: World, namespace: string) {
-  const statuses = await loadStatuses(world, namespace)
-  const isLate = (status: JobStatus) => isOverdue(status, nowOf(world))
-  const rejections = statuses.some(isLate) ? await rejectionsIn(world, namespace) : new Map<string, string>()
-  return statuses.map((status) => factsOf(status, isLate(status) ? rejections.get(status.view.uid) : undefined))
-}
-
-export const isOverdue = ({ decision, isRestarting }: JobStatus, now: number) =>
-  !isRestarting && "dueAt" in decision && decision.dueAt <= now
-
-async function history(context: CommandContext): Promise<number> {
-  const { world, namespaces, print } = context
-  if (context.names.length > 0) return historyOfJob(context)
-  const records = (await Promise.all(namespaces.map((namespace) => loadRecords(world, namespace)))).flat()
-  const rows = records
-    .sort((a, b) => a.failedAt - b.failedAt)
-    .map(({ namespace, job, cause, failedAt, restarts, summary, decided }) => {
-      const name = shortName(context, `${namespace}/${job}`)
-      return [instantText(failedAt), name, cause, String(restarts + 1), summary, decided]
-    })
-  await print(records, [["FAILED", "JOB", "CAUSE", "IN A ROW", "HOW IT ENDED", "THEN"], ...rows])
-  return 0
+async function history(context: CommandContext): Promise<Result> {
+  const { world, names } = context
+  if (names.length > 0) return historyOfJob(context)
+  const all = await Promise.all(world.config.namespaces.map((namespace) => loadRecords(world, namespace)))
+  const records = all.flat().sort(byTime)
+  const rows = records.map(({ namespace, job, cause, failedAt, restarts, summary, decided }) => {
+    const name = shortName(world, `${namespace}/${job}`)
+    return [instantText(failedAt), name, cause, String(restarts + 1), summary, decided]
+  })
+  return { json: records, rows: [["FAILED", "JOB", "CAUSE", "IN A ROW", "HOW IT ENDED", "THEN"], ...rows] }
 }
 
 /** All evidence of a Job's failures, the last one at the end. */
-async function historyOfJob(context: CommandContext): Promise<number> {
-  const { cluster, kill } = context.world
-  const [{ namespace, name, key }] = jobsOf(context)
-  const records = await loadRecords(context.world, namespace, name)
-  if (records.length === 0 && !(await cluster.getJob(namespace, name, kill)))
+async function historyOfJob({ world, names }: CommandContext): Promise<Result> {
+  const { cluster, stop } = world
+  const [{ namespace, name, key }] = jobsOf(world, names)
+  const records = await loadRecords(world, namespace, name)
+  if (records.length === 0 && !(await cluster.getJob(namespace, name, stop)))
     throw new CommandError(3, `there is no Job ${key}, and no record of a failure of it`)
-  const maps = await Promise.all(records.map((past) => cluster.getConfigMap(namespace, past.name, kill)))
+  const maps = await Promise.all(records.map((past) => cluster.getConfigMap(namespace, past.name, stop)))
   const whole = maps.flatMap((map) => (map && readRecord(map)) ?? [])
   const json = whole.map(({ past, reason, evidence: { logs, ...evidence } }) => {
     return { ...past, reason, ...evidence, logs: Object.fromEntries(logs) }
@@ -362,18 +381,15 @@ async function historyOfJob(context: CommandContext): Promise<number> {
     `${instantText(at)} ${[cause, reason].filter(Boolean).join(", ")}; failure ${restarts + 1} in a row; ${decided}`,
     ...evidenceLines(evidence).map((line) => `    ${line}`),
   ])
-  await context.print(json, lines.length > 0 ? lines.map((line) => [line]) : [[`no failure of ${key} is recorded`]])
-  return 0
+  const shown = lines.length > 0 ? lines : [`no failure of ${key} is recorded`]
+  return { json, rows: shown.map((line) => [line]) }
 }
 
 /** The Jobs that are named; at least one is. */
-export function jobsOf({ names, namespaces }: Pick<CommandContext, "names" | "namespaces">): [JobName, ...JobName[]] {
+function jobsOf({ config: { namespaces } }: World, names: string[]): [JobName, ...JobName[]] {
   const wrong = names.filter((name) => !JOB_NAME.test(name) || (namespaces.length > 1 && !name.includes("/")))
-  if (wrong.length > 0)
-    throw new CommandError(
-      2,
-      ...wrong.map((name) => `${quote(name)} names no Job; where there are several namespaces write namespace/name`),
-    )
+  const advice = "names no Job; where there are several namespaces write namespace/name"
+  if (wrong.length > 0) throw new CommandError(2, wrong.map((name) => `${quote(name)} ${advice}`).join("\n"))
   return [...new Set(names)].map((text) => {
     const [namespace = "", name = ""] = text.includes("/") ? text.split("/") : [namespaces[0], text]
     return { key: `${namespace}/${name}`, namespace, name, uid: "" }
@@ -383,23 +399,20 @@ export function jobsOf({ names, namespaces }: Pick<CommandContext, "names" | "na
 /** The settings that a decision depends on. */
 const DECISIVE =
   "RESTART_DELAY SKIP_DELAY_ON_OOM RESTART_RULES MAX_RESTARTS RESTART_SPACING JOB_NAMES JOB_SELECTOR".split(" ")
-export const decisiveSettings = ({ config }: World) =>
-  DECISIVE.flatMap((variable) => {
-    const value = variablesOf(config)[variable]
-    return value ? [`${variable}=${value}`] : []
-  })
+function decisiveSettings({ config }: World): string[] {
+  const values = variablesOf(config)
+  return DECISIVE.filter((variable) => values[variable]).map((variable) => `${variable}=${values[variable]}`)
+}
 
-async function explain(context: CommandContext): Promise<number> {
-  const { world, settings } = context
-  const [{ namespace, name, key }] = jobsOf(context)
-  const [status] = await loadStatuses(world, namespace, name)
-  if (!status) throw new CommandError(3, `there is no Job ${key}`)
-  const facts = explanationOf(status, world)
+async function explain({ world, names, settings }: CommandContext): Promise<Result> {
+  const [job] = jobsOf(world, names)
+  const [{ facts } = {}] = await loadStatuses(world, job)
+  if (!facts) throw new CommandError(3, `there is no Job ${job.key}`)
   const failure = facts.lastFailureAt
     ? `${facts.cause} at ${instantText(facts.lastFailureAt)}, ${facts.failuresInRow} in a row`
     : "none is known"
   const blocks: [string, ...string[]][] = [
-    ["job", `${key}, ${facts.state}`],
+    ["job", `${job.key}, ${facts.state}`],
     ["decision", facts.decision],
     ["failure", failure],
     ["rules", ...facts.rules.map(({ rule, verdict }) => `${rule} ${verdict}`)],
@@ -408,31 +421,29 @@ async function explain(context: CommandContext): Promise<number> {
     ["settings", settings, ...decisiveSettings(world)],
   ]
   const rows = blocks.flatMap(([label, ...lines]) => lines.map((line, i) => [i === 0 ? label : "", line]))
-  await context.print({ ...facts, settings: { from: settings, ...variablesOf(world.config) } }, rows)
-  return 0
+  return { json: { ...facts, settings: { from: settings, ...variablesOf(world.config) } }, rows }
 }
 
 // ───────────────────────────────────────────── 3 Restart ──────────────────────────────────────────────
 
-async function restart(context: CommandContext): Promise<number> {
-  const { world, confirm } = context
-  const plans = await Promise.all(jobsOf(context).map((job) => planRestart(world, job)))
+async function restart({ world, names, options }: CommandContext): Promise<Result> {
+  const plans = await Promise.all(jobsOf(world, names).map((job) => planRestart(world, job)))
   const rejections = plans.flatMap((plan) => ("rejection" in plan ? [plan.rejection] : []))
-  if (rejections.length > 0) throw new CommandError(3, ...rejections)
+  if (rejections.length > 0) throw new CommandError(3, rejections.join("\n"))
   const ready = plans.filter((plan) => "run" in plan)
-  if (confirm && !(await confirm(`restart ${ready.map(({ what }) => what).join(", ")}?`)))
+  if (!options.yes && !(await confirm(`restart ${ready.map(({ what }) => what).join(", ")}?`, world.stop)))
     throw new CommandError(3, "nothing was done")
   const facts = await Promise.all(ready.map((plan) => runRestart(world, plan)))
   const rows = facts.map(({ job, result, details }) => [job, result, details])
-  await context.print(facts, [["JOB", "RESULT", "DETAILS"], ...rows])
   const has = (...results: string[]) => facts.some(({ result }) => results.includes(result))
-  return has("fault", "interrupted", "namespace gone", "cancelled") ? 1 : has("rejected", "changed") ? 3 : 0
+  const code = has("fault", "interrupted", "namespace gone", "cancelled") ? 1 : has("rejected", "changed") ? 3 : 0
+  return { json: facts, rows: [["JOB", "RESULT", "DETAILS"], ...rows], code }
 }
 
 type RestartPlan = { job: JobName; what: string; run: () => Promise<Outcome> }
 
 /** What a manual restart comes to: a restart, the end of one that was left unfinished, or why not. */
-export async function planRestart(world: World, job: JobName): Promise<RestartPlan | { rejection: string }> {
+async function planRestart(world: World, job: JobName): Promise<RestartPlan | { rejection: string }> {
   const { namespace, name, key } = job
   if (world.config.dryRun) throw new CommandError(2, "DRY_RUN is set: nothing is restarted")
   const live = await world.cluster.getJob(namespace, name, world.kill)
@@ -457,37 +468,36 @@ export async function planRestart(world: World, job: JobName): Promise<RestartPl
 
 /** What a restart knows without watches: what it has read itself. */
 async function localCache({ cluster, emit, kill }: World, { namespace, name }: JobName): Promise<RestartCache> {
-  const selector = `${INTENT}=${labelValueFor(name)}`
-  let intents = (await cluster.listJobs(namespace, selector, readIntent, kill)).items
+  const cache = new Cache()
+  const { items } = await cluster.listJobs(namespace, `${INTENT}=${labelValueFor(name)}`, readIntent, kill)
+  for (const intent of items) cache.addIntent(intent, 0)
   let latest: Job | undefined
-  const without = (intent: Pick<Intent, "name">) => intents.filter((one) => one.name !== intent.name)
   return {
-    intentsOf: () => intents,
+    intentsOf: (key) => cache.intentsOf(key),
     latest: () => latest,
     podsOf: () => undefined,
     deletedByPerson: () => false,
     onJobRead: (job) => {
       latest = job
     },
-    onIntentRead: (intent) => {
-      intents = [...without(intent), intent]
-    },
-    onIntentGone: (intent) => {
-      intents = without(intent)
-    },
+    onIntentRead: (intent) => cache.addIntent(intent, 0),
+    onIntentGone: (intent) => cache.removeIntent(intent),
     whenGone: () => undefined,
     emit,
   }
 }
 
-export async function runRestart(world: World, { job, run }: RestartPlan) {
-  type Result = Outcome | { result: "fault"; error: unknown }
-  const outcome = await run().catch((error): Result => ({ result: "fault", error }))
-  if (outcome.result === "restarted") await reportRestart(world, { ...job, uid: outcome.uid })
-  return { job: job.key, result: outcome.result, details: detailsOf(outcome) }
+async function runRestart(world: World, { job, run }: RestartPlan) {
+  try {
+    const outcome = await run()
+    if (outcome.result === "restarted") await reportRestart(world, { ...job, uid: outcome.uid })
+    return { job: job.key, result: outcome.result, details: detailsOf(outcome) }
+  } catch (error) {
+    return { job: job.key, result: "fault", details: messageOf(error) }
+  }
 }
 
-function detailsOf(outcome: Outcome | { result: "fault"; error: unknown }): string {
+function detailsOf(outcome: Outcome): string {
   if ("uid" in outcome) return `new uid ${outcome.uid}`
   if ("error" in outcome) return messageOf(outcome.error)
   return outcome.result === "interrupted" ? "its intent stays: an operator goes on, or this command" : ""
@@ -502,9 +512,10 @@ async function reportRestart(world: World, job: JobName): Promise<void> {
 
 /** The failure, recorded if no operator has done so: the Job's pods go with it. */
 async function keepEvidence(world: World, view: JobView): Promise<Failure> {
-  const past = (await loadRecords(world, view.namespace, view.name)).at(-1)
-  const { failure, evidence, isRecorded } = await findFailure(world, view, past, true)
-  if (!evidence || isRecorded || world.config.historyLimit === 0) return failure
+  const past = (await loadRecords(world, view.namespace, view.name)).find(({ uid }) => uid === view.uid)
+  const evidence = await findEvidence(world, view, past)
+  const failure = failureOf(view, evidence)
+  if (past || world.config.historyLimit === 0) return failure
   const record = recordFor(view, evidence, failure.cause, decideOnWish(view))
   await createRecord(world, record).catch((error) =>
     reportToStderr("warning", `[${view.key}] its failure is not recorded: ${messageOf(error)}`),
@@ -512,17 +523,407 @@ async function keepEvidence(world: World, view: JobView): Promise<Failure> {
   return failure
 }
 
-// ─────────────────────────────────────────── 4 Command line ───────────────────────────────────────────
+// ──────────────────────────────────────────── 4 Dashboard ─────────────────────────────────────────────
 
-const serveDashboard = async (context: CommandContext) => (await import("./dashboard.ts")).dashboard(context)
+const BEAT_MS = 10_000
+/** By then an operator has recorded a failure. */
+const RECORDED_MS = 3_000
+/** A watch notices a server that hangs only after minutes. */
+const ANSWER_MS = 5_000
 
-/** What an admin may ask for, beside a running operator or without one. `run` returns the exit code. */
-export const COMMANDS = {
+/** For JSON.stringify: control and bidi characters become visible. */
+const visible = (_: string, value: unknown) => (typeof value === "string" ? printable(value) : value)
+
+/** An inventory that watches keep current; it tells every open page what changes. */
+export class Dashboard extends Inventory {
+  /** What the pages show of each Job, as JSON: objects would take more than twice the memory. */
+  private readonly lanes = new Map<string, string>()
+  private readonly changed = new Set<string>()
+  /** What cannot be read right now. `isOutage`: there is no answer at all. */
+  private readonly problems = new Map<string, { text: string; isOutage: boolean; sinceAt: number }>()
+  private readonly pages = new Set<ReadableStreamDefaultController<string>>()
+  private timer: Timer | undefined
+
+  constructor(
+    world: World,
+    private readonly env: Env,
+    private settings: string,
+  ) {
+    super(world)
+  }
+
+  /** Resolves once everything was listed, or could not be. */
+  async start(): Promise<void> {
+    const start = (namespace: string, resource: Resource) =>
+      new Promise<void>((ready) => void this.listAndWatch(namespace, resource, ready))
+    const { namespaces } = this.world.config
+    await Promise.all(namespaces.flatMap((namespace) => RESOURCES.map((resource) => start(namespace, resource))))
+    void this.beat()
+  }
+
+  /** What an open page reads: everything now, and every change later. */
+  events(): ReadableStream<string> {
+    let close = () => {}
+    const start = (page: ReadableStreamDefaultController<string>) => {
+      close = () => void this.pages.delete(page)
+      this.update()
+      page.enqueue(this.eventWith(this.lanes.keys()))
+      this.pages.add(page)
+    }
+    return new ReadableStream({ start, cancel: () => close() })
+  }
+
+  /** Of a Job, or of what cannot be read. A burst of changes is sent as one. */
+  protected override onChange(key?: string): void {
+    if (key !== undefined) this.changed.add(key)
+    this.timer ??= setTimeout(() => this.update(), 150)
+  }
+
+  /** Sends what is new. */
+  private update(): void {
+    clearTimeout(this.timer)
+    this.timer = undefined
+    const changed = [...this.changed].filter((key) => this.drawLane(key))
+    this.changed.clear()
+    const event = this.eventWith(changed)
+    for (const page of this.pages) {
+      page.enqueue(event)
+      // It no longer reads, as in a sleeping tab: when it connects again, it gets everything anew.
+      if ((page.desiredSize ?? 0) < -100) {
+        this.pages.delete(page)
+        page.close()
+      }
+    }
+  }
+
+  protected override async look(view: JobView, moment: string): Promise<void> {
+    const { clock, stop } = this.world
+    await clock.sleep((view.failedAt ?? 0) + RECORDED_MS - nowOf(this.world), stop)
+    await super.look(view, moment)
+  }
+
+  /** Returns whether the lane has changed. */
+  private drawLane(key: string): boolean {
+    const before = this.lanes.get(key)
+    const status = this.statusOf(key)
+    if (status) this.lanes.set(key, JSON.stringify(this.laneOf(status), visible))
+    else this.lanes.delete(key)
+    return this.lanes.get(key) !== before
+  }
+
+  /** With the lanes of some Jobs; null for one that is gone. */
+  private eventWith(keys: Iterable<string>): string {
+    const { cluster, config } = this.world
+    const facts = {
+      now: nowOf(this.world),
+      address: cluster.address,
+      namespaces: config.namespaces,
+      jobNames: config.jobNames,
+      jobSelector: config.jobSelector?.text,
+      settings: [this.settings, ...decisiveSettings(this.world)],
+      problems: Object.fromEntries(this.problems),
+    }
+    const lanes = Array.from(keys, (key) => `${JSON.stringify(key)}:${this.lanes.get(key) ?? null}`)
+    return `data: ${JSON.stringify(facts, visible).slice(0, -1)},"lanes":{${lanes.join()}}}\n\n`
+  }
+
+  /** What the pages show of a Job. */
+  private laneOf({ view, records, facts }: Status) {
+    const { uid, phase, startedAt, completedAt, failedAt, reason } = view
+    const recorded = records.map(({ name, startedAt, failedAt, cause, restarts, summary }) => {
+      return { name, startedAt, failedAt, cause, inRow: restarts + 1, summary }
+    })
+    const isRecorded = failedAt === undefined || records.at(-1)?.uid === uid
+    const { cause, failuresInRow: inRow } = facts
+    const unrecorded = isRecorded ? [] : [{ name: "", startedAt, failedAt, cause, inRow, summary: reason }]
+    const manual = decideOnWish(view)
+    const notRestartable = manual.do === "restart" ? undefined : manual.because
+    const isPaused = overridesOf(view, this.world.config).paused
+    // How much is left of a wait is told by the due time.
+    const decision = facts.decision.replace(/ \(in \w+\)/, "")
+    return {
+      ...facts,
+      decision,
+      phase,
+      startedAt,
+      completedAt,
+      failures: [...recorded, ...unrecorded],
+      isPaused,
+      notRestartable,
+    }
+  }
+
+  /** Lists once, then watches; after an outage, or where watching is forbidden, lists again. */
+  private async listAndWatch(namespace: string, resource: Resource, ready: () => void): Promise<void> {
+    const { clock, stop } = this.world
+    const what = `${resource} in ${namespace}`
+    for (let attempt = 0; !stop.aborted; attempt++) {
+      let isListed = false
+      try {
+        const version = await this.list(namespace, resource)
+        isListed = true
+        attempt = 0
+        this.report(what)
+        ready()
+        await this.watch(namespace, resource, version)
+      } catch (error) {
+        const isPolled = isListed && error instanceof ApiError && error.status === 403
+        if (!isPolled) this.report(what, error)
+        ready()
+        const pauseMs = isPolled ? BEAT_MS : Math.min(5_000, backoffMs(attempt, clock.random(), error))
+        await clock.sleep(pauseMs, stop)
+      }
+    }
+  }
+
+  /** One watch after the other, until an error. */
+  private async watch(namespace: string, resource: Resource, resourceVersion: string): Promise<void> {
+    const { cluster, clock, stop } = this.world
+    const options = { silenceMs: 150_000, resourceVersion, ...(resource === "configmaps" && { selector: RECORD }) }
+    while (!stop.aborted) {
+      const beganAt = clock.now()
+      for await (const { type, object } of cluster.watch(namespace, resource, options, stop)) {
+        options.resourceVersion = object.metadata?.resourceVersion ?? options.resourceVersion
+        if (object.metadata?.labels?.[RECORD] === "settings") await this.loadSettings()
+        else if (type !== "BOOKMARK") this.take(type, resource, object)
+      }
+      if (clock.now() - beganAt < 1_000 && !stop.aborted) throw new Error("the watch ended at once")
+    }
+  }
+
+  private async loadSettings(): Promise<void> {
+    const { namespaces } = this.world.config
+    const { config, from } = await settingsFor(this.world, namespaces[0] ?? "", this.env, true)
+    this.world.config = { ...config, namespaces }
+    this.settings = from
+    for (const key of this.entries.keys()) this.onChange(key)
+  }
+
+  /** Without an error: it can be read again. */
+  private report(what: string, error?: unknown): void {
+    const isOutage = !(error instanceof ApiError && error.status < 500)
+    const sinceAt = this.problems.get(what)?.sinceAt ?? nowOf(this.world)
+    // What Bun adds to a failed fetch is for programmers.
+    const text = messageOf(error).replace(/ For more information, pass `verbose: true` .*/, "")
+    if (error === undefined) this.problems.delete(what)
+    else this.problems.set(what, { text, isOutage, sinceAt })
+    this.onChange()
+  }
+
+  /** While a page is open: asks for the server's version, reads rejections, and keeps the page's connection alive. */
+  private async beat(): Promise<void> {
+    const { cluster, clock, stop } = this.world
+    for (; !stop.aborted; await clock.sleep(BEAT_MS, stop)) {
+      if (this.pages.size === 0) continue
+      const limit = new AbortController()
+      void clock.sleep(ANSWER_MS, stop, limit.signal).then(() => limit.abort(new Error("it does not answer")))
+      const answer = cluster.version(limit.signal).then(() => undefined)
+      const error = await answer.catch((error: unknown) => error)
+      limit.abort()
+      await this.loadRejections(this.statuses())
+      this.report("API server", error instanceof ApiError ? undefined : error)
+    }
+  }
+
+  /** The evidence of one failure: from its record or, without a name, from the pods that are left. */
+  async evidenceOf(key: string, name: string): Promise<object | undefined> {
+    const { cluster, stop } = this.world
+    const { job, records } = this.entries.get(key) ?? new Entry()
+    const past = records.get(name)
+    const record = readRecord((past && (await cluster.getConfigMap(past.namespace, name, stop))) ?? {})
+    if (record) return { lines: [`${record.reason}, ${record.past.decided}`, ...evidenceLines(record.evidence)] }
+    if (name !== "" || !job) return undefined
+    return { lines: evidenceLines(await gatherEvidence(this.world, viewJob(job), [])) }
+  }
+
+  /** Does what a person has confirmed on the page. Throws an error whose words the page shows. */
+  async act(action: string, key: string, uid: string): Promise<string> {
+    const { cluster, config, kill } = this.world
+    const [job] = jobsOf(this.world, [key])
+    if (!config.namespaces.includes(job.namespace)) throw new CommandError(3, `${job.namespace} is not shown here`)
+    const live = await cluster.getJob(job.namespace, job.name, kill)
+    if (live && live.metadata?.uid !== uid) throw new CommandError(3, `${key} was replaced in the meantime: look again`)
+    if (action === "restart") {
+      const plan = await planRestart(this.world, job)
+      if ("rejection" in plan) throw new CommandError(3, plan.rejection)
+      const { result, details } = await runRestart(this.world, plan)
+      if (!/^re(started|placed)$/.test(result)) throw new CommandError(3, [result, details].filter(Boolean).join(": "))
+      return `${key} is ${result}, ${details}`
+    }
+    if (!live) throw new CommandError(3, `there is no Job ${key}`)
+    await cluster.annotateJob(viewJob(live), { [`${PREFIX}paused`]: action === "pause" ? "true" : null }, kill)
+    return `${key} is ${action}d`
+  }
+}
+
+const newSecret = () => Buffer.from(crypto.getRandomValues(new Uint8Array(32))).toString("base64url")
+const isSame = (a: string, b: string) => a.length === b.length && timingSafeEqual(Buffer.from(a), Buffer.from(b))
+
+/** TypeScript takes an import of HTML for a bundle. */
+const page = dashboardPage as unknown as string
+
+/** On every answer: nothing is kept, nothing leaks, and the page runs nothing but its own style and script. */
+function securityHeaders(): Record<string, string> {
+  const source = (tag: string) => {
+    const [, text = ""] = new RegExp(`<${tag}>([^]*?)</${tag}>`).exec(page) ?? []
+    return `${tag}-src 'sha256-${new Bun.CryptoHasher("sha256").update(text).digest("base64")}'`
+  }
+  const isolated = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+  const trusted = "require-trusted-types-for 'script'; trusted-types 'none'"
+  const own = `default-src 'none'; ${source("script")}; ${source("style")}; connect-src 'self'; img-src data:`
+  return {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": `${own}; ${isolated}; ${trusted}`,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+  }
+}
+
+/** The page, its events and its actions, for the one who was given the address: on 127.0.0.1 and, if it exists, ::1. */
+class Site {
+  readonly token = newSecret()
+  /** Valid once: the command line of a browser can be read by every user of the machine. */
+  readonly tokenForBrowser = newSecret()
+  private readonly tokens = new Set([this.token, this.tokenForBrowser])
+  private readonly session = newSecret()
+  private readonly headers = securityHeaders()
+  /** Actions under way: a stop lets them end. */
+  readonly actions = new Set<Promise<unknown>>()
+  readonly servers: Bun.Server<undefined>[] = []
+  readonly port: number
+
+  constructor(
+    private readonly dashboard: Dashboard,
+    port: number,
+  ) {
+    const hasIPv6 = Object.values(networkInterfaces()).some((all) => all?.some(({ address }) => address === "::1"))
+    this.port = this.listen("127.0.0.1", port)
+    if (hasIPv6) this.listen("::1", this.port)
+  }
+
+  /** Returns the port. Throws a CommandError if it is taken. */
+  private listen(hostname: string, port: number): number {
+    try {
+      const server = Bun.serve({
+        hostname,
+        port,
+        development: false,
+        // Without this, Bun 1.4.5 shares the port with every other process if development is off.
+        reusePort: false,
+        idleTimeout: 0,
+        maxRequestBodySize: 10_000,
+        fetch: (request) => this.answer(request),
+        error: () => this.reply("", {}, 500),
+      })
+      this.servers.push(server)
+      return server.port ?? 0
+    } catch (error) {
+      const advice = `cannot listen on port ${port} of ${hostname}, choose another with --port`
+      throw new CommandError(2, `${advice}: ${messageOf(error)}`)
+    }
+  }
+
+  private answer(request: Request): Response | Promise<Response> {
+    const { pathname, searchParams } = new URL(request.url)
+    const token = pathname === "/" ? searchParams.get("token") : null
+    if (!this.isFromHere(request) || !(token === null ? this.hasSession(request) : this.takeToken(token)))
+      return this.reply("", {}, 403)
+    if (token !== null) {
+      const cookie = `${this.cookie()}=${this.session}; HttpOnly; SameSite=Strict; Path=/`
+      // Not a 3xx: after a click in another site, such as a web terminal, browsers send no Strict cookie along a
+      // redirect.
+      return this.reply("", { "Set-Cookie": cookie, Refresh: "0; url=/" })
+    }
+    const isAction = /^\/(restart|pause|resume)$/.test(pathname)
+    if (!isAction && !["/", "/events", "/failure"].includes(pathname)) return this.reply("", {}, 404)
+    if (request.method !== (isAction ? "POST" : "GET")) return this.reply("", {}, 405)
+    if (isAction) return this.act(pathname.slice(1), request)
+    if (pathname === "/") return this.reply(page, { "Content-Type": "text/html; charset=utf-8" })
+    if (pathname === "/events") return this.reply(this.dashboard.events(), { "Content-Type": "text/event-stream" })
+    return this.json(this.dashboard.evidenceOf(searchParams.get("job") ?? "", searchParams.get("record") ?? ""))
+  }
+
+  private reply(body: string | ReadableStream, headers: Record<string, string>, status = 200): Response {
+    return new Response(body, { status, headers: { ...this.headers, ...headers } })
+  }
+
+  private async json(work: Promise<object | undefined>): Promise<Response> {
+    const reply = (body: object, status: number) =>
+      this.reply(jsonText(body), { "Content-Type": "application/json" }, status)
+    try {
+      const body = await work
+      return body ? reply(body, 200) : reply({ error: "it is not there any more" }, 404)
+    } catch (error) {
+      return reply({ error: messageOf(error) }, 409)
+    }
+  }
+
+  /** Cookies know no ports: without the port in its name, a second dashboard would end the first one's session. */
+  private cookie = () => `dashboard-${this.port}`
+
+  /** Not DNS rebinding, nor a form or script of another site. */
+  private isFromHere({ method, headers }: Request): boolean {
+    const host = headers.get("host") ?? ""
+    const origin = headers.get("origin") ?? (method === "GET" ? `http://${host}` : "")
+    const isLoopback = ["127.0.0.1", "[::1]", "localhost"].some((name) => host === `${name}:${this.port}`)
+    return isLoopback && origin === `http://${host}`
+  }
+
+  private hasSession({ headers }: Request): boolean {
+    const cookies = new Bun.CookieMap(headers.get("cookie") ?? "")
+    return isSame(cookies.get(this.cookie()) ?? "", this.session)
+  }
+
+  private takeToken(token: string): boolean {
+    const known = [...this.tokens].find((one) => isSame(one, token))
+    if (known === this.tokenForBrowser) this.tokens.delete(known)
+    return known !== undefined
+  }
+
+  private async act(action: string, request: Request): Promise<Response> {
+    // A form of another site cannot send JSON.
+    if (request.headers.get("content-type") !== "application/json") return this.reply("", {}, 403)
+    const { job, uid } = (await request.json()) as { job: unknown; uid: unknown }
+    const acting = this.dashboard.act(action, String(job), String(uid)).then((text) => ({ text }))
+    this.actions.add(acting)
+    return this.json(acting).finally(() => this.actions.delete(acting))
+  }
+}
+
+/** Serves the dashboard until a signal. */
+async function dashboard({ world, env, options, settings }: CommandContext): Promise<undefined> {
+  const content = new Dashboard(world, env, settings)
+  await content.start()
+  const site = new Site(content, Number(options.port ?? 0))
+  const opening = `http://127.0.0.1:${site.port}/?token=`
+  const address = opening + site.token
+  // Not with printResult(), which masks secrets.
+  await print(options.output === "json" ? `${JSON.stringify({ address })}\n` : `Dashboard: ${address}\n`)
+  reportToStderr("info", "open this address in a browser; Ctrl-C ends the dashboard")
+  if (!options["no-open"]) openBrowser(opening + site.tokenForBrowser, env)
+  await new Promise((done) => world.stop.addEventListener("abort", done))
+  await Promise.allSettled(site.actions)
+  await Promise.all(site.servers.map((server) => server.stop(true)))
+}
+
+/** Opens the browser, if there is one; whoever has none has the printed address. */
+function openBrowser(address: string, { DISPLAY, WAYLAND_DISPLAY }: Env): void {
+  const isDesktop = process.platform !== "linux" || DISPLAY || WAYLAND_DISPLAY
+  const opener = { darwin: "open", win32: "explorer" }[process.platform as string] ?? "xdg-open"
+  if (isDesktop && Bun.which(opener)) Bun.spawn([opener, address], { stdio: ["ignore", "ignore", "ignore"] }).unref()
+}
+
+// ─────────────────────────────────────────── 5 Command line ───────────────────────────────────────────
+
+/** What an admin may ask for, beside a running operator or without one. */
+const COMMANDS = {
   status: { jobs: "", run: status, help: "show each Job's state, next restart and why" },
   history: { jobs: "[JOB]", run: history, help: "list past failures; of one JOB with all evidence" },
   restart: { jobs: "JOB...", run: restart, help: "restart failed or finished Jobs now" },
   explain: { jobs: "JOB", run: explain, help: "explain the decision on a Job: inputs, rules, settings" },
-  dashboard: { jobs: "", run: serveDashboard, help: "serve a page for your browser, on this machine alone" },
+  dashboard: { jobs: "", run: dashboard, help: "serve a page for your browser, on this machine alone" },
 }
 
 /** `with`: the only command that takes it. */
@@ -538,38 +939,45 @@ const OPTIONS: Record<string, { type: "boolean" | "string"; short?: string; with
   "no-open": { type: "boolean", with: "dashboard" },
 }
 
-/** Reads the command line; no command runs the operator. Throws a CommandError with every mistake. */
-export function readCommandLine(args: string[]) {
+/** Reads the command line; without a command it can only ask for help or the version. Throws every mistake at once. */
+function readCommandLine(args: string[]) {
   const parsing = { args, options: OPTIONS, allowPositionals: true, strict: false, tokens: true } as const
   const { tokens, positionals } = parseArgs(parsing)
   const [name, ...names] = positionals
-  const command = name !== undefined && Object.hasOwn(COMMANDS, name) ? (name as keyof typeof COMMANDS) : undefined
+  const command = Object.entries(COMMANDS).find(([known]) => known === name)?.[1]
   const mistakes: string[] = []
   const values: CommandContext["options"] = {}
   if (name !== undefined && !command)
     mistakes.push(`there is no command ${name}; there are ${Object.keys(COMMANDS).join(", ")}`)
   for (const token of tokens) {
     if (token.kind !== "option") continue
-    const option = Object.hasOwn(OPTIONS, token.name) ? OPTIONS[token.name] : undefined
-    values[token.name] = token.value ?? ""
-    if (!option) mistakes.push(`there is no option ${token.rawName}`)
-    else if (option.type === "string" && !token.value) mistakes.push(`${token.rawName} needs a value`)
-    else if (option.type === "boolean" && token.value) mistakes.push(`${token.rawName} takes no value`)
-    else if (name === undefined && !/help|version/.test(token.name))
-      mistakes.push(`--${token.name} goes with a command`)
-    else if (command && option.with && option.with !== command)
-      mistakes.push(`--${token.name} goes with ${option.with}`)
+    values[token.name] = token.value ?? "true"
+    mistakes.push(...mistakesOf(token, name))
   }
-  const { jobs = "" } = command ? COMMANDS[command] : {}
+  const { jobs = "" } = command ?? {}
   const most = { "": 0, "[JOB]": 1, JOB: 1 }[jobs] ?? Number.POSITIVE_INFINITY
   if (command && (names.length > most || (jobs.startsWith("JOB") && names.length === 0)))
-    mistakes.push(`write ${`${command} ${jobs}`.trim()}`)
-  if (values.output && !["table", "json"].includes(values.output))
-    mistakes.push(`-o cannot be ${quote(values.output)}: write table or json`)
-  if (values.port && !(/^\d{1,5}$/.test(values.port) && Number(values.port) <= 65_535))
-    mistakes.push(`--port cannot be ${quote(values.port)}: write a number from 0 (any free port) to 65535`)
-  if (mistakes.length > 0) throw new CommandError(2, ...mistakes.map((mistake) => `${mistake}; see --help`))
+    mistakes.push(`write ${`${name} ${jobs}`.trim()}`)
+  if (mistakes.length > 0) throw new CommandError(2, mistakes.map((mistake) => `${mistake}; see --help`).join("\n"))
   return { command, names, values }
+}
+
+type Token = { name: string; rawName: string; value?: string | undefined }
+
+/** What is wrong with an option of a command, or of the operator. */
+function mistakesOf({ name, rawName, value = "" }: Token, command: string | undefined): string[] {
+  const option = Object.hasOwn(OPTIONS, name) ? OPTIONS[name] : undefined
+  if (!option) return [`there is no option ${rawName}`]
+  if (option.type === "string" && !value) return [`${rawName} needs a value`]
+  if (option.type === "boolean" && value) return [`${rawName} takes no value`]
+  if (command === undefined && name !== "help" && name !== "version") return [`--${name} goes with a command`]
+  if (option.with && Object.hasOwn(COMMANDS, command ?? "") && option.with !== command)
+    return [`--${name} goes with ${option.with}`]
+  if (name === "output" && !["table", "json"].includes(value))
+    return [`-o cannot be ${quote(value)}: write table or json`]
+  if (name === "port" && !(/^\d{1,5}$/.test(value) && Number(value) <= 65_535))
+    return [`--port cannot be ${quote(value)}: write a number from 0 (any free port) to 65535`]
+  return []
 }
 
 /** The text of `--help`. */
@@ -608,7 +1016,7 @@ export const reportToStderr: Say = (level, text, { lines = [] } = {}) => {
   process.stderr.write(all.map((line) => `${safe(line)}\n`).join(""))
 }
 
-async function confirmOnTerminal(question: string, signal: AbortSignal): Promise<boolean> {
+async function confirm(question: string, signal: AbortSignal): Promise<boolean> {
   if (!process.stdin.isTTY) throw new CommandError(2, "stdin is not a terminal; use --yes to skip confirmation")
   const reader = createInterface({ input: process.stdin, output: process.stderr })
   try {
@@ -618,18 +1026,15 @@ async function confirmOnTerminal(question: string, signal: AbortSignal): Promise
   }
 }
 
-const COLORS: Record<string, number> = { given_up: 31, waiting: 33, restarting: 36, succeeded: 32 }
+const COLORS = { given_up: "red", waiting: "yellow", restarting: "cyan", succeeded: "green" } as const
 
-/** Prints results: on a terminal with a colour for each state. */
-function printerFor({ output, "no-color": noColor }: CommandContext["options"], env: Env): CommandContext["print"] {
-  const isColored = process.stdout.isTTY && !env.NO_COLOR && noColor === undefined && env.TERM !== "dumb"
-  return async (json, rows) => {
-    const lines = alignedRows(rows).map((line, i) => {
-      const color = isColored && COLORS[rows[i]?.[1] ?? ""]
-      return color ? `\u001b[${color}m${line}\u001b[0m` : line
-    })
-    await print(`${output === "json" ? jsonText(json) : lines.join("\n")}\n`)
-  }
+/** Prints results: on a terminal with a colour for each state, unless NO_COLOR is set. */
+async function printResult({ json, rows }: Result, options: CommandContext["options"]): Promise<void> {
+  const lines = alignedRows(rows).map((line, i) => {
+    const color = COLORS[rows[i]?.[1] as keyof typeof COLORS]
+    return color && !options["no-color"] ? styleText(color, line) : line
+  })
+  await print(`${options.output === "json" ? jsonText(json) : lines.join("\n")}\n`)
 }
 
 /** Ignores EPIPE: the reader, such as head, has closed the pipe. */
@@ -638,40 +1043,37 @@ export async function print(text: string): Promise<void> {
 }
 
 /** Runs a command with a kubeconfig, or in the operator's pod. Returns its exit code. */
-async function runCommand(
-  { command, names, values }: ReturnType<typeof readCommandLine>,
-  env: Env,
-  world: Omit<World, "cluster" | "config">,
-) {
+async function runCommand(args: string[], env: Env, world: Omit<World, "cluster" | "config">): Promise<number> {
+  const { command, names, values } = readCommandLine(args)
+  if (!command || values.help || values.version) {
+    await print(values.version ? `${project.version}\n` : helpText())
+    return 0
+  }
   const source = await findSource(env, SERVICE_ACCOUNT, values.context, world.stop)
   const cluster = connect(source, env)
   const nearest = written(env.NAMESPACE) || source.config.namespace || "flickr-downloader"
   const namespace = values.namespace ?? (nearest.split(/[,\s]/)[0] as string)
-  const isDashboard = command === "dashboard"
+  const isDashboard = command.run === dashboard
   const { config, from } = await settingsFor({ cluster, stop: world.stop }, namespace, env, isDashboard)
+  const namespaces = values.namespace === undefined ? config.namespaces : [values.namespace]
   // Only a restart must not be cut off in the middle.
-  const kill = command === "restart" || isDashboard ? world.kill : world.stop
-  return COMMANDS[command as keyof typeof COMMANDS].run({
-    world: { ...world, kill, cluster, config },
+  const kill = command.run === restart || isDashboard ? world.kill : world.stop
+  const result = await command.run({
+    world: { ...world, kill, cluster, config: { ...config, namespaces } },
     names,
     options: values,
     env,
     settings: from,
-    namespaces: values.namespace === undefined ? config.namespaces : [values.namespace],
-    print: printerFor(values, env),
-    confirm: values.yes === undefined ? (question) => confirmOnTerminal(question, world.stop) : undefined,
   })
+  if (result) await printResult(result, values)
+  return result?.code ?? 0
 }
 
 /** Runs what the command line asks for; returns the exit code. */
 export async function runCommandLine(args: string[], env: Env, signals: Pick<World, "stop" | "kill">): Promise<number> {
   try {
-    const line = readCommandLine(args)
-    const { help, version } = line.values
-    if (help === undefined && version === undefined)
-      return await runCommand(line, env, { clock: systemClock, emit: logSink(reportToStderr), ...signals })
-    await print(help !== undefined ? helpText() : `${project.version}\n`)
-    return 0
+    const world = { clock: systemClock, emit: logSink(reportToStderr), ...signals }
+    return await runCommand(args, env, world)
   } catch (error) {
     for (const mistake of messageOf(error).split("\n")) reportToStderr("fatal", mistake)
     if (error instanceof CommandError) return error.code

@@ -1,4 +1,4 @@
-// Chapter 9 of operator.ts: the commands of an admin's shell, as processes against the embedded API server over real HTTPS, beside an
+// cli.ts: the commands of an admin's shell, as processes against the embedded API server over real HTTPS, beside an
 // operator and without one, in a pipe and on a terminal.
 import { describe, expect, test } from "bun:test"
 import { join } from "node:path"
@@ -194,7 +194,7 @@ describe("status", () => {
     stand(server, "a-job-with-a-name", { status: failedAgo(0) })
     const { screen, lines } = await onTerminal(server, "status", 40)
     expect(screen).toContain("\u001b[33ma-job-with-a-name")
-    expect(lines[0]).toContain("WHY")
+    expect(lines[1]).toContain("WHY")
     for (const env of [{ NO_COLOR: "1" }, { TERM: "dumb" }])
       expect((await onTerminal(server, "status", 80, { env })).screen).not.toContain("\u001b[33m")
     expect((await onTerminal(server, "status --no-color", 80)).screen).not.toContain("\u001b[33m")
@@ -444,8 +444,11 @@ describe("explain", () => {
       metadata: { annotations: { [`${PREFIX}group`]: "key", [`${PREFIX}max-restarts`]: "many" } },
     })
     await until("failed", () => server.model.job("default", "alice")?.status.failed)
+    const from = server.calls.length
     const { code, out, rows } = await command(server, "explain alice")
     expect(code).toBe(0)
+    const lists = server.calls.slice(from).filter(({ verb, resource }) => verb === "list" && resource === "jobs")
+    expect(lists.map(({ query }) => query.labelSelector)).toEqual([`${INTENT}=alice`])
     expect(
       rows()
         .map((row) => row.slice(0, 2))

@@ -2,7 +2,7 @@
 // tried in a real browser, in e2e/dashboard.ts.
 import { describe, expect, test } from "bun:test"
 import { join } from "node:path"
-import { Dashboard } from "../../dashboard.ts"
+import { Dashboard } from "../../cli.ts"
 import { connect, PREFIX, RECORD, RECORD_JOB, readSettings } from "../../operator.ts"
 import { putRecord } from "../apiserver/history.ts"
 import {
@@ -38,14 +38,15 @@ type Lane = {
   failures: { name: string; cause: string; failedAt: number; startedAt?: number }[]
   nextRestartAt?: number
   why: string
+  decision: string
+  rules: object[]
   notRestartable?: string
   isPaused: boolean
 }
 type Message = {
-  isAll?: true
-  lanes: Lane[]
-  gone?: string[]
-  problems?: Record<string, { isOutage: boolean; text: string }>
+  settings: string[]
+  lanes: Record<string, Lane | null>
+  problems: Record<string, { isOutage: boolean; text: string }>
 }
 
 /** A dashboard at work, until the test ends, and what a browser would send it. */
@@ -83,7 +84,7 @@ async function dashboard(server: Server, { env = {}, options = [] as string[], u
       headers: { cookie, origin, "content-type": "application/json", ...headers },
       body: JSON.stringify(body),
     })
-  return { child, address, origin, cookie, get, post, page: () => open(get) }
+  return { child, address, origin, cookie, get, post, page: async () => follow((await get("/events")).body!) }
 }
 
 /** What an open page knows: the lanes and problems as the events tell them. */
@@ -93,22 +94,20 @@ function newPage() {
   const page = {
     lanes,
     messages,
-    problems: {} as NonNullable<Message["problems"]>,
+    problems: {} as Message["problems"],
     take(message: Message) {
       messages.push(message)
-      if (message.isAll) lanes.clear()
-      for (const lane of message.lanes) lanes.set(lane.job, lane)
-      for (const job of message.gone ?? []) lanes.delete(job)
-      page.problems = message.problems ?? page.problems
+      for (const [job, lane] of Object.entries(message.lanes)) lane ? lanes.set(job, lane) : lanes.delete(job)
+      page.problems = message.problems
     },
   }
   return page
 }
 
-/** Opens the events as a page does. */
-async function open(get: (path: string) => Promise<Response>) {
+/** Reads events as a page does. */
+async function follow(events: ReadableStream<string | Uint8Array>) {
   const page = newPage()
-  const reader = (await get("/events")).body!.getReader()
+  const reader = events.getReader()
   endings.push(() => reader.cancel().catch(() => {}))
   const read = async () => {
     const decoder = new TextDecoder()
@@ -116,7 +115,7 @@ async function open(get: (path: string) => Promise<Response>) {
     for (;;) {
       const { done, value } = await reader.read()
       if (done) return
-      const parts = (rest + decoder.decode(value, { stream: true })).split("\n\n")
+      const parts = (rest + (typeof value === "string" ? value : decoder.decode(value, { stream: true }))).split("\n\n")
       rest = parts.pop() ?? ""
       for (const part of parts) page.take(JSON.parse(part.replace(/^data: /, "")))
     }
@@ -135,9 +134,7 @@ async function hurriedPage(server: Server, { settings = {} as Record<string, str
   const cluster = connect(server.sourceFor(user), {})
   const dashboard = new Dashboard({ cluster, clock: new Hurried(50), emit() {}, config, ...signals }, {}, "of a test")
   await dashboard.start()
-  const page = newPage()
-  dashboard.open((message) => page.take(JSON.parse(message)))
-  return page
+  return follow(dashboard.events())
 }
 
 const hostile = '<img src=x onerror=alert(1)></script>\u202e\u0007\u001b[2J" onload="'
@@ -164,13 +161,13 @@ describe("Access", () => {
     ["a token of the right length", `/?token=${"A".repeat(43)}`, () => ({}), 403],
     ["an empty token", "/?token=", (_, cookie) => ({ headers: { cookie } }), 403],
     ["no cookie, for the events", "/events", () => ({}), 403],
-    ["no cookie, for a Job", "/job?job=default/load-a", () => ({}), 403],
+    ["no cookie, for a failure", "/failure?job=default/load-a", () => ({}), 403],
     ["a wrong cookie", "/", ({ port }) => ({ headers: { cookie: `dashboard-${port}=${"A".repeat(43)}` } }), 403],
     ["a foreign Host", "/", ({ port }, cookie) => ({ headers: { cookie, host: `evil.example:${port}` } }), 403],
     ["the right Host at another port", "/", (_, cookie) => ({ headers: { cookie, host: "127.0.0.1:1" } }), 403],
     ["a foreign Origin", "/events", (_, cookie) => ({ headers: { cookie, origin: "http://evil.example" } }), 403],
     ["the Origin null", "/events", (_, cookie) => ({ headers: { cookie, origin: "null" } }), 403],
-    ["another port's Origin", "/job", (_, cookie) => ({ headers: { cookie, origin: "http://127.0.0.1:1" } }), 403],
+    ["another port's Origin", "/failure", (_, cookie) => ({ headers: { cookie, origin: "http://127.0.0.1:1" } }), 403],
     ["POST for the page", "/", ({ origin }, cookie) => ({ method: "POST", headers: { cookie, origin } }), 405],
     ["PUT", "/", ({ origin }, cookie) => ({ method: "PUT", headers: { cookie, origin } }), 405],
     ["DELETE", "/restart", ({ origin }, cookie) => ({ method: "DELETE", headers: { cookie, origin } }), 405],
@@ -211,7 +208,7 @@ describe("Access", () => {
 
   test("every answer forbids caches, frames, referrers, and scripts but the page's own", async () => {
     const { origin, get } = await dashboard(await serve())
-    for (const answer of [await fetch(origin), await get("/"), await get("/job?job=default/none")]) {
+    for (const answer of [await fetch(origin), await get("/"), await get("/failure?job=default/none")]) {
       const policy = answer.headers.get("content-security-policy") ?? ""
       expect(policy).toContain("default-src 'none'")
       expect(policy).toMatch(/script-src 'sha256-[\w+/=]+';/)
@@ -336,23 +333,18 @@ describe("What it shows", () => {
     }
     putRecord(server.model, "default", "load-a", past, job.metadata.uid)
     const { get, page } = await dashboard(server, { env: { RESTART_RULES: "oom=1m,exit:3=2h" } })
-    const { lanes } = await page()
-    const panel = (await (await get("/job?job=default/load-a")).json()) as {
-      decision: string
-      rules: object
-      settings: string[]
-    }
-    expect(panel.decision).toMatch(/^to be restarted at .*rule exit:3=2h$/)
-    expect(panel.rules).toEqual([
+    const { lanes, messages } = await page()
+    const lane = lanes.get("default/load-a")!
+    expect(lane.decision).toMatch(/^to be restarted at [^(]*: rule exit:3=2h$/)
+    expect(lane.rules).toEqual([
       { rule: "oom=1m", verdict: "does not match" },
       { rule: "exit:3=2h", verdict: "matches" },
     ])
-    expect(panel.settings).toContain("RESTART_RULES=oom=1m, exit:3=2h")
-    const { name } = lanes.get("default/load-a")!.failures[0]!
+    expect(messages[0]?.settings).toContain("RESTART_RULES=oom=1m, exit:3=2h")
+    const { name } = lane.failures[0]!
     const evidence = await (await get(`/failure?job=default/load-a&record=${name}`)).json()
     expect(evidence).toMatchObject({ lines: expect.arrayContaining(["    | token=***", "    | the end"]) })
     expect((await get("/failure?job=default/load-a&record=none")).status).toBe(404)
-    expect((await get("/job?job=default/none")).status).toBe(404)
   })
 
   test("control and bidi characters of a forged record arrive as visible text", async () => {
@@ -464,9 +456,7 @@ describe("What it shows", () => {
     stand(server, "load-a")
     const page = await (await dashboard(server, { env: { JOB_SELECTOR: "" } })).page()
     expect([...page.lanes.keys()]).toEqual(["default/load-a"])
-    expect(page.messages[0]).toMatchObject({
-      settings: expect.stringContaining("no operator has written its settings"),
-    })
+    expect(page.messages[0]?.settings[0]).toContain("no operator has written its settings")
   })
 })
 
