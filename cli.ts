@@ -467,10 +467,10 @@ async function planRestart(world: World, job: JobName): Promise<RestartPlan | { 
 }
 
 /** What a restart knows without watches: what it has read itself. */
-async function localCache({ cluster, emit, kill }: World, { namespace, name }: JobName): Promise<RestartCache> {
+async function localCache({ cluster, clock, emit, kill }: World, { namespace, name }: JobName): Promise<RestartCache> {
   const cache = new Cache()
   const { items } = await cluster.listJobs(namespace, `${INTENT}=${labelValueFor(name)}`, readIntent, kill)
-  for (const intent of items) cache.addIntent(intent, 0)
+  for (const intent of items) cache.addOwnIntent(intent, clock.monotonic())
   let latest: Job | undefined
   return {
     intentsOf: (key) => cache.intentsOf(key),
@@ -480,9 +480,9 @@ async function localCache({ cluster, emit, kill }: World, { namespace, name }: J
     onJobRead: (job) => {
       latest = job
     },
-    onIntentRead: (intent) => cache.addIntent(intent, 0),
+    onIntentRead: (intent) => cache.addOwnIntent(intent, clock.monotonic()),
     onIntentGone: (intent) => cache.removeIntent(intent),
-    whenGone: () => undefined,
+    whenChanged: () => undefined,
     emit,
   }
 }

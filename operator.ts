@@ -3684,8 +3684,8 @@ export interface RestartCache {
   onJobRead(job: Job): void
   onIntentRead(intent: Intent): void
   onIntentGone(intent: Pick<Intent, "namespace" | "jobName" | "name" | "uid">): void
-  /** Fires when the Job or one of its pods is seen to go; undefined where nothing is watched. */
-  whenGone(key: string): AbortSignal | undefined
+  /** Fires when the Job or a pod of it is seen to go, or the Job to be edited; undefined where nothing is watched. */
+  whenChanged(key: string): AbortSignal | undefined
   emit: Emit
 }
 
@@ -3707,7 +3707,7 @@ interface Progress {
   deletedBy: Intent | undefined
   /** What a clean up ends with, until it is through. */
   ended: Outcome | undefined
-  gone: AbortSignal | undefined
+  changed: AbortSignal | undefined
   isPastDelete: boolean
   /** When the last delete without a clear answer was sent: it may still be applied. */
   unansweredSince: Monotonic | undefined
@@ -3786,7 +3786,7 @@ async function observe(
 ): Promise<Observation> {
   const { cluster, clock, kill } = world
   const before = cache.intentsOf(job.key)
-  progress.gone = cache.whenGone(job.key)
+  progress.changed = cache.whenChanged(job.key)
   const live = await cluster.getJob(job.namespace, job.name, kill)
   if (live) cache.onJobRead(live)
   const isGoing = !live || isTerminating(live)
@@ -3950,8 +3950,8 @@ async function pause({ clock, kill, stop }: World, progress: Progress): Promise<
   progress.waitingSince ??= clock.monotonic()
   const longestMs = stop.aborted ? LOOK_AFTER_STOP_MS : LONGEST_LOOK_MS
   const waitedMs = clock.monotonic() - progress.waitingSince
-  const lookMs = progress.gone ? longestMs : Math.min(longestMs, Math.max(FIRST_LOOK_MS, waitedMs / 5))
-  const signals = [progress.gone, stop.aborted ? undefined : stop].filter((signal) => signal !== undefined)
+  const lookMs = progress.changed ? longestMs : Math.min(longestMs, Math.max(FIRST_LOOK_MS, waitedMs / 5))
+  const signals = [progress.changed, stop.aborted ? undefined : stop].filter((signal) => signal !== undefined)
   await clock.sleep(lookMs, kill, ...signals)
 }
 
@@ -4117,7 +4117,7 @@ async function proveAndDelete(
   // Absent, or the server could not read it: neither is a yes.
   if (verdict === "absent") return undefined
   if (!verdict.admitted) return reject(verdict.error)
-  progress.gone = cache.whenGone(job.key)
+  progress.changed = cache.whenChanged(job.key)
   const sentSince = world.clock.monotonic()
   const { jobUid: uid, jobVersion: resourceVersion } = intent
   try {
@@ -4166,7 +4166,7 @@ async function withdrawIntents(
   const { clock, kill, stop } = world
   const lateMs = (progress.unansweredSince ?? Number.NEGATIVE_INFINITY) + LATE_DELETE_MS - clock.monotonic()
   if (lateMs > 0) {
-    await clock.sleep(lateMs, kill, stop, ...(progress.gone ? [progress.gone] : []))
+    await clock.sleep(lateMs, kill, stop, ...(progress.changed ? [progress.changed] : []))
     return false
   }
   const before = await world.cluster.getJob(job.namespace, job.name, world.kill)
@@ -4614,6 +4614,8 @@ export class Liveness {
   readonly watches = new Map<string, number>()
   private lastTickAt: Monotonic | undefined
   private readonly lastEventAt = new Map<string, Monotonic>()
+  /** Namespaces whose Jobs could not be listed or watched since the last event. */
+  private readonly broken = new Set<string>()
   private readonly syncedPods = new Set<string>()
 
   constructor(
@@ -4632,12 +4634,19 @@ export class Liveness {
 
   noteEvent(namespace: string): void {
     this.lastEventAt.set(namespace, this.clock.monotonic())
+    this.broken.delete(namespace)
+  }
+
+  noteBroken(namespace: string): void {
+    this.broken.add(namespace)
   }
 
   /** For how long nothing was heard of a namespace's Jobs, if that is too long. */
   staleForMs(namespace: string): number | undefined {
     const staleMs = this.clock.monotonic() - (this.lastEventAt.get(namespace) ?? Number.NEGATIVE_INFINITY)
-    return staleMs > this.staleAfterMs(namespace) ? staleMs : undefined
+    // A watch that holds may be silent; one that is broken for longer than a call takes is down.
+    const limitMs = this.broken.has(namespace) ? CALL_LIMIT_MS : this.staleAfterMs(namespace)
+    return staleMs > limitMs ? staleMs : undefined
   }
 
   noteWatch(namespace: string, resource: string): void {
@@ -4679,7 +4688,7 @@ export class Operator {
   readonly workqueue: Workqueue
   readonly permissions = new Permissions()
   readonly liveness: Liveness
-  private readonly restarts = new Map<string, { done: Promise<void>; dueAt: number; gone: AbortController }>()
+  private readonly restarts = new Map<string, { done: Promise<void>; dueAt: number; changed: AbortController }>()
   private readonly reported = new RecentSet(MOST_REPORTED)
   /** Writes that nothing waits for: under way, and waiting. */
   private readonly writing = new Set<Promise<void>>()
@@ -4740,6 +4749,7 @@ export class Operator {
         pods ??= this.listAndWatchPods(namespace)
         await this.watchOrSleep(namespace, version, trouble.over)
       } catch (error) {
+        if (!stop.aborted) this.liveness.noteBroken(namespace)
         this.permissions.noteDenied(namespace, "watch batch/jobs", error)
         await trouble.wait(error, stop)
       }
@@ -4952,7 +4962,7 @@ export class Operator {
   /** An edit of a Job that is going is for the restart under way: the Job may be gone a moment later. */
   private wakeIfEdited(before: Job | undefined, after: Job | undefined): void {
     const restart = after && this.restarts.get(viewJob(after).key)
-    if (restart && before && fingerprintOf(before) !== fingerprintOf(after)) restart.gone.abort()
+    if (restart && before && fingerprintOf(before) !== fingerprintOf(after)) restart.changed.abort()
   }
 
   private onJobDeleted(view: JobView, job: Job | undefined, isWatched: boolean): void {
@@ -4964,7 +4974,7 @@ export class Operator {
     entry.job = job && { ...job, metadata: { ...job.metadata, finalizers: entry.finalizers } }
     entry.goneAt ??= nowOf(this.world)
     if (entry.job) this.cache.bury(view.key, { job: entry.job, watched: isWatched })
-    this.restarts.get(view.key)?.gone.abort()
+    this.restarts.get(view.key)?.changed.abort()
     this.enqueue(view.key)
   }
 
@@ -4982,7 +4992,7 @@ export class Operator {
     if (isOfEntry) Object.assign(kept, { jobUid: entry.view.uid, jobName: entry.view.name })
     this.cache.addPod(isGone ? { ...kept, gone: true } : kept, isOfEntry)
     // While the Job itself is still there, its own end is what a restart waits for.
-    if (isGone && entry?.goneAt !== undefined) this.restarts.get(entry.view.key)?.gone.abort()
+    if (isGone && entry?.goneAt !== undefined) this.restarts.get(entry.view.key)?.changed.abort()
     if (!entry || !isOfEntry) return
     this.reportCannotStart(entry.view, pod)
     // With a grace period of 0 the pod is gone a moment after this, before its Job is seen to fail.
@@ -5197,7 +5207,7 @@ export class Operator {
       this.restarts.delete(key)
       this.finishRestart(restart.job, failure, outcome, clock.monotonic() - startedAt, nowOf(this.world) - dueAt)
     })
-    this.restarts.set(key, { done, dueAt, gone: new AbortController() })
+    this.restarts.set(key, { done, dueAt, changed: new AbortController() })
   }
 
   /** What a restart reads is news for the cache too. */
@@ -5222,17 +5232,17 @@ export class Operator {
       onJobRead: (job) => this.onJobRead(job),
       onIntentRead: (intent) => cache.addOwnIntent(intent, this.world.clock.monotonic()),
       onIntentGone: (intent) => cache.removeIntent(intent),
-      whenGone: () => this.whenGone(key, namespace),
+      whenChanged: () => this.whenChanged(key, namespace),
       emit: (fact) => this.emit(fact),
     }
   }
 
-  private whenGone(key: string, namespace: string): AbortSignal | undefined {
+  private whenChanged(key: string, namespace: string): AbortSignal | undefined {
     const restart = this.restarts.get(key)
     const isWatched = this.permissions.may(namespace, "watch batch/jobs") && !this.world.stop.aborted
     if (!restart || !isWatched) return undefined
-    if (restart.gone.signal.aborted) restart.gone = new AbortController()
-    return restart.gone.signal
+    if (restart.changed.signal.aborted) restart.changed = new AbortController()
+    return restart.changed.signal
   }
 
   private onJobRead(job: Job): void {

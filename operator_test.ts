@@ -3754,6 +3754,18 @@ describe("11 Controller", () => {
       expect(liveness.staleForMs("a")).toBe(150 * SECOND + 1)
     })
 
+    test("a namespace whose watch is broken is stale after half a minute, until the next event", () => {
+      const { clock, liveness } = livenessAt()
+      liveness.noteEvent("a")
+      liveness.noteBroken("a")
+      clock.at += 30 * SECOND
+      expect(liveness.staleForMs("a")).toBeUndefined()
+      clock.at += 1
+      expect(liveness.staleForMs("a")).toBe(30 * SECOND + 1)
+      liveness.noteEvent("a")
+      expect(liveness.staleForMs("a")).toBeUndefined()
+    })
+
     test("counts watches, and knows where pods are watched without a gap", () => {
       const { liveness } = livenessAt()
       for (const resource of ["jobs", "jobs", "pods"]) liveness.noteWatch("a", resource)
