@@ -27,8 +27,8 @@ import {
   until,
 } from "./acting_kit.ts"
 
-tidyUp()
 const program = join(import.meta.dir, "../../operator.ts")
+tidyUp()
 
 type Lane = {
   job: string
