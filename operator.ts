@@ -1810,6 +1810,8 @@ export function nextStep(seen: Observation, now: number): Step {
   if (!intent) return stepWithoutIntent(seen, now)
   const back = [live, latest].find((job) => job && wasRecreated(job, intent))
   if (back) return { do: "clean up", intents, outcome: outcomeOf(intents, back), withdraw: false }
+  const atOnce = stepAtOnce(seen, intent, older)
+  if (atOnce) return atOnce
   if (older.length > 0) return { do: "clean up", intents: older, outcome: undefined, withdraw: false }
   if (!live) return stepWhileAbsent(seen, intent, now)
   return isTerminating(live) ? stepWhileTerminating(seen, intent, live) : stepBeforeDelete(seen, intent, live, now)
@@ -1852,6 +1854,18 @@ function writeStep(plan: IntentPlan, prove: boolean): Step {
     result: "rejected",
     error: new Error(`${inexact} is above 2^53 and would be changed; write a smaller number`),
   })
+}
+
+/**
+ * Another operator deleted the Job by an intent that does not wait, before it saw the one that does, which is for a
+ * later edit: with that alone, its delete would look like a person's.
+ */
+function stepAtOnce({ live, latest }: Observation, intent: Intent, older: Intent[]): Step | undefined {
+  const isBegun = older.some(({ jobUid, dueAt }) => jobUid === intent.jobUid && dueAt === undefined)
+  const isGoing = !live || isTerminating(live)
+  const job = live ?? latest
+  if (!isBegun || !isGoing || intent.dueAt === undefined || !job || uidOf(job) !== intent.jobUid) return undefined
+  return writeStep({ live: job, additions: intent.additions, dueAt: undefined }, false)
 }
 
 /** The Job stands as it was when the intent was written, or was edited since. */
@@ -3705,6 +3719,8 @@ interface Progress {
   fresh: string | undefined
   /** The intent by which this run has just deleted the Job, until the next look. */
   deletedBy: Intent | undefined
+  /** The uid of the Job that this run has deleted. */
+  deletedUid: string | undefined
   /** What a clean up ends with, until it is through. */
   ended: Outcome | undefined
   changed: AbortSignal | undefined
@@ -3809,7 +3825,9 @@ async function observe(
     ended: progress.ended,
     live,
     latest,
-    deletedByPerson: cache.deletedByPerson(intent?.jobUid ?? job.uid, intent?.dueAt),
+    deletedByPerson:
+      progress.deletedUid !== (intent?.jobUid ?? job.uid) &&
+      cache.deletedByPerson(intent?.jobUid ?? job.uid, intent?.dueAt),
     wish: source && uidOf(source) === job.uid ? wishFor?.(source) : undefined,
     blockers,
     unblockedForMs: measureUnblockedMs(clock, progress, live, blockers),
@@ -4131,6 +4149,7 @@ async function proveAndDelete(
   }
   progress.isPastDelete = true
   progress.deletedBy = intent
+  progress.deletedUid = uid
   return pause(world, progress)
 }
 

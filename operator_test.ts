@@ -2434,6 +2434,20 @@ describe("5 Replacement and intent", () => {
         "clean up U7, U8: replaced",
       ],
     },
+    "an edit waits beside the intent by which another operator deleted the Job": {
+      "and the Job is going: the edit waits no longer": [
+        { intents: [laterIntent(), intentOf({}, { uid: "U8" })], live: liveJob({ ...deleted }) },
+        "write intent",
+      ],
+      "and the Job is gone": [
+        { intents: [laterIntent(), intentOf({}, { uid: "U8" })], live: undefined, latest: liveJob({ ...deleted }) },
+        "write intent",
+      ],
+      "and the Job stands: it cannot be deleted by the older one": [
+        { intents: [laterIntent(), intentOf({}, { uid: "U8" })] },
+        "clean up U8: go on",
+      ],
+    },
   }
   describe.each(Object.entries(rules))("nextStep() where %s", (_, rows) => {
     test.each(Object.entries(rows))("%s", (_, [observed, expected]) => {

@@ -396,8 +396,10 @@ export class Invariants {
     if (process.dryRun) sim.violate(`${who} in a dry run`)
     if (type === "DELETED") sim.violate(`${who}, not in the foreground`)
     if (!condition(job, "Failed")) return sim.violate(`${who}, which had not failed`)
-    if (!sim.isSelected(job) && process.version === "current") sim.violate(`${who}, which was not selected or paused`)
     const intents = this.standing(name).filter((i) => i.uid === uid && i.version === resourceVersion)
+    // Version 1.0.0 may write an intent for what it has not seen deselected.
+    const mayBeUnselected = process.version === "1.0.0" || intents.some(({ isV1 }) => isV1)
+    if (!sim.isSelected(job) && !mayBeUnselected) sim.violate(`${who}, which was not selected or paused`)
     if (process.version === "1.0.0") {
       this.except("version100")
       if (intents.length === 0) past.cancelled.add(uid)
