@@ -464,7 +464,9 @@ export class Invariants {
     if (past.remover !== "ttl") return
     // An intent for an older version is void, and may be about to be removed.
     const protects = (i: StoredIntent) => i.uid === uid && i.version === past.deletedVersion && !hasFlaw(i.object)
-    if (this.standing(name).some(protects)) past.owed = uid
+    // Without the TTL that it had, its end looks like a person's delete.
+    const wasTtlEdited = ttlMsOf(job) !== past.deletedTtlMs
+    if (this.standing(name).some(protects) && !wasTtlEdited) past.owed = uid
     else this.onTakenByTtl(job, past)
   }
   private onTakenByTtl(job: Job, past: Past): void {
