@@ -2440,7 +2440,6 @@ async function readKubeconfigs(paths: string[], wanted?: string): Promise<Kubeco
   const userEntry = context.user ? findEntry("user", context.user, files, problems) : NOBODY
   const cluster = readFields(CLUSTER, clusterEntry, problems)
   const user = readFields(USER, userEntry, problems)
-  check()
   problems.push(...mistakesIn(clusterEntry.what, clusterMistakes(cluster)))
   problems.push(...mistakesIn(userEntry.what, [...userMistakes(user), ...pluginMistakes(user)]))
   check()
@@ -2767,9 +2766,11 @@ export type Tls = BunFetchRequestInitTLS & { allowPartialTrustChain?: boolean }
 /** Reads and checks what TLS needs: at start, and again and again, for files are renewed. */
 async function readTls(config: Kubeconfig): Promise<Tls> {
   if (config.server.startsWith("http:")) return {}
-  const ca = await readAuthorities(config)
-  const cert = await readPem(config, "client-certificate")
-  const key = await readPem(config, "client-key")
+  const pems = [readAuthorities(config), readPem(config, "client-certificate"), readPem(config, "client-key")] as const
+  const results = await Promise.allSettled(pems)
+  const mistakes = results.flatMap((result) => (result.status === "rejected" ? [messageOf(result.reason)] : []))
+  if (mistakes.length > 0) throw new Error(mistakes.join("; "))
+  const [ca, cert, key] = await Promise.all(pems)
   if (cert && key) checkTls("client-certificate and client-key must be a pair, without passphrase", { cert, key })
   const serverName = config.cluster["tls-server-name"]
   return {
