@@ -9,78 +9,9 @@ import { networkInterfaces } from "node:os"
 import { createInterface } from "node:readline/promises"
 import { parseArgs, styleText } from "node:util"
 import dashboardPage from "./dashboard.html" with { type: "text" }
-import {
-  ApiError,
-  alignedRows,
-  backoffMs,
-  Cache,
-  ConfigError,
-  connect,
-  countFrom,
-  createRecord,
-  type Decision,
-  decide,
-  decideOnWish,
-  decisionText,
-  durationText,
-  type Env,
-  type Evidence,
-  eventFor,
-  evidenceLines,
-  type Failure,
-  failureOf,
-  findSource,
-  gatherEvidence,
-  INTENT,
-  type Intent,
-  instant,
-  instantText,
-  isChanged,
-  isIntent,
-  isSelected,
-  JOB_NAME,
-  type Job,
-  type JobName,
-  type JobView,
-  jsonText,
-  judgedRules,
-  labelValueFor,
-  logSink,
-  type Metadata,
-  messageOf,
-  newestFirst,
-  nowOf,
-  type Outcome,
-  overridesOf,
-  own,
-  type PastFailure,
-  PREFIX,
-  printable,
-  quote,
-  RECORD,
-  RECORD_JOB,
-  type RestartCache,
-  readIntent,
-  readPast,
-  readRecord,
-  readSettings,
-  reconcileRestart,
-  recordFor,
-  type Say,
-  SERVICE_ACCOUNT,
-  SETTINGS,
-  SETTINGS_MAP,
-  SettingsError,
-  safe,
-  stateOf,
-  systemClock,
-  UNKNOWN,
-  variablesOf,
-  viewJob,
-  type World,
-  wishFor,
-  written,
-} from "./operator.ts"
+import type { Env, Failure, Intent, Job, JobName, JobView, Outcome, PastFailure, World } from "./operator.ts"
+import * as operator from "./operator.ts"
+import { ApiError, decideOnWish, instantText, messageOf, nowOf, PREFIX, quote, UNKNOWN, viewJob } from "./operator.ts"
 import project from "./package.json" with { type: "json" }
 
 // ───────────────────────────────────── 1 Jobs, intents and records ────────────────────────────────────
@@ -117,18 +48,18 @@ type Reader = Pick<World, "cluster" | "stop">
  * CommandError, or with `isLenient` returns the defaults, for every Job.
  */
 async function settingsFor({ cluster, stop }: Reader, namespace: string, env: Env, isLenient = false) {
-  const map = await cluster.getConfigMap(namespace, SETTINGS_MAP, stop)
+  const map = await cluster.getConfigMap(namespace, operator.SETTINGS_MAP, stop)
   if (map) {
     const writtenAt = map.metadata?.annotations?.[`${PREFIX}written-at`]
     const from = `as the operator wrote them in ${namespace} at ${writtenAt}`
-    return { config: readSettings(map.data ?? {}).config, from }
+    return { config: operator.readSettings(map.data ?? {}).config, from }
   }
   try {
-    const { config } = readSettings({ ...env, NAMESPACE: namespace })
+    const { config } = operator.readSettings({ ...env, NAMESPACE: namespace })
     return { config, from: "of the environment; no operator has written any" }
   } catch (error) {
     const missing = `no operator has written its settings in namespace ${namespace}`
-    const { config } = readSettings({ NAMESPACE: namespace, JOB_SELECTOR: `!${INTENT}` })
+    const { config } = operator.readSettings({ NAMESPACE: namespace, JOB_SELECTOR: `!${operator.INTENT}` })
     if (isLenient) return { config, from: `are the defaults, for every Job: ${missing}` }
     const advice = `${missing}: name another with -n, or set them in the environment`
     throw new CommandError(2, `${advice}\n${messageOf(error)}`)
@@ -138,7 +69,7 @@ async function settingsFor({ cluster, stop }: Reader, namespace: string, env: En
 const RESOURCES = ["jobs", "configmaps"] as const
 type Resource = (typeof RESOURCES)[number]
 /** Of all Jobs, and of the records of failures. */
-const SELECTORS = { jobs: "", configmaps: `${RECORD}=failure` }
+const SELECTORS = { jobs: "", configmaps: `${operator.RECORD}=failure` }
 
 /** What is known of one Job: its intents, and the records of its failures by name. */
 class Entry {
@@ -176,7 +107,8 @@ class Inventory {
       if (resource === "jobs") entry.job = undefined
       this.onChange(key)
     }
-    for (const item of items) this.take("LISTED", resource, "spec" in item ? item : { metadata: item as Metadata })
+    for (const item of items)
+      this.take("LISTED", resource, "spec" in item ? item : { metadata: item as operator.Metadata })
     return resourceVersion
   }
 
@@ -185,22 +117,22 @@ class Inventory {
     const { cluster, stop } = this.world
     const [job] = await Promise.all([
       cluster.getJob(namespace, name, stop),
-      this.list(namespace, "jobs", `${INTENT}=${labelValueFor(name)}`),
-      this.list(namespace, "configmaps", `${SELECTORS.configmaps},${RECORD_JOB}=${name}`),
+      this.list(namespace, "jobs", `${operator.INTENT}=${operator.labelValueFor(name)}`),
+      this.list(namespace, "configmaps", `${SELECTORS.configmaps},${operator.RECORD_JOB}=${name}`),
     ])
     if (job) this.take("LISTED", "jobs", job)
   }
 
   take(type: string, resource: Resource, object: Pick<Job, "metadata">): void {
     const { namespace, name = "" } = object.metadata ?? {}
-    const past = resource === "configmaps" ? readPast(object.metadata ?? {}) : undefined
-    const intent = past ? undefined : readIntent(object)
+    const past = resource === "configmaps" ? operator.readPast(object.metadata ?? {}) : undefined
+    const intent = past ? undefined : operator.readIntent(object)
     const key = `${namespace}/${past?.job ?? intent?.jobName ?? name}`
     const entry = this.entries.get(key) ?? new Entry()
     this.entries.set(key, entry)
     if (past) entry.records.set(name, past)
     else if (intent) entry.intents.set(name, intent)
-    else if (!isIntent(object)) entry.job = type === "DELETED" ? undefined : withoutManagedFields(object)
+    else if (!operator.isIntent(object)) entry.job = type === "DELETED" ? undefined : withoutManagedFields(object)
     if (type === "DELETED") (past ? entry.records : entry.intents).delete(name)
     this.onChange(key)
   }
@@ -213,9 +145,9 @@ class Inventory {
   /** Undefined for a Job that is not selected. One that is absent during its restart is shown from its intent. */
   statusOf(key: string, isNamed = false): Status | undefined {
     const entry = this.entries.get(key) ?? new Entry()
-    const [intent] = newestFirst([...entry.intents.values()])
+    const [intent] = operator.newestFirst([...entry.intents.values()])
     const job = entry.job ?? (intent && replacementOf(intent))
-    const isShown = job && (isNamed || intent || isSelected(viewJob(job), this.world.config))
+    const isShown = job && (isNamed || intent || operator.isSelected(viewJob(job), this.world.config))
     return isShown ? this.judge(job, intent, [...entry.records.values()].sort(byTime)) : undefined
   }
 
@@ -229,26 +161,26 @@ class Inventory {
     const isFailed = view.phase === "failed"
     const decision = intent
       ? decisionOf(intent, now)
-      : decide(view, { ...failure, seenAt: now, changed: isChanged(job) }, config, now)
+      : operator.decide(view, { ...failure, seenAt: now, changed: operator.isChanged(job) }, config, now)
     const isRestarting = intent !== undefined && decision.do === "restart"
     const dueAt = "dueAt" in decision ? decision.dueAt : undefined
     const nextRestartAt = isRestarting ? undefined : dueAt
     const rejection = nextRestartAt !== undefined && nextRestartAt <= now ? this.rejections.get(view.uid) : undefined
-    const restarts = view.phase === "succeeded" ? 0 : countFrom(own(view, "restarts"))
+    const restarts = view.phase === "succeeded" ? 0 : operator.countFrom(operator.own(view, "restarts"))
     const annotations = Object.entries(view.annotations).filter(([key]) => key.startsWith(PREFIX))
     const facts = {
       job: view.key,
       uid: view.uid,
-      state: isRestarting ? "restarting" : stateOf(view, decision, rejection ? 1 : 0),
+      state: isRestarting ? "restarting" : operator.stateOf(view, decision, rejection ? 1 : 0),
       nextRestartAt,
-      cause: isFailed ? failure.cause : (past?.cause ?? own(view, "last-cause")),
+      cause: isFailed ? failure.cause : (past?.cause ?? operator.own(view, "last-cause")),
       failuresInRow: restarts + (isFailed ? 1 : 0),
-      lastFailureAt: view.failedAt ?? past?.failedAt ?? instant(own(view, "last-failure")),
+      lastFailureAt: view.failedAt ?? past?.failedAt ?? operator.instant(operator.own(view, "last-failure")),
       why: rejection ?? decision.because,
-      decision: isRestarting ? `its restart is under way, ${decision.because}` : decisionText(decision, now),
-      rules: judgedRules(view, failure, config),
+      decision: isRestarting ? `its restart is under way, ${decision.because}` : operator.decisionText(decision, now),
+      rules: operator.judgedRules(view, failure, config),
       annotations: annotations.map(([key, value]) => `${key.slice(PREFIX.length)}=${value}`),
-      problems: overridesOf(view, config).problems,
+      problems: operator.overridesOf(view, config).problems,
     }
     return { view, records, dueAt, facts }
   }
@@ -256,7 +188,7 @@ class Inventory {
   /** From the record; if that does not tell, unknown until somebody has looked. */
   private failureOf(view: JobView, past: PastFailure | undefined): Failure {
     if (view.phase !== "failed") return UNKNOWN
-    const needsLog = overridesOf(view, this.world.config).rules.some(({ cause }) => cause.kind === "log")
+    const needsLog = operator.overridesOf(view, this.world.config).rules.some(({ cause }) => cause.kind === "log")
     if (past?.uid === view.uid && !needsLog) return { ...UNKNOWN, cause: past.cause }
     const moment = `${view.uid} ${past?.name}`
     const known = this.failures.get(moment)
@@ -271,7 +203,7 @@ class Inventory {
   protected async look(view: JobView, moment: string): Promise<void> {
     const records = this.entries.get(view.key)?.records.values() ?? []
     const past = [...records].find(({ uid }) => uid === view.uid)
-    this.failures.set(moment, failureOf(view, await findEvidence(this.world, view, past)))
+    this.failures.set(moment, operator.failureOf(view, await findEvidence(this.world, view, past)))
     this.onChange(view.key)
   }
 
@@ -298,21 +230,21 @@ function replacementOf({ namespace, replacement }: Intent): Job {
 }
 
 /** What an intent has decided already. */
-function decisionOf({ name, dueAt }: Intent, now: number): Decision {
+function decisionOf({ name, dueAt }: Intent, now: number): operator.Decision {
   if (dueAt !== undefined && now < dueAt) return { do: "wait", dueAt, because: `recorded in intent ${name}` }
   return { do: "restart", dueAt: dueAt ?? 0, because: `intent ${name}` }
 }
 
 /** What was observed of a failure: from its record, else from the pods that are left. */
-async function findEvidence(world: World, view: JobView, past: PastFailure | undefined): Promise<Evidence> {
+async function findEvidence(world: World, view: JobView, past: PastFailure | undefined): Promise<operator.Evidence> {
   const map = past && (await world.cluster.getConfigMap(past.namespace, past.name, world.kill))
-  return (map && readRecord(map)?.evidence) ?? gatherEvidence(world, view, [])
+  return (map && operator.readRecord(map)?.evidence) ?? operator.gatherEvidence(world, view, [])
 }
 
 /** The failures of a namespace, or of one Job, that are recorded, oldest first. */
 async function loadRecords({ cluster, kill }: World, namespace: string, job?: string): Promise<PastFailure[]> {
-  const selector = job === undefined ? SELECTORS.configmaps : `${SELECTORS.configmaps},${RECORD_JOB}=${job}`
-  return (await cluster.listConfigMaps(namespace, selector, kill)).items.map(readPast).sort(byTime)
+  const selector = job === undefined ? SELECTORS.configmaps : `${SELECTORS.configmaps},${operator.RECORD_JOB}=${job}`
+  return (await cluster.listConfigMaps(namespace, selector, kill)).items.map(operator.readPast).sort(byTime)
 }
 
 /** The status of every selected Job, or of one, whatever is selected; failures explained, and rejections read. */
@@ -338,7 +270,7 @@ const shortName = ({ config }: World, key: string) =>
 async function status({ world, settings }: CommandContext): Promise<Result> {
   const jobs = (await loadStatuses(world)).map(({ facts }) => facts)
   const now = nowOf(world)
-  const span = (ms: number) => durationText(Math.max(0, Math.round(ms / 1_000)) * 1_000)
+  const span = (ms: number) => operator.durationText(Math.max(0, Math.round(ms / 1_000)) * 1_000)
   const rows = jobs.map(({ job, state, nextRestartAt, cause = "", failuresInRow, lastFailureAt, why }) => [
     shortName(world, job),
     state,
@@ -373,13 +305,13 @@ async function historyOfJob({ world, names }: CommandContext): Promise<Result> {
   if (records.length === 0 && !(await cluster.getJob(namespace, name, stop)))
     throw new CommandError(3, `there is no Job ${key}, and no record of a failure of it`)
   const maps = await Promise.all(records.map((past) => cluster.getConfigMap(namespace, past.name, stop)))
-  const whole = maps.flatMap((map) => (map && readRecord(map)) ?? [])
+  const whole = maps.flatMap((map) => (map && operator.readRecord(map)) ?? [])
   const json = whole.map(({ past, reason, evidence: { logs, ...evidence } }) => {
     return { ...past, reason, ...evidence, logs: Object.fromEntries(logs) }
   })
   const lines = whole.flatMap(({ past: { cause, failedAt: at, restarts, decided }, reason, evidence }) => [
     `${instantText(at)} ${[cause, reason].filter(Boolean).join(", ")}; failure ${restarts + 1} in a row; ${decided}`,
-    ...evidenceLines(evidence).map((line) => `    ${line}`),
+    ...operator.evidenceLines(evidence).map((line) => `    ${line}`),
   ])
   const shown = lines.length > 0 ? lines : [`no failure of ${key} is recorded`]
   return { json, rows: shown.map((line) => [line]) }
@@ -387,7 +319,7 @@ async function historyOfJob({ world, names }: CommandContext): Promise<Result> {
 
 /** The Jobs that are named; at least one is. */
 function jobsOf({ config: { namespaces } }: World, names: string[]): [JobName, ...JobName[]] {
-  const wrong = names.filter((name) => !JOB_NAME.test(name) || (namespaces.length > 1 && !name.includes("/")))
+  const wrong = names.filter((name) => !operator.JOB_NAME.test(name) || (namespaces.length > 1 && !name.includes("/")))
   const advice = "names no Job; where there are several namespaces write namespace/name"
   if (wrong.length > 0) throw new CommandError(2, wrong.map((name) => `${quote(name)} ${advice}`).join("\n"))
   return [...new Set(names)].map((text) => {
@@ -400,7 +332,7 @@ function jobsOf({ config: { namespaces } }: World, names: string[]): [JobName, .
 const DECISIVE =
   "RESTART_DELAY SKIP_DELAY_ON_OOM RESTART_RULES MAX_RESTARTS RESTART_SPACING JOB_NAMES JOB_SELECTOR".split(" ")
 function decisiveSettings({ config }: World): string[] {
-  const values = variablesOf(config)
+  const values = operator.variablesOf(config)
   return DECISIVE.filter((variable) => values[variable]).map((variable) => `${variable}=${values[variable]}`)
 }
 
@@ -421,7 +353,7 @@ async function explain({ world, names, settings }: CommandContext): Promise<Resu
     ["settings", settings, ...decisiveSettings(world)],
   ]
   const rows = blocks.flatMap(([label, ...lines]) => lines.map((line, i) => [i === 0 ? label : "", line]))
-  return { json: { ...facts, settings: { from: settings, ...variablesOf(world.config) } }, rows }
+  return { json: { ...facts, settings: { from: settings, ...operator.variablesOf(world.config) } }, rows }
 }
 
 // ───────────────────────────────────────────── 3 Restart ──────────────────────────────────────────────
@@ -448,9 +380,9 @@ async function planRestart(world: World, job: JobName): Promise<RestartPlan | { 
   if (world.config.dryRun) throw new CommandError(2, "DRY_RUN is set: nothing is restarted")
   const live = await world.cluster.getJob(namespace, name, world.kill)
   const cache = await localCache(world, job)
-  const [unfinished] = newestFirst(cache.intentsOf(key))
+  const [unfinished] = operator.newestFirst(cache.intentsOf(key))
   if (unfinished && (!live || live.metadata?.deletionTimestamp)) {
-    const run = () => reconcileRestart(world, cache, { job, atOnce: true })
+    const run = () => operator.reconcileRestart(world, cache, { job, atOnce: true })
     return { job, what: `${key} (continuing ${unfinished.name})`, run }
   }
   if (!live) return { rejection: `there is no Job ${key}` }
@@ -460,16 +392,24 @@ async function planRestart(world: World, job: JobName): Promise<RestartPlan | { 
   const run = async () => {
     const failure = view.phase === "failed" ? await keepEvidence(world, view) : UNKNOWN
     const known = { ...failure, changed: true }
-    const wish = (latest: Job) => wishFor(latest, known, world.config, nowOf(world), decideOnWish)
-    return reconcileRestart(world, cache, { job: view, wishFor: wish, atOnce: true })
+    const wish = (latest: Job) => operator.wishFor(latest, known, world.config, nowOf(world), decideOnWish)
+    return operator.reconcileRestart(world, cache, { job: view, wishFor: wish, atOnce: true })
   }
   return { job, what: `${key} (${view.phase})`, run }
 }
 
 /** What a restart knows without watches: what it has read itself. */
-async function localCache({ cluster, clock, emit, kill }: World, { namespace, name }: JobName): Promise<RestartCache> {
-  const cache = new Cache()
-  const { items } = await cluster.listJobs(namespace, `${INTENT}=${labelValueFor(name)}`, readIntent, kill)
+async function localCache(
+  { cluster, clock, emit, kill }: World,
+  { namespace, name }: JobName,
+): Promise<operator.RestartCache> {
+  const cache = new operator.Cache()
+  const { items } = await cluster.listJobs(
+    namespace,
+    `${operator.INTENT}=${operator.labelValueFor(name)}`,
+    operator.readIntent,
+    kill,
+  )
   for (const intent of items) cache.addOwnIntent(intent, clock.monotonic())
   let latest: Job | undefined
   return {
@@ -506,7 +446,7 @@ function detailsOf(outcome: Outcome): string {
 /** Writes the Event that the operator would write; best effort. */
 async function reportRestart(world: World, job: JobName): Promise<void> {
   const text = "restarted, for a person asked for it"
-  const event = eventFor(job, "info", "Restarted", text, nowOf(world), world.clock.random())
+  const event = operator.eventFor(job, "info", "Restarted", text, nowOf(world), world.clock.random())
   await world.cluster.createEvent(job.namespace, event, world.kill).catch(() => {})
 }
 
@@ -514,12 +454,12 @@ async function reportRestart(world: World, job: JobName): Promise<void> {
 async function keepEvidence(world: World, view: JobView): Promise<Failure> {
   const past = (await loadRecords(world, view.namespace, view.name)).find(({ uid }) => uid === view.uid)
   const evidence = await findEvidence(world, view, past)
-  const failure = failureOf(view, evidence)
+  const failure = operator.failureOf(view, evidence)
   if (past || world.config.historyLimit === 0) return failure
-  const record = recordFor(view, evidence, failure.cause, decideOnWish(view))
-  await createRecord(world, record).catch((error) =>
-    reportToStderr("warning", `[${view.key}] its failure is not recorded: ${messageOf(error)}`),
-  )
+  const record = operator.recordFor(view, evidence, failure.cause, decideOnWish(view))
+  await operator
+    .createRecord(world, record)
+    .catch((error) => reportToStderr("warning", `[${view.key}] its failure is not recorded: ${messageOf(error)}`))
   return failure
 }
 
@@ -532,7 +472,7 @@ const RECORDED_MS = 3_000
 const ANSWER_MS = 5_000
 
 /** For JSON.stringify: control and bidi characters become visible. */
-const visible = (_: string, value: unknown) => (typeof value === "string" ? printable(value) : value)
+const visible = (_: string, value: unknown) => (typeof value === "string" ? operator.printable(value) : value)
 
 /** An inventory that watches keep current; it tells every open page what changes. */
 export class Dashboard extends Inventory {
@@ -638,7 +578,7 @@ export class Dashboard extends Inventory {
     const unrecorded = isRecorded ? [] : [{ name: "", startedAt, failedAt, cause, inRow, summary: reason }]
     const manual = decideOnWish(view)
     const notRestartable = manual.do === "restart" ? undefined : manual.because
-    const isPaused = overridesOf(view, this.world.config).paused
+    const isPaused = operator.overridesOf(view, this.world.config).paused
     // How much is left of a wait is told by the due time.
     const decision = facts.decision.replace(/ \(in \w+\)/, "")
     return {
@@ -670,7 +610,7 @@ export class Dashboard extends Inventory {
         const isPolled = isListed && error instanceof ApiError && error.status === 403
         if (!isPolled) this.report(what, error)
         ready()
-        const pauseMs = isPolled ? BEAT_MS : Math.min(5_000, backoffMs(attempt, clock.random(), error))
+        const pauseMs = isPolled ? BEAT_MS : Math.min(5_000, operator.backoffMs(attempt, clock.random(), error))
         await clock.sleep(pauseMs, stop)
       }
     }
@@ -679,12 +619,16 @@ export class Dashboard extends Inventory {
   /** One watch after the other, until an error. */
   private async watch(namespace: string, resource: Resource, resourceVersion: string): Promise<void> {
     const { cluster, clock, stop } = this.world
-    const options = { silenceMs: 150_000, resourceVersion, ...(resource === "configmaps" && { selector: RECORD }) }
+    const options = {
+      silenceMs: 150_000,
+      resourceVersion,
+      ...(resource === "configmaps" && { selector: operator.RECORD }),
+    }
     while (!stop.aborted) {
       const beganAt = clock.now()
       for await (const { type, object } of cluster.watch(namespace, resource, options, stop)) {
         options.resourceVersion = object.metadata?.resourceVersion ?? options.resourceVersion
-        if (object.metadata?.labels?.[RECORD] === "settings") await this.loadSettings()
+        if (object.metadata?.labels?.[operator.RECORD] === "settings") await this.loadSettings()
         else if (type !== "BOOKMARK") this.take(type, resource, object)
       }
       if (clock.now() - beganAt < 1_000 && !stop.aborted) throw new Error("the watch ended at once")
@@ -730,10 +674,11 @@ export class Dashboard extends Inventory {
     const { cluster, stop } = this.world
     const { job, records } = this.entries.get(key) ?? new Entry()
     const past = records.get(name)
-    const record = readRecord((past && (await cluster.getConfigMap(past.namespace, name, stop))) ?? {})
-    if (record) return { lines: [`${record.reason}, ${record.past.decided}`, ...evidenceLines(record.evidence)] }
+    const record = operator.readRecord((past && (await cluster.getConfigMap(past.namespace, name, stop))) ?? {})
+    if (record)
+      return { lines: [`${record.reason}, ${record.past.decided}`, ...operator.evidenceLines(record.evidence)] }
     if (name !== "" || !job) return undefined
-    return { lines: evidenceLines(await gatherEvidence(this.world, viewJob(job), [])) }
+    return { lines: operator.evidenceLines(await operator.gatherEvidence(this.world, viewJob(job), [])) }
   }
 
   /** Does what a person has confirmed on the page. Throws an error whose words the page shows. */
@@ -851,7 +796,7 @@ class Site {
 
   private async json(work: Promise<object | undefined>): Promise<Response> {
     const reply = (body: object, status: number) =>
-      this.reply(jsonText(body), { "Content-Type": "application/json" }, status)
+      this.reply(operator.jsonText(body), { "Content-Type": "application/json" }, status)
     try {
       const body = await work
       return body ? reply(body, 200) : reply({ error: "it is not there any more" }, 404)
@@ -982,7 +927,7 @@ function mistakesOf({ name, rawName, value = "" }: Token, command: string | unde
 
 /** The text of `--help`. */
 export function helpText(): string {
-  const rows = SETTINGS.map(({ variable, default: value, help, olderName }) => {
+  const rows = operator.SETTINGS.map(({ variable, default: value, help, olderName }) => {
     return `  ${variable.padEnd(18)} ${help} (default ${value || "none"}${olderName ? `; else ${olderName}` : ""})`
   })
   const commands = Object.entries(COMMANDS).map(([name, { jobs, help }]) => `  ${`${name} ${jobs}`.padEnd(18)} ${help}`)
@@ -998,7 +943,7 @@ ${commands.join("\n")}
   -y, --yes                                      restart without asking
   --port PORT, --no-open                         of the dashboard: its port (default: any), do not open a browser
 
-The commands use the settings that the operator wrote into the ConfigMap ${SETTINGS_MAP}, else those of the
+The commands use the settings that the operator wrote into the ConfigMap ${operator.SETTINGS_MAP}, else those of the
 environment. They need no running operator, and are safe beside one.
 
 The operator is configured by environment variables; a duration is a whole number of seconds or like 90s, 15m, 1h30m:
@@ -1011,16 +956,16 @@ restart that was rejected.
 }
 
 /** What a command reports beside its result. */
-export const reportToStderr: Say = (level, text, { lines = [] } = {}) => {
+export const reportToStderr: operator.Say = (level, text, { lines = [] } = {}) => {
   const all = [level === "fatal" ? `error: ${text}` : text, ...lines.map((line) => `    ${line}`)]
-  process.stderr.write(all.map((line) => `${safe(line)}\n`).join(""))
+  process.stderr.write(all.map((line) => `${operator.safe(line)}\n`).join(""))
 }
 
 async function confirm(question: string, signal: AbortSignal): Promise<boolean> {
   if (!process.stdin.isTTY) throw new CommandError(2, "stdin is not a terminal; use --yes to skip confirmation")
   const reader = createInterface({ input: process.stdin, output: process.stderr })
   try {
-    return /^y(es)?$/i.test((await reader.question(`${safe(question)} [y/N] `, { signal })).trim())
+    return /^y(es)?$/i.test((await reader.question(`${operator.safe(question)} [y/N] `, { signal })).trim())
   } finally {
     reader.close()
   }
@@ -1030,11 +975,11 @@ const COLORS = { given_up: "red", waiting: "yellow", restarting: "cyan", succeed
 
 /** Prints results: on a terminal with a colour for each state, unless NO_COLOR is set. */
 async function printResult({ json, rows }: Result, options: CommandContext["options"]): Promise<void> {
-  const lines = alignedRows(rows).map((line, i) => {
+  const lines = operator.alignedRows(rows).map((line, i) => {
     const color = COLORS[rows[i]?.[1] as keyof typeof COLORS]
     return color && !options["no-color"] ? styleText(color, line) : line
   })
-  await print(`${options.output === "json" ? jsonText(json) : lines.join("\n")}\n`)
+  await print(`${options.output === "json" ? operator.jsonText(json) : lines.join("\n")}\n`)
 }
 
 /** Ignores EPIPE: the reader, such as head, has closed the pipe. */
@@ -1049,9 +994,9 @@ async function runCommand(args: string[], env: Env, world: Omit<World, "cluster"
     await print(values.version ? `${project.version}\n` : helpText())
     return 0
   }
-  const source = await findSource(env, SERVICE_ACCOUNT, values.context, world.stop)
-  const cluster = connect(source, env)
-  const nearest = written(env.NAMESPACE) || source.config.namespace || "flickr-downloader"
+  const source = await operator.findSource(env, operator.SERVICE_ACCOUNT, values.context, world.stop)
+  const cluster = operator.connect(source, env)
+  const nearest = operator.written(env.NAMESPACE) || source.config.namespace || "flickr-downloader"
   const namespace = values.namespace ?? (nearest.split(/[,\s]/)[0] as string)
   const isDashboard = command.run === dashboard
   const { config, from } = await settingsFor({ cluster, stop: world.stop }, namespace, env, isDashboard)
@@ -1072,11 +1017,11 @@ async function runCommand(args: string[], env: Env, world: Omit<World, "cluster"
 /** Runs what the command line asks for; returns the exit code. */
 export async function runCommandLine(args: string[], env: Env, signals: Pick<World, "stop" | "kill">): Promise<number> {
   try {
-    const world = { clock: systemClock, emit: logSink(reportToStderr), ...signals }
+    const world = { clock: operator.systemClock, emit: operator.logSink(reportToStderr), ...signals }
     return await runCommand(args, env, world)
   } catch (error) {
     for (const mistake of messageOf(error).split("\n")) reportToStderr("fatal", mistake)
     if (error instanceof CommandError) return error.code
-    return error instanceof SettingsError || error instanceof ConfigError ? 2 : 1
+    return error instanceof operator.SettingsError || error instanceof operator.ConfigError ? 2 : 1
   }
 }
