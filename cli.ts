@@ -11,7 +11,7 @@ import { parseArgs, styleText } from "node:util"
 import dashboardPage from "./dashboard.html" with { type: "text" }
 import type { Env, Failure, Intent, Job, JobName, JobView, Outcome, PastFailure, World } from "./operator.ts"
 import * as operator from "./operator.ts"
-import { ApiError, decideOnWish, instantText, messageOf, nowOf, PREFIX, quote, UNKNOWN, viewJob } from "./operator.ts"
+import { ApiError, decideOnWish, messageOf, nowOf, PREFIX, quote, SettingsError, UNKNOWN, viewJob } from "./operator.ts"
 import project from "./package.json" with { type: "json" }
 
 // ───────────────────────────────────── 1 Jobs, intents and records ────────────────────────────────────
@@ -30,22 +30,16 @@ interface CommandContext {
 /** The result of a command as JSON and as rows in columns, and its exit code if it is not 0. */
 type Result = { json: unknown; rows: string[][]; code?: number }
 
-/** A usage error (2), or something not found or rejected (3); the code is the exit code. */
+/** Something that is not there, or was rejected: exit code 3. Usage errors are SettingsErrors: exit code 2. */
 class CommandError extends Error {
   override name = "CommandError"
-  constructor(
-    readonly code: 2 | 3,
-    message: string,
-  ) {
-    super(message)
-  }
 }
 
 type Reader = Pick<World, "cluster" | "stop">
 
 /**
  * The settings as the operator wrote them in a namespace, else those of the environment. Without either throws a
- * CommandError, or with `isLenient` returns the defaults, for every Job.
+ * SettingsError, or with `isLenient` returns the defaults, for every Job.
  */
 async function settingsFor({ cluster, stop }: Reader, namespace: string, env: Env, isLenient = false) {
   const map = await cluster.getConfigMap(namespace, operator.SETTINGS_MAP, stop)
@@ -62,7 +56,7 @@ async function settingsFor({ cluster, stop }: Reader, namespace: string, env: En
     const { config } = operator.readSettings({ NAMESPACE: namespace, JOB_SELECTOR: `!${operator.INTENT}` })
     if (isLenient) return { config, from: `are the defaults, for every Job: ${missing}` }
     const advice = `${missing}: name another with -n, or set them in the environment`
-    throw new CommandError(2, `${advice}\n${messageOf(error)}`)
+    throw new SettingsError([advice, messageOf(error)])
   }
 }
 
@@ -282,7 +276,7 @@ async function status({ world, settings }: CommandContext): Promise<Result> {
   ])
   const head = ["JOB", "STATE", "NEXT RESTART", "CAUSE", "IN A ROW", "LAST FAILURE", "WHY"]
   reportToStderr("info", `settings ${settings}`)
-  return { json: { settings, now: instantText(now), jobs }, rows: [head, ...rows] }
+  return { json: { settings, now: operator.instantText(now), jobs }, rows: [head, ...rows] }
 }
 
 async function history(context: CommandContext): Promise<Result> {
@@ -292,7 +286,7 @@ async function history(context: CommandContext): Promise<Result> {
   const records = all.flat().sort(byTime)
   const rows = records.map(({ namespace, job, cause, failedAt, restarts, summary, decided }) => {
     const name = shortName(world, `${namespace}/${job}`)
-    return [instantText(failedAt), name, cause, String(restarts + 1), summary, decided]
+    return [operator.instantText(failedAt), name, cause, String(restarts + 1), summary, decided]
   })
   return { json: records, rows: [["FAILED", "JOB", "CAUSE", "IN A ROW", "HOW IT ENDED", "THEN"], ...rows] }
 }
@@ -303,16 +297,17 @@ async function historyOfJob({ world, names }: CommandContext): Promise<Result> {
   const [{ namespace, name, key }] = jobsOf(world, names)
   const records = await loadRecords(world, namespace, name)
   if (records.length === 0 && !(await cluster.getJob(namespace, name, stop)))
-    throw new CommandError(3, `there is no Job ${key}, and no record of a failure of it`)
+    throw new CommandError(`there is no Job ${key}, and no record of a failure of it`)
   const maps = await Promise.all(records.map((past) => cluster.getConfigMap(namespace, past.name, stop)))
   const whole = maps.flatMap((map) => (map && operator.readRecord(map)) ?? [])
   const json = whole.map(({ past, reason, evidence: { logs, ...evidence } }) => {
     return { ...past, reason, ...evidence, logs: Object.fromEntries(logs) }
   })
-  const lines = whole.flatMap(({ past: { cause, failedAt: at, restarts, decided }, reason, evidence }) => [
-    `${instantText(at)} ${[cause, reason].filter(Boolean).join(", ")}; failure ${restarts + 1} in a row; ${decided}`,
-    ...operator.evidenceLines(evidence).map((line) => `    ${line}`),
-  ])
+  const lines = whole.flatMap(({ past, reason, evidence }) => {
+    const ended = `${operator.instantText(past.failedAt)} ${[past.cause, reason].filter(Boolean).join(", ")}`
+    const head = `${ended}; failure ${past.restarts + 1} in a row; ${past.decided}`
+    return [head, ...operator.evidenceLines(evidence).map((line) => `    ${line}`)]
+  })
   const shown = lines.length > 0 ? lines : [`no failure of ${key} is recorded`]
   return { json, rows: shown.map((line) => [line]) }
 }
@@ -321,7 +316,7 @@ async function historyOfJob({ world, names }: CommandContext): Promise<Result> {
 function jobsOf({ config: { namespaces } }: World, names: string[]): [JobName, ...JobName[]] {
   const wrong = names.filter((name) => !operator.JOB_NAME.test(name) || (namespaces.length > 1 && !name.includes("/")))
   const advice = "names no Job; where there are several namespaces write namespace/name"
-  if (wrong.length > 0) throw new CommandError(2, wrong.map((name) => `${quote(name)} ${advice}`).join("\n"))
+  if (wrong.length > 0) throw new SettingsError(wrong.map((name) => `${quote(name)} ${advice}`))
   return [...new Set(names)].map((text) => {
     const [namespace = "", name = ""] = text.includes("/") ? text.split("/") : [namespaces[0], text]
     return { key: `${namespace}/${name}`, namespace, name, uid: "" }
@@ -339,9 +334,9 @@ function decisiveSettings({ config }: World): string[] {
 async function explain({ world, names, settings }: CommandContext): Promise<Result> {
   const [job] = jobsOf(world, names)
   const [{ facts } = {}] = await loadStatuses(world, job)
-  if (!facts) throw new CommandError(3, `there is no Job ${job.key}`)
+  if (!facts) throw new CommandError(`there is no Job ${job.key}`)
   const failure = facts.lastFailureAt
-    ? `${facts.cause} at ${instantText(facts.lastFailureAt)}, ${facts.failuresInRow} in a row`
+    ? `${facts.cause} at ${operator.instantText(facts.lastFailureAt)}, ${facts.failuresInRow} in a row`
     : "none is known"
   const blocks: [string, ...string[]][] = [
     ["job", `${job.key}, ${facts.state}`],
@@ -361,10 +356,10 @@ async function explain({ world, names, settings }: CommandContext): Promise<Resu
 async function restart({ world, names, options }: CommandContext): Promise<Result> {
   const plans = await Promise.all(jobsOf(world, names).map((job) => planRestart(world, job)))
   const rejections = plans.flatMap((plan) => ("rejection" in plan ? [plan.rejection] : []))
-  if (rejections.length > 0) throw new CommandError(3, rejections.join("\n"))
+  if (rejections.length > 0) throw new CommandError(rejections.join("\n"))
   const ready = plans.filter((plan) => "run" in plan)
   if (!options.yes && !(await confirm(`restart ${ready.map(({ what }) => what).join(", ")}?`, world.stop)))
-    throw new CommandError(3, "nothing was done")
+    throw new CommandError("nothing was done")
   const facts = await Promise.all(ready.map((plan) => runRestart(world, plan)))
   const rows = facts.map(({ job, result, details }) => [job, result, details])
   const has = (...results: string[]) => facts.some(({ result }) => results.includes(result))
@@ -377,7 +372,7 @@ type RestartPlan = { job: JobName; what: string; run: () => Promise<Outcome> }
 /** What a manual restart comes to: a restart, the end of one that was left unfinished, or why not. */
 async function planRestart(world: World, job: JobName): Promise<RestartPlan | { rejection: string }> {
   const { namespace, name, key } = job
-  if (world.config.dryRun) throw new CommandError(2, "DRY_RUN is set: nothing is restarted")
+  if (world.config.dryRun) throw new SettingsError(["DRY_RUN is set: nothing is restarted"])
   const live = await world.cluster.getJob(namespace, name, world.kill)
   const cache = await localCache(world, job)
   const [unfinished] = operator.newestFirst(cache.intentsOf(key))
@@ -685,17 +680,17 @@ export class Dashboard extends Inventory {
   async act(action: string, key: string, uid: string): Promise<string> {
     const { cluster, config, kill } = this.world
     const [job] = jobsOf(this.world, [key])
-    if (!config.namespaces.includes(job.namespace)) throw new CommandError(3, `${job.namespace} is not shown here`)
+    if (!config.namespaces.includes(job.namespace)) throw new CommandError(`${job.namespace} is not shown here`)
     const live = await cluster.getJob(job.namespace, job.name, kill)
-    if (live && live.metadata?.uid !== uid) throw new CommandError(3, `${key} was replaced in the meantime: look again`)
+    if (live && live.metadata?.uid !== uid) throw new CommandError(`${key} was replaced in the meantime: look again`)
     if (action === "restart") {
       const plan = await planRestart(this.world, job)
-      if ("rejection" in plan) throw new CommandError(3, plan.rejection)
+      if ("rejection" in plan) throw new CommandError(plan.rejection)
       const { result, details } = await runRestart(this.world, plan)
-      if (!/^re(started|placed)$/.test(result)) throw new CommandError(3, [result, details].filter(Boolean).join(": "))
+      if (!/^re(started|placed)$/.test(result)) throw new CommandError([result, details].filter(Boolean).join(": "))
       return `${key} is ${result}, ${details}`
     }
-    if (!live) throw new CommandError(3, `there is no Job ${key}`)
+    if (!live) throw new CommandError(`there is no Job ${key}`)
     await cluster.annotateJob(viewJob(live), { [`${PREFIX}paused`]: action === "pause" ? "true" : null }, kill)
     return `${key} is ${action}d`
   }
@@ -748,7 +743,7 @@ class Site {
     if (hasIPv6) this.listen("::1", this.port)
   }
 
-  /** Returns the port. Throws a CommandError if it is taken. */
+  /** Returns the port. Throws a SettingsError if it is taken. */
   private listen(hostname: string, port: number): number {
     try {
       const server = Bun.serve({
@@ -766,7 +761,7 @@ class Site {
       return server.port ?? 0
     } catch (error) {
       const advice = `cannot listen on port ${port} of ${hostname}, choose another with --port`
-      throw new CommandError(2, `${advice}: ${messageOf(error)}`)
+      throw new SettingsError([`${advice}: ${messageOf(error)}`])
     }
   }
 
@@ -903,7 +898,7 @@ function readCommandLine(args: string[]) {
   const most = { "": 0, "[JOB]": 1, JOB: 1 }[jobs] ?? Number.POSITIVE_INFINITY
   if (command && (names.length > most || (jobs.startsWith("JOB") && names.length === 0)))
     mistakes.push(`write ${`${name} ${jobs}`.trim()}`)
-  if (mistakes.length > 0) throw new CommandError(2, mistakes.map((mistake) => `${mistake}; see --help`).join("\n"))
+  if (mistakes.length > 0) throw new SettingsError(mistakes.map((mistake) => `${mistake}; see --help`))
   return { command, names, values }
 }
 
@@ -962,7 +957,7 @@ export const reportToStderr: operator.Say = (level, text, { lines = [] } = {}) =
 }
 
 async function confirm(question: string, signal: AbortSignal): Promise<boolean> {
-  if (!process.stdin.isTTY) throw new CommandError(2, "stdin is not a terminal; use --yes to skip confirmation")
+  if (!process.stdin.isTTY) throw new SettingsError(["stdin is not a terminal; use --yes to skip confirmation"])
   const reader = createInterface({ input: process.stdin, output: process.stderr })
   try {
     return /^y(es)?$/i.test((await reader.question(`${operator.safe(question)} [y/N] `, { signal })).trim())
@@ -1021,7 +1016,7 @@ export async function runCommandLine(args: string[], env: Env, signals: Pick<Wor
     return await runCommand(args, env, world)
   } catch (error) {
     for (const mistake of messageOf(error).split("\n")) reportToStderr("fatal", mistake)
-    if (error instanceof CommandError) return error.code
-    return error instanceof operator.SettingsError || error instanceof operator.ConfigError ? 2 : 1
+    if (error instanceof CommandError) return 3
+    return error instanceof SettingsError || error instanceof operator.ConfigError ? 2 : 1
   }
 }
