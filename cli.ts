@@ -17,7 +17,7 @@ import project from "./package.json" with { type: "json" }
 // ───────────────────────────────────── 1 Jobs, intents and records ────────────────────────────────────
 
 /** What a command works with; the namespaces it looks at are those of `world.config`. */
-interface CommandContext {
+export interface CommandContext {
   world: World
   /** Where the settings come from, in words. */
   settings: string
@@ -70,11 +70,15 @@ class Entry {
   job: Job | undefined
   readonly intents = new Map<string, Intent>()
   readonly records = new Map<string, PastFailure>()
+
+  recordsByTime(): PastFailure[] {
+    return [...this.records.values()].sort(byTime)
+  }
 }
 
 /** Jobs with their intents and records, as lists or watches report them. */
 class Inventory {
-  protected readonly entries = new Map<string, Entry>()
+  readonly entries = new Map<string, Entry>()
   /** Failures that the metadata of a record does not explain, by Job and record; unknown until they are looked at. */
   private readonly failures = new Map<string, Failure>()
   /** What the cluster answered to restarts that are overdue, as the operator's Events quote it, by uid. */
@@ -106,8 +110,12 @@ class Inventory {
     return resourceVersion
   }
 
+  entryOf(key: string): Entry {
+    return this.entries.get(key) ?? new Entry()
+  }
+
   /** Reads what there is of one Job. */
-  async read({ namespace, name }: JobName): Promise<void> {
+  async read({ namespace, name, key }: JobName): Promise<Entry> {
     const { cluster, stop } = this.world
     const [job] = await Promise.all([
       cluster.getJob(namespace, name, stop),
@@ -115,6 +123,7 @@ class Inventory {
       this.list(namespace, "configmaps", `${SELECTORS.configmaps},${operator.RECORD_JOB}=${name}`),
     ])
     if (job) this.take("LISTED", "jobs", job)
+    return this.entryOf(key)
   }
 
   take(type: string, resource: Resource, object: Pick<Job, "metadata">): void {
@@ -122,7 +131,7 @@ class Inventory {
     const past = resource === "configmaps" ? operator.readPast(object.metadata ?? {}) : undefined
     const intent = past ? undefined : operator.readIntent(object)
     const key = `${namespace}/${past?.job ?? intent?.jobName ?? name}`
-    const entry = this.entries.get(key) ?? new Entry()
+    const entry = this.entryOf(key)
     this.entries.set(key, entry)
     if (past) entry.records.set(name, past)
     else if (intent) entry.intents.set(name, intent)
@@ -138,11 +147,11 @@ class Inventory {
 
   /** Undefined for a Job that is not selected. One that is absent during its restart is shown from its intent. */
   statusOf(key: string, isNamed = false): Status | undefined {
-    const entry = this.entries.get(key) ?? new Entry()
+    const entry = this.entryOf(key)
     const [intent] = operator.newestFirst([...entry.intents.values()])
     const job = entry.job ?? (intent && replacementOf(intent))
     const isShown = job && (isNamed || intent || operator.isSelected(viewJob(job), this.world.config))
-    return isShown ? this.judge(job, intent, [...entry.records.values()].sort(byTime)) : undefined
+    return isShown ? this.judge(job, intent, entry.recordsByTime()) : undefined
   }
 
   /** A Job as the commands report it, and everything that led to the decision on it. */
@@ -157,8 +166,7 @@ class Inventory {
       ? decisionOf(intent, now)
       : operator.decide(view, { ...failure, seenAt: now, changed: operator.isChanged(job) }, config, now)
     const isRestarting = intent !== undefined && decision.do === "restart"
-    const dueAt = "dueAt" in decision ? decision.dueAt : undefined
-    const nextRestartAt = isRestarting ? undefined : dueAt
+    const nextRestartAt = "dueAt" in decision && !isRestarting ? decision.dueAt : undefined
     const rejection = nextRestartAt !== undefined && nextRestartAt <= now ? this.rejections.get(view.uid) : undefined
     const restarts = view.phase === "succeeded" ? 0 : operator.countFrom(operator.own(view, "restarts"))
     const annotations = Object.entries(view.annotations).filter(([key]) => key.startsWith(PREFIX))
@@ -176,7 +184,7 @@ class Inventory {
       annotations: annotations.map(([key, value]) => `${key.slice(PREFIX.length)}=${value}`),
       problems: operator.overridesOf(view, config).problems,
     }
-    return { view, records, dueAt, facts }
+    return { view, records, facts }
   }
 
   /** From the record; if that does not tell, unknown until somebody has looked. */
@@ -195,16 +203,16 @@ class Inventory {
   }
 
   protected async look(view: JobView, moment: string): Promise<void> {
-    const records = this.entries.get(view.key)?.records.values() ?? []
-    const past = [...records].find(({ uid }) => uid === view.uid)
-    this.failures.set(moment, operator.failureOf(view, await findEvidence(this.world, view, past)))
+    const evidence = await findEvidence(this.world, view, this.entryOf(view.key))
+    this.failures.set(moment, operator.failureOf(view, evidence))
     this.onChange(view.key)
   }
 
   /** Reads what the cluster answered to restarts that are due. */
   async loadRejections(statuses: Status[]): Promise<void> {
     const { cluster, stop } = this.world
-    const due = statuses.filter(({ dueAt = Number.POSITIVE_INFINITY }) => dueAt <= nowOf(this.world))
+    const now = nowOf(this.world)
+    const due = statuses.filter(({ facts: { nextRestartAt } }) => nextRestartAt !== undefined && nextRestartAt <= now)
     for (const namespace of new Set(due.map(({ view }) => view.namespace)))
       for (const { uid, text } of await cluster.listEvents(namespace, "CannotRestart", stop).catch(() => []))
         this.rejections.set(uid, text)
@@ -229,16 +237,16 @@ function decisionOf({ name, dueAt }: Intent, now: number): operator.Decision {
   return { do: "restart", dueAt: dueAt ?? 0, because: `intent ${name}` }
 }
 
-/** What was observed of a failure: from its record, else from the pods that are left. */
-async function findEvidence(world: World, view: JobView, past: PastFailure | undefined): Promise<operator.Evidence> {
-  const map = past && (await world.cluster.getConfigMap(past.namespace, past.name, world.kill))
-  return (map && operator.readRecord(map)?.evidence) ?? operator.gatherEvidence(world, view, [])
+/** What a record holds; undefined if it is gone. */
+async function loadRecord({ cluster, kill }: World, { namespace, name }: PastFailure) {
+  return operator.readRecord((await cluster.getConfigMap(namespace, name, kill)) ?? {})
 }
 
-/** The failures of a namespace, or of one Job, that are recorded, oldest first. */
-async function loadRecords({ cluster, kill }: World, namespace: string, job?: string): Promise<PastFailure[]> {
-  const selector = job === undefined ? SELECTORS.configmaps : `${SELECTORS.configmaps},${operator.RECORD_JOB}=${job}`
-  return (await cluster.listConfigMaps(namespace, selector, kill)).items.map(operator.readPast).sort(byTime)
+/** What was observed of a failure: from its record, else from the pods that are left. */
+async function findEvidence(world: World, view: JobView, { records }: Entry): Promise<operator.Evidence> {
+  const past = [...records.values()].find(({ uid }) => uid === view.uid)
+  const record = past && (await loadRecord(world, past))
+  return record?.evidence ?? operator.gatherEvidence(world, view, [])
 }
 
 /** The status of every selected Job, or of one, whatever is selected; failures explained, and rejections read. */
@@ -282,8 +290,9 @@ async function status({ world, settings }: CommandContext): Promise<Result> {
 async function history(context: CommandContext): Promise<Result> {
   const { world, names } = context
   if (names.length > 0) return historyOfJob(context)
-  const all = await Promise.all(world.config.namespaces.map((namespace) => loadRecords(world, namespace)))
-  const records = all.flat().sort(byTime)
+  const inventory = new Inventory(world)
+  await Promise.all(world.config.namespaces.map((namespace) => inventory.list(namespace, "configmaps")))
+  const records = [...inventory.entries.values()].flatMap((entry) => entry.recordsByTime()).sort(byTime)
   const rows = records.map(({ namespace, job, cause, failedAt, restarts, summary, decided }) => {
     const name = shortName(world, `${namespace}/${job}`)
     return [operator.instantText(failedAt), name, cause, String(restarts + 1), summary, decided]
@@ -293,13 +302,12 @@ async function history(context: CommandContext): Promise<Result> {
 
 /** All evidence of a Job's failures, the last one at the end. */
 async function historyOfJob({ world, names }: CommandContext): Promise<Result> {
-  const { cluster, stop } = world
-  const [{ namespace, name, key }] = jobsOf(world, names)
-  const records = await loadRecords(world, namespace, name)
-  if (records.length === 0 && !(await cluster.getJob(namespace, name, stop)))
-    throw new CommandError(`there is no Job ${key}, and no record of a failure of it`)
-  const maps = await Promise.all(records.map((past) => cluster.getConfigMap(namespace, past.name, stop)))
-  const whole = maps.flatMap((map) => (map && operator.readRecord(map)) ?? [])
+  const [job] = jobsOf(world, names)
+  const entry = await new Inventory(world).read(job)
+  if (entry.records.size === 0 && !entry.job)
+    throw new CommandError(`there is no Job ${job.key}, and no record of a failure of it`)
+  const records = await Promise.all(entry.recordsByTime().map((past) => loadRecord(world, past)))
+  const whole = records.flatMap((record) => record ?? [])
   const json = whole.map(({ past, reason, evidence: { logs, ...evidence } }) => {
     return { ...past, reason, ...evidence, logs: Object.fromEntries(logs) }
   })
@@ -308,7 +316,7 @@ async function historyOfJob({ world, names }: CommandContext): Promise<Result> {
     const head = `${ended}; failure ${past.restarts + 1} in a row; ${past.decided}`
     return [head, ...operator.evidenceLines(evidence).map((line) => `    ${line}`)]
   })
-  const shown = lines.length > 0 ? lines : [`no failure of ${key} is recorded`]
+  const shown = lines.length > 0 ? lines : [`no failure of ${job.key} is recorded`]
   return { json, rows: shown.map((line) => [line]) }
 }
 
@@ -371,10 +379,11 @@ type RestartPlan = { job: JobName; what: string; run: () => Promise<Outcome> }
 
 /** What a manual restart comes to: a restart, the end of one that was left unfinished, or why not. */
 async function planRestart(world: World, job: JobName): Promise<RestartPlan | { rejection: string }> {
-  const { namespace, name, key } = job
+  const { key } = job
   if (world.config.dryRun) throw new SettingsError(["DRY_RUN is set: nothing is restarted"])
-  const live = await world.cluster.getJob(namespace, name, world.kill)
-  const cache = await localCache(world, job)
+  const entry = await new Inventory(world).read(job)
+  const { job: live } = entry
+  const cache = cacheOf(entry, world.emit)
   const [unfinished] = operator.newestFirst(cache.intentsOf(key))
   if (unfinished && (!live || live.metadata?.deletionTimestamp)) {
     const run = () => operator.reconcileRestart(world, cache, { job, atOnce: true })
@@ -385,7 +394,7 @@ async function planRestart(world: World, job: JobName): Promise<RestartPlan | { 
   const decision = decideOnWish(view)
   if (decision.do !== "restart") return { rejection: `${key} is not restarted: ${decision.because}` }
   const run = async () => {
-    const failure = view.phase === "failed" ? await keepEvidence(world, view) : UNKNOWN
+    const failure = view.phase === "failed" ? await keepEvidence(world, view, entry) : UNKNOWN
     const known = { ...failure, changed: true }
     const wish = (latest: Job) => operator.wishFor(latest, known, world.config, nowOf(world), decideOnWish)
     return operator.reconcileRestart(world, cache, { job: view, wishFor: wish, atOnce: true })
@@ -394,29 +403,17 @@ async function planRestart(world: World, job: JobName): Promise<RestartPlan | { 
 }
 
 /** What a restart knows without watches: what it has read itself. */
-async function localCache(
-  { cluster, clock, emit, kill }: World,
-  { namespace, name }: JobName,
-): Promise<operator.RestartCache> {
-  const cache = new operator.Cache()
-  const { items } = await cluster.listJobs(
-    namespace,
-    `${operator.INTENT}=${operator.labelValueFor(name)}`,
-    operator.readIntent,
-    kill,
-  )
-  for (const intent of items) cache.addOwnIntent(intent, clock.monotonic())
-  let latest: Job | undefined
+function cacheOf(entry: Entry, emit: World["emit"]): operator.RestartCache {
   return {
-    intentsOf: (key) => cache.intentsOf(key),
-    latest: () => latest,
+    intentsOf: () => [...entry.intents.values()],
+    latest: () => entry.job,
     podsOf: () => undefined,
     deletedByPerson: () => false,
     onJobRead: (job) => {
-      latest = job
+      entry.job = job
     },
-    onIntentRead: (intent) => cache.addOwnIntent(intent, clock.monotonic()),
-    onIntentGone: (intent) => cache.removeIntent(intent),
+    onIntentRead: (intent) => void entry.intents.set(intent.name, intent),
+    onIntentGone: ({ name }) => void entry.intents.delete(name),
     whenChanged: () => undefined,
     emit,
   }
@@ -446,11 +443,11 @@ async function reportRestart(world: World, job: JobName): Promise<void> {
 }
 
 /** The failure, recorded if no operator has done so: the Job's pods go with it. */
-async function keepEvidence(world: World, view: JobView): Promise<Failure> {
-  const past = (await loadRecords(world, view.namespace, view.name)).find(({ uid }) => uid === view.uid)
-  const evidence = await findEvidence(world, view, past)
+async function keepEvidence(world: World, view: JobView, entry: Entry): Promise<Failure> {
+  const evidence = await findEvidence(world, view, entry)
   const failure = operator.failureOf(view, evidence)
-  if (past || world.config.historyLimit === 0) return failure
+  const isRecorded = [...entry.records.values()].some(({ uid }) => uid === view.uid)
+  if (isRecorded || world.config.historyLimit === 0) return failure
   const record = operator.recordFor(view, evidence, failure.cause, decideOnWish(view))
   await operator
     .createRecord(world, record)
@@ -461,6 +458,7 @@ async function keepEvidence(world: World, view: JobView): Promise<Failure> {
 // ──────────────────────────────────────────── 4 Dashboard ─────────────────────────────────────────────
 
 const BEAT_MS = 10_000
+const RETRY_MS = 2_000
 /** By then an operator has recorded a failure. */
 const RECORDED_MS = 3_000
 /** A watch notices a server that hangs only after minutes. */
@@ -479,12 +477,8 @@ export class Dashboard extends Inventory {
   private readonly pages = new Set<ReadableStreamDefaultController<string>>()
   private timer: Timer | undefined
 
-  constructor(
-    world: World,
-    private readonly env: Env,
-    private settings: string,
-  ) {
-    super(world)
+  constructor(private readonly context: CommandContext) {
+    super(context.world)
   }
 
   /** Resolves once everything was listed, or could not be. */
@@ -521,14 +515,7 @@ export class Dashboard extends Inventory {
     const changed = [...this.changed].filter((key) => this.drawLane(key))
     this.changed.clear()
     const event = this.eventWith(changed)
-    for (const page of this.pages) {
-      page.enqueue(event)
-      // It no longer reads, as in a sleeping tab: when it connects again, it gets everything anew.
-      if ((page.desiredSize ?? 0) < -100) {
-        this.pages.delete(page)
-        page.close()
-      }
-    }
+    for (const page of this.pages) page.enqueue(event)
   }
 
   protected override async look(view: JobView, moment: string): Promise<void> {
@@ -555,7 +542,7 @@ export class Dashboard extends Inventory {
       namespaces: config.namespaces,
       jobNames: config.jobNames,
       jobSelector: config.jobSelector?.text,
-      settings: [this.settings, ...decisiveSettings(this.world)],
+      settings: [this.context.settings, ...decisiveSettings(this.world)],
       problems: Object.fromEntries(this.problems),
     }
     const lanes = Array.from(keys, (key) => `${JSON.stringify(key)}:${this.lanes.get(key) ?? null}`)
@@ -588,53 +575,48 @@ export class Dashboard extends Inventory {
     }
   }
 
-  /** Lists once, then watches; after an outage, or where watching is forbidden, lists again. */
+  /** Lists once, then watches; after an error, or where watching is forbidden, lists again. */
   private async listAndWatch(namespace: string, resource: Resource, ready: () => void): Promise<void> {
     const { clock, stop } = this.world
     const what = `${resource} in ${namespace}`
-    for (let attempt = 0; !stop.aborted; attempt++) {
-      let isListed = false
+    let version = ""
+    while (!stop.aborted) {
+      let isPolled = false
       try {
-        const version = await this.list(namespace, resource)
-        isListed = true
-        attempt = 0
+        version ||= await this.list(namespace, resource)
         this.report(what)
         ready()
-        await this.watch(namespace, resource, version)
+        version = await this.watch(namespace, resource, version)
       } catch (error) {
-        const isPolled = isListed && error instanceof ApiError && error.status === 403
+        isPolled = version !== "" && error instanceof ApiError && error.status === 403
         if (!isPolled) this.report(what, error)
+        version = ""
         ready()
-        const pauseMs = isPolled ? BEAT_MS : Math.min(5_000, operator.backoffMs(attempt, clock.random(), error))
-        await clock.sleep(pauseMs, stop)
       }
+      await clock.sleep(isPolled ? BEAT_MS : RETRY_MS, stop)
     }
   }
 
-  /** One watch after the other, until an error. */
-  private async watch(namespace: string, resource: Resource, resourceVersion: string): Promise<void> {
-    const { cluster, clock, stop } = this.world
+  /** Watches until the server ends it; returns the version to go on from. */
+  private async watch(namespace: string, resource: Resource, resourceVersion: string): Promise<string> {
     const options = {
       silenceMs: 150_000,
       resourceVersion,
       ...(resource === "configmaps" && { selector: operator.RECORD }),
     }
-    while (!stop.aborted) {
-      const beganAt = clock.now()
-      for await (const { type, object } of cluster.watch(namespace, resource, options, stop)) {
-        options.resourceVersion = object.metadata?.resourceVersion ?? options.resourceVersion
-        if (object.metadata?.labels?.[operator.RECORD] === "settings") await this.loadSettings()
-        else if (type !== "BOOKMARK") this.take(type, resource, object)
-      }
-      if (clock.now() - beganAt < 1_000 && !stop.aborted) throw new Error("the watch ended at once")
+    for await (const { type, object } of this.world.cluster.watch(namespace, resource, options, this.world.stop)) {
+      options.resourceVersion = object.metadata?.resourceVersion ?? options.resourceVersion
+      if (object.metadata?.labels?.[operator.RECORD] === "settings") await this.loadSettings()
+      else if (type !== "BOOKMARK") this.take(type, resource, object)
     }
+    return options.resourceVersion
   }
 
   private async loadSettings(): Promise<void> {
     const { namespaces } = this.world.config
-    const { config, from } = await settingsFor(this.world, namespaces[0] ?? "", this.env, true)
+    const { config, from } = await settingsFor(this.world, namespaces[0] ?? "", this.context.env, true)
     this.world.config = { ...config, namespaces }
-    this.settings = from
+    this.context.settings = from
     for (const key of this.entries.keys()) this.onChange(key)
   }
 
@@ -654,11 +636,9 @@ export class Dashboard extends Inventory {
     const { cluster, clock, stop } = this.world
     for (; !stop.aborted; await clock.sleep(BEAT_MS, stop)) {
       if (this.pages.size === 0) continue
-      const limit = new AbortController()
-      void clock.sleep(ANSWER_MS, stop, limit.signal).then(() => limit.abort(new Error("it does not answer")))
-      const answer = cluster.version(limit.signal).then(() => undefined)
+      const limit = AbortSignal.any([stop, AbortSignal.timeout(ANSWER_MS)])
+      const answer = cluster.version(limit).then(() => undefined)
       const error = await answer.catch((error: unknown) => error)
-      limit.abort()
       await this.loadRejections(this.statuses())
       this.report("API server", error instanceof ApiError ? undefined : error)
     }
@@ -666,10 +646,9 @@ export class Dashboard extends Inventory {
 
   /** The evidence of one failure: from its record or, without a name, from the pods that are left. */
   async evidenceOf(key: string, name: string): Promise<object | undefined> {
-    const { cluster, stop } = this.world
-    const { job, records } = this.entries.get(key) ?? new Entry()
+    const { job, records } = this.entryOf(key)
     const past = records.get(name)
-    const record = operator.readRecord((past && (await cluster.getConfigMap(past.namespace, name, stop))) ?? {})
+    const record = past && (await loadRecord(this.world, past))
     if (record)
       return { lines: [`${record.reason}, ${record.past.decided}`, ...operator.evidenceLines(record.evidence)] }
     if (name !== "" || !job) return undefined
@@ -833,8 +812,9 @@ class Site {
 }
 
 /** Serves the dashboard until a signal. */
-async function dashboard({ world, env, options, settings }: CommandContext): Promise<undefined> {
-  const content = new Dashboard(world, env, settings)
+async function dashboard(context: CommandContext): Promise<undefined> {
+  const { world, env, options } = context
+  const content = new Dashboard(context)
   await content.start()
   const site = new Site(content, Number(options.port ?? 0))
   const opening = `http://127.0.0.1:${site.port}/?token=`

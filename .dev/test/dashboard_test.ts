@@ -132,7 +132,8 @@ async function hurriedPage(server: Server, { settings = {} as Record<string, str
   endings.push(() => stop.abort(new Error("stopped")))
   const signals = { stop: stop.signal, kill: stop.signal }
   const cluster = connect(server.sourceFor(user), {})
-  const dashboard = new Dashboard({ cluster, clock: new Hurried(50), emit() {}, config, ...signals }, {}, "of a test")
+  const world = { cluster, clock: new Hurried(50), emit() {}, config, ...signals }
+  const dashboard = new Dashboard({ world, settings: "of a test", names: [], options: {}, env: {} })
   await dashboard.start()
   return follow(dashboard.events())
 }
