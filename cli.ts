@@ -22,8 +22,7 @@ export interface CommandContext {
   /** Where the settings come from, in words. */
   settings: string
   names: string[]
-  /** What the command line says; "true" for an option without a value. */
-  options: Partial<Record<string, string>>
+  options: { [option: string]: string | boolean | undefined; namespace?: string; context?: string }
   env: Env
 }
 
@@ -35,14 +34,12 @@ class CommandError extends Error {
   override name = "CommandError"
 }
 
-type Reader = Pick<World, "cluster" | "stop">
-
 /**
  * The settings as the operator wrote them in a namespace, else those of the environment. Without either throws a
  * SettingsError, or with `isLenient` returns the defaults, for every Job.
  */
-async function settingsFor({ cluster, stop }: Reader, namespace: string, env: Env, isLenient = false) {
-  const map = await cluster.getConfigMap(namespace, operator.SETTINGS_MAP, stop)
+async function settingsFor(world: Omit<World, "config">, namespace: string, env: Env, isLenient = false) {
+  const map = await world.cluster.getConfigMap(namespace, operator.SETTINGS_MAP, world.stop)
   if (map) {
     const writtenAt = map.metadata?.annotations?.[`${PREFIX}written-at`]
     const from = `as the operator wrote them in ${namespace} at ${writtenAt}`
@@ -114,7 +111,6 @@ class Inventory {
     return this.entries.get(key) ?? new Entry()
   }
 
-  /** Reads what there is of one Job. */
   async read({ namespace, name, key }: JobName): Promise<Entry> {
     const { cluster, stop } = this.world
     const [job] = await Promise.all([
@@ -170,21 +166,35 @@ class Inventory {
     const rejection = nextRestartAt !== undefined && nextRestartAt <= now ? this.rejections.get(view.uid) : undefined
     const restarts = view.phase === "succeeded" ? 0 : operator.countFrom(operator.own(view, "restarts"))
     const annotations = Object.entries(view.annotations).filter(([key]) => key.startsWith(PREFIX))
-    const facts = {
+    const failures = records.map(({ name, startedAt, failedAt, cause, restarts, summary }) => {
+      return { name, startedAt, failedAt, cause, inRow: restarts + 1, summary }
+    })
+    const { uid, phase, startedAt, completedAt, failedAt, reason } = view
+    const failuresInRow = restarts + (isFailed ? 1 : 0)
+    if (failedAt !== undefined && past?.uid !== uid)
+      failures.push({ name: "", startedAt, failedAt, cause: failure.cause, inRow: failuresInRow, summary: reason })
+    const overrides = operator.overridesOf(view, config)
+    const manual = decideOnWish(view)
+    return {
       job: view.key,
-      uid: view.uid,
+      uid,
+      phase,
+      startedAt,
+      completedAt,
       state: isRestarting ? "restarting" : operator.stateOf(view, decision, rejection ? 1 : 0),
       nextRestartAt,
       cause: isFailed ? failure.cause : (past?.cause ?? operator.own(view, "last-cause")),
-      failuresInRow: restarts + (isFailed ? 1 : 0),
+      failuresInRow,
+      failures,
       lastFailureAt: view.failedAt ?? past?.failedAt ?? operator.instant(operator.own(view, "last-failure")),
       why: rejection ?? decision.because,
       decision: isRestarting ? `its restart is under way, ${decision.because}` : operator.decisionText(decision, now),
       rules: operator.judgedRules(view, failure, config),
       annotations: annotations.map(([key, value]) => `${key.slice(PREFIX.length)}=${value}`),
-      problems: operator.overridesOf(view, config).problems,
+      problems: overrides.problems,
+      isPaused: overrides.paused,
+      notRestartable: manual.do === "restart" ? undefined : manual.because,
     }
-    return { view, records, facts }
   }
 
   /** From the record; if that does not tell, unknown until somebody has looked. */
@@ -208,15 +218,14 @@ class Inventory {
     this.onChange(view.key)
   }
 
-  /** Reads what the cluster answered to restarts that are due. */
   async loadRejections(statuses: Status[]): Promise<void> {
     const { cluster, stop } = this.world
     const now = nowOf(this.world)
-    const due = statuses.filter(({ facts: { nextRestartAt } }) => nextRestartAt !== undefined && nextRestartAt <= now)
-    for (const namespace of new Set(due.map(({ view }) => view.namespace)))
+    const due = statuses.filter(({ nextRestartAt }) => nextRestartAt !== undefined && nextRestartAt <= now)
+    for (const namespace of new Set(due.map(({ job }) => job.slice(0, job.indexOf("/")))))
       for (const { uid, text } of await cluster.listEvents(namespace, "CannotRestart", stop).catch(() => []))
         this.rejections.set(uid, text)
-    for (const { view } of due) this.onChange(view.key)
+    for (const { job, uid, why } of due) if ((this.rejections.get(uid) ?? why) !== why) this.onChange(job)
   }
 }
 
@@ -231,7 +240,6 @@ function replacementOf({ namespace, replacement }: Intent): Job {
   return { ...replacement, metadata: { ...replacement.metadata, namespace } }
 }
 
-/** What an intent has decided already. */
 function decisionOf({ name, dueAt }: Intent, now: number): operator.Decision {
   if (dueAt !== undefined && now < dueAt) return { do: "wait", dueAt, because: `recorded in intent ${name}` }
   return { do: "restart", dueAt: dueAt ?? 0, because: `intent ${name}` }
@@ -265,12 +273,11 @@ async function loadStatuses(world: World, only?: JobName): Promise<Status[]> {
 
 // ───────────────────────────────────────── 2 Commands that read ───────────────────────────────────────
 
-/** A Job's name, with its namespace if there are several. */
 const shortName = ({ config }: World, key: string) =>
   config.namespaces.length > 1 ? key : key.slice(key.indexOf("/") + 1)
 
 async function status({ world, settings }: CommandContext): Promise<Result> {
-  const jobs = (await loadStatuses(world)).map(({ facts }) => facts)
+  const jobs = await loadStatuses(world)
   const now = nowOf(world)
   const span = (ms: number) => operator.durationText(Math.max(0, Math.round(ms / 1_000)) * 1_000)
   const rows = jobs.map(({ job, state, nextRestartAt, cause = "", failuresInRow, lastFailureAt, why }) => [
@@ -331,7 +338,6 @@ function jobsOf({ config: { namespaces } }: World, names: string[]): [JobName, .
   }) as [JobName, ...JobName[]]
 }
 
-/** The settings that a decision depends on. */
 const DECISIVE =
   "RESTART_DELAY SKIP_DELAY_ON_OOM RESTART_RULES MAX_RESTARTS RESTART_SPACING JOB_NAMES JOB_SELECTOR".split(" ")
 function decisiveSettings({ config }: World): string[] {
@@ -341,7 +347,7 @@ function decisiveSettings({ config }: World): string[] {
 
 async function explain({ world, names, settings }: CommandContext): Promise<Result> {
   const [job] = jobsOf(world, names)
-  const [{ facts } = {}] = await loadStatuses(world, job)
+  const [facts] = await loadStatuses(world, job)
   if (!facts) throw new CommandError(`there is no Job ${job.key}`)
   const failure = facts.lastFailureAt
     ? `${facts.cause} at ${operator.instantText(facts.lastFailureAt)}, ${facts.failuresInRow} in a row`
@@ -379,12 +385,12 @@ type RestartPlan = { job: JobName; what: string; run: () => Promise<Outcome> }
 
 /** What a manual restart comes to: a restart, the end of one that was left unfinished, or why not. */
 async function planRestart(world: World, job: JobName): Promise<RestartPlan | { rejection: string }> {
-  const { key } = job
   if (world.config.dryRun) throw new SettingsError(["DRY_RUN is set: nothing is restarted"])
   const entry = await new Inventory(world).read(job)
-  const { job: live } = entry
+  const { job: live, intents } = entry
+  const { key } = job
   const cache = cacheOf(entry, world.emit)
-  const [unfinished] = operator.newestFirst(cache.intentsOf(key))
+  const [unfinished] = operator.newestFirst([...intents.values()])
   if (unfinished && (!live || live.metadata?.deletionTimestamp)) {
     const run = () => operator.reconcileRestart(world, cache, { job, atOnce: true })
     return { job, what: `${key} (continuing ${unfinished.name})`, run }
@@ -403,17 +409,18 @@ async function planRestart(world: World, job: JobName): Promise<RestartPlan | { 
 }
 
 /** What a restart knows without watches: what it has read itself. */
-function cacheOf(entry: Entry, emit: World["emit"]): operator.RestartCache {
+function cacheOf({ intents }: Entry, emit: World["emit"]): operator.RestartCache {
+  let latest: Job | undefined
   return {
-    intentsOf: () => [...entry.intents.values()],
-    latest: () => entry.job,
+    intentsOf: () => [...intents.values()],
+    latest: () => latest,
     podsOf: () => undefined,
     deletedByPerson: () => false,
     onJobRead: (job) => {
-      entry.job = job
+      latest = job
     },
-    onIntentRead: (intent) => void entry.intents.set(intent.name, intent),
-    onIntentGone: ({ name }) => void entry.intents.delete(name),
+    onIntentRead: (intent) => void intents.set(intent.name, intent),
+    onIntentGone: ({ name }) => void intents.delete(name),
     whenChanged: () => undefined,
     emit,
   }
@@ -449,9 +456,9 @@ async function keepEvidence(world: World, view: JobView, entry: Entry): Promise<
   const isRecorded = [...entry.records.values()].some(({ uid }) => uid === view.uid)
   if (isRecorded || world.config.historyLimit === 0) return failure
   const record = operator.recordFor(view, evidence, failure.cause, decideOnWish(view))
-  await operator
-    .createRecord(world, record)
-    .catch((error) => reportToStderr("warning", `[${view.key}] its failure is not recorded: ${messageOf(error)}`))
+  const warn = (error: unknown) =>
+    reportToStderr("warning", `[${view.key}] its failure is not recorded: ${messageOf(error)}`)
+  await operator.createRecord(world, record).catch(warn)
   return failure
 }
 
@@ -469,8 +476,6 @@ const visible = (_: string, value: unknown) => (typeof value === "string" ? oper
 
 /** An inventory that watches keep current; it tells every open page what changes. */
 export class Dashboard extends Inventory {
-  /** What the pages show of each Job, as JSON: objects would take more than twice the memory. */
-  private readonly lanes = new Map<string, string>()
   private readonly changed = new Set<string>()
   /** What cannot be read right now. `isOutage`: there is no answer at all. */
   private readonly problems = new Map<string, { text: string; isOutage: boolean; sinceAt: number }>()
@@ -495,8 +500,7 @@ export class Dashboard extends Inventory {
     let close = () => {}
     const start = (page: ReadableStreamDefaultController<string>) => {
       close = () => void this.pages.delete(page)
-      this.update()
-      page.enqueue(this.eventWith(this.lanes.keys()))
+      page.enqueue(this.eventWith(this.entries.keys()))
       this.pages.add(page)
     }
     return new ReadableStream({ start, cancel: () => close() })
@@ -505,17 +509,16 @@ export class Dashboard extends Inventory {
   /** Of a Job, or of what cannot be read. A burst of changes is sent as one. */
   protected override onChange(key?: string): void {
     if (key !== undefined) this.changed.add(key)
-    this.timer ??= setTimeout(() => this.update(), 150)
+    this.timer ??= setTimeout(() => this.sendChanges(), 150)
   }
 
-  /** Sends what is new. */
-  private update(): void {
-    clearTimeout(this.timer)
+  private sendChanges(): void {
     this.timer = undefined
-    const changed = [...this.changed].filter((key) => this.drawLane(key))
+    if (this.pages.size > 0) {
+      const event = this.eventWith(this.changed)
+      for (const page of this.pages) page.enqueue(event)
+    }
     this.changed.clear()
-    const event = this.eventWith(changed)
-    for (const page of this.pages) page.enqueue(event)
   }
 
   protected override async look(view: JobView, moment: string): Promise<void> {
@@ -524,16 +527,13 @@ export class Dashboard extends Inventory {
     await super.look(view, moment)
   }
 
-  /** Returns whether the lane has changed. */
-  private drawLane(key: string): boolean {
-    const before = this.lanes.get(key)
+  /** Null for a Job that is gone. */
+  private laneOf(key: string): Status | null {
     const status = this.statusOf(key)
-    if (status) this.lanes.set(key, JSON.stringify(this.laneOf(status), visible))
-    else this.lanes.delete(key)
-    return this.lanes.get(key) !== before
+    // How much is left of a wait is told by the due time.
+    return status ? { ...status, decision: status.decision.replace(/ \(in \w+\)/, "") } : null
   }
 
-  /** With the lanes of some Jobs; null for one that is gone. */
   private eventWith(keys: Iterable<string>): string {
     const { cluster, config } = this.world
     const facts = {
@@ -544,35 +544,9 @@ export class Dashboard extends Inventory {
       jobSelector: config.jobSelector?.text,
       settings: [this.context.settings, ...decisiveSettings(this.world)],
       problems: Object.fromEntries(this.problems),
+      lanes: Object.fromEntries(Array.from(keys, (key) => [key, this.laneOf(key)])),
     }
-    const lanes = Array.from(keys, (key) => `${JSON.stringify(key)}:${this.lanes.get(key) ?? null}`)
-    return `data: ${JSON.stringify(facts, visible).slice(0, -1)},"lanes":{${lanes.join()}}}\n\n`
-  }
-
-  /** What the pages show of a Job. */
-  private laneOf({ view, records, facts }: Status) {
-    const { uid, phase, startedAt, completedAt, failedAt, reason } = view
-    const recorded = records.map(({ name, startedAt, failedAt, cause, restarts, summary }) => {
-      return { name, startedAt, failedAt, cause, inRow: restarts + 1, summary }
-    })
-    const isRecorded = failedAt === undefined || records.at(-1)?.uid === uid
-    const { cause, failuresInRow: inRow } = facts
-    const unrecorded = isRecorded ? [] : [{ name: "", startedAt, failedAt, cause, inRow, summary: reason }]
-    const manual = decideOnWish(view)
-    const notRestartable = manual.do === "restart" ? undefined : manual.because
-    const isPaused = operator.overridesOf(view, this.world.config).paused
-    // How much is left of a wait is told by the due time.
-    const decision = facts.decision.replace(/ \(in \w+\)/, "")
-    return {
-      ...facts,
-      decision,
-      phase,
-      startedAt,
-      completedAt,
-      failures: [...recorded, ...unrecorded],
-      isPaused,
-      notRestartable,
-    }
+    return `data: ${JSON.stringify(facts, visible)}\n\n`
   }
 
   /** Lists once, then watches; after an error, or where watching is forbidden, lists again. */
@@ -599,25 +573,12 @@ export class Dashboard extends Inventory {
 
   /** Watches until the server ends it; returns the version to go on from. */
   private async watch(namespace: string, resource: Resource, resourceVersion: string): Promise<string> {
-    const options = {
-      silenceMs: 150_000,
-      resourceVersion,
-      ...(resource === "configmaps" && { selector: operator.RECORD }),
-    }
+    const options = { silenceMs: 150_000, resourceVersion, selector: SELECTORS[resource] }
     for await (const { type, object } of this.world.cluster.watch(namespace, resource, options, this.world.stop)) {
       options.resourceVersion = object.metadata?.resourceVersion ?? options.resourceVersion
-      if (object.metadata?.labels?.[operator.RECORD] === "settings") await this.loadSettings()
-      else if (type !== "BOOKMARK") this.take(type, resource, object)
+      if (type !== "BOOKMARK") this.take(type, resource, object)
     }
     return options.resourceVersion
-  }
-
-  private async loadSettings(): Promise<void> {
-    const { namespaces } = this.world.config
-    const { config, from } = await settingsFor(this.world, namespaces[0] ?? "", this.context.env, true)
-    this.world.config = { ...config, namespaces }
-    this.context.settings = from
-    for (const key of this.entries.keys()) this.onChange(key)
   }
 
   /** Without an error: it can be read again. */
@@ -645,13 +606,15 @@ export class Dashboard extends Inventory {
   }
 
   /** The evidence of one failure: from its record or, without a name, from the pods that are left. */
-  async evidenceOf(key: string, name: string): Promise<object | undefined> {
+  async evidenceOf(key: string, name: string): Promise<{ lines: string[] }> {
     const { job, records } = this.entryOf(key)
     const past = records.get(name)
     const record = past && (await loadRecord(this.world, past))
-    if (record)
-      return { lines: [`${record.reason}, ${record.past.decided}`, ...operator.evidenceLines(record.evidence)] }
-    if (name !== "" || !job) return undefined
+    if (record) {
+      const head = `${record.reason}, ${record.past.decided}`
+      return { lines: [head, ...operator.evidenceLines(record.evidence)] }
+    }
+    if (name !== "" || !job) throw new CommandError("it is not there any more")
     return { lines: operator.evidenceLines(await operator.gatherEvidence(this.world, viewJob(job), [])) }
   }
 
@@ -704,9 +667,7 @@ function securityHeaders(): Record<string, string> {
 class Site {
   readonly token = newSecret()
   /** Valid once: the command line of a browser can be read by every user of the machine. */
-  readonly tokenForBrowser = newSecret()
-  private readonly tokens = new Set([this.token, this.tokenForBrowser])
-  private readonly session = newSecret()
+  tokenForBrowser = newSecret()
   private readonly headers = securityHeaders()
   /** Actions under way: a stop lets them end. */
   readonly actions = new Set<Promise<unknown>>()
@@ -747,10 +708,11 @@ class Site {
   private answer(request: Request): Response | Promise<Response> {
     const { pathname, searchParams } = new URL(request.url)
     const token = pathname === "/" ? searchParams.get("token") : null
-    if (!this.isFromHere(request) || !(token === null ? this.hasSession(request) : this.takeToken(token)))
-      return this.reply("", {}, 403)
+    const cookies = new Bun.CookieMap(request.headers.get("cookie") ?? "")
+    const secret = token ?? cookies.get(this.cookie()) ?? ""
+    if (!this.isFromHere(request) || !this.isKnown(secret)) return this.reply("", {}, 403)
     if (token !== null) {
-      const cookie = `${this.cookie()}=${this.session}; HttpOnly; SameSite=Strict; Path=/`
+      const cookie = `${this.cookie()}=${this.token}; HttpOnly; SameSite=Strict; Path=/`
       // Not a 3xx: after a click in another site, such as a web terminal, browsers send no Strict cookie along a
       // redirect.
       return this.reply("", { "Set-Cookie": cookie, Refresh: "0; url=/" })
@@ -761,25 +723,21 @@ class Site {
     if (isAction) return this.act(pathname.slice(1), request)
     if (pathname === "/") return this.reply(page, { "Content-Type": "text/html; charset=utf-8" })
     if (pathname === "/events") return this.reply(this.dashboard.events(), { "Content-Type": "text/event-stream" })
-    return this.json(this.dashboard.evidenceOf(searchParams.get("job") ?? "", searchParams.get("record") ?? ""))
+    return this.json(this.dashboard.evidenceOf(searchParams.get("job") ?? "", searchParams.get("record") ?? ""), 404)
   }
 
   private reply(body: string | ReadableStream, headers: Record<string, string>, status = 200): Response {
     return new Response(body, { status, headers: { ...this.headers, ...headers } })
   }
 
-  private async json(work: Promise<object | undefined>): Promise<Response> {
-    const reply = (body: object, status: number) =>
-      this.reply(operator.jsonText(body), { "Content-Type": "application/json" }, status)
-    try {
-      const body = await work
-      return body ? reply(body, 200) : reply({ error: "it is not there any more" }, 404)
-    } catch (error) {
-      return reply({ error: messageOf(error) }, 409)
-    }
+  /** What comes of some work as JSON: with `failed` as its status and the error's words if it fails. */
+  private async json(work: Promise<object>, failed: 404 | 409): Promise<Response> {
+    const body = await work.catch((error: unknown) => ({ error: messageOf(error) }))
+    const status = "error" in body ? failed : 200
+    return this.reply(operator.jsonText(body), { "Content-Type": "application/json" }, status)
   }
 
-  /** Cookies know no ports: without the port in its name, a second dashboard would end the first one's session. */
+  /** Cookies know no ports: without the port in its name, a second dashboard would log the first one out. */
   private cookie = () => `dashboard-${this.port}`
 
   /** Not DNS rebinding, nor a form or script of another site. */
@@ -790,15 +748,10 @@ class Site {
     return isLoopback && origin === `http://${host}`
   }
 
-  private hasSession({ headers }: Request): boolean {
-    const cookies = new Bun.CookieMap(headers.get("cookie") ?? "")
-    return isSame(cookies.get(this.cookie()) ?? "", this.session)
-  }
-
-  private takeToken(token: string): boolean {
-    const known = [...this.tokens].find((one) => isSame(one, token))
-    if (known === this.tokenForBrowser) this.tokens.delete(known)
-    return known !== undefined
+  private isKnown(secret: string): boolean {
+    const isForBrowser = isSame(secret, this.tokenForBrowser)
+    if (isForBrowser) this.tokenForBrowser = newSecret()
+    return isForBrowser || isSame(secret, this.token)
   }
 
   private async act(action: string, request: Request): Promise<Response> {
@@ -807,11 +760,10 @@ class Site {
     const { job, uid } = (await request.json()) as { job: unknown; uid: unknown }
     const acting = this.dashboard.act(action, String(job), String(uid)).then((text) => ({ text }))
     this.actions.add(acting)
-    return this.json(acting).finally(() => this.actions.delete(acting))
+    return this.json(acting, 409).finally(() => this.actions.delete(acting))
   }
 }
 
-/** Serves the dashboard until a signal. */
 async function dashboard(context: CommandContext): Promise<undefined> {
   const { world, env, options } = context
   const content = new Dashboard(context)
@@ -862,29 +814,22 @@ const OPTIONS: Record<string, { type: "boolean" | "string"; short?: string; with
 /** Reads the command line; without a command it can only ask for help or the version. Throws every mistake at once. */
 function readCommandLine(args: string[]) {
   const parsing = { args, options: OPTIONS, allowPositionals: true, strict: false, tokens: true } as const
-  const { tokens, positionals } = parseArgs(parsing)
+  const { tokens, positionals, values } = parseArgs(parsing)
   const [name, ...names] = positionals
   const command = Object.entries(COMMANDS).find(([known]) => known === name)?.[1]
-  const mistakes: string[] = []
-  const values: CommandContext["options"] = {}
+  const mistakes = tokens.flatMap((token) => (token.kind === "option" ? mistakesOf(token, name) : []))
   if (name !== undefined && !command)
     mistakes.push(`there is no command ${name}; there are ${Object.keys(COMMANDS).join(", ")}`)
-  for (const token of tokens) {
-    if (token.kind !== "option") continue
-    values[token.name] = token.value ?? "true"
-    mistakes.push(...mistakesOf(token, name))
-  }
   const { jobs = "" } = command ?? {}
   const most = { "": 0, "[JOB]": 1, JOB: 1 }[jobs] ?? Number.POSITIVE_INFINITY
   if (command && (names.length > most || (jobs.startsWith("JOB") && names.length === 0)))
     mistakes.push(`write ${`${name} ${jobs}`.trim()}`)
   if (mistakes.length > 0) throw new SettingsError(mistakes.map((mistake) => `${mistake}; see --help`))
-  return { command, names, values }
+  return { command, names, options: values as CommandContext["options"] }
 }
 
 type Token = { name: string; rawName: string; value?: string | undefined }
 
-/** What is wrong with an option of a command, or of the operator. */
 function mistakesOf({ name, rawName, value = "" }: Token, command: string | undefined): string[] {
   const option = Object.hasOwn(OPTIONS, name) ? OPTIONS[name] : undefined
   if (!option) return [`there is no option ${rawName}`]
@@ -958,34 +903,34 @@ async function printResult({ json, rows }: Result, options: CommandContext["opti
 }
 
 /** Ignores EPIPE: the reader, such as head, has closed the pipe. */
-export async function print(text: string): Promise<void> {
+async function print(text: string): Promise<void> {
   await Bun.write(Bun.stdout, text).catch((error) => (error.code === "EPIPE" ? 0 : Promise.reject(error)))
 }
 
 /** Runs a command with a kubeconfig, or in the operator's pod. Returns its exit code. */
 async function runCommand(args: string[], env: Env, world: Omit<World, "cluster" | "config">): Promise<number> {
-  const { command, names, values } = readCommandLine(args)
-  if (!command || values.help || values.version) {
-    await print(values.version ? `${project.version}\n` : helpText())
+  const { command, names, options } = readCommandLine(args)
+  if (!command || options.help || options.version) {
+    await print(options.version ? `${project.version}\n` : helpText())
     return 0
   }
-  const source = await operator.findSource(env, operator.SERVICE_ACCOUNT, values.context, world.stop)
+  const source = await operator.findSource(env, operator.SERVICE_ACCOUNT, options.context, world.stop)
   const cluster = operator.connect(source, env)
   const nearest = operator.written(env.NAMESPACE) || source.config.namespace || "flickr-downloader"
-  const namespace = values.namespace ?? (nearest.split(/[,\s]/)[0] as string)
+  const namespace = options.namespace ?? (nearest.split(/[,\s]/)[0] as string)
   const isDashboard = command.run === dashboard
-  const { config, from } = await settingsFor({ cluster, stop: world.stop }, namespace, env, isDashboard)
-  const namespaces = values.namespace === undefined ? config.namespaces : [values.namespace]
+  const { config, from } = await settingsFor({ ...world, cluster }, namespace, env, isDashboard)
+  const namespaces = options.namespace === undefined ? config.namespaces : [options.namespace]
   // Only a restart must not be cut off in the middle.
   const kill = command.run === restart || isDashboard ? world.kill : world.stop
   const result = await command.run({
     world: { ...world, kill, cluster, config: { ...config, namespaces } },
     names,
-    options: values,
+    options,
     env,
     settings: from,
   })
-  if (result) await printResult(result, values)
+  if (result) await printResult(result, options)
   return result?.code ?? 0
 }
 
