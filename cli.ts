@@ -78,8 +78,6 @@ class Inventory {
   readonly entries = new Map<string, Entry>()
   /** Failures that the metadata of a record does not explain, by Job and record; unknown until they are looked at. */
   private readonly failures = new Map<string, Failure>()
-  /** What the cluster answered to restarts that are overdue, as the operator's Events quote it, by uid. */
-  private readonly rejections = new Map<string, string>()
   /** Resolves when all failures so far have been looked at. */
   looking: Promise<unknown> = Promise.resolve()
 
@@ -163,7 +161,6 @@ class Inventory {
       : operator.decide(view, { ...failure, seenAt: now, changed: operator.isChanged(job) }, config, now)
     const isRestarting = intent !== undefined && decision.do === "restart"
     const nextRestartAt = "dueAt" in decision && !isRestarting ? decision.dueAt : undefined
-    const rejection = nextRestartAt !== undefined && nextRestartAt <= now ? this.rejections.get(view.uid) : undefined
     const restarts = view.phase === "succeeded" ? 0 : operator.countFrom(operator.own(view, "restarts"))
     const annotations = Object.entries(view.annotations).filter(([key]) => key.startsWith(PREFIX))
     const failures = records.map(({ name, startedAt, failedAt, cause, restarts, summary }) => {
@@ -181,13 +178,13 @@ class Inventory {
       phase,
       startedAt,
       completedAt,
-      state: isRestarting ? "restarting" : operator.stateOf(view, decision, rejection ? 1 : 0),
+      state: isRestarting ? "restarting" : operator.stateOf(view, decision, 0),
       nextRestartAt,
       cause: isFailed ? failure.cause : (past?.cause ?? operator.own(view, "last-cause")),
       failuresInRow,
       failures,
       lastFailureAt: view.failedAt ?? past?.failedAt ?? operator.instant(operator.own(view, "last-failure")),
-      why: rejection ?? decision.because,
+      why: decision.because,
       decision: isRestarting ? `its restart is under way, ${decision.because}` : operator.decisionText(decision, now),
       rules: operator.judgedRules(view, failure, config),
       annotations: annotations.map(([key, value]) => `${key.slice(PREFIX.length)}=${value}`),
@@ -212,20 +209,10 @@ class Inventory {
     return UNKNOWN
   }
 
-  protected async look(view: JobView, moment: string): Promise<void> {
+  private async look(view: JobView, moment: string): Promise<void> {
     const evidence = await findEvidence(this.world, view, this.entryOf(view.key))
     this.failures.set(moment, operator.failureOf(view, evidence))
     this.onChange(view.key)
-  }
-
-  async loadRejections(statuses: Status[]): Promise<void> {
-    const { cluster, stop } = this.world
-    const now = nowOf(this.world)
-    const due = statuses.filter(({ nextRestartAt }) => nextRestartAt !== undefined && nextRestartAt <= now)
-    for (const namespace of new Set(due.map(({ job }) => job.slice(0, job.indexOf("/")))))
-      for (const { uid, text } of await cluster.listEvents(namespace, "CannotRestart", stop).catch(() => []))
-        this.rejections.set(uid, text)
-    for (const { job, uid, why } of due) if ((this.rejections.get(uid) ?? why) !== why) this.onChange(job)
   }
 }
 
@@ -257,7 +244,7 @@ async function findEvidence(world: World, view: JobView, { records }: Entry): Pr
   return record?.evidence ?? operator.gatherEvidence(world, view, [])
 }
 
-/** The status of every selected Job, or of one, whatever is selected; failures explained, and rejections read. */
+/** The status of every selected Job, or of one, whatever is selected; with failures explained. */
 async function loadStatuses(world: World, only?: JobName): Promise<Status[]> {
   const inventory = new Inventory(world)
   const { namespaces } = world.config
@@ -267,7 +254,6 @@ async function loadStatuses(world: World, only?: JobName): Promise<Status[]> {
   // Finds the failures that have to be looked at.
   inventory.statuses(isNamed)
   await inventory.looking
-  await inventory.loadRejections(inventory.statuses(isNamed))
   return inventory.statuses(isNamed)
 }
 
@@ -466,8 +452,6 @@ async function keepEvidence(world: World, view: JobView, entry: Entry): Promise<
 
 const BEAT_MS = 10_000
 const RETRY_MS = 2_000
-/** By then an operator has recorded a failure. */
-const RECORDED_MS = 3_000
 /** A watch notices a server that hangs only after minutes. */
 const ANSWER_MS = 5_000
 
@@ -519,12 +503,6 @@ export class Dashboard extends Inventory {
       for (const page of this.pages) page.enqueue(event)
     }
     this.changed.clear()
-  }
-
-  protected override async look(view: JobView, moment: string): Promise<void> {
-    const { clock, stop } = this.world
-    await clock.sleep((view.failedAt ?? 0) + RECORDED_MS - nowOf(this.world), stop)
-    await super.look(view, moment)
   }
 
   /** Null for a Job that is gone. */
@@ -592,7 +570,7 @@ export class Dashboard extends Inventory {
     this.onChange()
   }
 
-  /** While a page is open: asks for the server's version, reads rejections, and keeps the page's connection alive. */
+  /** While a page is open: asks for the server's version, and keeps the page's connection alive. */
   private async beat(): Promise<void> {
     const { cluster, clock, stop } = this.world
     for (; !stop.aborted; await clock.sleep(BEAT_MS, stop)) {
@@ -600,7 +578,6 @@ export class Dashboard extends Inventory {
       const limit = AbortSignal.any([stop, AbortSignal.timeout(ANSWER_MS)])
       const answer = cluster.version(limit).then(() => undefined)
       const error = await answer.catch((error: unknown) => error)
-      await this.loadRejections(this.statuses())
       this.report("API server", error instanceof ApiError ? undefined : error)
     }
   }
