@@ -95,9 +95,9 @@ class Inventory {
         : await cluster.listConfigMaps(namespace, selector, stop)
     for (const [key, entry] of this.entries) {
       if (!key.startsWith(`${namespace}/`)) continue
+      if (resource === "jobs") entry.job = undefined
       const outdated = resource === "jobs" ? entry.intents : entry.records
       outdated.clear()
-      if (resource === "jobs") entry.job = undefined
       this.onChange(key)
     }
     for (const item of items)
@@ -163,13 +163,9 @@ class Inventory {
     const nextRestartAt = "dueAt" in decision && !isRestarting ? decision.dueAt : undefined
     const restarts = view.phase === "succeeded" ? 0 : operator.countFrom(operator.own(view, "restarts"))
     const annotations = Object.entries(view.annotations).filter(([key]) => key.startsWith(PREFIX))
-    const failures = records.map(({ name, startedAt, failedAt, cause, restarts, summary }) => {
-      return { name, startedAt, failedAt, cause, inRow: restarts + 1, summary }
-    })
     const { uid, phase, startedAt, completedAt, failedAt, reason } = view
-    const failuresInRow = restarts + (isFailed ? 1 : 0)
-    if (failedAt !== undefined && past?.uid !== uid)
-      failures.push({ name: "", startedAt, failedAt, cause: failure.cause, inRow: failuresInRow, summary: reason })
+    const isRecorded = failedAt === undefined || past?.uid === uid
+    const unrecorded = { name: "", startedAt, failedAt, cause: failure.cause, restarts, summary: reason }
     const overrides = operator.overridesOf(view, config)
     const manual = decideOnWish(view)
     return {
@@ -181,8 +177,8 @@ class Inventory {
       state: isRestarting ? "restarting" : operator.stateOf(view, decision, 0),
       nextRestartAt,
       cause: isFailed ? failure.cause : (past?.cause ?? operator.own(view, "last-cause")),
-      failuresInRow,
-      failures,
+      failuresInRow: restarts + (isFailed ? 1 : 0),
+      failures: isRecorded ? records : [...records, unrecorded],
       lastFailureAt: view.failedAt ?? past?.failedAt ?? operator.instant(operator.own(view, "last-failure")),
       why: decision.because,
       decision: isRestarting ? `its restart is under way, ${decision.because}` : operator.decisionText(decision, now),
@@ -250,11 +246,11 @@ async function loadStatuses(world: World, only?: JobName): Promise<Status[]> {
   const { namespaces } = world.config
   if (only) await inventory.read(only)
   else await Promise.all(namespaces.flatMap((namespace) => RESOURCES.map((one) => inventory.list(namespace, one))))
-  const isNamed = only !== undefined
+  const statuses = () => inventory.statuses(only !== undefined)
   // Finds the failures that have to be looked at.
-  inventory.statuses(isNamed)
+  statuses()
   await inventory.looking
-  return inventory.statuses(isNamed)
+  return statuses()
 }
 
 // ───────────────────────────────────────── 2 Commands that read ───────────────────────────────────────
@@ -860,12 +856,8 @@ export const reportToStderr: operator.Say = (level, text, { lines = [] } = {}) =
 
 async function confirm(question: string, signal: AbortSignal): Promise<boolean> {
   if (!process.stdin.isTTY) throw new SettingsError(["stdin is not a terminal; use --yes to skip confirmation"])
-  const reader = createInterface({ input: process.stdin, output: process.stderr })
-  try {
-    return /^y(es)?$/i.test((await reader.question(`${operator.safe(question)} [y/N] `, { signal })).trim())
-  } finally {
-    reader.close()
-  }
+  using reader = createInterface({ input: process.stdin, output: process.stderr })
+  return /^y(es)?$/i.test((await reader.question(`${operator.safe(question)} [y/N] `, { signal })).trim())
 }
 
 const COLORS = { given_up: "red", waiting: "yellow", restarting: "cyan", succeeded: "green" } as const
