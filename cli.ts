@@ -30,9 +30,7 @@ export interface CommandContext {
 type Result = { json: unknown; rows: string[][]; code?: number }
 
 /** Something that is not there, or was rejected: exit code 3. Usage errors are SettingsErrors: exit code 2. */
-class CommandError extends Error {
-  override name = "CommandError"
-}
+class CommandError extends Error {}
 
 /**
  * The settings as the operator wrote them in a namespace, else those of the environment. Without either throws a
@@ -76,15 +74,14 @@ class Entry {
 /** Jobs with their intents and records, as lists or watches report them. */
 class Inventory {
   readonly entries = new Map<string, Entry>()
+  /** The Jobs that may have to be reported differently now. */
+  protected readonly changed = new Set<string>()
   /** Failures that the metadata of a record does not explain, by Job and record; unknown until they are looked at. */
   private readonly failures = new Map<string, Failure>()
   /** Resolves when all failures so far have been looked at. */
   looking: Promise<unknown> = Promise.resolve()
 
   constructor(protected readonly world: World) {}
-
-  /** A Job may be reported differently now. */
-  protected onChange(_key: string): void {}
 
   /** Lists a namespace, in place of what was known of it; returns the version to watch from. */
   async list(namespace: string, resource: Resource, selector = SELECTORS[resource]): Promise<string> {
@@ -98,7 +95,7 @@ class Inventory {
       if (resource === "jobs") entry.job = undefined
       const outdated = resource === "jobs" ? entry.intents : entry.records
       outdated.clear()
-      this.onChange(key)
+      this.changed.add(key)
     }
     for (const item of items)
       this.take("LISTED", resource, "spec" in item ? item : { metadata: item as operator.Metadata })
@@ -131,7 +128,7 @@ class Inventory {
     else if (intent) entry.intents.set(name, intent)
     else if (!operator.isIntent(object)) entry.job = type === "DELETED" ? undefined : withoutManagedFields(object)
     if (type === "DELETED") (past ? entry.records : entry.intents).delete(name)
-    this.onChange(key)
+    this.changed.add(key)
   }
 
   /** Of every selected Job, or with `isNamed` of every Job. */
@@ -208,7 +205,7 @@ class Inventory {
   private async look(view: JobView, moment: string): Promise<void> {
     const evidence = await findEvidence(this.world, view, this.entryOf(view.key))
     this.failures.set(moment, operator.failureOf(view, evidence))
-    this.onChange(view.key)
+    this.changed.add(view.key)
   }
 }
 
@@ -411,7 +408,13 @@ function cacheOf({ intents }: Entry, emit: World["emit"]): operator.RestartCache
 async function runRestart(world: World, { job, run }: RestartPlan) {
   try {
     const outcome = await run()
-    if (outcome.result === "restarted") await reportRestart(world, { ...job, uid: outcome.uid })
+    if (outcome.result === "restarted") {
+      const text = "restarted, for a person asked for it"
+      const successor = { ...job, uid: outcome.uid }
+      const event = operator.eventFor(successor, "info", "Restarted", text, nowOf(world), world.clock.random())
+      // Best effort: the Job is back.
+      await world.cluster.createEvent(job.namespace, event, world.kill).catch(() => {})
+    }
     return { job: job.key, result: outcome.result, details: detailsOf(outcome) }
   } catch (error) {
     return { job: job.key, result: "fault", details: messageOf(error) }
@@ -422,13 +425,6 @@ function detailsOf(outcome: Outcome): string {
   if ("uid" in outcome) return `new uid ${outcome.uid}`
   if ("error" in outcome) return messageOf(outcome.error)
   return outcome.result === "interrupted" ? "its intent stays: an operator goes on, or this command" : ""
-}
-
-/** Writes the Event that the operator would write; best effort. */
-async function reportRestart(world: World, job: JobName): Promise<void> {
-  const text = "restarted, for a person asked for it"
-  const event = operator.eventFor(job, "info", "Restarted", text, nowOf(world), world.clock.random())
-  await world.cluster.createEvent(job.namespace, event, world.kill).catch(() => {})
 }
 
 /** The failure, recorded if no operator has done so: the Job's pods go with it. */
@@ -456,11 +452,9 @@ const visible = (_: string, value: unknown) => (typeof value === "string" ? oper
 
 /** An inventory that watches keep current; it tells every open page what changes. */
 export class Dashboard extends Inventory {
-  private readonly changed = new Set<string>()
   /** What cannot be read right now. `isOutage`: there is no answer at all. */
   private readonly problems = new Map<string, { text: string; isOutage: boolean; sinceAt: number }>()
   private readonly pages = new Set<ReadableStreamDefaultController<string>>()
-  private timer: Timer | undefined
 
   constructor(private readonly context: CommandContext) {
     super(context.world)
@@ -472,6 +466,8 @@ export class Dashboard extends Inventory {
       new Promise<void>((ready) => void this.listAndWatch(namespace, resource, ready))
     const { namespaces } = this.world.config
     await Promise.all(namespaces.flatMap((namespace) => RESOURCES.map((resource) => start(namespace, resource))))
+    // A burst of changes is sent as one.
+    setInterval(() => this.changed.size > 0 && this.send(), 150).unref()
     void this.beat()
   }
 
@@ -486,26 +482,12 @@ export class Dashboard extends Inventory {
     return new ReadableStream({ start, cancel: () => close() })
   }
 
-  /** Of a Job, or of what cannot be read. A burst of changes is sent as one. */
-  protected override onChange(key?: string): void {
-    if (key !== undefined) this.changed.add(key)
-    this.timer ??= setTimeout(() => this.sendChanges(), 150)
-  }
-
-  private sendChanges(): void {
-    this.timer = undefined
+  private send(): void {
     if (this.pages.size > 0) {
       const event = this.eventWith(this.changed)
       for (const page of this.pages) page.enqueue(event)
     }
     this.changed.clear()
-  }
-
-  /** Null for a Job that is gone. */
-  private laneOf(key: string): Status | null {
-    const status = this.statusOf(key)
-    // How much is left of a wait is told by the due time.
-    return status ? { ...status, decision: status.decision.replace(/ \(in \w+\)/, "") } : null
   }
 
   private eventWith(keys: Iterable<string>): string {
@@ -518,7 +500,7 @@ export class Dashboard extends Inventory {
       jobSelector: config.jobSelector?.text,
       settings: [this.context.settings, ...decisiveSettings(this.world)],
       problems: Object.fromEntries(this.problems),
-      lanes: Object.fromEntries(Array.from(keys, (key) => [key, this.laneOf(key)])),
+      lanes: Object.fromEntries(Array.from(keys, (key) => [key, this.statusOf(key) ?? null])),
     }
     return `data: ${JSON.stringify(facts, visible)}\n\n`
   }
@@ -563,7 +545,7 @@ export class Dashboard extends Inventory {
     const text = messageOf(error).replace(/ For more information, pass `verbose: true` .*/, "")
     if (error === undefined) this.problems.delete(what)
     else this.problems.set(what, { text, isOutage, sinceAt })
-    this.onChange()
+    this.send()
   }
 
   /** While a page is open: asks for the server's version, and keeps the page's connection alive. */
@@ -572,9 +554,9 @@ export class Dashboard extends Inventory {
     for (; !stop.aborted; await clock.sleep(BEAT_MS, stop)) {
       if (this.pages.size === 0) continue
       const limit = AbortSignal.any([stop, AbortSignal.timeout(ANSWER_MS)])
-      const answer = cluster.version(limit).then(() => undefined)
-      const error = await answer.catch((error: unknown) => error)
-      this.report("API server", error instanceof ApiError ? undefined : error)
+      const answer = await cluster.version(limit).catch((error: unknown) => error)
+      const isAway = answer instanceof Error && !(answer instanceof ApiError)
+      this.report("API server", isAway ? answer : undefined)
     }
   }
 
@@ -617,23 +599,24 @@ const isSame = (a: string, b: string) => a.length === b.length && timingSafeEqua
 /** TypeScript takes an import of HTML for a bundle. */
 const page = dashboardPage as unknown as string
 
+/** Allows the one element of the page with this tag. */
+function sourceOf(tag: "script" | "style"): string {
+  const [, text = ""] = new RegExp(`<${tag}>([^]*?)</${tag}>`).exec(page) ?? []
+  return `${tag}-src 'sha256-${new Bun.CryptoHasher("sha256").update(text).digest("base64")}'`
+}
+
 /** On every answer: nothing is kept, nothing leaks, and the page runs nothing but its own style and script. */
-function securityHeaders(): Record<string, string> {
-  const source = (tag: string) => {
-    const [, text = ""] = new RegExp(`<${tag}>([^]*?)</${tag}>`).exec(page) ?? []
-    return `${tag}-src 'sha256-${new Bun.CryptoHasher("sha256").update(text).digest("base64")}'`
-  }
-  const isolated = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-  const trusted = "require-trusted-types-for 'script'; trusted-types 'none'"
-  const own = `default-src 'none'; ${source("script")}; ${source("style")}; connect-src 'self'; img-src data:`
-  return {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": `${own}; ${isolated}; ${trusted}`,
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-  }
+const HEADERS = {
+  "Cache-Control": "no-store",
+  "Content-Security-Policy": [
+    `default-src 'none'; ${sourceOf("script")}; ${sourceOf("style")}; connect-src 'self'; img-src data:`,
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "require-trusted-types-for 'script'; trusted-types 'none'",
+  ].join("; "),
+  "Cross-Origin-Opener-Policy": "same-origin",
+  "Cross-Origin-Resource-Policy": "same-origin",
+  "Referrer-Policy": "no-referrer",
+  "X-Content-Type-Options": "nosniff",
 }
 
 /** The page, its events and its actions, for the one who was given the address: on 127.0.0.1 and, if it exists, ::1. */
@@ -641,7 +624,6 @@ class Site {
   readonly token = newSecret()
   /** Valid once: the command line of a browser can be read by every user of the machine. */
   tokenForBrowser = newSecret()
-  private readonly headers = securityHeaders()
   /** Actions under way: a stop lets them end. */
   readonly actions = new Set<Promise<unknown>>()
   readonly servers: Bun.Server<undefined>[] = []
@@ -700,7 +682,7 @@ class Site {
   }
 
   private reply(body: string | ReadableStream, headers: Record<string, string>, status = 200): Response {
-    return new Response(body, { status, headers: { ...this.headers, ...headers } })
+    return new Response(body, { status, headers: { ...HEADERS, ...headers } })
   }
 
   /** What comes of some work as JSON: with `failed` as its status and the error's words if it fails. */
@@ -762,7 +744,6 @@ function openBrowser(address: string, { DISPLAY, WAYLAND_DISPLAY }: Env): void {
 
 // ─────────────────────────────────────────── 5 Command line ───────────────────────────────────────────
 
-/** What an admin may ask for, beside a running operator or without one. */
 const COMMANDS = {
   status: { jobs: "", run: status, help: "show each Job's state, next restart and why" },
   history: { jobs: "[JOB]", run: history, help: "list past failures; of one JOB with all evidence" },
@@ -848,8 +829,7 @@ restart that was rejected.
 `
 }
 
-/** What a command reports beside its result. */
-export const reportToStderr: operator.Say = (level, text, { lines = [] } = {}) => {
+const reportToStderr: operator.Say = (level, text, { lines = [] } = {}) => {
   const all = [level === "fatal" ? `error: ${text}` : text, ...lines.map((line) => `    ${line}`)]
   process.stderr.write(all.map((line) => `${operator.safe(line)}\n`).join(""))
 }
