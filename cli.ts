@@ -32,10 +32,7 @@ type Result = { json: unknown; rows: string[][]; code?: number }
 /** Something that is not there, or was rejected: exit code 3. Usage errors are SettingsErrors: exit code 2. */
 class CommandError extends Error {}
 
-/**
- * The settings as the operator wrote them in a namespace, else those of the environment. Without either throws a
- * SettingsError, or with `isLenient` returns the defaults, for every Job.
- */
+/** The settings that the operator wrote, else the environment's, else, with `isLenient`, the defaults for every Job. */
 async function settingsFor(world: Omit<World, "config">, namespace: string, env: Env, isLenient = false) {
   const map = await world.cluster.getConfigMap(namespace, operator.SETTINGS_MAP, world.stop)
   if (map) {
@@ -511,19 +508,19 @@ export class Dashboard extends Inventory {
     const what = `${resource} in ${namespace}`
     let version = ""
     while (!stop.aborted) {
-      let isPolled = false
       try {
         version ||= await this.list(namespace, resource)
         this.report(what)
         ready()
         version = await this.watch(namespace, resource, version)
       } catch (error) {
-        isPolled = version !== "" && error instanceof ApiError && error.status === 403
-        if (!isPolled) this.report(what, error)
+        const isPolled = version !== "" && error instanceof ApiError && error.status === 403
         version = ""
         ready()
+        if (isPolled) await clock.sleep(BEAT_MS, stop)
+        else this.report(what, error)
       }
-      await clock.sleep(isPolled ? BEAT_MS : RETRY_MS, stop)
+      await clock.sleep(RETRY_MS, stop)
     }
   }
 
@@ -553,8 +550,7 @@ export class Dashboard extends Inventory {
     const { cluster, clock, stop } = this.world
     for (; !stop.aborted; await clock.sleep(BEAT_MS, stop)) {
       if (this.pages.size === 0) continue
-      const limit = AbortSignal.any([stop, AbortSignal.timeout(ANSWER_MS)])
-      const answer = await cluster.version(limit).catch((error: unknown) => error)
+      const answer = await cluster.version(AbortSignal.timeout(ANSWER_MS)).catch((error: unknown) => error)
       const isAway = answer instanceof Error && !(answer instanceof ApiError)
       this.report("API server", isAway ? answer : undefined)
     }
@@ -599,7 +595,6 @@ const isSame = (a: string, b: string) => a.length === b.length && timingSafeEqua
 /** TypeScript takes an import of HTML for a bundle. */
 const page = dashboardPage as unknown as string
 
-/** Allows the one element of the page with this tag. */
 function sourceOf(tag: "script" | "style"): string {
   const [, text = ""] = new RegExp(`<${tag}>([^]*?)</${tag}>`).exec(page) ?? []
   return `${tag}-src 'sha256-${new Bun.CryptoHasher("sha256").update(text).digest("base64")}'`
@@ -668,8 +663,7 @@ class Site {
     if (!this.isFromHere(request) || !this.isKnown(secret)) return this.reply("", {}, 403)
     if (token !== null) {
       const cookie = `${this.cookie()}=${this.token}; HttpOnly; SameSite=Strict; Path=/`
-      // Not a 3xx: after a click in another site, such as a web terminal, browsers send no Strict cookie along a
-      // redirect.
+      // Not a 3xx: after a click in another site, browsers send no Strict cookie along a redirect.
       return this.reply("", { "Set-Cookie": cookie, Refresh: "0; url=/" })
     }
     const isAction = /^\/(restart|pause|resume)$/.test(pathname)
