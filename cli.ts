@@ -9,158 +9,76 @@ import { networkInterfaces } from "node:os"
 import { createInterface } from "node:readline/promises"
 import { parseArgs, styleText } from "node:util"
 import dashboardPage from "./dashboard.html" with { type: "text" }
-import {
-  ApiError,
-  alignedRows,
-  backoffMs,
-  Cache,
-  ConfigError,
-  connect,
-  countFrom,
-  createRecord,
-  type Decision,
-  decide,
-  decideOnWish,
-  decisionText,
-  durationText,
-  type Env,
-  type Evidence,
-  eventFor,
-  evidenceLines,
-  type Failure,
-  failureOf,
-  findSource,
-  gatherEvidence,
-  INTENT,
-  type Intent,
-  instant,
-  instantText,
-  isChanged,
-  isIntent,
-  isSelected,
-  JOB_NAME,
-  type Job,
-  type JobName,
-  type JobView,
-  jsonText,
-  judgedRules,
-  labelValueFor,
-  logSink,
-  type Metadata,
-  messageOf,
-  newestFirst,
-  nowOf,
-  type Outcome,
-  overridesOf,
-  own,
-  type PastFailure,
-  PREFIX,
-  printable,
-  quote,
-  RECORD,
-  RECORD_JOB,
-  type RestartCache,
-  readIntent,
-  readPast,
-  readRecord,
-  readSettings,
-  reconcileRestart,
-  recordFor,
-  type Say,
-  SERVICE_ACCOUNT,
-  SETTINGS,
-  SETTINGS_MAP,
-  SettingsError,
-  safe,
-  stateOf,
-  systemClock,
-  UNKNOWN,
-  variablesOf,
-  viewJob,
-  type World,
-  wishFor,
-  written,
-} from "./operator.ts"
+import type { Env, Failure, Intent, Job, JobName, JobView, Outcome, PastFailure, World } from "./operator.ts"
+import * as operator from "./operator.ts"
+import { ApiError, decideOnWish, messageOf, nowOf, PREFIX, quote, SettingsError, UNKNOWN, viewJob } from "./operator.ts"
 import project from "./package.json" with { type: "json" }
 
 // ───────────────────────────────────── 1 Jobs, intents and records ────────────────────────────────────
 
 /** What a command works with; the namespaces it looks at are those of `world.config`. */
-interface CommandContext {
+export interface CommandContext {
   world: World
   /** Where the settings come from, in words. */
   settings: string
   names: string[]
-  /** What the command line says; "true" for an option without a value. */
-  options: Partial<Record<string, string>>
+  options: { [option: string]: string | boolean | undefined; namespace?: string; context?: string }
   env: Env
 }
 
 /** The result of a command as JSON and as rows in columns, and its exit code if it is not 0. */
 type Result = { json: unknown; rows: string[][]; code?: number }
 
-/** A usage error (2), or something not found or rejected (3); the code is the exit code. */
-class CommandError extends Error {
-  override name = "CommandError"
-  constructor(
-    readonly code: 2 | 3,
-    message: string,
-  ) {
-    super(message)
-  }
-}
+/** Something that is not there, or was rejected: exit code 3. Usage errors are SettingsErrors: exit code 2. */
+class CommandError extends Error {}
 
-type Reader = Pick<World, "cluster" | "stop">
-
-/**
- * The settings as the operator wrote them in a namespace, else those of the environment. Without either throws a
- * CommandError, or with `isLenient` returns the defaults, for every Job.
- */
-async function settingsFor({ cluster, stop }: Reader, namespace: string, env: Env, isLenient = false) {
-  const map = await cluster.getConfigMap(namespace, SETTINGS_MAP, stop)
+/** The settings that the operator wrote, else the environment's, else, with `isLenient`, the defaults for every Job. */
+async function settingsFor(world: Omit<World, "config">, namespace: string, env: Env, isLenient = false) {
+  const map = await world.cluster.getConfigMap(namespace, operator.SETTINGS_MAP, world.stop)
   if (map) {
     const writtenAt = map.metadata?.annotations?.[`${PREFIX}written-at`]
     const from = `as the operator wrote them in ${namespace} at ${writtenAt}`
-    return { config: readSettings(map.data ?? {}).config, from }
+    return { config: operator.readSettings(map.data ?? {}).config, from }
   }
   try {
-    const { config } = readSettings({ ...env, NAMESPACE: namespace })
+    const { config } = operator.readSettings({ ...env, NAMESPACE: namespace })
     return { config, from: "of the environment; no operator has written any" }
   } catch (error) {
     const missing = `no operator has written its settings in namespace ${namespace}`
-    const { config } = readSettings({ NAMESPACE: namespace, JOB_SELECTOR: `!${INTENT}` })
+    const { config } = operator.readSettings({ NAMESPACE: namespace, JOB_SELECTOR: `!${operator.INTENT}` })
     if (isLenient) return { config, from: `are the defaults, for every Job: ${missing}` }
     const advice = `${missing}: name another with -n, or set them in the environment`
-    throw new CommandError(2, `${advice}\n${messageOf(error)}`)
+    throw new SettingsError([advice, messageOf(error)])
   }
 }
 
 const RESOURCES = ["jobs", "configmaps"] as const
 type Resource = (typeof RESOURCES)[number]
 /** Of all Jobs, and of the records of failures. */
-const SELECTORS = { jobs: "", configmaps: `${RECORD}=failure` }
+const SELECTORS = { jobs: "", configmaps: `${operator.RECORD}=failure` }
 
 /** What is known of one Job: its intents, and the records of its failures by name. */
 class Entry {
   job: Job | undefined
   readonly intents = new Map<string, Intent>()
   readonly records = new Map<string, PastFailure>()
+
+  recordsByTime(): PastFailure[] {
+    return [...this.records.values()].sort(byTime)
+  }
 }
 
 /** Jobs with their intents and records, as lists or watches report them. */
 class Inventory {
-  protected readonly entries = new Map<string, Entry>()
+  readonly entries = new Map<string, Entry>()
+  /** The Jobs that may have to be reported differently now. */
+  protected readonly changed = new Set<string>()
   /** Failures that the metadata of a record does not explain, by Job and record; unknown until they are looked at. */
   private readonly failures = new Map<string, Failure>()
-  /** What the cluster answered to restarts that are overdue, as the operator's Events quote it, by uid. */
-  private readonly rejections = new Map<string, string>()
   /** Resolves when all failures so far have been looked at. */
   looking: Promise<unknown> = Promise.resolve()
 
   constructor(protected readonly world: World) {}
-
-  /** A Job may be reported differently now. */
-  protected onChange(_key: string): void {}
 
   /** Lists a namespace, in place of what was known of it; returns the version to watch from. */
   async list(namespace: string, resource: Resource, selector = SELECTORS[resource]): Promise<string> {
@@ -171,38 +89,43 @@ class Inventory {
         : await cluster.listConfigMaps(namespace, selector, stop)
     for (const [key, entry] of this.entries) {
       if (!key.startsWith(`${namespace}/`)) continue
+      if (resource === "jobs") entry.job = undefined
       const outdated = resource === "jobs" ? entry.intents : entry.records
       outdated.clear()
-      if (resource === "jobs") entry.job = undefined
-      this.onChange(key)
+      this.changed.add(key)
     }
-    for (const item of items) this.take("LISTED", resource, "spec" in item ? item : { metadata: item as Metadata })
+    for (const item of items)
+      this.take("LISTED", resource, "spec" in item ? item : { metadata: item as operator.Metadata })
     return resourceVersion
   }
 
-  /** Reads what there is of one Job. */
-  async read({ namespace, name }: JobName): Promise<void> {
+  entryOf(key: string): Entry {
+    return this.entries.get(key) ?? new Entry()
+  }
+
+  async read({ namespace, name, key }: JobName): Promise<Entry> {
     const { cluster, stop } = this.world
     const [job] = await Promise.all([
       cluster.getJob(namespace, name, stop),
-      this.list(namespace, "jobs", `${INTENT}=${labelValueFor(name)}`),
-      this.list(namespace, "configmaps", `${SELECTORS.configmaps},${RECORD_JOB}=${name}`),
+      this.list(namespace, "jobs", `${operator.INTENT}=${operator.labelValueFor(name)}`),
+      this.list(namespace, "configmaps", `${SELECTORS.configmaps},${operator.RECORD_JOB}=${name}`),
     ])
     if (job) this.take("LISTED", "jobs", job)
+    return this.entryOf(key)
   }
 
   take(type: string, resource: Resource, object: Pick<Job, "metadata">): void {
     const { namespace, name = "" } = object.metadata ?? {}
-    const past = resource === "configmaps" ? readPast(object.metadata ?? {}) : undefined
-    const intent = past ? undefined : readIntent(object)
+    const past = resource === "configmaps" ? operator.readPast(object.metadata ?? {}) : undefined
+    const intent = past ? undefined : operator.readIntent(object)
     const key = `${namespace}/${past?.job ?? intent?.jobName ?? name}`
-    const entry = this.entries.get(key) ?? new Entry()
+    const entry = this.entryOf(key)
     this.entries.set(key, entry)
     if (past) entry.records.set(name, past)
     else if (intent) entry.intents.set(name, intent)
-    else if (!isIntent(object)) entry.job = type === "DELETED" ? undefined : withoutManagedFields(object)
+    else if (!operator.isIntent(object)) entry.job = type === "DELETED" ? undefined : withoutManagedFields(object)
     if (type === "DELETED") (past ? entry.records : entry.intents).delete(name)
-    this.onChange(key)
+    this.changed.add(key)
   }
 
   /** Of every selected Job, or with `isNamed` of every Job. */
@@ -212,11 +135,11 @@ class Inventory {
 
   /** Undefined for a Job that is not selected. One that is absent during its restart is shown from its intent. */
   statusOf(key: string, isNamed = false): Status | undefined {
-    const entry = this.entries.get(key) ?? new Entry()
-    const [intent] = newestFirst([...entry.intents.values()])
+    const entry = this.entryOf(key)
+    const [intent] = operator.newestFirst([...entry.intents.values()])
     const job = entry.job ?? (intent && replacementOf(intent))
-    const isShown = job && (isNamed || intent || isSelected(viewJob(job), this.world.config))
-    return isShown ? this.judge(job, intent, [...entry.records.values()].sort(byTime)) : undefined
+    const isShown = job && (isNamed || intent || operator.isSelected(viewJob(job), this.world.config))
+    return isShown ? this.judge(job, intent, entry.recordsByTime()) : undefined
   }
 
   /** A Job as the commands report it, and everything that led to the decision on it. */
@@ -229,34 +152,42 @@ class Inventory {
     const isFailed = view.phase === "failed"
     const decision = intent
       ? decisionOf(intent, now)
-      : decide(view, { ...failure, seenAt: now, changed: isChanged(job) }, config, now)
+      : operator.decide(view, { ...failure, seenAt: now, changed: operator.isChanged(job) }, config, now)
     const isRestarting = intent !== undefined && decision.do === "restart"
-    const dueAt = "dueAt" in decision ? decision.dueAt : undefined
-    const nextRestartAt = isRestarting ? undefined : dueAt
-    const rejection = nextRestartAt !== undefined && nextRestartAt <= now ? this.rejections.get(view.uid) : undefined
-    const restarts = view.phase === "succeeded" ? 0 : countFrom(own(view, "restarts"))
+    const nextRestartAt = "dueAt" in decision && !isRestarting ? decision.dueAt : undefined
+    const restarts = view.phase === "succeeded" ? 0 : operator.countFrom(operator.own(view, "restarts"))
     const annotations = Object.entries(view.annotations).filter(([key]) => key.startsWith(PREFIX))
-    const facts = {
+    const { uid, phase, startedAt, completedAt, failedAt, reason } = view
+    const isRecorded = failedAt === undefined || past?.uid === uid
+    const unrecorded = { name: "", startedAt, failedAt, cause: failure.cause, restarts, summary: reason }
+    const overrides = operator.overridesOf(view, config)
+    const manual = decideOnWish(view)
+    return {
       job: view.key,
-      uid: view.uid,
-      state: isRestarting ? "restarting" : stateOf(view, decision, rejection ? 1 : 0),
+      uid,
+      phase,
+      startedAt,
+      completedAt,
+      state: isRestarting ? "restarting" : operator.stateOf(view, decision, 0),
       nextRestartAt,
-      cause: isFailed ? failure.cause : (past?.cause ?? own(view, "last-cause")),
+      cause: isFailed ? failure.cause : (past?.cause ?? operator.own(view, "last-cause")),
       failuresInRow: restarts + (isFailed ? 1 : 0),
-      lastFailureAt: view.failedAt ?? past?.failedAt ?? instant(own(view, "last-failure")),
-      why: rejection ?? decision.because,
-      decision: isRestarting ? `its restart is under way, ${decision.because}` : decisionText(decision, now),
-      rules: judgedRules(view, failure, config),
+      failures: isRecorded ? records : [...records, unrecorded],
+      lastFailureAt: view.failedAt ?? past?.failedAt ?? operator.instant(operator.own(view, "last-failure")),
+      why: decision.because,
+      decision: isRestarting ? `its restart is under way, ${decision.because}` : operator.decisionText(decision, now),
+      rules: operator.judgedRules(view, failure, config),
       annotations: annotations.map(([key, value]) => `${key.slice(PREFIX.length)}=${value}`),
-      problems: overridesOf(view, config).problems,
+      problems: overrides.problems,
+      isPaused: overrides.paused,
+      notRestartable: manual.do === "restart" ? undefined : manual.because,
     }
-    return { view, records, dueAt, facts }
   }
 
   /** From the record; if that does not tell, unknown until somebody has looked. */
   private failureOf(view: JobView, past: PastFailure | undefined): Failure {
     if (view.phase !== "failed") return UNKNOWN
-    const needsLog = overridesOf(view, this.world.config).rules.some(({ cause }) => cause.kind === "log")
+    const needsLog = operator.overridesOf(view, this.world.config).rules.some(({ cause }) => cause.kind === "log")
     if (past?.uid === view.uid && !needsLog) return { ...UNKNOWN, cause: past.cause }
     const moment = `${view.uid} ${past?.name}`
     const known = this.failures.get(moment)
@@ -268,21 +199,10 @@ class Inventory {
     return UNKNOWN
   }
 
-  protected async look(view: JobView, moment: string): Promise<void> {
-    const records = this.entries.get(view.key)?.records.values() ?? []
-    const past = [...records].find(({ uid }) => uid === view.uid)
-    this.failures.set(moment, failureOf(view, await findEvidence(this.world, view, past)))
-    this.onChange(view.key)
-  }
-
-  /** Reads what the cluster answered to restarts that are due. */
-  async loadRejections(statuses: Status[]): Promise<void> {
-    const { cluster, stop } = this.world
-    const due = statuses.filter(({ dueAt = Number.POSITIVE_INFINITY }) => dueAt <= nowOf(this.world))
-    for (const namespace of new Set(due.map(({ view }) => view.namespace)))
-      for (const { uid, text } of await cluster.listEvents(namespace, "CannotRestart", stop).catch(() => []))
-        this.rejections.set(uid, text)
-    for (const { view } of due) this.onChange(view.key)
+  private async look(view: JobView, moment: string): Promise<void> {
+    const evidence = await findEvidence(this.world, view, this.entryOf(view.key))
+    this.failures.set(moment, operator.failureOf(view, evidence))
+    this.changed.add(view.key)
   }
 }
 
@@ -297,48 +217,45 @@ function replacementOf({ namespace, replacement }: Intent): Job {
   return { ...replacement, metadata: { ...replacement.metadata, namespace } }
 }
 
-/** What an intent has decided already. */
-function decisionOf({ name, dueAt }: Intent, now: number): Decision {
+function decisionOf({ name, dueAt }: Intent, now: number): operator.Decision {
   if (dueAt !== undefined && now < dueAt) return { do: "wait", dueAt, because: `recorded in intent ${name}` }
   return { do: "restart", dueAt: dueAt ?? 0, because: `intent ${name}` }
 }
 
+/** What a record holds; undefined if it is gone. */
+async function loadRecord({ cluster, kill }: World, { namespace, name }: PastFailure) {
+  return operator.readRecord((await cluster.getConfigMap(namespace, name, kill)) ?? {})
+}
+
 /** What was observed of a failure: from its record, else from the pods that are left. */
-async function findEvidence(world: World, view: JobView, past: PastFailure | undefined): Promise<Evidence> {
-  const map = past && (await world.cluster.getConfigMap(past.namespace, past.name, world.kill))
-  return (map && readRecord(map)?.evidence) ?? gatherEvidence(world, view, [])
+async function findEvidence(world: World, view: JobView, { records }: Entry): Promise<operator.Evidence> {
+  const past = [...records.values()].find(({ uid }) => uid === view.uid)
+  const record = past && (await loadRecord(world, past))
+  return record?.evidence ?? operator.gatherEvidence(world, view, [])
 }
 
-/** The failures of a namespace, or of one Job, that are recorded, oldest first. */
-async function loadRecords({ cluster, kill }: World, namespace: string, job?: string): Promise<PastFailure[]> {
-  const selector = job === undefined ? SELECTORS.configmaps : `${SELECTORS.configmaps},${RECORD_JOB}=${job}`
-  return (await cluster.listConfigMaps(namespace, selector, kill)).items.map(readPast).sort(byTime)
-}
-
-/** The status of every selected Job, or of one, whatever is selected; failures explained, and rejections read. */
+/** The status of every selected Job, or of one, whatever is selected; with failures explained. */
 async function loadStatuses(world: World, only?: JobName): Promise<Status[]> {
   const inventory = new Inventory(world)
   const { namespaces } = world.config
   if (only) await inventory.read(only)
   else await Promise.all(namespaces.flatMap((namespace) => RESOURCES.map((one) => inventory.list(namespace, one))))
-  const isNamed = only !== undefined
+  const statuses = () => inventory.statuses(only !== undefined)
   // Finds the failures that have to be looked at.
-  inventory.statuses(isNamed)
+  statuses()
   await inventory.looking
-  await inventory.loadRejections(inventory.statuses(isNamed))
-  return inventory.statuses(isNamed)
+  return statuses()
 }
 
 // ───────────────────────────────────────── 2 Commands that read ───────────────────────────────────────
 
-/** A Job's name, with its namespace if there are several. */
 const shortName = ({ config }: World, key: string) =>
   config.namespaces.length > 1 ? key : key.slice(key.indexOf("/") + 1)
 
 async function status({ world, settings }: CommandContext): Promise<Result> {
-  const jobs = (await loadStatuses(world)).map(({ facts }) => facts)
+  const jobs = await loadStatuses(world)
   const now = nowOf(world)
-  const span = (ms: number) => durationText(Math.max(0, Math.round(ms / 1_000)) * 1_000)
+  const span = (ms: number) => operator.durationText(Math.max(0, Math.round(ms / 1_000)) * 1_000)
   const rows = jobs.map(({ job, state, nextRestartAt, cause = "", failuresInRow, lastFailureAt, why }) => [
     shortName(world, job),
     state,
@@ -350,66 +267,66 @@ async function status({ world, settings }: CommandContext): Promise<Result> {
   ])
   const head = ["JOB", "STATE", "NEXT RESTART", "CAUSE", "IN A ROW", "LAST FAILURE", "WHY"]
   reportToStderr("info", `settings ${settings}`)
-  return { json: { settings, now: instantText(now), jobs }, rows: [head, ...rows] }
+  return { json: { settings, now: operator.instantText(now), jobs }, rows: [head, ...rows] }
 }
 
 async function history(context: CommandContext): Promise<Result> {
   const { world, names } = context
   if (names.length > 0) return historyOfJob(context)
-  const all = await Promise.all(world.config.namespaces.map((namespace) => loadRecords(world, namespace)))
-  const records = all.flat().sort(byTime)
+  const inventory = new Inventory(world)
+  await Promise.all(world.config.namespaces.map((namespace) => inventory.list(namespace, "configmaps")))
+  const records = [...inventory.entries.values()].flatMap((entry) => entry.recordsByTime()).sort(byTime)
   const rows = records.map(({ namespace, job, cause, failedAt, restarts, summary, decided }) => {
     const name = shortName(world, `${namespace}/${job}`)
-    return [instantText(failedAt), name, cause, String(restarts + 1), summary, decided]
+    return [operator.instantText(failedAt), name, cause, String(restarts + 1), summary, decided]
   })
   return { json: records, rows: [["FAILED", "JOB", "CAUSE", "IN A ROW", "HOW IT ENDED", "THEN"], ...rows] }
 }
 
 /** All evidence of a Job's failures, the last one at the end. */
 async function historyOfJob({ world, names }: CommandContext): Promise<Result> {
-  const { cluster, stop } = world
-  const [{ namespace, name, key }] = jobsOf(world, names)
-  const records = await loadRecords(world, namespace, name)
-  if (records.length === 0 && !(await cluster.getJob(namespace, name, stop)))
-    throw new CommandError(3, `there is no Job ${key}, and no record of a failure of it`)
-  const maps = await Promise.all(records.map((past) => cluster.getConfigMap(namespace, past.name, stop)))
-  const whole = maps.flatMap((map) => (map && readRecord(map)) ?? [])
+  const [job] = jobsOf(world, names)
+  const entry = await new Inventory(world).read(job)
+  if (entry.records.size === 0 && !entry.job)
+    throw new CommandError(`there is no Job ${job.key}, and no record of a failure of it`)
+  const records = await Promise.all(entry.recordsByTime().map((past) => loadRecord(world, past)))
+  const whole = records.flatMap((record) => record ?? [])
   const json = whole.map(({ past, reason, evidence: { logs, ...evidence } }) => {
     return { ...past, reason, ...evidence, logs: Object.fromEntries(logs) }
   })
-  const lines = whole.flatMap(({ past: { cause, failedAt: at, restarts, decided }, reason, evidence }) => [
-    `${instantText(at)} ${[cause, reason].filter(Boolean).join(", ")}; failure ${restarts + 1} in a row; ${decided}`,
-    ...evidenceLines(evidence).map((line) => `    ${line}`),
-  ])
-  const shown = lines.length > 0 ? lines : [`no failure of ${key} is recorded`]
+  const lines = whole.flatMap(({ past, reason, evidence }) => {
+    const ended = `${operator.instantText(past.failedAt)} ${[past.cause, reason].filter(Boolean).join(", ")}`
+    const head = `${ended}; failure ${past.restarts + 1} in a row; ${past.decided}`
+    return [head, ...operator.evidenceLines(evidence).map((line) => `    ${line}`)]
+  })
+  const shown = lines.length > 0 ? lines : [`no failure of ${job.key} is recorded`]
   return { json, rows: shown.map((line) => [line]) }
 }
 
 /** The Jobs that are named; at least one is. */
 function jobsOf({ config: { namespaces } }: World, names: string[]): [JobName, ...JobName[]] {
-  const wrong = names.filter((name) => !JOB_NAME.test(name) || (namespaces.length > 1 && !name.includes("/")))
+  const wrong = names.filter((name) => !operator.JOB_NAME.test(name) || (namespaces.length > 1 && !name.includes("/")))
   const advice = "names no Job; where there are several namespaces write namespace/name"
-  if (wrong.length > 0) throw new CommandError(2, wrong.map((name) => `${quote(name)} ${advice}`).join("\n"))
+  if (wrong.length > 0) throw new SettingsError(wrong.map((name) => `${quote(name)} ${advice}`))
   return [...new Set(names)].map((text) => {
     const [namespace = "", name = ""] = text.includes("/") ? text.split("/") : [namespaces[0], text]
     return { key: `${namespace}/${name}`, namespace, name, uid: "" }
   }) as [JobName, ...JobName[]]
 }
 
-/** The settings that a decision depends on. */
 const DECISIVE =
   "RESTART_DELAY SKIP_DELAY_ON_OOM RESTART_RULES MAX_RESTARTS RESTART_SPACING JOB_NAMES JOB_SELECTOR".split(" ")
 function decisiveSettings({ config }: World): string[] {
-  const values = variablesOf(config)
+  const values = operator.variablesOf(config)
   return DECISIVE.filter((variable) => values[variable]).map((variable) => `${variable}=${values[variable]}`)
 }
 
 async function explain({ world, names, settings }: CommandContext): Promise<Result> {
   const [job] = jobsOf(world, names)
-  const [{ facts } = {}] = await loadStatuses(world, job)
-  if (!facts) throw new CommandError(3, `there is no Job ${job.key}`)
+  const [facts] = await loadStatuses(world, job)
+  if (!facts) throw new CommandError(`there is no Job ${job.key}`)
   const failure = facts.lastFailureAt
-    ? `${facts.cause} at ${instantText(facts.lastFailureAt)}, ${facts.failuresInRow} in a row`
+    ? `${facts.cause} at ${operator.instantText(facts.lastFailureAt)}, ${facts.failuresInRow} in a row`
     : "none is known"
   const blocks: [string, ...string[]][] = [
     ["job", `${job.key}, ${facts.state}`],
@@ -421,7 +338,7 @@ async function explain({ world, names, settings }: CommandContext): Promise<Resu
     ["settings", settings, ...decisiveSettings(world)],
   ]
   const rows = blocks.flatMap(([label, ...lines]) => lines.map((line, i) => [i === 0 ? label : "", line]))
-  return { json: { ...facts, settings: { from: settings, ...variablesOf(world.config) } }, rows }
+  return { json: { ...facts, settings: { from: settings, ...operator.variablesOf(world.config) } }, rows }
 }
 
 // ───────────────────────────────────────────── 3 Restart ──────────────────────────────────────────────
@@ -429,10 +346,10 @@ async function explain({ world, names, settings }: CommandContext): Promise<Resu
 async function restart({ world, names, options }: CommandContext): Promise<Result> {
   const plans = await Promise.all(jobsOf(world, names).map((job) => planRestart(world, job)))
   const rejections = plans.flatMap((plan) => ("rejection" in plan ? [plan.rejection] : []))
-  if (rejections.length > 0) throw new CommandError(3, rejections.join("\n"))
+  if (rejections.length > 0) throw new CommandError(rejections.join("\n"))
   const ready = plans.filter((plan) => "run" in plan)
   if (!options.yes && !(await confirm(`restart ${ready.map(({ what }) => what).join(", ")}?`, world.stop)))
-    throw new CommandError(3, "nothing was done")
+    throw new CommandError("nothing was done")
   const facts = await Promise.all(ready.map((plan) => runRestart(world, plan)))
   const rows = facts.map(({ job, result, details }) => [job, result, details])
   const has = (...results: string[]) => facts.some(({ result }) => results.includes(result))
@@ -444,13 +361,14 @@ type RestartPlan = { job: JobName; what: string; run: () => Promise<Outcome> }
 
 /** What a manual restart comes to: a restart, the end of one that was left unfinished, or why not. */
 async function planRestart(world: World, job: JobName): Promise<RestartPlan | { rejection: string }> {
-  const { namespace, name, key } = job
-  if (world.config.dryRun) throw new CommandError(2, "DRY_RUN is set: nothing is restarted")
-  const live = await world.cluster.getJob(namespace, name, world.kill)
-  const cache = await localCache(world, job)
-  const [unfinished] = newestFirst(cache.intentsOf(key))
+  if (world.config.dryRun) throw new SettingsError(["DRY_RUN is set: nothing is restarted"])
+  const entry = await new Inventory(world).read(job)
+  const { job: live, intents } = entry
+  const { key } = job
+  const cache = cacheOf(entry, world.emit)
+  const [unfinished] = operator.newestFirst([...intents.values()])
   if (unfinished && (!live || live.metadata?.deletionTimestamp)) {
-    const run = () => reconcileRestart(world, cache, { job, atOnce: true })
+    const run = () => operator.reconcileRestart(world, cache, { job, atOnce: true })
     return { job, what: `${key} (continuing ${unfinished.name})`, run }
   }
   if (!live) return { rejection: `there is no Job ${key}` }
@@ -458,30 +376,27 @@ async function planRestart(world: World, job: JobName): Promise<RestartPlan | { 
   const decision = decideOnWish(view)
   if (decision.do !== "restart") return { rejection: `${key} is not restarted: ${decision.because}` }
   const run = async () => {
-    const failure = view.phase === "failed" ? await keepEvidence(world, view) : UNKNOWN
+    const failure = view.phase === "failed" ? await keepEvidence(world, view, entry) : UNKNOWN
     const known = { ...failure, changed: true }
-    const wish = (latest: Job) => wishFor(latest, known, world.config, nowOf(world), decideOnWish)
-    return reconcileRestart(world, cache, { job: view, wishFor: wish, atOnce: true })
+    const wish = (latest: Job) => operator.wishFor(latest, known, world.config, nowOf(world), decideOnWish)
+    return operator.reconcileRestart(world, cache, { job: view, wishFor: wish, atOnce: true })
   }
   return { job, what: `${key} (${view.phase})`, run }
 }
 
 /** What a restart knows without watches: what it has read itself. */
-async function localCache({ cluster, clock, emit, kill }: World, { namespace, name }: JobName): Promise<RestartCache> {
-  const cache = new Cache()
-  const { items } = await cluster.listJobs(namespace, `${INTENT}=${labelValueFor(name)}`, readIntent, kill)
-  for (const intent of items) cache.addOwnIntent(intent, clock.monotonic())
+function cacheOf({ intents }: Entry, emit: World["emit"]): operator.RestartCache {
   let latest: Job | undefined
   return {
-    intentsOf: (key) => cache.intentsOf(key),
+    intentsOf: () => [...intents.values()],
     latest: () => latest,
     podsOf: () => undefined,
     deletedByPerson: () => false,
     onJobRead: (job) => {
       latest = job
     },
-    onIntentRead: (intent) => cache.addOwnIntent(intent, clock.monotonic()),
-    onIntentGone: (intent) => cache.removeIntent(intent),
+    onIntentRead: (intent) => void intents.set(intent.name, intent),
+    onIntentGone: ({ name }) => void intents.delete(name),
     whenChanged: () => undefined,
     emit,
   }
@@ -490,7 +405,13 @@ async function localCache({ cluster, clock, emit, kill }: World, { namespace, na
 async function runRestart(world: World, { job, run }: RestartPlan) {
   try {
     const outcome = await run()
-    if (outcome.result === "restarted") await reportRestart(world, { ...job, uid: outcome.uid })
+    if (outcome.result === "restarted") {
+      const text = "restarted, for a person asked for it"
+      const successor = { ...job, uid: outcome.uid }
+      const event = operator.eventFor(successor, "info", "Restarted", text, nowOf(world), world.clock.random())
+      // Best effort: the Job is back.
+      await world.cluster.createEvent(job.namespace, event, world.kill).catch(() => {})
+    }
     return { job: job.key, result: outcome.result, details: detailsOf(outcome) }
   } catch (error) {
     return { job: job.key, result: "fault", details: messageOf(error) }
@@ -503,53 +424,37 @@ function detailsOf(outcome: Outcome): string {
   return outcome.result === "interrupted" ? "its intent stays: an operator goes on, or this command" : ""
 }
 
-/** Writes the Event that the operator would write; best effort. */
-async function reportRestart(world: World, job: JobName): Promise<void> {
-  const text = "restarted, for a person asked for it"
-  const event = eventFor(job, "info", "Restarted", text, nowOf(world), world.clock.random())
-  await world.cluster.createEvent(job.namespace, event, world.kill).catch(() => {})
-}
-
 /** The failure, recorded if no operator has done so: the Job's pods go with it. */
-async function keepEvidence(world: World, view: JobView): Promise<Failure> {
-  const past = (await loadRecords(world, view.namespace, view.name)).find(({ uid }) => uid === view.uid)
-  const evidence = await findEvidence(world, view, past)
-  const failure = failureOf(view, evidence)
-  if (past || world.config.historyLimit === 0) return failure
-  const record = recordFor(view, evidence, failure.cause, decideOnWish(view))
-  await createRecord(world, record).catch((error) =>
-    reportToStderr("warning", `[${view.key}] its failure is not recorded: ${messageOf(error)}`),
-  )
+async function keepEvidence(world: World, view: JobView, entry: Entry): Promise<Failure> {
+  const evidence = await findEvidence(world, view, entry)
+  const failure = operator.failureOf(view, evidence)
+  const isRecorded = [...entry.records.values()].some(({ uid }) => uid === view.uid)
+  if (isRecorded || world.config.historyLimit === 0) return failure
+  const record = operator.recordFor(view, evidence, failure.cause, decideOnWish(view))
+  const warn = (error: unknown) =>
+    reportToStderr("warning", `[${view.key}] its failure is not recorded: ${messageOf(error)}`)
+  await operator.createRecord(world, record).catch(warn)
   return failure
 }
 
 // ──────────────────────────────────────────── 4 Dashboard ─────────────────────────────────────────────
 
 const BEAT_MS = 10_000
-/** By then an operator has recorded a failure. */
-const RECORDED_MS = 3_000
+const RETRY_MS = 2_000
 /** A watch notices a server that hangs only after minutes. */
 const ANSWER_MS = 5_000
 
 /** For JSON.stringify: control and bidi characters become visible. */
-const visible = (_: string, value: unknown) => (typeof value === "string" ? printable(value) : value)
+const visible = (_: string, value: unknown) => (typeof value === "string" ? operator.printable(value) : value)
 
 /** An inventory that watches keep current; it tells every open page what changes. */
 export class Dashboard extends Inventory {
-  /** What the pages show of each Job, as JSON: objects would take more than twice the memory. */
-  private readonly lanes = new Map<string, string>()
-  private readonly changed = new Set<string>()
   /** What cannot be read right now. `isOutage`: there is no answer at all. */
   private readonly problems = new Map<string, { text: string; isOutage: boolean; sinceAt: number }>()
   private readonly pages = new Set<ReadableStreamDefaultController<string>>()
-  private timer: Timer | undefined
 
-  constructor(
-    world: World,
-    private readonly env: Env,
-    private settings: string,
-  ) {
-    super(world)
+  constructor(private readonly context: CommandContext) {
+    super(context.world)
   }
 
   /** Resolves once everything was listed, or could not be. */
@@ -558,6 +463,8 @@ export class Dashboard extends Inventory {
       new Promise<void>((ready) => void this.listAndWatch(namespace, resource, ready))
     const { namespaces } = this.world.config
     await Promise.all(namespaces.flatMap((namespace) => RESOURCES.map((resource) => start(namespace, resource))))
+    // A burst of changes is sent as one.
+    setInterval(() => this.changed.size > 0 && this.send(), 150).unref()
     void this.beat()
   }
 
@@ -566,52 +473,20 @@ export class Dashboard extends Inventory {
     let close = () => {}
     const start = (page: ReadableStreamDefaultController<string>) => {
       close = () => void this.pages.delete(page)
-      this.update()
-      page.enqueue(this.eventWith(this.lanes.keys()))
+      page.enqueue(this.eventWith(this.entries.keys()))
       this.pages.add(page)
     }
     return new ReadableStream({ start, cancel: () => close() })
   }
 
-  /** Of a Job, or of what cannot be read. A burst of changes is sent as one. */
-  protected override onChange(key?: string): void {
-    if (key !== undefined) this.changed.add(key)
-    this.timer ??= setTimeout(() => this.update(), 150)
-  }
-
-  /** Sends what is new. */
-  private update(): void {
-    clearTimeout(this.timer)
-    this.timer = undefined
-    const changed = [...this.changed].filter((key) => this.drawLane(key))
-    this.changed.clear()
-    const event = this.eventWith(changed)
-    for (const page of this.pages) {
-      page.enqueue(event)
-      // It no longer reads, as in a sleeping tab: when it connects again, it gets everything anew.
-      if ((page.desiredSize ?? 0) < -100) {
-        this.pages.delete(page)
-        page.close()
-      }
+  private send(): void {
+    if (this.pages.size > 0) {
+      const event = this.eventWith(this.changed)
+      for (const page of this.pages) page.enqueue(event)
     }
+    this.changed.clear()
   }
 
-  protected override async look(view: JobView, moment: string): Promise<void> {
-    const { clock, stop } = this.world
-    await clock.sleep((view.failedAt ?? 0) + RECORDED_MS - nowOf(this.world), stop)
-    await super.look(view, moment)
-  }
-
-  /** Returns whether the lane has changed. */
-  private drawLane(key: string): boolean {
-    const before = this.lanes.get(key)
-    const status = this.statusOf(key)
-    if (status) this.lanes.set(key, JSON.stringify(this.laneOf(status), visible))
-    else this.lanes.delete(key)
-    return this.lanes.get(key) !== before
-  }
-
-  /** With the lanes of some Jobs; null for one that is gone. */
   private eventWith(keys: Iterable<string>): string {
     const { cluster, config } = this.world
     const facts = {
@@ -620,83 +495,43 @@ export class Dashboard extends Inventory {
       namespaces: config.namespaces,
       jobNames: config.jobNames,
       jobSelector: config.jobSelector?.text,
-      settings: [this.settings, ...decisiveSettings(this.world)],
+      settings: [this.context.settings, ...decisiveSettings(this.world)],
       problems: Object.fromEntries(this.problems),
+      lanes: Object.fromEntries(Array.from(keys, (key) => [key, this.statusOf(key) ?? null])),
     }
-    const lanes = Array.from(keys, (key) => `${JSON.stringify(key)}:${this.lanes.get(key) ?? null}`)
-    return `data: ${JSON.stringify(facts, visible).slice(0, -1)},"lanes":{${lanes.join()}}}\n\n`
+    return `data: ${JSON.stringify(facts, visible)}\n\n`
   }
 
-  /** What the pages show of a Job. */
-  private laneOf({ view, records, facts }: Status) {
-    const { uid, phase, startedAt, completedAt, failedAt, reason } = view
-    const recorded = records.map(({ name, startedAt, failedAt, cause, restarts, summary }) => {
-      return { name, startedAt, failedAt, cause, inRow: restarts + 1, summary }
-    })
-    const isRecorded = failedAt === undefined || records.at(-1)?.uid === uid
-    const { cause, failuresInRow: inRow } = facts
-    const unrecorded = isRecorded ? [] : [{ name: "", startedAt, failedAt, cause, inRow, summary: reason }]
-    const manual = decideOnWish(view)
-    const notRestartable = manual.do === "restart" ? undefined : manual.because
-    const isPaused = overridesOf(view, this.world.config).paused
-    // How much is left of a wait is told by the due time.
-    const decision = facts.decision.replace(/ \(in \w+\)/, "")
-    return {
-      ...facts,
-      decision,
-      phase,
-      startedAt,
-      completedAt,
-      failures: [...recorded, ...unrecorded],
-      isPaused,
-      notRestartable,
-    }
-  }
-
-  /** Lists once, then watches; after an outage, or where watching is forbidden, lists again. */
+  /** Lists once, then watches; after an error, or where watching is forbidden, lists again. */
   private async listAndWatch(namespace: string, resource: Resource, ready: () => void): Promise<void> {
     const { clock, stop } = this.world
     const what = `${resource} in ${namespace}`
-    for (let attempt = 0; !stop.aborted; attempt++) {
-      let isListed = false
+    let version = ""
+    while (!stop.aborted) {
       try {
-        const version = await this.list(namespace, resource)
-        isListed = true
-        attempt = 0
+        version ||= await this.list(namespace, resource)
         this.report(what)
         ready()
-        await this.watch(namespace, resource, version)
+        version = await this.watch(namespace, resource, version)
       } catch (error) {
-        const isPolled = isListed && error instanceof ApiError && error.status === 403
-        if (!isPolled) this.report(what, error)
+        const isPolled = version !== "" && error instanceof ApiError && error.status === 403
+        version = ""
         ready()
-        const pauseMs = isPolled ? BEAT_MS : Math.min(5_000, backoffMs(attempt, clock.random(), error))
-        await clock.sleep(pauseMs, stop)
+        if (isPolled) await clock.sleep(BEAT_MS, stop)
+        else this.report(what, error)
       }
+      await clock.sleep(RETRY_MS, stop)
     }
   }
 
-  /** One watch after the other, until an error. */
-  private async watch(namespace: string, resource: Resource, resourceVersion: string): Promise<void> {
-    const { cluster, clock, stop } = this.world
-    const options = { silenceMs: 150_000, resourceVersion, ...(resource === "configmaps" && { selector: RECORD }) }
-    while (!stop.aborted) {
-      const beganAt = clock.now()
-      for await (const { type, object } of cluster.watch(namespace, resource, options, stop)) {
-        options.resourceVersion = object.metadata?.resourceVersion ?? options.resourceVersion
-        if (object.metadata?.labels?.[RECORD] === "settings") await this.loadSettings()
-        else if (type !== "BOOKMARK") this.take(type, resource, object)
-      }
-      if (clock.now() - beganAt < 1_000 && !stop.aborted) throw new Error("the watch ended at once")
+  /** Watches until the server ends it; returns the version to go on from. */
+  private async watch(namespace: string, resource: Resource, resourceVersion: string): Promise<string> {
+    const options = { silenceMs: 150_000, resourceVersion, selector: SELECTORS[resource] }
+    for await (const { type, object } of this.world.cluster.watch(namespace, resource, options, this.world.stop)) {
+      options.resourceVersion = object.metadata?.resourceVersion ?? options.resourceVersion
+      if (type !== "BOOKMARK") this.take(type, resource, object)
     }
-  }
-
-  private async loadSettings(): Promise<void> {
-    const { namespaces } = this.world.config
-    const { config, from } = await settingsFor(this.world, namespaces[0] ?? "", this.env, true)
-    this.world.config = { ...config, namespaces }
-    this.settings = from
-    for (const key of this.entries.keys()) this.onChange(key)
+    return options.resourceVersion
   }
 
   /** Without an error: it can be read again. */
@@ -707,50 +542,48 @@ export class Dashboard extends Inventory {
     const text = messageOf(error).replace(/ For more information, pass `verbose: true` .*/, "")
     if (error === undefined) this.problems.delete(what)
     else this.problems.set(what, { text, isOutage, sinceAt })
-    this.onChange()
+    this.send()
   }
 
-  /** While a page is open: asks for the server's version, reads rejections, and keeps the page's connection alive. */
+  /** While a page is open: asks for the server's version, and keeps the page's connection alive. */
   private async beat(): Promise<void> {
     const { cluster, clock, stop } = this.world
     for (; !stop.aborted; await clock.sleep(BEAT_MS, stop)) {
       if (this.pages.size === 0) continue
-      const limit = new AbortController()
-      void clock.sleep(ANSWER_MS, stop, limit.signal).then(() => limit.abort(new Error("it does not answer")))
-      const answer = cluster.version(limit.signal).then(() => undefined)
-      const error = await answer.catch((error: unknown) => error)
-      limit.abort()
-      await this.loadRejections(this.statuses())
-      this.report("API server", error instanceof ApiError ? undefined : error)
+      const answer = await cluster.version(AbortSignal.timeout(ANSWER_MS)).catch((error: unknown) => error)
+      const isAway = answer instanceof Error && !(answer instanceof ApiError)
+      this.report("API server", isAway ? answer : undefined)
     }
   }
 
   /** The evidence of one failure: from its record or, without a name, from the pods that are left. */
-  async evidenceOf(key: string, name: string): Promise<object | undefined> {
-    const { cluster, stop } = this.world
-    const { job, records } = this.entries.get(key) ?? new Entry()
+  async evidenceOf(key: string, name: string): Promise<{ lines: string[] }> {
+    const { job, records } = this.entryOf(key)
     const past = records.get(name)
-    const record = readRecord((past && (await cluster.getConfigMap(past.namespace, name, stop))) ?? {})
-    if (record) return { lines: [`${record.reason}, ${record.past.decided}`, ...evidenceLines(record.evidence)] }
-    if (name !== "" || !job) return undefined
-    return { lines: evidenceLines(await gatherEvidence(this.world, viewJob(job), [])) }
+    const record = past && (await loadRecord(this.world, past))
+    if (record) {
+      const head = `${record.reason}, ${record.past.decided}`
+      return { lines: [head, ...operator.evidenceLines(record.evidence)] }
+    }
+    if (name !== "" || !job) throw new CommandError("it is not there any more")
+    return { lines: operator.evidenceLines(await operator.gatherEvidence(this.world, viewJob(job), [])) }
   }
 
   /** Does what a person has confirmed on the page. Throws an error whose words the page shows. */
   async act(action: string, key: string, uid: string): Promise<string> {
     const { cluster, config, kill } = this.world
     const [job] = jobsOf(this.world, [key])
-    if (!config.namespaces.includes(job.namespace)) throw new CommandError(3, `${job.namespace} is not shown here`)
+    if (!config.namespaces.includes(job.namespace)) throw new CommandError(`${job.namespace} is not shown here`)
     const live = await cluster.getJob(job.namespace, job.name, kill)
-    if (live && live.metadata?.uid !== uid) throw new CommandError(3, `${key} was replaced in the meantime: look again`)
+    if (live && live.metadata?.uid !== uid) throw new CommandError(`${key} was replaced in the meantime: look again`)
     if (action === "restart") {
       const plan = await planRestart(this.world, job)
-      if ("rejection" in plan) throw new CommandError(3, plan.rejection)
+      if ("rejection" in plan) throw new CommandError(plan.rejection)
       const { result, details } = await runRestart(this.world, plan)
-      if (!/^re(started|placed)$/.test(result)) throw new CommandError(3, [result, details].filter(Boolean).join(": "))
+      if (!/^re(started|placed)$/.test(result)) throw new CommandError([result, details].filter(Boolean).join(": "))
       return `${key} is ${result}, ${details}`
     }
-    if (!live) throw new CommandError(3, `there is no Job ${key}`)
+    if (!live) throw new CommandError(`there is no Job ${key}`)
     await cluster.annotateJob(viewJob(live), { [`${PREFIX}paused`]: action === "pause" ? "true" : null }, kill)
     return `${key} is ${action}d`
   }
@@ -762,33 +595,30 @@ const isSame = (a: string, b: string) => a.length === b.length && timingSafeEqua
 /** TypeScript takes an import of HTML for a bundle. */
 const page = dashboardPage as unknown as string
 
+function sourceOf(tag: "script" | "style"): string {
+  const [, text = ""] = new RegExp(`<${tag}>([^]*?)</${tag}>`).exec(page) ?? []
+  return `${tag}-src 'sha256-${new Bun.CryptoHasher("sha256").update(text).digest("base64")}'`
+}
+
 /** On every answer: nothing is kept, nothing leaks, and the page runs nothing but its own style and script. */
-function securityHeaders(): Record<string, string> {
-  const source = (tag: string) => {
-    const [, text = ""] = new RegExp(`<${tag}>([^]*?)</${tag}>`).exec(page) ?? []
-    return `${tag}-src 'sha256-${new Bun.CryptoHasher("sha256").update(text).digest("base64")}'`
-  }
-  const isolated = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-  const trusted = "require-trusted-types-for 'script'; trusted-types 'none'"
-  const own = `default-src 'none'; ${source("script")}; ${source("style")}; connect-src 'self'; img-src data:`
-  return {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": `${own}; ${isolated}; ${trusted}`,
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-  }
+const HEADERS = {
+  "Cache-Control": "no-store",
+  "Content-Security-Policy": [
+    `default-src 'none'; ${sourceOf("script")}; ${sourceOf("style")}; connect-src 'self'; img-src data:`,
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "require-trusted-types-for 'script'; trusted-types 'none'",
+  ].join("; "),
+  "Cross-Origin-Opener-Policy": "same-origin",
+  "Cross-Origin-Resource-Policy": "same-origin",
+  "Referrer-Policy": "no-referrer",
+  "X-Content-Type-Options": "nosniff",
 }
 
 /** The page, its events and its actions, for the one who was given the address: on 127.0.0.1 and, if it exists, ::1. */
 class Site {
   readonly token = newSecret()
   /** Valid once: the command line of a browser can be read by every user of the machine. */
-  readonly tokenForBrowser = newSecret()
-  private readonly tokens = new Set([this.token, this.tokenForBrowser])
-  private readonly session = newSecret()
-  private readonly headers = securityHeaders()
+  tokenForBrowser = newSecret()
   /** Actions under way: a stop lets them end. */
   readonly actions = new Set<Promise<unknown>>()
   readonly servers: Bun.Server<undefined>[] = []
@@ -803,7 +633,7 @@ class Site {
     if (hasIPv6) this.listen("::1", this.port)
   }
 
-  /** Returns the port. Throws a CommandError if it is taken. */
+  /** Returns the port. Throws a SettingsError if it is taken. */
   private listen(hostname: string, port: number): number {
     try {
       const server = Bun.serve({
@@ -821,19 +651,19 @@ class Site {
       return server.port ?? 0
     } catch (error) {
       const advice = `cannot listen on port ${port} of ${hostname}, choose another with --port`
-      throw new CommandError(2, `${advice}: ${messageOf(error)}`)
+      throw new SettingsError([`${advice}: ${messageOf(error)}`])
     }
   }
 
   private answer(request: Request): Response | Promise<Response> {
     const { pathname, searchParams } = new URL(request.url)
     const token = pathname === "/" ? searchParams.get("token") : null
-    if (!this.isFromHere(request) || !(token === null ? this.hasSession(request) : this.takeToken(token)))
-      return this.reply("", {}, 403)
+    const cookies = new Bun.CookieMap(request.headers.get("cookie") ?? "")
+    const secret = token ?? cookies.get(this.cookie()) ?? ""
+    if (!this.isFromHere(request) || !this.isKnown(secret)) return this.reply("", {}, 403)
     if (token !== null) {
-      const cookie = `${this.cookie()}=${this.session}; HttpOnly; SameSite=Strict; Path=/`
-      // Not a 3xx: after a click in another site, such as a web terminal, browsers send no Strict cookie along a
-      // redirect.
+      const cookie = `${this.cookie()}=${this.token}; HttpOnly; SameSite=Strict; Path=/`
+      // Not a 3xx: after a click in another site, browsers send no Strict cookie along a redirect.
       return this.reply("", { "Set-Cookie": cookie, Refresh: "0; url=/" })
     }
     const isAction = /^\/(restart|pause|resume)$/.test(pathname)
@@ -842,25 +672,21 @@ class Site {
     if (isAction) return this.act(pathname.slice(1), request)
     if (pathname === "/") return this.reply(page, { "Content-Type": "text/html; charset=utf-8" })
     if (pathname === "/events") return this.reply(this.dashboard.events(), { "Content-Type": "text/event-stream" })
-    return this.json(this.dashboard.evidenceOf(searchParams.get("job") ?? "", searchParams.get("record") ?? ""))
+    return this.json(this.dashboard.evidenceOf(searchParams.get("job") ?? "", searchParams.get("record") ?? ""), 404)
   }
 
   private reply(body: string | ReadableStream, headers: Record<string, string>, status = 200): Response {
-    return new Response(body, { status, headers: { ...this.headers, ...headers } })
+    return new Response(body, { status, headers: { ...HEADERS, ...headers } })
   }
 
-  private async json(work: Promise<object | undefined>): Promise<Response> {
-    const reply = (body: object, status: number) =>
-      this.reply(jsonText(body), { "Content-Type": "application/json" }, status)
-    try {
-      const body = await work
-      return body ? reply(body, 200) : reply({ error: "it is not there any more" }, 404)
-    } catch (error) {
-      return reply({ error: messageOf(error) }, 409)
-    }
+  /** What comes of some work as JSON: with `failed` as its status and the error's words if it fails. */
+  private async json(work: Promise<object>, failed: 404 | 409): Promise<Response> {
+    const body = await work.catch((error: unknown) => ({ error: messageOf(error) }))
+    const status = "error" in body ? failed : 200
+    return this.reply(operator.jsonText(body), { "Content-Type": "application/json" }, status)
   }
 
-  /** Cookies know no ports: without the port in its name, a second dashboard would end the first one's session. */
+  /** Cookies know no ports: without the port in its name, a second dashboard would log the first one out. */
   private cookie = () => `dashboard-${this.port}`
 
   /** Not DNS rebinding, nor a form or script of another site. */
@@ -871,15 +697,10 @@ class Site {
     return isLoopback && origin === `http://${host}`
   }
 
-  private hasSession({ headers }: Request): boolean {
-    const cookies = new Bun.CookieMap(headers.get("cookie") ?? "")
-    return isSame(cookies.get(this.cookie()) ?? "", this.session)
-  }
-
-  private takeToken(token: string): boolean {
-    const known = [...this.tokens].find((one) => isSame(one, token))
-    if (known === this.tokenForBrowser) this.tokens.delete(known)
-    return known !== undefined
+  private isKnown(secret: string): boolean {
+    const isForBrowser = isSame(secret, this.tokenForBrowser)
+    if (isForBrowser) this.tokenForBrowser = newSecret()
+    return isForBrowser || isSame(secret, this.token)
   }
 
   private async act(action: string, request: Request): Promise<Response> {
@@ -888,13 +709,13 @@ class Site {
     const { job, uid } = (await request.json()) as { job: unknown; uid: unknown }
     const acting = this.dashboard.act(action, String(job), String(uid)).then((text) => ({ text }))
     this.actions.add(acting)
-    return this.json(acting).finally(() => this.actions.delete(acting))
+    return this.json(acting, 409).finally(() => this.actions.delete(acting))
   }
 }
 
-/** Serves the dashboard until a signal. */
-async function dashboard({ world, env, options, settings }: CommandContext): Promise<undefined> {
-  const content = new Dashboard(world, env, settings)
+async function dashboard(context: CommandContext): Promise<undefined> {
+  const { world, env, options } = context
+  const content = new Dashboard(context)
   await content.start()
   const site = new Site(content, Number(options.port ?? 0))
   const opening = `http://127.0.0.1:${site.port}/?token=`
@@ -917,7 +738,6 @@ function openBrowser(address: string, { DISPLAY, WAYLAND_DISPLAY }: Env): void {
 
 // ─────────────────────────────────────────── 5 Command line ───────────────────────────────────────────
 
-/** What an admin may ask for, beside a running operator or without one. */
 const COMMANDS = {
   status: { jobs: "", run: status, help: "show each Job's state, next restart and why" },
   history: { jobs: "[JOB]", run: history, help: "list past failures; of one JOB with all evidence" },
@@ -942,29 +762,22 @@ const OPTIONS: Record<string, { type: "boolean" | "string"; short?: string; with
 /** Reads the command line; without a command it can only ask for help or the version. Throws every mistake at once. */
 function readCommandLine(args: string[]) {
   const parsing = { args, options: OPTIONS, allowPositionals: true, strict: false, tokens: true } as const
-  const { tokens, positionals } = parseArgs(parsing)
+  const { tokens, positionals, values } = parseArgs(parsing)
   const [name, ...names] = positionals
   const command = Object.entries(COMMANDS).find(([known]) => known === name)?.[1]
-  const mistakes: string[] = []
-  const values: CommandContext["options"] = {}
+  const mistakes = tokens.flatMap((token) => (token.kind === "option" ? mistakesOf(token, name) : []))
   if (name !== undefined && !command)
     mistakes.push(`there is no command ${name}; there are ${Object.keys(COMMANDS).join(", ")}`)
-  for (const token of tokens) {
-    if (token.kind !== "option") continue
-    values[token.name] = token.value ?? "true"
-    mistakes.push(...mistakesOf(token, name))
-  }
   const { jobs = "" } = command ?? {}
   const most = { "": 0, "[JOB]": 1, JOB: 1 }[jobs] ?? Number.POSITIVE_INFINITY
   if (command && (names.length > most || (jobs.startsWith("JOB") && names.length === 0)))
     mistakes.push(`write ${`${name} ${jobs}`.trim()}`)
-  if (mistakes.length > 0) throw new CommandError(2, mistakes.map((mistake) => `${mistake}; see --help`).join("\n"))
-  return { command, names, values }
+  if (mistakes.length > 0) throw new SettingsError(mistakes.map((mistake) => `${mistake}; see --help`))
+  return { command, names, options: values as CommandContext["options"] }
 }
 
 type Token = { name: string; rawName: string; value?: string | undefined }
 
-/** What is wrong with an option of a command, or of the operator. */
 function mistakesOf({ name, rawName, value = "" }: Token, command: string | undefined): string[] {
   const option = Object.hasOwn(OPTIONS, name) ? OPTIONS[name] : undefined
   if (!option) return [`there is no option ${rawName}`]
@@ -982,7 +795,7 @@ function mistakesOf({ name, rawName, value = "" }: Token, command: string | unde
 
 /** The text of `--help`. */
 export function helpText(): string {
-  const rows = SETTINGS.map(({ variable, default: value, help, olderName }) => {
+  const rows = operator.SETTINGS.map(({ variable, default: value, help, olderName }) => {
     return `  ${variable.padEnd(18)} ${help} (default ${value || "none"}${olderName ? `; else ${olderName}` : ""})`
   })
   const commands = Object.entries(COMMANDS).map(([name, { jobs, help }]) => `  ${`${name} ${jobs}`.padEnd(18)} ${help}`)
@@ -998,7 +811,7 @@ ${commands.join("\n")}
   -y, --yes                                      restart without asking
   --port PORT, --no-open                         of the dashboard: its port (default: any), do not open a browser
 
-The commands use the settings that the operator wrote into the ConfigMap ${SETTINGS_MAP}, else those of the
+The commands use the settings that the operator wrote into the ConfigMap ${operator.SETTINGS_MAP}, else those of the
 environment. They need no running operator, and are safe beside one.
 
 The operator is configured by environment variables; a duration is a whole number of seconds or like 90s, 15m, 1h30m:
@@ -1010,73 +823,68 @@ restart that was rejected.
 `
 }
 
-/** What a command reports beside its result. */
-export const reportToStderr: Say = (level, text, { lines = [] } = {}) => {
+const reportToStderr: operator.Say = (level, text, { lines = [] } = {}) => {
   const all = [level === "fatal" ? `error: ${text}` : text, ...lines.map((line) => `    ${line}`)]
-  process.stderr.write(all.map((line) => `${safe(line)}\n`).join(""))
+  process.stderr.write(all.map((line) => `${operator.safe(line)}\n`).join(""))
 }
 
 async function confirm(question: string, signal: AbortSignal): Promise<boolean> {
-  if (!process.stdin.isTTY) throw new CommandError(2, "stdin is not a terminal; use --yes to skip confirmation")
-  const reader = createInterface({ input: process.stdin, output: process.stderr })
-  try {
-    return /^y(es)?$/i.test((await reader.question(`${safe(question)} [y/N] `, { signal })).trim())
-  } finally {
-    reader.close()
-  }
+  if (!process.stdin.isTTY) throw new SettingsError(["stdin is not a terminal; use --yes to skip confirmation"])
+  using reader = createInterface({ input: process.stdin, output: process.stderr })
+  return /^y(es)?$/i.test((await reader.question(`${operator.safe(question)} [y/N] `, { signal })).trim())
 }
 
 const COLORS = { given_up: "red", waiting: "yellow", restarting: "cyan", succeeded: "green" } as const
 
 /** Prints results: on a terminal with a colour for each state, unless NO_COLOR is set. */
 async function printResult({ json, rows }: Result, options: CommandContext["options"]): Promise<void> {
-  const lines = alignedRows(rows).map((line, i) => {
+  const lines = operator.alignedRows(rows).map((line, i) => {
     const color = COLORS[rows[i]?.[1] as keyof typeof COLORS]
     return color && !options["no-color"] ? styleText(color, line) : line
   })
-  await print(`${options.output === "json" ? jsonText(json) : lines.join("\n")}\n`)
+  await print(`${options.output === "json" ? operator.jsonText(json) : lines.join("\n")}\n`)
 }
 
 /** Ignores EPIPE: the reader, such as head, has closed the pipe. */
-export async function print(text: string): Promise<void> {
+async function print(text: string): Promise<void> {
   await Bun.write(Bun.stdout, text).catch((error) => (error.code === "EPIPE" ? 0 : Promise.reject(error)))
 }
 
 /** Runs a command with a kubeconfig, or in the operator's pod. Returns its exit code. */
 async function runCommand(args: string[], env: Env, world: Omit<World, "cluster" | "config">): Promise<number> {
-  const { command, names, values } = readCommandLine(args)
-  if (!command || values.help || values.version) {
-    await print(values.version ? `${project.version}\n` : helpText())
+  const { command, names, options } = readCommandLine(args)
+  if (!command || options.help || options.version) {
+    await print(options.version ? `${project.version}\n` : helpText())
     return 0
   }
-  const source = await findSource(env, SERVICE_ACCOUNT, values.context, world.stop)
-  const cluster = connect(source, env)
-  const nearest = written(env.NAMESPACE) || source.config.namespace || "flickr-downloader"
-  const namespace = values.namespace ?? (nearest.split(/[,\s]/)[0] as string)
+  const source = await operator.findSource(env, operator.SERVICE_ACCOUNT, options.context, world.stop)
+  const cluster = operator.connect(source, env)
+  const nearest = operator.written(env.NAMESPACE) || source.config.namespace || "flickr-downloader"
+  const namespace = options.namespace ?? (nearest.split(/[,\s]/)[0] as string)
   const isDashboard = command.run === dashboard
-  const { config, from } = await settingsFor({ cluster, stop: world.stop }, namespace, env, isDashboard)
-  const namespaces = values.namespace === undefined ? config.namespaces : [values.namespace]
+  const { config, from } = await settingsFor({ ...world, cluster }, namespace, env, isDashboard)
+  const namespaces = options.namespace === undefined ? config.namespaces : [options.namespace]
   // Only a restart must not be cut off in the middle.
   const kill = command.run === restart || isDashboard ? world.kill : world.stop
   const result = await command.run({
     world: { ...world, kill, cluster, config: { ...config, namespaces } },
     names,
-    options: values,
+    options,
     env,
     settings: from,
   })
-  if (result) await printResult(result, values)
+  if (result) await printResult(result, options)
   return result?.code ?? 0
 }
 
 /** Runs what the command line asks for; returns the exit code. */
 export async function runCommandLine(args: string[], env: Env, signals: Pick<World, "stop" | "kill">): Promise<number> {
   try {
-    const world = { clock: systemClock, emit: logSink(reportToStderr), ...signals }
+    const world = { clock: operator.systemClock, emit: operator.logSink(reportToStderr), ...signals }
     return await runCommand(args, env, world)
   } catch (error) {
     for (const mistake of messageOf(error).split("\n")) reportToStderr("fatal", mistake)
-    if (error instanceof CommandError) return error.code
-    return error instanceof SettingsError || error instanceof ConfigError ? 2 : 1
+    if (error instanceof CommandError) return 3
+    return error instanceof SettingsError || error instanceof operator.ConfigError ? 2 : 1
   }
 }
