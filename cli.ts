@@ -63,9 +63,7 @@ class Entry {
   readonly intents = new Map<string, Intent>()
   readonly records = new Map<string, PastFailure>()
 
-  recordsByTime(): PastFailure[] {
-    return [...this.records.values()].sort(byTime)
-  }
+  recordsByTime = () => [...this.records.values()].sort(byTime)
 }
 
 /** Jobs with their intents and records, as lists or watches report them. */
@@ -75,6 +73,8 @@ class Inventory {
   protected readonly changed = new Set<string>()
   /** Failures that the metadata of a record does not explain, by Job and record; unknown until they are looked at. */
   private readonly failures = new Map<string, Failure>()
+  /** What the cluster answered to restarts that are overdue, as the operator's Events quote it, by uid. */
+  private readonly rejections = new Map<string, string>()
   /** Resolves when all failures so far have been looked at. */
   looking: Promise<unknown> = Promise.resolve()
 
@@ -155,6 +155,7 @@ class Inventory {
       : operator.decide(view, { ...failure, seenAt: now, changed: operator.isChanged(job) }, config, now)
     const isRestarting = intent !== undefined && decision.do === "restart"
     const nextRestartAt = "dueAt" in decision && !isRestarting ? decision.dueAt : undefined
+    const rejection = nextRestartAt !== undefined && nextRestartAt <= now ? this.rejections.get(view.uid) : undefined
     const restarts = view.phase === "succeeded" ? 0 : operator.countFrom(operator.own(view, "restarts"))
     const annotations = Object.entries(view.annotations).filter(([key]) => key.startsWith(PREFIX))
     const { uid, phase, startedAt, completedAt, failedAt, reason } = view
@@ -168,13 +169,13 @@ class Inventory {
       phase,
       startedAt,
       completedAt,
-      state: isRestarting ? "restarting" : operator.stateOf(view, decision, 0),
+      state: isRestarting ? "restarting" : operator.stateOf(view, decision, rejection ? 1 : 0),
       nextRestartAt,
       cause: isFailed ? failure.cause : (past?.cause ?? operator.own(view, "last-cause")),
       failuresInRow: restarts + (isFailed ? 1 : 0),
       failures: isRecorded ? records : [...records, unrecorded],
       lastFailureAt: view.failedAt ?? past?.failedAt ?? operator.instant(operator.own(view, "last-failure")),
-      why: decision.because,
+      why: rejection ?? decision.because,
       decision: isRestarting ? `its restart is under way, ${decision.because}` : operator.decisionText(decision, now),
       rules: operator.judgedRules(view, failure, config),
       annotations: annotations.map(([key, value]) => `${key.slice(PREFIX.length)}=${value}`),
@@ -203,6 +204,16 @@ class Inventory {
     const evidence = await findEvidence(this.world, view, this.entryOf(view.key))
     this.failures.set(moment, operator.failureOf(view, evidence))
     this.changed.add(view.key)
+  }
+
+  async loadRejections(statuses: Status[]): Promise<void> {
+    const { cluster, stop } = this.world
+    const now = nowOf(this.world)
+    const due = statuses.filter(({ nextRestartAt }) => nextRestartAt !== undefined && nextRestartAt <= now)
+    for (const namespace of new Set(due.map(({ job }) => job.slice(0, job.indexOf("/")))))
+      for (const { uid, text } of await cluster.listEvents(namespace, "CannotRestart", stop).catch(() => []))
+        this.rejections.set(uid, text)
+    for (const { job, uid, why } of due) if ((this.rejections.get(uid) ?? why) !== why) this.changed.add(job)
   }
 }
 
@@ -234,7 +245,7 @@ async function findEvidence(world: World, view: JobView, { records }: Entry): Pr
   return record?.evidence ?? operator.gatherEvidence(world, view, [])
 }
 
-/** The status of every selected Job, or of one, whatever is selected; with failures explained. */
+/** The status of every selected Job, or of one, whatever is selected; failures explained, and rejections read. */
 async function loadStatuses(world: World, only?: JobName): Promise<Status[]> {
   const inventory = new Inventory(world)
   const { namespaces } = world.config
@@ -244,6 +255,7 @@ async function loadStatuses(world: World, only?: JobName): Promise<Status[]> {
   // Finds the failures that have to be looked at.
   statuses()
   await inventory.looking
+  await inventory.loadRejections(statuses())
   return statuses()
 }
 
@@ -480,10 +492,9 @@ export class Dashboard extends Inventory {
   }
 
   private send(): void {
-    if (this.pages.size > 0) {
-      const event = this.eventWith(this.changed)
-      for (const page of this.pages) page.enqueue(event)
-    }
+    if (this.pages.size === 0) return
+    const event = this.eventWith(this.changed)
+    for (const page of this.pages) page.enqueue(event)
     this.changed.clear()
   }
 
@@ -545,13 +556,14 @@ export class Dashboard extends Inventory {
     this.send()
   }
 
-  /** While a page is open: asks for the server's version, and keeps the page's connection alive. */
+  /** While a page is open: asks for the server's version, reads rejections, and keeps the page's connection alive. */
   private async beat(): Promise<void> {
     const { cluster, clock, stop } = this.world
     for (; !stop.aborted; await clock.sleep(BEAT_MS, stop)) {
       if (this.pages.size === 0) continue
       const answer = await cluster.version(AbortSignal.timeout(ANSWER_MS)).catch((error: unknown) => error)
       const isAway = answer instanceof Error && !(answer instanceof ApiError)
+      await this.loadRejections(this.statuses())
       this.report("API server", isAway ? answer : undefined)
     }
   }
@@ -561,12 +573,10 @@ export class Dashboard extends Inventory {
     const { job, records } = this.entryOf(key)
     const past = records.get(name)
     const record = past && (await loadRecord(this.world, past))
-    if (record) {
-      const head = `${record.reason}, ${record.past.decided}`
-      return { lines: [head, ...operator.evidenceLines(record.evidence)] }
-    }
-    if (name !== "" || !job) throw new CommandError("it is not there any more")
-    return { lines: operator.evidenceLines(await operator.gatherEvidence(this.world, viewJob(job), [])) }
+    if (!record && (name !== "" || !job)) throw new CommandError("it is not there any more")
+    const evidence = record?.evidence ?? (await operator.gatherEvidence(this.world, viewJob(job as Job), []))
+    const head = record ? [`${record.reason}, ${record.past.decided}`] : []
+    return { lines: [...head, ...operator.evidenceLines(evidence)] }
   }
 
   /** Does what a person has confirmed on the page. Throws an error whose words the page shows. */

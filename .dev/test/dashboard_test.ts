@@ -426,6 +426,16 @@ describe("What it shows", () => {
     expect(page.problems).toEqual({})
   })
 
+  test("a restart that the cluster rejects is shown as rejected, with the cluster's words", async () => {
+    const server = await serve()
+    stand(server, "load-a")
+    server.fault({ verb: "create", resource: "jobs" }, { status: 403, message: "exceeded quota" }, { times: 1e6 })
+    live(server, { RESTART_DELAY: "0" })
+    const page = await hurriedPage(server, { settings: { RESTART_DELAY: "0" } })
+    await until("rejected", () => page.lanes.get("default/load-a")?.state === "rejected")
+    expect(page.lanes.get("default/load-a")?.why).toContain("exceeded quota")
+  })
+
   test("without settings of an operator or of the environment, every Job is shown, and the page says so", async () => {
     const server = await serve()
     stand(server, "load-a")
