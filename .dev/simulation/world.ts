@@ -216,7 +216,11 @@ export class Simulation implements World, Observed {
   }
   /** Lets go of everything. */
   end(): void {
-    for (const process of this.processes) this.kill(process)
+    for (const process of this.processes) {
+      this.kill(process)
+      // Listeners keep a signal that has not fired, and all that they know.
+      process.stop.abort(new Error("dead"))
+    }
     drainMicrotasks()
   }
   private endFaults(): void {
