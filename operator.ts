@@ -1806,13 +1806,13 @@ export function wasDeletedByPerson(last: Job, dueAt: number | undefined): boolea
  */
 export function nextStep(seen: Observation, now: number): Step {
   const { intents, live, latest } = seen
-  const [intent, ...older] = intents
-  if (!intent) return stepWithoutIntent(seen, now)
+  const [newest, ...older] = intents
+  if (!newest) return stepWithoutIntent(seen, now)
+  const isBegun = wasBegun(seen, newest, older)
+  const intent = isBegun ? { ...newest, dueAt: undefined } : newest
   const back = [live, latest].find((job) => job && wasRecreated(job, intent))
   if (back) return { do: "clean up", intents, outcome: outcomeOf(intents, back), withdraw: false }
-  const atOnce = stepAtOnce(seen, intent, older)
-  if (atOnce) return atOnce
-  if (older.length > 0) return { do: "clean up", intents: older, outcome: undefined, withdraw: false }
+  if (older.length > 0 && !isBegun) return { do: "clean up", intents: older, outcome: undefined, withdraw: false }
   if (!live) return stepWhileAbsent(seen, intent, now)
   return isTerminating(live) ? stepWhileTerminating(seen, intent, live) : stepBeforeDelete(seen, intent, live, now)
 }
@@ -1857,15 +1857,13 @@ function writeStep(plan: IntentPlan, prove: boolean): Step {
 }
 
 /**
- * Another operator deleted the Job by an intent that does not wait, before it saw the one that does, which is for a
- * later edit: with that alone, its delete would look like a person's.
+ * Whether an intent that does not wait, by which somebody deleted the Job, stands beside a newer one that does, which is
+ * for an edit. With the newer one alone, that delete would look like a person's: both stay, and neither waits.
  */
-function stepAtOnce({ live, latest }: Observation, intent: Intent, older: Intent[]): Step | undefined {
-  const isBegun = older.some(({ jobUid, dueAt }) => jobUid === intent.jobUid && dueAt === undefined)
+function wasBegun({ live }: Observation, newest: Intent, older: Intent[]): boolean {
   const isGoing = !live || isTerminating(live)
-  const job = live ?? latest
-  if (!isBegun || !isGoing || intent.dueAt === undefined || !job || uidOf(job) !== intent.jobUid) return undefined
-  return writeStep({ live: job, additions: intent.additions, dueAt: undefined }, false)
+  const isByOlder = older.some(({ jobUid, dueAt }) => jobUid === newest.jobUid && dueAt === undefined)
+  return isGoing && isByOlder && newest.dueAt !== undefined
 }
 
 /** The Job stands as it was when the intent was written, or was edited since. */

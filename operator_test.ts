@@ -2435,13 +2435,13 @@ describe("5 Replacement and intent", () => {
       ],
     },
     "an edit waits beside the intent by which another operator deleted the Job": {
-      "and the Job is going: the edit waits no longer": [
+      "and the Job is going: both stay": [
         { intents: [laterIntent(), intentOf({}, { uid: "U8" })], live: liveJob({ ...deleted }) },
-        "write intent",
+        "wait for the old Job to go",
       ],
-      "and the Job is gone": [
-        { intents: [laterIntent(), intentOf({}, { uid: "U8" })], live: undefined, latest: liveJob({ ...deleted }) },
-        "write intent",
+      "and the Job is gone: the edit waits no longer": [
+        { intents: [laterIntent(), intentOf({}, { uid: "U8" })], live: undefined, deletedByPerson: true },
+        "create",
       ],
       "and the Job stands: it cannot be deleted by the older one": [
         { intents: [laterIntent(), intentOf({}, { uid: "U8" })] },
