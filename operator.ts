@@ -1857,8 +1857,8 @@ function writeStep(plan: IntentPlan, prove: boolean): Step {
 }
 
 /**
- * Whether an intent that does not wait, by which somebody deleted the Job, stands beside a newer one that does, which is
- * for an edit. With the newer one alone, that delete would look like a person's: both stay, and neither waits.
+ * Whether an intent that does not wait, by which somebody deleted the Job, stands beside a newer one that does, which
+ * is for an edit. With the newer one alone, that delete would look like a person's: both stay, and neither waits.
  */
 function wasBegun({ live }: Observation, newest: Intent, older: Intent[]): boolean {
   const isGoing = !live || isTerminating(live)
@@ -3727,7 +3727,8 @@ interface Progress {
   /** When the last delete without a clear answer was sent: it may still be applied. */
   unansweredSince: Monotonic | undefined
   /**
-   * Steps that were performed. A restart needs six; more without a pause would be a rule that does not come to rest.
+   * Steps that were performed since the last pause. A restart needs six; more would be a rule that does not come to
+   * rest.
    */
   steps: number
   waitingSince: Monotonic | undefined
@@ -3775,7 +3776,7 @@ export async function reconcileRestart(world: World, cache: RestartCache, restar
       const step = rulesOf(world).nextStep(seen, nowOf(world))
       if (step.do === "done") return step.outcome
       if (stop.aborted && !progress.isPastDelete) break
-      if (++progress.steps % MOST_STEPS === 0) await pause(world, progress)
+      if (++progress.steps > MOST_STEPS) await pause(world, progress)
       const outcome = await perform(world, cache, restart, progress, seen, step)
       trouble.over()
       if (outcome) return outcome
@@ -3964,6 +3965,7 @@ async function perform(
  * Until the Job or one of its pods is seen to go, or it is time for another look; after a stop there is little time.
  */
 async function pause({ clock, kill, stop }: World, progress: Progress): Promise<undefined> {
+  progress.steps = 0
   progress.waitingSince ??= clock.monotonic()
   const longestMs = stop.aborted ? LOOK_AFTER_STOP_MS : LONGEST_LOOK_MS
   const waitedMs = clock.monotonic() - progress.waitingSince

@@ -416,7 +416,14 @@ describe("The restart protocol", () => {
           !call.subresource) ||
         call.query.labelSelector?.includes(job.metadata.uid),
     )
-    const seen = ofRestart.map(kindOf).filter((kind) => kind !== "list" && kind !== "watch")
+    const deletedAt = ofRestart.findIndex(({ verb, name }) => verb === "delete" && name === "load-a")
+    // A busy machine is slow to delete the Job, and where Jobs are polled this clock has it looked at more often.
+    const isExtraLook = ({ verb, name, status }: Call, i: number) =>
+      i > deletedAt && verb === "get" && name === "load-a" && status === 200
+    const seen = ofRestart
+      .filter((call, i) => !isExtraLook(call, i))
+      .map(kindOf)
+      .filter((kind) => kind !== "list" && kind !== "watch")
     expect(most).toEqual(expect.arrayContaining(seen))
     expect(seen.length).toBeLessThanOrEqual(most.length)
   })
