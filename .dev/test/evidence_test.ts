@@ -39,7 +39,7 @@ describe("The evidence", () => {
     await until("watching", () => callsOf(server, "watch", "pods").length + callsOf(server, "watch").length === 2)
     failsWithoutPods(server)
     await until("reported", () => life.about("load-a", /failed at.*exit:3, BackoffLimitExceeded/).length > 0)
-    expect(server.model.pods()).toEqual([])
+    await until("no pod is left", () => server.model.pods().length === 0)
     expect(life.evidence("load-a")).toMatch(/exit code 3[\s\S]*\| (one|two)/)
   })
   test("B01 where pods are polled and gone, the failure is reported as the Job tells it", async () => {
