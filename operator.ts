@@ -3716,9 +3716,9 @@ interface Progress {
   seen: Observation | undefined
   /** The intent that was written last, whose answer is as good as a read. */
   fresh: string | undefined
-  /** The intent by which this run has just deleted the Job, until the next look. */
+  /** The intent by which this run has, or may have, deleted the Job; until the first look that finds the Job going. */
   deletedBy: Intent | undefined
-  /** The uid of the Job that this run has deleted. */
+  /** The uid of the Job that this run has, or may have, deleted. */
   deletedUid: string | undefined
   /** What a clean up ends with, until it is through. */
   ended: Outcome | undefined
@@ -3809,7 +3809,8 @@ async function observe(
   if (live && uidOf(live) !== progress.deletedBy?.jobUid) progress.deletedBy = undefined
   // An intent stood beside a Job that was going; a watch may have told its removal before this look.
   const wasReliedOn = progress.isPastDelete
-  const { known, confirmed } = await restoreWithdrawn(world, cache, job, before, progress)
+  const unrestored = { known: before, confirmed: undefined }
+  const { known, confirmed } = isGoing ? await restoreWithdrawn(world, cache, job, before, progress) : unrestored
   const isReliedOn = !live || (!isGoing && known.some(({ jobUid }) => jobUid === uidOf(live)))
   const fresh = confirmed ?? (live && progress.fresh)
   const intents = newestFirst(isReliedOn ? await readIntents(world, cache, known, fresh) : known)
@@ -3839,8 +3840,9 @@ async function observe(
 
 /**
  * Another operator's proof may have been rejected just after ours was admitted, and have withdrawn the intent by
- * which we deleted. At the first look after our delete a missing intent is written again; from then on, its removal
- * cancels the restart. Returns the intents as known after that, and the one that was read here.
+ * which we deleted, or may have: a delete without an answer may still be applied. At the first look that finds the
+ * Job going, a missing intent is written again; from then on, its removal cancels the restart. Returns the intents as
+ * known after that, and the one that was read here.
  */
 async function restoreWithdrawn(
   world: World,
@@ -4065,7 +4067,8 @@ async function createIntent(
   const { name = "", uid = "" } = made.metadata ?? {}
   // It protects nothing: that it goes cancels no restart, whatever a watch tells of it.
   cache.onIntentGone({ namespace, jobName, name, uid })
-  await deleteInBackground(world, { namespace, name, uid })
+  // Nothing but this call knows of it: whatever becomes of the Job meanwhile, it is removed.
+  await persist(world, () => deleteInBackground(world, { namespace, name, uid }))
   return new Error(`a webhook changed the intent ${name}: ${flaw ?? "it cannot be read back"}`)
 }
 
@@ -4082,7 +4085,7 @@ async function takeUpIntent(world: World, cache: RestartCache, { namespace }: Jo
   }
   // A webhook spoiled it, and it could not be removed at once: it protects nothing, and its name is in the way.
   try {
-    await deleteInBackground(world, { namespace, name, uid: uidOf(found) ?? "" })
+    await persist(world, () => deleteInBackground(world, { namespace, name, uid: uidOf(found) ?? "" }))
     return undefined
   } catch (error) {
     if (isRejection(error)) return new Error(`the intent ${name} cannot be read, and not be removed: ${error.message}`)
@@ -4146,12 +4149,17 @@ async function proveAndDelete(
     if (isReason(error, "Conflict") || isReason(error, "NotFound")) return undefined
     if (isRejection(error)) return reject(error)
     progress.unansweredSince = sentSince
+    noteDelete(progress, intent)
     throw error
   }
   progress.isPastDelete = true
-  progress.deletedBy = intent
-  progress.deletedUid = uid
+  noteDelete(progress, intent)
   return pause(world, progress)
+}
+
+function noteDelete(progress: Progress, intent: Intent): void {
+  progress.deletedBy = intent
+  progress.deletedUid = intent.jobUid
 }
 
 /**

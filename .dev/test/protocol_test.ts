@@ -103,6 +103,17 @@ describe("The restart protocol", () => {
     await backOnce(server, [life], [job])
   })
 
+  test("a Job comes back that a delete without an answer takes after another operator withdrew its intent", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    server.fault({ verb: "delete", resource: "jobs", name: "load-a" }, { status: 504 }, { times: 999 })
+    const life = live(server)
+    await until("deleted, without an answer", () => deletions(server, "load-a").length > 0)
+    for (const { metadata } of intents(server)) person(server, "delete", metadata.name)
+    person(server, "delete", "load-a", { propagationPolicy: "Foreground" })
+    await backOnce(server, [life], [job])
+  })
+
   test("a restart whose intent is rejected deletes nothing", async () => {
     const server = await serve()
     const job = stand(server, "load-a")
@@ -163,6 +174,27 @@ describe("The restart protocol", () => {
       await rejected(life, "load-a")
       expect(life.factsOf("RestartRejected", "load-a")[0]?.why).toMatch(why)
       expect([deletions(server, "load-a"), current(server, job)?.metadata.uid]).toEqual([[], job.metadata.uid])
+    },
+  )
+
+  test.each(["labels", "annotations"] as const)(
+    "an intent whose %s a webhook drops is removed, also if its Job goes before its removal works",
+    async (part) => {
+      const server = await serve()
+      stand(server, "load-a")
+      const isIntent = (name: string) => name.includes("-restart-")
+      const mutate: Webhook["mutate"] = ({ object }) => {
+        const copy = structuredClone(object)
+        if (isIntent(copy.metadata.name)) copy.metadata[part] = {}
+        return copy
+      }
+      server.model.admission.webhooks.push({ name: "x.test", mutate })
+      server.fault({ verb: "delete", resource: "jobs", name: /-restart-/ }, { status: 503 }, { times: 2 })
+      live(server)
+      const removals = () => callsOf(server, "delete", "jobs").filter(({ name = "" }) => isIntent(name))
+      await until("a removal that fails", () => removals().length > 0)
+      person(server, "delete", "load-a")
+      await until("the intent is removed", () => removals().some(({ status }) => status === 200))
     },
   )
 
