@@ -14,7 +14,7 @@
 import { createHash, X509Certificate } from "node:crypto"
 import { existsSync } from "node:fs"
 import { readFile, stat } from "node:fs/promises"
-import { isIPv6 } from "node:net"
+import { isIPv4, isIPv6 } from "node:net"
 import { basename, delimiter, dirname, join, resolve } from "node:path"
 import { createSecureContext, getCACertificates, type SecureContextOptions } from "node:tls"
 import type { V1ConfigMap, V1Job, V1LabelSelector, V1ObjectMeta, V1Pod } from "@kubernetes/client-node"
@@ -276,6 +276,30 @@ export async function within<T>(
   }
 }
 
+/** Waits for all; throws their errors as one. */
+async function allOf<T>(works: Promise<T>[]): Promise<T[]> {
+  const results = await Promise.allSettled(works)
+  const mistakes = results.flatMap((result) => (result.status === "rejected" ? [messageOf(result.reason)] : []))
+  if (mistakes.length > 0) throw new Error(mistakes.join("; "))
+  return Promise.all(works)
+}
+
+/** As Go reads it: with its padding, and in lines, but without other blanks. */
+function fromBase64(text: string): Buffer {
+  const line = text.replace(/[\r\n]/g, "")
+  if (line.length % 4 > 0 || !/^[A-Za-z\d+/]*={0,2}$/.test(line)) throw new Error("it is no base64")
+  return Buffer.from(line, "base64")
+}
+
+/** As Go reads it: URL.parse() would mend blanks, backslashes, escapes in a host, and parts of an IP address. */
+function webUrl(text: string): URL | null {
+  const isClean = !/[\s\\\p{Cc}]|%(?![\da-f]{2})/iu.test(text)
+  const url = isClean && /^https?:\/\/(?:[^/?#@]*@)?[^/?#@%]+(?:[/?#]|$)/i.test(text) ? URL.parse(text) : null
+  return url && (!isIPv4(url.hostname) || text.includes(url.hostname)) ? url : null
+}
+
+const isLoopback = ({ hostname }: URL) => /^(localhost|\[::1\]|127\..*)$/.test(hostname)
+
 // ────────────────────────────────────────────── 2 Settings ──────────────────────────────────────────────
 
 /**
@@ -466,7 +490,7 @@ function oneOf<T>(words: Record<string, T>) {
 }
 
 function httpUrl(text: string): string {
-  if (URL.canParse(text) && /^https?:$/.test(new URL(text).protocol)) return text
+  if (webUrl(text)) return text
   throw new Error("write a URL with http or https")
 }
 
@@ -2337,12 +2361,12 @@ export async function findSource(
   const load = async (wanted?: string) =>
     inCluster ? readServiceAccount(env, serviceAccount) : readKubeconfigs(paths, wanted)
   const config = await within(2 ** 31 - 1, stop, "the kubeconfig", () => load(context))
-  if (!config && named.length > 0)
-    throw new ConfigError(`cannot read ${named.join(", ")}: there is no such file, or it is empty`)
   if (!config)
     throw new ConfigError(
-      `no cluster is configured: KUBECONFIG is not set, and there is neither a ServiceAccount in ${serviceAccount} ` +
-        `nor ${home}. Set KUBECONFIG; on a k3s server to /etc/rancher/k3s/k3s.yaml`,
+      named.length > 0
+        ? `cannot read ${named.join(", ")}: there is no such file, or it is empty`
+        : `no cluster is configured: KUBECONFIG is not set, and there is neither a ServiceAccount in ` +
+            `${serviceAccount} nor ${home}. Set KUBECONFIG; on a k3s server to /etc/rancher/k3s/k3s.yaml`,
     )
   const from = inCluster ? "the pod's ServiceAccount" : `${named.length > 0 ? "KUBECONFIG " : ""}${paths.join(", ")}`
   await readTls(config).catch((error) => {
@@ -2404,8 +2428,8 @@ export class Source {
 /** What is used of the configuration: checked, with absolute paths. */
 export interface Kubeconfig {
   server: string
-  cluster: Partial<typeof CLUSTER>
-  user: Partial<typeof USER>
+  cluster: NonNullable<ReturnType<typeof asCluster>>
+  user: NonNullable<ReturnType<typeof asUser>>
   context?: string
   namespace?: string | undefined
 }
@@ -2423,197 +2447,175 @@ function readServiceAccount(env: Env, folder: string): Kubeconfig {
 
 /** Follows kubectl: the first file to name an entry wins. Undefined if no file is there, or all are empty. */
 async function readKubeconfigs(paths: string[], wanted?: string): Promise<Kubeconfig | undefined> {
-  const files = (await Promise.all(paths.map(readKubeconfig))).filter((file) => file !== undefined)
+  const files = (await allOf(paths.map(readKubeconfig))).filter((file) => file !== undefined)
   if (files.length === 0) return undefined
   const problems: string[] = []
   const check = () => {
     if (problems.length > 0) throw new ConfigError(`${paths.join(", ")}: ${problems.join("; ")}`)
   }
-  const current = wanted ?? files.map(({ config }) => config["current-context"]).find(Boolean)
+  const current =
+    wanted ?? files.map(({ config }) => config["current-context"]).find((name) => name && typeof name === "string")
   if (!current) problems.push("current-context is missing; choose one with kubectl config use-context NAME")
   check()
-  const context = readFields(CONTEXT, findEntry("context", current, files, problems), problems)
+  const context = readEntry("context", asContext, current, files, problems)
   check()
-  const clusterEntry = findEntry("cluster", context.cluster, files, problems)
-  const userEntry = context.user ? findEntry("user", context.user, files, problems) : NOBODY
-  const cluster = readFields(CLUSTER, clusterEntry, problems)
-  const user = readFields(USER, userEntry, problems)
-  problems.push(...mistakesIn(clusterEntry.what, clusterMistakes(cluster)))
-  problems.push(...mistakesIn(userEntry.what, [...userMistakes(user), ...pluginMistakes(user)]))
+  const cluster = readEntry("cluster", asCluster, context?.cluster, files, problems) ?? {}
+  const user = (context?.user && readEntry("user", asUser, context.user, files, problems)) || {}
   check()
-  const server = URL.parse(cluster.server ?? "")?.href.replace(/\/+$/, "") ?? ""
-  return { server, cluster, user, context: String(current), namespace: context.namespace }
+  return { server: cluster.server ?? "", cluster, user, context: String(current), namespace: context?.namespace }
+}
+
+function readEntry<T>(kind: string, read: Reader<T>, name: unknown, files: KubeconfigFile[], problems: string[]) {
+  const what = `${kind} ${shownName(name)}`
+  const entriesOf = ({ config }: KubeconfigFile) => [config[`${kind}s`]].filter(Array.isArray).flat().filter(isMap)
+  for (const file of files) {
+    const [first, second] = entriesOf(file).filter((entry) => entry.name === name)
+    if (second) problems.push(`${file.path} has two entries for ${what}`)
+    if (first) return read(first[kind] ?? {}, { what, beside: {}, folder: dirname(file.path), problems })
+  }
+  const names = new Set(files.flatMap(entriesOf).map((entry) => shownName(entry.name)))
+  problems.push(`there is no ${what}; the file has ${[...names].join(", ") || "none"}`)
+  return undefined
 }
 
 type Yaml = { [key: string]: unknown }
 
-/** A file, or an entry in one, and the folder to which its paths are relative. */
-type Entry = { what: string; value: unknown; folder: string }
-
-const NOBODY: Entry = { what: "nobody", value: undefined, folder: "" }
-
-function findEntry(
-  kind: "context" | "cluster" | "user",
-  name: unknown,
-  files: KubeconfigFile[],
-  problems: string[],
-): Entry {
-  const what = `${kind} ${shownName(name)}`
-  const entriesOf = ({ config }: KubeconfigFile) => [config[`${kind}s`]].flat().filter(isMap)
-  for (const file of files) {
-    const [first, ...others] = entriesOf(file).filter((one) => one.name === name)
-    if (others.length > 0) problems.push(`${file.path} has two entries for ${what}`)
-    if (first) return { what, value: first[kind], folder: dirname(file.path) }
-  }
-  const names = files.flatMap(entriesOf).map((one) => shownName(one.name))
-  problems.push(`there is no ${what}; the file has ${[...new Set(names)].join(", ") || "none"}`)
-  return NOBODY
-}
-
-/** The fields that are honoured, with an example of what each may hold. A mapping without fields may hold any. */
-const CONTEXT = { cluster: "", user: "", namespace: "", extensions: [{} as Yaml] }
-
-const CLUSTER = {
-  server: "",
-  "certificate-authority": "",
-  "certificate-authority-data": "",
-  "tls-server-name": "",
-  "insecure-skip-tls-verify": false,
-  "proxy-url": "",
-  "disable-compression": false,
-  extensions: [{} as Yaml],
-}
-
-const EXEC = {
-  apiVersion: "",
-  command: "",
-  args: [""],
-  env: [{ name: "", value: "" }],
-  installHint: "",
-  interactiveMode: "",
-  provideClusterInfo: false,
-}
-
-const PROVIDER = { name: "", config: {} as Yaml }
-
-const USER = {
-  token: "",
-  tokenFile: "",
-  username: "",
-  password: "",
-  "client-certificate": "",
-  "client-certificate-data": "",
-  "client-key": "",
-  "client-key-data": "",
-  as: "",
-  "as-uid": "",
-  "as-groups": [""],
-  "as-user-extra": {} as Record<string, string[]>,
-  exec: EXEC as Partial<typeof EXEC>,
-  "auth-provider": PROVIDER as Partial<typeof PROVIDER>,
-  extensions: [{} as Yaml],
-}
-
-const PATHS = ["certificate-authority", "tokenFile", "client-certificate", "client-key"]
-
-/**
- * Reads an entry; its mistakes go to `problems`. A field that is not honoured is one: ignored, it could change who
- * asks. As for kubectl, a field that is empty is absent.
- */
-function readFields<T extends Yaml>(examples: T, { what, value, folder }: Entry, problems: string[]): Partial<T> {
-  const fields: Yaml = {}
-  if (!isMap(value ?? {})) problems.push(`${what} must be a mapping`)
-  for (const [name, field] of isMap(value) ? Object.entries(value) : []) {
-    const example = examples[name]
-    // A plugin that is named with a path lives beside its kubeconfig; another is in PATH.
-    const isPath = PATHS.includes(name) || (name === "command" && String(field).includes("/"))
-    if (!Object.hasOwn(examples, name)) problems.push(`${what}: the field ${shownValue(name)} is not supported`)
-    else if (field === null || field === "") continue
-    else if (isMap(example) && Object.keys(example).length > 0)
-      fields[name] = readFields(example, { what: `${what}: ${name}`, value: field, folder }, problems)
-    else if (!isLike(example, field)) problems.push(`${what}: ${name} must be ${kindOf(example)}`)
-    else fields[name] = isPath ? resolve(folder, String(field)) : field
-  }
-  return fields as Partial<T>
-}
-
 const isMap = (value: unknown): value is Yaml => typeof value === "object" && value !== null && !Array.isArray(value)
 
-/** Whether a value has the type of an example: a list has only such elements, a mapping all its fields. */
-function isLike(example: unknown, value: unknown): boolean {
-  if (Array.isArray(example)) return Array.isArray(value) && value.every((one) => isLike(example[0], one))
-  if (!isMap(example)) return typeof value === typeof example
-  return isMap(value) && Object.entries(example).every(([name, field]) => isLike(field, value[name]))
-}
+/** What a value is called, what stands beside it, the folder of its kubeconfig, and where its mistakes go. */
+type Place = { what: string; beside: Yaml; folder: string; problems: string[] }
 
-function kindOf(example: unknown): string {
-  if (Array.isArray(example)) return `a list, each ${kindOf(example[0])}`
-  if (isMap(example)) return ["a mapping", ...Object.keys(example)].join(" with ")
-  return typeof example === "boolean" ? "true or false" : "a string, in quotes if it looks like a number"
-}
+/** Reads a value; undefined where it is wrong. */
+type Reader<T> = (value: unknown, place: Place) => T | undefined
+type Fields<T> = { [Name in keyof T]?: T[Name] extends Reader<infer V> ? V : never }
 
-/** What must not hold, and what to say if it does. */
-type Mistake = [isMade: unknown, text: string]
+const asWhat =
+  <T>(rule: string, read: (value: unknown, folder: string) => T | undefined): Reader<T> =>
+  (value, { what, folder, problems }) => {
+    const result = read(value, folder)
+    if (result === undefined) problems.push(`${what} must be ${rule}`)
+    return result
+  }
 
-const mistakesIn = (what: string, mistakes: Mistake[]) =>
-  mistakes.filter(([isMade]) => isMade).map(([, text]) => `${what}: ${text}`)
+const asTextLike = (rule: string, read: (text: string, folder: string) => string | undefined) =>
+  asWhat(rule, (value, folder) => (typeof value === "string" ? read(value, folder) : undefined))
 
-function clusterMistakes(cluster: Partial<typeof CLUSTER>): Mistake[] {
-  const { server = "", "certificate-authority": ca, "certificate-authority-data": data, "proxy-url": proxy } = cluster
-  const url = URL.parse(server)
-  const isPlain = url?.href === `${url?.origin}${url?.pathname}`
-  return [
-    [!isHttp(url) || !isPlain, "server must be a URL that begins with https://, without user name, query and fragment"],
-    [url?.protocol === "http:" && !isLoopback(url), "server: http:// is supported only for this machine, use https://"],
-    [proxy && !isHttp(URL.parse(proxy)), "proxy-url must begin with http:// or https://"],
-    [ca && data, "certificate-authority and certificate-authority-data exclude each other"],
-    [(ca || data) && cluster["insecure-skip-tls-verify"], "a certificate-authority excludes insecure-skip-tls-verify"],
-  ]
-}
+const STRING = "a string, in quotes if it looks like a number"
+const asText = asTextLike(STRING, (text) => text)
+const asPath = asTextLike(STRING, (text, folder) => resolve(folder, text))
+// One that is named with a path lives beside its kubeconfig; another is in PATH.
+const asProgram = asTextLike(STRING, (text, folder) => (text.includes("/") ? resolve(folder, text) : text))
+const asOneOf = (...texts: string[]) => asTextLike(texts.join(" or "), (text) => texts.find((one) => one === text))
+const asFlag = asWhat("true or false", (value) => (typeof value === "boolean" ? value : undefined))
+const asMapping = asWhat("a mapping", (value) => (isMap(value) ? value : undefined))
 
-const isHttp = (url: URL | null) => /^https?:$/.test(url?.protocol ?? "")
+const asList = asWhat("a list", (list) => (Array.isArray(list) ? (list as unknown[]) : undefined))
 
-export const isLoopback = ({ hostname }: URL) => /^(localhost|\[::1\]|127\..*)$/.test(hostname)
+const asListOf =
+  <T>(read: Reader<T>): Reader<T[]> =>
+  (value, place) =>
+    asList(value, place)?.map((one) => read(one, { ...place, what: `${place.what}: each` }) as T)
 
-function userMistakes(user: Partial<typeof USER>): Mistake[] {
-  const { "client-certificate": cert, "client-certificate-data": certData } = user
-  const { "client-key": key, "client-key-data": keyData } = user
-  const { as, "as-uid": uid, "as-groups": groups = [], "as-user-extra": extra = {} } = user
-  const lists = Object.values(extra)
-  return [
-    [cert && certData, "client-certificate and client-certificate-data exclude each other"],
-    [key && keyData, "client-key and client-key-data exclude each other"],
-    [!(cert || certData) !== !(key || keyData), "client-certificate and client-key need each other"],
-    [user.username && (user.token || user.tokenFile), "a token and a username exclude each other"],
-    [user.password && !user.username, "a password needs a username"],
-    [!as && (uid || groups.length + lists.length > 0), "as-uid, as-groups and as-user-extra need as"],
-    // fetch sends each header once: it would join them to one group.
-    [groups.length > 1, "as-groups: more than one group is not supported"],
-    [
-      !lists.every((list) => isLike([""], list) && list.length === 1),
-      "as-user-extra: only a list of one string is supported for each key",
-    ],
-  ]
-}
+// fetch sends each header once: it would join several values to one.
+const isOneText = (list: unknown): list is [string] =>
+  Array.isArray(list) && list.length === 1 && typeof list[0] === "string"
+const asOneText = asWhat("a list of one string", (list) => (isOneText(list) ? list : undefined))
+const asOneTextEach = asWhat("a mapping with lists of one string", (map) =>
+  isMap(map) && Object.values(map).every(isOneText) ? (map as Record<string, [string]>) : undefined,
+)
 
-function pluginMistakes({ exec, "auth-provider": provider }: Partial<typeof USER>): Mistake[] {
-  const { apiVersion = V1, interactiveMode = "Never", env = [] } = exec ?? {}
-  const { name = "oidc", config = {} } = provider ?? {}
-  const isComplete = config["idp-issuer-url"] && config["client-id"] && config["id-token"]
-  return [
-    [exec && provider, "exec and auth-provider exclude each other"],
-    [exec && !exec.command, "exec: command is missing"],
-    [![V1, `${V1}beta1`].includes(apiVersion), `exec: apiVersion must be ${V1} or ${V1}beta1`],
-    // A plugin gets no terminal.
-    [!["Never", "IfAvailable"].includes(interactiveMode), "exec: interactiveMode must be Never or IfAvailable"],
-    [!env.every((variable) => variable.name), "exec: env must have a name in each entry"],
-    [name !== "oidc", `auth-provider: ${shownValue(name)} is not supported, use exec`],
-    [
-      provider && name === "oidc" && !isComplete,
-      "auth-provider: oidc must have idp-issuer-url, client-id and id-token",
-    ],
-  ]
-}
+/** Rules are like `needs this or that` and `excludes that`: fields beside it. */
+const asPart =
+  <T>(read: Reader<T>, ...rules: string[]): Reader<T> =>
+  (value, place) => {
+    const isBroken = (rule: string) => {
+      const [verb, ...names] = rule.split(/ or | /)
+      return names.some((name) => place.beside[name]) === (verb === "excludes")
+    }
+    place.problems.push(...rules.filter(isBroken).map((rule) => `${place.what} ${rule}`))
+    return read(value, place)
+  }
+
+/**
+ * A mapping with these fields. One that is not honoured is a mistake: ignored, it could change who asks. As for
+ * kubectl, a field that is empty is absent.
+ */
+const asFields =
+  <T extends Record<string, Reader<unknown>>>(required: string[], readers: T): Reader<Fields<T>> =>
+  (value, { what, folder, problems }) => {
+    const fields: Yaml = {}
+    if (!isMap(value)) problems.push(`${what} must be a mapping`)
+    const given = Object.entries(isMap(value) ? value : {}).filter(([, field]) => field !== null && field !== "")
+    const beside = Object.fromEntries(given)
+    for (const [name, field] of given) {
+      const read = Object.hasOwn(readers, name) ? readers[name] : undefined
+      if (!read) problems.push(`${what}: the field ${shownValue(name)} is not supported`)
+      fields[name] = read?.(field, { what: `${what}: ${name}`, beside, folder, problems })
+    }
+    problems.push(...required.filter((name) => !(name in beside)).map((name) => `${what}: ${name} is missing`))
+    return fields as Fields<T>
+  }
+
+const asPemData = asTextLike("the base64 of PEM", (text) => attempt(() => pemOf(fromBase64(text))))
+
+// As for Go, which does not turn it into ASCII.
+const asTlsName = asTextLike("a name in ASCII", (text) => (/^[!-~]+$/.test(text) ? text : undefined))
+
+const asServer = asTextLike("an https:// URL without user name or query; http:// only for this machine", (text) => {
+  const url = /[?#@]/.test(text) ? null : webUrl(text)
+  return url && (url.protocol === "https:" || isLoopback(url)) ? url.href.replace(/\/+$/, "") : undefined
+})
+
+const asExtensions = asListOf(asMapping)
+
+const asContext = asFields(["cluster"], { cluster: asText, user: asText, namespace: asText, extensions: asExtensions })
+
+const asCluster = asFields(["server"], {
+  server: asServer,
+  "certificate-authority": asPart(asPath, "excludes insecure-skip-tls-verify"),
+  "certificate-authority-data": asPart(asPemData, "excludes certificate-authority or insecure-skip-tls-verify"),
+  "tls-server-name": asTlsName,
+  "insecure-skip-tls-verify": asFlag,
+  "proxy-url": asTextLike("a URL that begins with http:// or https://", (text) => (webUrl(text) ? text : undefined)),
+  "disable-compression": asFlag,
+  extensions: asExtensions,
+})
+
+const V1 = "client.authentication.k8s.io/v1"
+
+const asExec = asFields(["command"], {
+  apiVersion: asOneOf(V1, `${V1}beta1`),
+  command: asProgram,
+  args: asListOf(asText),
+  env: asListOf(asFields(["name"], { name: asText, value: asText })),
+  installHint: asText,
+  // A plugin gets no terminal.
+  interactiveMode: asOneOf("Never", "IfAvailable"),
+  provideClusterInfo: asFlag,
+})
+
+const asOidc = asWhat("a mapping with idp-issuer-url, client-id and id-token", (map) =>
+  isMap(map) && map["idp-issuer-url"] && map["client-id"] && map["id-token"] ? map : undefined,
+)
+const asProvider = asTextLike("oidc; instead of any other use exec", (name) => (name === "oidc" ? name : undefined))
+
+const asUser = asFields([], {
+  token: asPart(asText, "excludes username"),
+  tokenFile: asPart(asPath, "excludes username"),
+  username: asText,
+  password: asPart(asText, "needs username"),
+  "client-certificate": asPart(asPath, "needs client-key or client-key-data"),
+  "client-certificate-data": asPart(asPemData, "excludes client-certificate", "needs client-key or client-key-data"),
+  "client-key": asPart(asPath, "needs client-certificate or client-certificate-data"),
+  "client-key-data": asPart(asPemData, "excludes client-key", "needs client-certificate or client-certificate-data"),
+  as: asText,
+  "as-uid": asPart(asText, "needs as"),
+  "as-groups": asPart(asOneText, "needs as"),
+  "as-user-extra": asPart(asOneTextEach, "needs as"),
+  exec: asPart(asExec, "excludes auth-provider"),
+  "auth-provider": asFields(["name", "config"], { name: asProvider, config: asOidc }),
+  extensions: asExtensions,
+})
 
 type KubeconfigFile = { path: string; config: Yaml }
 
@@ -2622,39 +2624,34 @@ async function readKubeconfig(path: string): Promise<KubeconfigFile | undefined>
   const bytes = await readBytes(path).catch((error) => {
     if (error.code !== "ENOENT") throw new ConfigError(`cannot read ${path}: ${error.code}`)
   })
-  const config = bytes && parseYaml(path, bytes)
+  const config = bytes && (await parseYaml(path, bytes))
   if (config === undefined || config === null) return undefined
   if (!isMap(config) || (config.kind ?? "Config") !== "Config" || (config.apiVersion ?? "v1") !== "v1")
     throw new ConfigError(
       `cannot read ${path} as a kubeconfig: it must be a mapping with apiVersion v1 and kind Config`,
     )
-  if (typeof (config["current-context"] ?? "") !== "string")
-    throw new ConfigError(`${path}: current-context must be a string`)
-  const wrong = ["contexts", "clusters", "users"].find((name) => !Array.isArray(config[name] ?? []))
-  if (wrong) throw new ConfigError(`${path}: ${wrong} must be a list`)
   return { path, config }
 }
 
+/** By the byte order mark; Windows PowerShell writes UTF-16. */
+const ENCODINGS: Record<string, string> = { fffe: "utf-16le", feff: "utf-16be" }
+
 /** Parses the first document, like kubectl. An error tells where, never what stands there. */
-function parseYaml(path: string, bytes: Uint8Array): unknown {
-  const text = attempt(() => new TextDecoder(encodingOf(bytes), { fatal: true }).decode(bytes))
-  if (text === undefined)
-    throw new ConfigError(`cannot read ${path}: it must be text in UTF-8, or UTF-16 with a byte order mark`)
-  const document = firstDocument(text)
+async function parseYaml(path: string, bytes: Uint8Array): Promise<unknown> {
+  const encoding = ENCODINGS[bytes.subarray(0, 2).toHex()] ?? "utf-8"
+  let document = ""
   try {
+    document = firstDocument(new TextDecoder(encoding as Bun.Encoding, { fatal: true }).decode(bytes))
+    if (document.includes("\u0085")) throw new Error("the character U+0085 is not supported")
     return resolved(Bun.YAML.parse(marked(document)))
   } catch (error) {
+    const name = "/kubeconfig.yaml"
+    // Bun's bundler knows where an error is; its parser does not tell.
+    const { logs } = await Bun.build({ entrypoints: [name], files: { [name]: document }, throw: false })
+    const { line, column } = logs[0]?.position ?? {}
     const reason = messageOf(error).replace(/^YAML Parse error: /, "")
-    const place = error instanceof SyntaxError && document.length < SEARCHED_CHARACTERS ? placeOf(document) : ""
-    throw new ConfigError(`cannot read ${path} as YAML: ${reason}${place}`)
+    throw new ConfigError(`cannot read ${path} as YAML: ${reason}${line ? ` (line ${line}, column ${column})` : ""}`)
   }
-}
-
-/** Windows PowerShell writes UTF-16. */
-function encodingOf([first, second]: Uint8Array): Bun.Encoding {
-  if (first === 0xff && second === 0xfe) return "utf-16le"
-  if (first === 0xfe && second === 0xff) return "utf-16be" as Bun.Encoding
-  return "utf-8"
 }
 
 /** With the comments, directives and the `---` before it. */
@@ -2679,43 +2676,17 @@ function marked(document: string): string {
 /** Decodes !!binary, and merges as kubectl does: what stands later wins, also where that is the merge. */
 function resolved(value: unknown): unknown {
   if (typeof value === "string")
-    return value.startsWith(BINARY) ? Buffer.from(value.slice(1), "base64").toString() : value.replaceAll(MERGE, "<<")
+    return value.startsWith(BINARY) ? fromBase64(value.slice(1)).toString() : value.replaceAll(MERGE, "<<")
   if (Array.isArray(value)) return value.map(resolved)
   if (!isMap(value)) return value
-  const entries = Object.entries(value).flatMap(([key, inner]) => {
+  const parts = Object.entries(value).flatMap(([key, inner]) => {
     const field = resolved(inner)
-    if (key !== MERGE) return [[key, field] as const]
-    const merged = [field].flat().toReversed()
-    return merged.flatMap((one) => Object.entries(one ?? {}))
+    return key === MERGE ? [field].flat().toReversed() : { [key]: field }
   })
-  return Object.fromEntries(entries)
+  return Object.assign({}, ...parts)
 }
 
-/** Beyond this size, looking for the place of an error would take seconds. */
-const SEARCHED_CHARACTERS = 512 << 10
-
-/** Where an error is, which Bun does not tell: after the longest beginning that can be parsed. */
-function placeOf(text: string): string {
-  const lines = text.split("\n")
-  const parses = (part: string) => attempt(() => [Bun.YAML.parse(part)]) !== undefined
-  const line = greatest(lines.length, (count) => parses(lines.slice(0, count).join("\n")))
-  const before = lines.slice(0, line).map((one) => `${one}\n`)
-  const last = lines[line] ?? ""
-  const column = greatest(last.length + 1, (count) => parses(before.join("") + last.slice(0, count)))
-  return ` (line ${line + 1}, column ${column + 1})`
-}
-
-/**
- * The greatest number below a limit that is good: looked for from above in a hundred steps, then around it in smaller
- * ones. Numbers below it may be bad, too, as a beginning that ends between quotes or brackets.
- */
-function greatest(limit: number, isGood: (count: number) => boolean, from = 0): number {
-  const step = Math.ceil((limit - from) / 100)
-  let count = limit - step
-  while (count > from && !isGood(count)) count -= step
-  const found = Math.max(count, from)
-  return step === 1 ? found : greatest(Math.min(limit, found + 4 * step), isGood, found)
-}
+const HIDDEN = "(not shown)"
 
 /** The name of an entry; in a broken file anything can stand there. */
 const shownName = (name: unknown) => (/^[\w.@:/+-]{1,100}$/.test(String(name)) ? String(name) : HIDDEN)
@@ -2724,17 +2695,12 @@ const shownName = (name: unknown) => (/^[\w.@:/+-]{1,100}$/.test(String(name)) ?
 const shownValue = (word: unknown) =>
   /^(?=.{1,40}$)[a-z]+([A-Z][a-z]+)*([-_.][a-z]+)*$/.test(String(word)) ? String(word) : HIDDEN
 
-const HIDDEN = "(not shown)"
-
 const readOnce = new Map<string, Uint8Array>()
 
 /** Reads a file. A FIFO, or a shell's <(command), can be read only once: what it held is kept. */
 async function readBytes(path: string): Promise<Uint8Array> {
-  const kept = readOnce.get(path)
-  if (kept) return kept
-  const isFile = (await stat(path)).isFile()
-  const bytes = await readFile(path)
-  if (!isFile) readOnce.set(path, bytes)
+  const bytes = readOnce.get(path) ?? (await readFile(path))
+  if (!readOnce.has(path) && !(await stat(path)).isFile()) readOnce.set(path, bytes)
   return bytes
 }
 
@@ -2745,34 +2711,32 @@ function readNamed(field: string, path: string): Promise<Uint8Array> {
   })
 }
 
-type PemField = "certificate-authority" | "client-certificate" | "client-key"
+const PEM_FIELDS = ["certificate-authority", "client-certificate", "client-key"] as const
 
 /** A field in PEM form, from its data or its file. */
-async function readPem({ cluster, user }: Kubeconfig, field: PemField): Promise<string | undefined> {
-  const fields = { ...cluster, ...user }
-  const data = fields[`${field}-data`]
-  const file = fields[field]
-  if (!data && !file) return undefined
-  const bytes = file ? await readNamed(field, file) : attempt(() => Uint8Array.fromBase64(data ?? ""))
-  const pem = Buffer.from(bytes ?? []).toString("latin1")
-  if (pem.includes("-----BEGIN ")) return pem
-  throw new ConfigError(file ? `${field} must be in PEM form` : `${field}-data must be the base64 of PEM`)
+async function readPem({ cluster, user }: Kubeconfig, field: (typeof PEM_FIELDS)[number]): Promise<string | undefined> {
+  const { [field]: file, [`${field}-data` as const]: data } = { ...cluster, ...user }
+  const pem = file ? pemOf(await readNamed(field, file)) : data
+  if (file && !pem) throw new ConfigError(`${field} must be in PEM form`)
+  return pem
 }
+
+const PEM =
+  /(?<![^\n])-----BEGIN ([A-Z\d ]+)-----[ \t]*\r?\n[\w+/=:, \t\r\n-]*?(?<=\n)-----END \1-----(?=[ \t]*(?:\r?\n|$))/g
+
+/** The blocks in PEM form, as Go finds them: on lines of their own. Undefined if there is none. */
+const pemOf = (bytes: Uint8Array) => new TextDecoder("latin1").decode(bytes).match(PEM)?.join("\n")
 
 export type Tls = BunFetchRequestInitTLS & { allowPartialTrustChain?: boolean }
 
 /** Reads and checks what TLS needs: at start, and again and again, for files are renewed. */
 async function readTls(config: Kubeconfig): Promise<Tls> {
   if (config.server.startsWith("http:")) return {}
-  const pems = [readAuthorities(config), readPem(config, "client-certificate"), readPem(config, "client-key")] as const
-  const results = await Promise.allSettled(pems)
-  const mistakes = results.flatMap((result) => (result.status === "rejected" ? [messageOf(result.reason)] : []))
-  if (mistakes.length > 0) throw new Error(mistakes.join("; "))
-  const [ca, cert, key] = await Promise.all(pems)
+  const [authorities, cert, key] = await allOf(PEM_FIELDS.map((field) => readPem(config, field)))
   if (cert && key) checkTls("client-certificate and client-key must be a pair, without passphrase", { cert, key })
   const serverName = config.cluster["tls-server-name"]
   return {
-    ca: ca ?? trustedRoots(),
+    ca: authorities ? certificatesIn(authorities) : trustedRoots(),
     // As for Go, an intermediate CA is enough.
     allowPartialTrustChain: true,
     ...(cert && key && { cert, key }),
@@ -2783,13 +2747,10 @@ async function readTls(config: Kubeconfig): Promise<Tls> {
 }
 
 /** As for Go, blocks that are no certificates do not matter beside one. */
-async function readAuthorities(config: Kubeconfig): Promise<string[] | undefined> {
-  const pem = await readPem(config, "certificate-authority")
-  if (pem === undefined) return undefined
-  const blocks = pem.match(/-----BEGIN CERTIFICATE-----[\s\S]+?-----END CERTIFICATE-----/g) ?? []
-  const certificates = blocks.filter((block) => attempt(() => new X509Certificate(block)))
+function certificatesIn(pem: string): string[] {
+  const certificates = (pem.match(PEM) ?? []).filter((block) => attempt(() => new X509Certificate(block)))
   if (certificates.length > 0) return certificates
-  throw new ConfigError("certificate-authority must be certificates in PEM form")
+  throw new ConfigError("certificate-authority must have a certificate")
 }
 
 /** Bun's fetch reports what it cannot read as a wrong URL (oven-sh/bun#36149). */
@@ -2808,7 +2769,7 @@ function headersOf({ cluster, user }: Kubeconfig, authorization: string | undefi
   const texts: Record<string, string | undefined> = {
     Accept: "application/json, */*",
     "User-Agent": `${project.name}/${project.version}`,
-    "Accept-Encoding": cluster["disable-compression"] ? "identity" : undefined,
+    "Accept-Encoding": cluster["disable-compression"] ? "identity" : "",
     Authorization: authorization,
     "Impersonate-User": user.as,
     "Impersonate-Uid": user["as-uid"],
@@ -2825,7 +2786,7 @@ function headersOf({ cluster, user }: Kubeconfig, authorization: string | undefi
   return headers
 }
 
-const bearer = (token: string) => ({ authorization: `Bearer ${token.trim()}` })
+const bearer = (token: string) => ({ authorization: `Bearer ${token}` })
 
 async function readToken(path: string): Promise<string> {
   const token = new TextDecoder().decode(await readNamed("tokenFile", path)).trim()
@@ -2840,18 +2801,12 @@ function validIdToken(token: string): string {
   throw new Error("auth-provider oidc: the id-token has expired; log in again with kubectl, or use exec")
 }
 
-const V1 = "client.authentication.k8s.io/v1"
 const PLUGIN_LIMIT_MS = 25_000
 
 /** What a plugin gave is renewed this long before it expires. */
 const RENEW_AHEAD_MS = 20_000
 
-type ExecStatus = {
-  token?: string
-  clientCertificateData?: string
-  clientKeyData?: string
-  expirationTimestamp?: string
-}
+type ExecStatus = Partial<Record<"token" | "clientCertificateData" | "clientKeyData" | "expirationTimestamp", string>>
 
 /** The cluster as a plugin is told of it, if it asks. */
 async function clusterInfoOf(config: Kubeconfig): Promise<Yaml> {
@@ -2865,7 +2820,7 @@ async function clusterInfoOf(config: Kubeconfig): Promise<Yaml> {
 /** Runs a credential plugin in a process group of its own, which ends with this program, or when it takes too long. */
 async function runPlugin(config: Kubeconfig): Promise<ExecStatus> {
   const { apiVersion = V1, command = "", args = [], installHint = "", ...exec } = config.user.exec ?? {}
-  const extra = Object.fromEntries((exec.env ?? []).map(({ name, value }) => [name, value]))
+  const extra = Object.fromEntries((exec.env ?? []).map(({ name = "", value = "" }) => [name, value]))
   const spec = { interactive: false, cluster: exec.provideClusterInfo ? await clusterInfoOf(config) : undefined }
   const info = JSON.stringify({ apiVersion, kind: "ExecCredential", spec })
   const env = { ...process.env, ...extra, KUBERNETES_EXEC_INFO: info }
@@ -2877,9 +2832,7 @@ async function runPlugin(config: Kubeconfig): Promise<ExecStatus> {
   process.on("exit", end)
   let complaint = ""
   const listen = async () => {
-    const decoder = new TextDecoder()
-    for await (const part of child.stderr)
-      complaint = (complaint + decoder.decode(part, { stream: true })).slice(-1_000)
+    for await (const part of child.stderr.pipeThrough(new TextDecoderStream())) complaint += part
   }
   try {
     const ended = Promise.all([child.stdout.text(), child.exited, listen()])
@@ -2889,7 +2842,7 @@ async function runPlugin(config: Kubeconfig): Promise<ExecStatus> {
   } catch (error) {
     const values = [...args, ...Object.values(extra)].flatMap((value) => [value, value.replace(/^-[\w-]+=/, "")])
     const secrets = values.filter((value) => value.length > 3 && shownValue(value) === HIDDEN)
-    const said = secrets.reduce((text, secret) => text.replaceAll(secret, "***"), complaint.trim())
+    const said = secrets.reduce((rest, secret) => rest.replaceAll(secret, "***"), complaint.trim()).slice(-1_000)
     throw new Error(`${plugin} failed: ${messageOf(error)}${said && `; it said: ${said}`}`)
   } finally {
     process.off("exit", end)
@@ -2901,7 +2854,8 @@ function readStatus(output: string, apiVersion: string): ExecStatus {
   // The parser's own message would show a piece of what may be a secret.
   const answer = attempt(() => JSON.parse(output) as { apiVersion?: string; status?: ExecStatus })
   const { token, clientCertificateData: cert, clientKeyData: key } = answer?.status ?? {}
-  if (!answer?.status || !(token || cert) || !cert !== !key)
+  const isPem = [cert, key].every((text) => text === undefined || pemOf(Buffer.from(text)))
+  if (!answer?.status || !(token || cert) || !cert !== !key || !isPem)
     throw new Error("its output must be an ExecCredential with a token, or a client certificate and its key")
   if ((answer.apiVersion ?? apiVersion) !== apiVersion) throw new Error(`its answer must have apiVersion ${apiVersion}`)
   if (cert && key) checkTls("its client certificate and key must be a pair", { cert, key })
@@ -3374,7 +3328,7 @@ function proxyFor({ inCluster, config }: Source, env: Env): Proxy | undefined {
   if (!from || inCluster || isLoopback(new URL(config.server))) return undefined
   const proxy = env[from] ?? ""
   const url = /^[\w+.-]+:\/\//.test(proxy) ? proxy : `http://${proxy}`
-  if (isHttp(URL.parse(url))) return { url, from: `${from} says, unless NO_PROXY excludes it`, respectNoProxy: true }
+  if (webUrl(url)) return { url, from: `${from} says, unless NO_PROXY excludes it`, respectNoProxy: true }
   throw new ConfigError(`${from} must name a proxy with http:// or https://, others are not supported`)
 }
 

@@ -46,7 +46,7 @@ test.each<[string, object, object, string[]]>([
     "of fields and of rules",
     { "proxy-url": "socks5://127.0.0.1:1", bogus: 1 },
     { password: "x", other: 1 },
-    ["bogus", "other", "proxy-url must", "a password needs a username"],
+    ["bogus", "other", "proxy-url must", "password needs username"],
   ],
   [
     "in PEM",
