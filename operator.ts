@@ -3772,7 +3772,8 @@ async function observe(
   progress.isPastDelete = isGoing && intents.some(protects)
   const latest = cache.latest(job.key)
   const source = live ?? latest
-  const intent = intents[0]
+  const [intent] = intents
+  const uid = intent?.jobUid ?? job.uid
   const blockers = intent && isGoing ? await blockersOf(world, cache, intent, live, progress) : []
   return {
     intents,
@@ -3780,9 +3781,7 @@ async function observe(
     ended: progress.ended,
     live,
     latest,
-    deletedByPerson:
-      progress.deletedUid !== (intent?.jobUid ?? job.uid) &&
-      cache.deletedByPerson(intent?.jobUid ?? job.uid, intent?.dueAt),
+    deletedByPerson: progress.deletedUid !== uid && cache.deletedByPerson(uid, intent?.dueAt),
     wish: source && uidOf(source) === job.uid ? wishFor?.(source) : undefined,
     blockers,
     unblockedForMs: measureUnblockedMs(clock, progress, live, blockers),
@@ -4297,6 +4296,26 @@ type Tombstone = { job: Job; watched: boolean }
 /** `adoptAt`: from when this operator takes the intent up. `sighting`: the number of the last one. */
 type KnownIntent = Intent & { adoptAt: Monotonic; sighting: number }
 
+/** A Map that forgets what was set first when it is full. */
+class BoundedMap<V> extends Map<string, V> {
+  constructor(
+    private readonly most: number,
+    private readonly onForgotten: (key: string) => void = () => {},
+  ) {
+    super()
+  }
+
+  override set(key: string, value: V): this {
+    this.delete(key)
+    super.set(key, value)
+    if (this.size <= this.most) return this
+    const [oldest = ""] = this.keys()
+    this.delete(oldest)
+    this.onForgotten(oldest)
+    return this
+  }
+}
+
 /**
  * What the watches have told, indexed so that every lookup is O(1).
  *
@@ -4308,11 +4327,11 @@ export class Cache {
   readonly jobs = new Map<string, JobEntry>()
   private readonly pods = new Map<string, PodView[] | Map<string, PodView>>()
   /** Uids of Jobs that have pods here, but no entry, the oldest first. */
-  private readonly strays = new Set<string>()
+  private readonly strays = new BoundedMap<true>(MOST_STRAYS, (uid) => this.pods.delete(uid))
   private readonly intents = new Map<string, Map<string, KnownIntent>>()
   /** The sighting at which an intent was removed, by its uid. */
-  private readonly removedIntents = new Map<string, number>()
-  private readonly tombstones = new Map<string, Tombstone>()
+  private readonly removedIntents = new BoundedMap<number>(MOST_TOMBSTONES)
+  private readonly tombstones = new BoundedMap<Tombstone>(MOST_TOMBSTONES)
   private sightings = 0
 
   /** Counts what is seen of Jobs. */
@@ -4334,31 +4353,24 @@ export class Cache {
   }
 
   /**
-   * The first sighting decides on `adoptAt`. `since`: the sighting after which it was read for certain; a removal that
-   * was noticed before was a false 404.
+   * The earliest `adoptAt` counts. `since`: the sighting after which it was read for certain; a removal that was
+   * noticed before was a false 404.
    */
   addIntent(intent: Intent, adoptAt: Monotonic, since = Number.NEGATIVE_INFINITY): void {
     if ((this.removedIntents.get(intent.uid) ?? Number.NEGATIVE_INFINITY) > since) return
     const key = `${intent.namespace}/${intent.jobName}`
-    const known = this.intents.get(key) ?? new Map()
-    const firstAt = known.get(intent.name)?.adoptAt ?? adoptAt
-    known.set(intent.name, { ...intent, adoptAt: firstAt, sighting: this.nextSighting() })
+    const known = this.intents.get(key) ?? new Map<string, KnownIntent>()
+    const { adoptAt: earlierAt = adoptAt } = known.get(intent.name) ?? {}
+    known.set(intent.name, {
+      ...intent,
+      adoptAt: earlierAt < adoptAt ? earlierAt : adoptAt,
+      sighting: this.nextSighting(),
+    })
     this.intents.set(key, known)
-  }
-
-  /** Adds an intent that this operator has written or read for a restart of its own: it need not wait to take it up. */
-  addOwnIntent(intent: Intent, now: Monotonic): void {
-    this.addIntent(intent, now, this.sightings)
-    const known = this.intents.get(`${intent.namespace}/${intent.jobName}`)?.get(intent.name)
-    if (known && known.adoptAt > now) known.adoptAt = now
   }
 
   removeIntent({ namespace, jobName, name, uid }: Pick<Intent, "namespace" | "jobName" | "name" | "uid">): void {
     this.removedIntents.set(uid, this.nextSighting())
-    for (const oldest of this.removedIntents.keys()) {
-      if (this.removedIntents.size <= MOST_TOMBSTONES) break
-      this.removedIntents.delete(oldest)
-    }
     const key = `${namespace}/${jobName}`
     const known = this.intents.get(key)
     if (known?.get(name)?.uid === uid) known.delete(name)
@@ -4380,10 +4392,7 @@ export class Cache {
     // Most Jobs have one pod; a Map for each of 10,000 takes 4 MiB.
     const others = (known ?? []).filter(({ uid }) => uid !== pod.uid)
     this.pods.set(pod.jobUid, others.length === 0 ? [pod] : new Map([...others, pod].map((one) => [one.uid, one])))
-    if (known) return
-    if (hasEntry) return
-    const oldest = remember(this.strays, pod.jobUid, MOST_STRAYS)
-    if (oldest) this.pods.delete(oldest)
+    if (!known && !hasEntry) this.strays.set(pod.jobUid, true)
   }
 
   addJob(entry: JobEntry): void {
@@ -4400,12 +4409,7 @@ export class Cache {
   bury(key: string, tombstone: Tombstone): void {
     const known = this.tombstones.get(key)
     if (known?.watched && !tombstone.watched && uidOf(known.job) === uidOf(tombstone.job)) return
-    this.tombstones.delete(key)
     this.tombstones.set(key, tombstone)
-    for (const oldest of this.tombstones.keys()) {
-      if (this.tombstones.size <= MOST_TOMBSTONES) return
-      this.tombstones.delete(oldest)
-    }
   }
 
   tombstone(key: string): Tombstone | undefined {
@@ -4425,42 +4429,6 @@ export class Cache {
     for (const key of this.tombstones.keys()) if (key.startsWith(`${namespace}/`)) this.tombstones.delete(key)
     this.removedIntents.clear()
   }
-}
-
-/** A bounded memory in two generations: when the younger is full, it becomes the older. Adding is O(1). */
-class RecentSet {
-  private younger = new Set<string>()
-  private older = new Set<string>()
-
-  constructor(private readonly most: number) {}
-
-  has(item: string): boolean {
-    return this.younger.has(item) || this.older.has(item)
-  }
-
-  /** Returns whether it is new. */
-  add(item: string): boolean {
-    if (this.has(item)) return false
-    this.younger.add(item)
-    if (this.younger.size < this.most) return true
-    this.older = this.younger
-    this.younger = new Set()
-    return true
-  }
-
-  delete(item: string): void {
-    this.younger.delete(item)
-    this.older.delete(item)
-  }
-}
-
-/** Adds to a small bounded set; returns what had to go for it. */
-function remember(set: Set<string>, item: string, most: number): string | undefined {
-  set.add(item)
-  if (set.size <= most) return undefined
-  const [oldest] = set
-  set.delete(oldest as string)
-  return oldest
 }
 
 /**
@@ -4671,7 +4639,7 @@ export class Operator {
   readonly permissions = new Permissions()
   readonly liveness: Liveness
   private readonly restarts = new Map<string, { done: Promise<void>; dueAt: number; changed: AbortController }>()
-  private readonly reported = new RecentSet(MOST_REPORTED)
+  private readonly reported = new BoundedMap<true>(MOST_REPORTED)
   /** Writes that nothing waits for: under way, and waiting. */
   private readonly writing = new Set<Promise<void>>()
   private readonly writes: (() => Promise<void>)[] = []
@@ -5013,19 +4981,31 @@ export class Operator {
     if (this.restarts.has(key)) return
     const entry = this.cache.jobs.get(key)
     const [intent] = newestFirst(this.cache.intentsOf(key))
-    if (!entry || entry.state.is === "settled") this.reconcileIntent(key, entry, intent)
+    if (!entry) this.reconcileIntent(key, intent)
+    else if (entry.state.is === "settled") this.reconcileSettled(entry, intent)
     else if (entry.goneAt !== undefined) this.reconcileGone(entry, intent)
     else this.reconcileJob(entry, intent)
   }
 
+  private reconcileSettled(entry: JobEntry, intent: Intent | undefined): void {
+    if (entry.goneAt !== undefined && !intent) this.forget(entry)
+    this.reconcileIntent(entry.view.key, intent)
+  }
+
   /** A restart that an earlier life or another operator left unfinished, whatever the selection is now. */
-  private reconcileIntent(key: string, entry: JobEntry | undefined, intent: Intent | undefined): void {
-    if (entry?.goneAt !== undefined && !intent) this.forget(entry)
-    if (!intent || this.world.config.dryRun) return
-    const leftMs = this.adoptInMs(intent)
-    if (leftMs > 0) return this.enqueue(key, nowOf(this.world) + leftMs)
+  private reconcileIntent(key: string, intent: Intent | undefined): void {
+    if (!intent || this.world.config.dryRun || this.isLeftToItsWriter(key, intent)) return
     const { namespace, jobName: name, jobUid: uid } = intent
-    this.adopt({ key, namespace, name, uid }, intent)
+    const job = { key, namespace, name, uid }
+    if (this.firstTime(`adopted ${intent.uid}`)) this.emit({ kind: "IntentAdopted", job, intent: intent.name })
+    this.startRestart({ job }, intent.dueAt ?? nowOf(this.world))
+  }
+
+  /** Whether another operator has just written this intent; then its Job is enqueued for when it is to be adopted. */
+  private isLeftToItsWriter(key: string, intent: Intent): boolean {
+    const leftMs = this.adoptInMs(intent)
+    if (leftMs > 0) this.enqueue(key, nowOf(this.world) + leftMs)
+    return leftMs > 0
   }
 
   private adoptInMs({ namespace, jobName, name }: Intent): number {
@@ -5033,16 +5013,15 @@ export class Operator {
     return (known?.adoptAt ?? 0) - this.world.clock.monotonic()
   }
 
-  private adopt(job: JobName, intent: Intent): void {
-    if (this.firstTime(`adopted ${intent.uid}`)) this.emit({ kind: "IntentAdopted", job, intent: intent.name })
-    this.startRestart({ job }, intent.dueAt ?? nowOf(this.world))
-  }
-
   /** The Job is gone without a restart of ours: its TTL took it, a person, or another operator. */
   private reconcileGone(entry: JobEntry, intent: Intent | undefined): void {
     const { view, job, failure } = entry
     const { config } = this.world
-    if (intent && !config.dryRun) return this.reconcileGoneWithIntent(entry, intent)
+    if (intent && !config.dryRun) {
+      // One without a due time is another operator's restart; one with it is a wait that was recorded.
+      if (intent.dueAt === undefined && this.isLeftToItsWriter(view.key, intent)) return
+      return this.startRestart(this.restartOf(entry), intent.dueAt ?? nowOf(this.world))
+    }
     if (!job || view.phase !== "failed" || view.manager) return this.forget(entry)
     if (!this.wasRemovedByTtl(entry)) return this.forgetDeleted(entry, intent !== undefined)
     if (!failure) return this.collectEvidence(entry, "failed")
@@ -5051,13 +5030,6 @@ export class Operator {
     const because = "dueAt" in wish.decision ? "DRY_RUN" : wish.decision.because
     this.emit({ kind: "RemovedByTtl", job: view, because })
     this.forget(entry)
-  }
-
-  private reconcileGoneWithIntent(entry: JobEntry, intent: Intent): void {
-    // Another operator's restart, or a wait that this one has recorded.
-    const leftMs = intent.dueAt === undefined ? this.adoptInMs(intent) : 0
-    if (leftMs > 0) return this.enqueue(entry.view.key, nowOf(this.world) + leftMs)
-    this.startRestart(this.restartOf(entry), intent.dueAt ?? nowOf(this.world))
   }
 
   /** What was seen of a failure before somebody deleted the Job is recorded; its pods are not looked at any more. */
@@ -5100,7 +5072,7 @@ export class Operator {
     // One that does not wait is somebody's restart under way, such as a person's of a Job that was given up.
     const isGoing = view.deleting && failure !== undefined
     const isForeign = decision.do === "leave" ? !isGoing : intent.dueAt === undefined
-    if (isForeign) return this.reconcileIntent(view.key, undefined, intent)
+    if (isForeign) return this.reconcileIntent(view.key, intent)
     if (intent.jobUid === view.uid && this.retryInMs(entry) === 0)
       this.startRestart(this.restartOf(entry), intent.dueAt ?? now)
   }
@@ -5127,25 +5099,26 @@ export class Operator {
 
   private schedule(entry: JobEntry, intent: Intent | undefined, decision: Extract<Decision, { dueAt: number }>): void {
     const { view } = entry
-    const { config } = this.world
+    const { dryRun } = this.world.config
+    const own = intent?.jobUid === view.uid ? intent : undefined
+    if (!dryRun && this.isIntentDue(entry, own, decision.dueAt)) return this.startScheduled(entry, decision.dueAt)
     const now = nowOf(this.world)
     const retryInMs = this.retryInMs(entry)
-    const own = intent?.jobUid === view.uid ? intent : undefined
-    const waitsUntil = own?.dueAt
-    const isWaiting = waitsUntil !== undefined
-    // A restart that an earlier life, or another operator, began does not wait for a due time any more.
-    const begunAt = own && !isWaiting ? now + Math.max(0, this.adoptInMs(own)) : undefined
-    const wantedAt = Math.min(decision.dueAt, waitsUntil ?? begunAt ?? decision.dueAt)
+    const wantedAt = Math.min(decision.dueAt, own?.dueAt ?? decision.dueAt)
     const dueAt = retryInMs > 0 ? Math.max(wantedAt, now + retryInMs) : wantedAt
-    const startsAt = Math.max(dueAt, dueAt <= now ? this.workqueue.freeAt(groupOf(view), now) : 0)
-    const isVoid = isWaiting && (own?.jobVersion !== view.resourceVersion || decision.dueAt < waitsUntil - 1_000)
-    const isThreatened = !isWaiting && retryInMs === 0 && isThreatenedByTtl(view, decision.dueAt)
-    const isUnfinished = begunAt !== undefined && retryInMs === 0 && begunAt <= now
-    if (!config.dryRun && (isVoid || isThreatened || isUnfinished || startsAt <= now))
-      return this.startScheduled(entry, decision.dueAt)
-    if (startsAt <= now) return this.reportDryRun(entry)
+    const startsAt = dueAt > now ? dueAt : this.workqueue.freeAt(groupOf(view), now)
+    if (startsAt <= now) return dryRun ? this.reportDryRun(entry) : this.startScheduled(entry, decision.dueAt)
     moveTo(entry, { is: "scheduled", dueAt: decision.dueAt, because: decision.because })
     this.enqueue(view.key, startsAt, dueAt)
+  }
+
+  /** Whether an intent is to be written, replaced or adopted now, whenever its Job is due. */
+  private isIntentDue(entry: JobEntry, own: Intent | undefined, dueAt: number): boolean {
+    const { view } = entry
+    if (own?.dueAt !== undefined) return own.jobVersion !== view.resourceVersion || dueAt < own.dueAt - 1_000
+    if (this.retryInMs(entry) > 0) return false
+    // A restart that an earlier life, or another operator, began does not wait for a due time any more.
+    return own ? !this.isLeftToItsWriter(view.key, own) : isThreatenedByTtl(view, dueAt)
   }
 
   private retryInMs({ retryAt }: JobEntry): number {
@@ -5212,7 +5185,7 @@ export class Operator {
         )
       },
       onJobRead: (job) => this.onJobRead(job),
-      onIntentRead: (intent) => cache.addOwnIntent(intent, this.world.clock.monotonic()),
+      onIntentRead: (intent) => cache.addIntent(intent, this.world.clock.monotonic(), cache.sighting()),
       onIntentGone: (intent) => cache.removeIntent(intent),
       whenChanged: () => this.whenChanged(key, namespace),
       emit: (fact) => this.emit(fact),
@@ -5542,7 +5515,9 @@ export class Operator {
 
   /** Whether a fact is new; the memory is bounded, and forgets the oldest. */
   private firstTime(fact: string): boolean {
-    return this.reported.add(fact)
+    if (this.reported.has(fact)) return false
+    this.reported.set(fact, true)
+    return true
   }
 }
 

@@ -3569,17 +3569,13 @@ describe("11 Controller", () => {
       expect(uidsOf(cache.intentsOf("batch-a/load-a"))).toEqual(["U70"])
     })
 
-    test("the first sighting of an intent decides when it is adopted", () => {
+    test.each([
+      ["a watch tells it again", 5, 60],
+      ["a watch told it first, and this operator wrote it", 60, 5],
+    ])("an intent is adopted at the earliest time that was told: %s", (_, first, second) => {
       const cache = new Cache()
-      cache.addIntent(intentOf(), monotonic(60))
-      cache.addIntent(intentOf(), monotonic(5))
-      expect(cache.intentsOf("batch-a/load-a").map(({ adoptAt }) => adoptAt)).toEqual([monotonic(60)])
-    })
-
-    test("an intent that this operator wrote need not wait, though a watch told it first", () => {
-      const cache = new Cache()
-      cache.addIntent(intentOf(), monotonic(60))
-      cache.addOwnIntent(intentOf(), monotonic(5))
+      cache.addIntent(intentOf(), monotonic(first))
+      cache.addIntent(intentOf(), monotonic(second))
       expect(cache.intentsOf("batch-a/load-a").map(({ adoptAt }) => adoptAt)).toEqual([monotonic(5)])
     })
 
