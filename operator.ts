@@ -3082,6 +3082,12 @@ class ApiServer {
     return this.list(pathOf("pods", namespace), { labelSelector: selector }, keep, signal)
   }
 
+  /** A list of one name costs the server as little as a GET, and needs no right but that to list. */
+  async findPod(namespace: string, name: string, signal: AbortSignal): Promise<Pod | undefined> {
+    const fields = { fieldSelector: `metadata.name=${name}` }
+    return (await this.list(pathOf("pods", namespace), fields, (pod: Pod) => pod, signal)).items[0]
+  }
+
   async readLog(
     namespace: string,
     pod: string,
@@ -3705,8 +3711,8 @@ const LOOK_AFTER_STOP_MS = 1_000
 const LONGEST_LOOK_MS = 30_000
 const LIST_PODS_AFTER_MS = 10_000
 /**
- * A list of pods costs the server as much as the namespace has pods, whatever it selects. A busy control plane takes
- * half a minute to delete a Job: 1,000 restarts that listed meanwhile brought it to a stop, among 10,000 pods.
+ * After this, watched pods are looked up by name. A list by label costs the server as much as the namespace has pods:
+ * 1,000 restarts that listed while they waited brought it to a stop, among 10,000 pods.
  */
 const TRUST_WATCH_MS = 60_000
 const MOST_STEPS = 10
@@ -3846,15 +3852,13 @@ async function blockersOf(
   progress: Progress,
 ): Promise<Blocker[]> {
   const waitedMs = world.clock.monotonic() - (progress.waitingSince ?? world.clock.monotonic())
-  // A watch can be deaf, or have missed the end of a pod while it was reopened: after a while pods are listed in any
-  // case.
-  const isTrusted = !intent.replacement.spec?.manualSelector && waitedMs < TRUST_WATCH_MS
-  const watched = isTrusted ? cache.podsOf(intent.jobUid) : undefined
+  const watched = intent.replacement.spec?.manualSelector ? undefined : cache.podsOf(intent.jobUid)
   const isListed = !watched && (!live || waitedMs >= LIST_PODS_AFTER_MS)
-  const pods = watched ?? (isListed ? await listPodsOf(world, intent) : [])
-  const held = pods
-    .filter((pod) => rulesOf(world).blocksReplacement(pod, intent))
-    .map(({ name, phase, node, finalizers }) => ({ pod: name, phase, node, finalizers }))
+  const known = watched ?? (isListed ? await readPods(world, intent, () => listPodsOf(world, intent)) : [])
+  let blocking = known.filter((pod) => rulesOf(world).blocksReplacement(pod, intent))
+  // A watch can be deaf, or have missed the end of a pod while it was reopened.
+  if (watched && waitedMs >= TRUST_WATCH_MS) blocking = await readPods(world, intent, () => findPods(world, intent, blocking))
+  const held = blocking.map(({ name, phase, node, finalizers }) => ({ pod: name, phase, node, finalizers }))
   return live ? [{ finalizers: live.metadata?.finalizers ?? [] }, ...held] : held
 }
 
@@ -3862,14 +3866,23 @@ async function blockersOf(
  * Pods that the Role does not let us see cannot be waited for: the Foreground delete has. A 403 that passes is an
  * error like others.
  */
-async function listPodsOf({ cluster, kill }: World, intent: Intent): Promise<PodView[]> {
+async function readPods({ cluster, kill }: World, { namespace }: Intent, read: () => Promise<PodView[]>) {
   try {
-    return (await cluster.listPods(intent.namespace, podSelector(intent), viewPod, kill)).items
+    return await read()
   } catch (error) {
     exceptFor(error, "Forbidden")
-    if (allowed(await cluster.rules(intent.namespace, kill)).has("list /pods")) throw error
+    if (allowed(await cluster.rules(namespace, kill)).has("list /pods")) throw error
     return []
   }
+}
+
+const listPodsOf = async ({ cluster, kill }: World, intent: Intent) =>
+  (await cluster.listPods(intent.namespace, podSelector(intent), viewPod, kill)).items
+
+/** Those that are still there. */
+async function findPods({ cluster, kill }: World, { namespace }: Intent, pods: PodView[]): Promise<PodView[]> {
+  const found = await Promise.all(pods.map(({ name }) => cluster.findPod(namespace, name, kill)))
+  return found.flatMap((pod, i) => (pod && viewPod(pod).uid === pods[i]?.uid ? [viewPod(pod)] : []))
 }
 
 /** For how long nothing but the garbage collector's own finalizer has held the terminating Job. */

@@ -173,6 +173,10 @@ export class Network {
       namespaceExists: async () => true,
       ...this.jobVerbs(),
       listPods: (_, selector, keep, signal) => this.list("listPods", "pods", selector, keep, "", signal),
+      findPod: async (_, name, signal) => {
+        const request = { verb: "list", resource: "pods", query: { fieldSelector: `metadata.name=${name}` } } as const
+        return (await send<{ items: operator.Pod[] }>("listPods", request, "", signal)).items[0]
+      },
       readLog: async (_, pod, container, { lines, previous }, signal) => {
         const query: Record<string, string> = { container, ...(previous && { previous: "true" }) }
         const request = { verb: "get", resource: "pods", name: pod, subresource: "log", query } as const

@@ -120,6 +120,7 @@ export const ASK: Record<string, (cluster: Cluster, signal: AbortSignal) => Prom
   createEvent: (cluster, signal) => cluster.createEvent("demo", { reason: "Failed" }, signal),
   deleteJob: (cluster, signal) => cluster.deleteJob("demo", "load-a", DELETE, signal),
   listPods: (cluster, signal) => cluster.listPods("demo", "app=load", (pod) => pod, signal),
+  findPod: (cluster, signal) => cluster.findPod("demo", "load-a-1", signal),
   readLog: (cluster, signal) => cluster.readLog("demo", "q1", "worker", LOG, signal),
   watch: (cluster, signal) => watched(cluster, signal),
 }

@@ -324,6 +324,24 @@ describe("The restart protocol", () => {
     await backOnce(server, [life], [job])
   })
 
+  test("watched pods that hold a restart up for long are looked up by name, and the namespace is not listed for it", async () => {
+    const server = await serve()
+    const job = stand(server, "held", HELD)
+    const metadata = { finalizers: ["example.test/pod"] }
+    standPod(server, job, "q1", { phase: "Failed", containerStatuses: [ended("main", 3)] }, metadata)
+    const life = live(server, {}, { rate: 1 })
+    const lists = (selector: string) =>
+      callsOf(server, "list", "pods").filter(({ query }) => JSON.stringify(query).includes(selector))
+    await until("looked up twice", () => {
+      life.clock.jump(5_000)
+      return lists("metadata.name=q1").length >= 2
+    })
+    expect(lists("controller-uid")).toEqual([])
+    release(server, "held")
+    person(server, "patch", "q1", { metadata: { finalizers: null } }, "pods")
+    await backOnce(server, [life], [job])
+  })
+
   test("E1 a Job that nothing but the garbage collector's finalizer holds for a minute is deleted in the background", async () => {
     const server = await serve()
     const job = stand(server, "load-a")
