@@ -3857,7 +3857,8 @@ async function blockersOf(
   const known = watched ?? (isListed ? await readPods(world, intent, () => listPodsOf(world, intent)) : [])
   let blocking = known.filter((pod) => rulesOf(world).blocksReplacement(pod, intent))
   // A watch can be deaf, or have missed the end of a pod while it was reopened.
-  if (watched && waitedMs >= TRUST_WATCH_MS) blocking = await readPods(world, intent, () => findPods(world, intent, blocking))
+  if (watched && waitedMs >= TRUST_WATCH_MS)
+    blocking = await readPods(world, intent, () => findPods(world, intent, blocking))
   const held = blocking.map(({ name, phase, node, finalizers }) => ({ pod: name, phase, node, finalizers }))
   return live ? [{ finalizers: live.metadata?.finalizers ?? [] }, ...held] : held
 }
