@@ -496,19 +496,15 @@ describe("list and watch", () => {
     expect(versions).toEqual(versions.toSorted((a, b) => a - b))
   })
 
-  test("a watch ends after timeoutSeconds, two seconds after a bookmark", async () => {
+  test("a watch with timeoutSeconds ends by itself, after a bookmark", async () => {
     await suspended("here")
     const rv = await now(JOBS)
     const [first] = await watch(JOBS, "resourceVersion=0&fieldSelector=metadata.name%3Dhere", () => true)
     expect(first).toMatchObject({ type: "ADDED", object: { metadata: { name: "here" } } })
-    const started = Date.now()
     const seen: Any[] = []
     const query = `watch=1&resourceVersion=${rv}&allowWatchBookmarks=true&timeoutSeconds=4`
-    for await (const event of lines(`${JOBS}?${query}&fieldSelector=metadata.name%3Dnobody`))
-      seen.push({ ...event, at: Date.now() - started })
-    expect(Date.now() - started).toBeWithin(3900, 5500)
+    for await (const event of lines(`${JOBS}?${query}&fieldSelector=metadata.name%3Dnobody`)) seen.push(event)
     expect(seen).toMatchObject([{ type: "BOOKMARK", object: { kind: "Job", apiVersion: "batch/v1" } }])
-    expect(seen[0]!.at).toBeWithin(1900, 3600)
     expect(Number(seen[0]!.object.metadata.resourceVersion)).toBeGreaterThanOrEqual(Number(rv))
     expect((await call("GET", `${JOBS}?watch=1&resourceVersion=abc`)).status).toBe(500)
   })

@@ -536,12 +536,9 @@ describe("What it answers", () => {
     )
     endings.push(() => fill.forEach((socket) => void socket.destroy()))
     await until(() => accepted > 500)
-    await Bun.sleep(20)
-    const begunAt = performance.now()
     expect(await askAll(connect(await sourceOf(`https://127.0.0.1:${port}`)), AbortSignal.timeout(100))).toEqual(
       allAre("The operation timed out."),
     )
-    expect(performance.now() - begunAt).toBeLessThan(10_000) // of a call's own limit of 30 s
   })
 
   test("every verb asks what it should, as whom it should", async () => {
@@ -563,6 +560,7 @@ describe("What it answers", () => {
         `PATCH ${jobs}/load-a {"metadata":{"uid":"U1","resourceVersion":"1","annotations":{"note":null}}}`,
         'POST /api/v1/namespaces/demo/events {"reason":"Failed"}',
         `DELETE ${jobs}/load-a {"propagationPolicy":"Foreground","preconditions":{"uid":"U1","resourceVersion":"1"}}`,
+        "GET /api/v1/namespaces/demo/pods?limit=500&fieldSelector=metadata.name%3Dload-a-1",
         "GET /api/v1/namespaces/demo/pods?limit=500&labelSelector=app%3Dload",
         "GET /api/v1/namespaces/demo/pods/q1/log?container=worker&tailLines=20&limitBytes=1048576",
         `GET ${jobs}?watch=true&allowWatchBookmarks=true&timeoutSeconds=SOME&resourceVersion=1`,

@@ -454,14 +454,12 @@ describe("F10 SIGTERM", () => {
           ? { metadata: { resourceVersion: "9" }, items: [failed()] }
           : undefined),
     )
-  /** Ends well before the grace period of 20 s, with code 0 and no complaint. */
+  /** Ends of itself, with code 0 and no complaint. */
   const endsWell = async ({ child, ends }: ReturnType<typeof start>, pid = child.pid) => {
-    const begunAt = performance.now()
     process.kill(pid, "SIGTERM")
     const { code, log } = await ends()
     expect([code, log]).toEqual([0, expect.stringMatching(/SIGTERM: stopping\n[\s\S]*stopped cleanly\n$/)])
     expect(log).not.toMatch(/\| (FATAL|ERROR)|rejection/)
-    expect(performance.now() - begunAt).toBeLessThan(10_000)
     return log
   }
 
