@@ -276,14 +276,6 @@ export async function within<T>(
   }
 }
 
-/** Waits for all; throws their errors as one. */
-async function allOf<T>(works: Promise<T>[]): Promise<T[]> {
-  const results = await Promise.allSettled(works)
-  const mistakes = results.flatMap((result) => (result.status === "rejected" ? [messageOf(result.reason)] : []))
-  if (mistakes.length > 0) throw new Error(mistakes.join("; "))
-  return Promise.all(works)
-}
-
 /** As Go reads it: with its padding, and in lines, but without other blanks. */
 function fromBase64(text: string): Buffer {
   const line = text.replace(/[\r\n]/g, "")
@@ -2618,6 +2610,14 @@ const asUser = asFields([], {
 })
 
 type KubeconfigFile = { path: string; config: Yaml }
+
+/** Waits for all; throws their mistakes as one ConfigError. */
+async function allOf<T>(works: Promise<T>[]): Promise<T[]> {
+  const results = await Promise.allSettled(works)
+  const mistakes = results.flatMap((result) => (result.status === "rejected" ? [messageOf(result.reason)] : []))
+  if (mistakes.length > 0) throw new ConfigError(mistakes.join("; "))
+  return Promise.all(works)
+}
 
 /** Reads one file. Undefined if there is none, or nothing in it. */
 async function readKubeconfig(path: string): Promise<KubeconfigFile | undefined> {
