@@ -141,7 +141,7 @@ describe("Without a cluster", () => {
     [
       "with a socks proxy",
       () => file(kubeconfigOf("https://127.0.0.1:1", { "proxy-url": "socks5://127.0.0.1:1080" })),
-      /proxy-url must begin with http/,
+      /proxy-url must be a URL that begins with http/,
     ],
   ]
   test("E08 a kubeconfig that leads nowhere: one line names it and what is missing, exit code 2", async () => {
