@@ -2417,7 +2417,7 @@ export class Source {
   }
 }
 
-/** What is used of the configuration: checked, with absolute paths. */
+/** What is used of the configuration: checked, with absolute paths, and data in PEM form. */
 export interface Kubeconfig {
   server: string
   cluster: NonNullable<ReturnType<typeof asCluster>>
