@@ -142,7 +142,6 @@ const QUOTED = `(?:[bfru]{1,2}|\\w{0,20}[([{])?(?:${IN_QUOTES}|(\\\\+)["'].*?(?:
 
 const SECRET_VALUE = `(?:${QUOTED}|[^\\s"'&,;<>]+)`
 const SOURCE_FILE = "(?![\\w-]{0,40}\\.(?:[cm]?[jt]sx?|py|go|rb|rs|java|kt|php|cs|cc?|cpp|h):\\d)"
-
 const HEADER_VALUE = `(?:[^"'\\n]+|(?<==\\\\*)["'][^"'\\n]*["']?){1,20000}`
 
 /** What each pattern captures first stays. */
@@ -166,7 +165,6 @@ export function maskSecrets(text: string): string {
 }
 
 export const safe = (text: string) => printable(maskSecrets(text))
-
 export const quote = (text: string) => JSON.stringify(text.length > 200 ? `${text.slice(0, 200)}…` : text)
 
 /** `1h30m`, `45s`, `250ms`. */
@@ -222,9 +220,8 @@ function forOthers(key: string, value: unknown): unknown {
 /** Rows in columns, two spaces apart. */
 export function alignedRows(rows: string[][]): string[] {
   const cells = rows.map((row) => row.map(safe))
-  const widths = (cells[0] ?? []).map((_, column) =>
-    cells.reduce((most, row) => Math.max(most, Bun.stringWidth(row[column] ?? "")), 0),
-  )
+  const widthOf = (column: number) => Math.max(...cells.map((row) => Bun.stringWidth(row[column] ?? "")))
+  const widths = (cells[0] ?? []).map((_, column) => widthOf(column))
   const padded = (text: string, i: number) => text + " ".repeat((widths[i] ?? 0) - Bun.stringWidth(text) + 2)
   return cells.map((row) => row.map(padded).join("").trimEnd())
 }
@@ -251,25 +248,20 @@ function shortLine(line: string): string {
   return `${head} … ${line.length - head.length - tail.length} characters left out … ${tail}`
 }
 
+type Work<T> = (signal: AbortSignal) => Promise<T>
+
 /** Runs `work` with a signal that fires when the limit has passed or the caller stops; it never outlives that. */
-export async function within<T>(
-  limitMs: number,
-  signal: AbortSignal,
-  what: string,
-  work: (signal: AbortSignal) => Promise<T>,
-): Promise<T> {
+export async function within<T>(limitMs: number, signal: AbortSignal, what: string, work: Work<T>): Promise<T> {
   const limit = new AbortController()
   const stop = () => limit.abort(signal.reason)
-  const stopTimer = systemClock.after(limitMs, () =>
-    limit.abort(new Error(`${what} got no answer in ${durationText(limitMs)}`)),
-  )
-  const aborted = new Promise<never>((_, reject) =>
-    limit.signal.addEventListener("abort", () => reject(limit.signal.reason)),
-  )
+  const tooLate = () => limit.abort(new Error(`${what} got no answer in ${durationText(limitMs)}`))
+  const stopTimer = systemClock.after(limitMs, tooLate)
+  const aborted = Promise.withResolvers<never>()
+  limit.signal.addEventListener("abort", () => aborted.reject(limit.signal.reason))
   const cancel = onAbort(signal, stop)
   if (signal.aborted) stop()
   try {
-    return await Promise.race([work(limit.signal), aborted])
+    return await Promise.race([work(limit.signal), aborted.promise])
   } finally {
     stopTimer()
     cancel()
@@ -308,9 +300,36 @@ function setting<K extends string, T>(
   return { variable, key, default: fallback, parse, ...about }
 }
 
-function orNone<T>(parse: (text: string) => T) {
-  return (text: string): T | undefined => (text === "" ? undefined : parse(text))
-}
+/** Reads a text; throws where `read` finds nothing. */
+const reader =
+  <T>(rule: string, read: (text: string) => T | undefined) =>
+  (text: string): T => {
+    const value = read(text)
+    if (value === undefined) throw new Error(`write ${rule}`)
+    return value
+  }
+
+/** A reader of durations in ms: whole seconds, or like 90s, 1h30m, 7d; at most ten years, which every date can hold. */
+export const duration = (leastMs: number) =>
+  reader(`whole seconds or a duration like 90s, 15m, 1h30m, from ${durationText(leastMs)} to 3650d`, (text) => {
+    const ms = Math.round(/^\d+$/.test(text) ? Number(text) * 1_000 : (readSpan(text) ?? Number.NaN))
+    return ms % 1_000 === 0 && ms >= leastMs && ms <= 3650 * 86_400_000 ? ms : undefined
+  })
+
+const wholeNumber = (least: number, most: number) =>
+  reader(`a whole number from ${least} to ${most}`, (text) =>
+    /^\d+$/.test(text) && Number(text) >= least && Number(text) <= most ? Number(text) : undefined,
+  )
+
+const oneOf = <T>(words: Record<string, T>) =>
+  reader(`one of ${Object.keys(words).join(", ")}`, (text) => new Map(Object.entries(words)).get(text.toLowerCase()))
+
+const httpUrl = reader("a URL with http or https", (text) => (webUrl(text) ? text : undefined))
+
+const orNone =
+  <T>(parse: (text: string) => T) =>
+  (text: string) =>
+    text === "" ? undefined : parse(text)
 
 // Kubernetes allows a Job 253 characters, but its pods carry its name in a label, which holds 63.
 const NAMESPACE_NAME = /^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/
@@ -431,9 +450,8 @@ export function readSettings(env: Record<string, string | undefined>) {
 /** The settings as variables, as readSettings() takes them; without secrets. */
 export function variablesOf(config: Config): Record<string, string> {
   const open = SETTINGS.filter(({ secret }) => !secret)
-  return Object.fromEntries(
-    open.map(({ variable, key }) => [variable, config[key] === undefined ? "" : showSetting(key, config[key])]),
-  )
+  const text = (key: keyof Config) => (config[key] === undefined ? "" : showSetting(key, config[key]))
+  return Object.fromEntries(open.map(({ variable, key }) => [variable, text(key)]))
 }
 
 /** What no single value shows: the selection as a whole. Turns plain Job names into `namespace/name`. */
@@ -458,66 +476,30 @@ function showSetting(key: keyof Config, value: unknown): string {
   return texts.map((one) => (typeof one === "object" ? one.text : one)).join(", ")
 }
 
-/** A reader of durations in ms: whole seconds, or like 90s, 1h30m, 7d; at most ten years, which every date can hold. */
-export function duration(leastMs: number) {
-  return (text: string): number => {
-    const ms = Math.round(/^\d+$/.test(text) ? Number(text) * 1_000 : (readSpan(text) ?? Number.NaN))
-    if (ms % 1_000 === 0 && ms >= leastMs && ms <= 3650 * 86_400_000) return ms
-    throw new Error(`write whole seconds or a duration like 90s, 15m, 1h30m, from ${durationText(leastMs)} to 3650d`)
-  }
-}
-
-function wholeNumber(least: number, most: number) {
-  return (text: string): number => {
-    if (/^\d+$/.test(text) && Number(text) >= least && Number(text) <= most) return Number(text)
-    throw new Error(`write a whole number from ${least} to ${most}`)
-  }
-}
-
-function oneOf<T>(words: Record<string, T>) {
-  return (text: string): T => {
-    if (Object.hasOwn(words, text.toLowerCase())) return words[text.toLowerCase()] as T
-    throw new Error(`write one of ${Object.keys(words).join(", ")}`)
-  }
-}
-
-function httpUrl(text: string): string {
-  if (webUrl(text)) return text
-  throw new Error("write a URL with http or https")
-}
-
 /** A reader of names: of any number, or of at most `most`, which are then watched. */
 export function names(pattern: RegExp, most = Number.POSITIVE_INFINITY) {
   return (text: string): string[] => {
     const all = [...new Set(text.split(/[,\s]+/).filter((name) => name !== ""))]
     const wrong = all.filter((name) => !pattern.test(name) || name.split("/").some((part) => part.length > 63))
     if (wrong.length > 0)
-      throw new Error(
-        `${wrong.map(quote).join(", ")} is no name: write at most 63 of a-z, 0-9 and -, with commas between names`,
-      )
+      throw new Error(`${wrong.map(quote).join(", ")} is no name: write at most 63 of a-z, 0-9 and -, between commas`)
     if (all.length === 0) throw new Error("write at least one name")
     if (all.length > most)
-      throw new Error(
-        `it has ${all.length} names, and at most ${most} can be watched: run a second operator for the others`,
-      )
+      throw new Error(`it has ${all.length} names, and at most ${most} can be watched: run another for the others`)
     return all
   }
 }
 
 /** A label selector: its text and its conditions. Without values, any will do. */
-export type Selector = {
-  text: string
-  requirements: { key: string; values: string[] | undefined; isNegated: boolean }[]
-}
+export type Selector = { text: string; requirements: Requirement[] }
+type Requirement = { key: string; values: string[] | undefined; isNegated: boolean }
 
 const LABEL = "[A-Za-z0-9](?:[-A-Za-z0-9_.]*[A-Za-z0-9])?"
 const LABEL_KEY = `(?:[a-z0-9.-]+/)?${LABEL}`
 const EQUALITY = `\\s*(?<equal>==?|!=)\\s*(?<value>(?:${LABEL})?)`
 const SET = `\\s+(?<set>in|notin)\\s*\\((?<values>\\s*(?:${LABEL})?\\s*(?:,\\s*(?:${LABEL})?\\s*)*)\\)`
-const REQUIREMENT = new RegExp(
-  `\\s*(?:!\\s*(?<absent>${LABEL_KEY})|(?<present>${LABEL_KEY})(?:${EQUALITY}|${SET})?)\\s*(?:,(?=[^])|$)`,
-  "y",
-)
+const CONDITION = `!\\s*(?<absent>${LABEL_KEY})|(?<present>${LABEL_KEY})(?:${EQUALITY}|${SET})?`
+const REQUIREMENT = new RegExp(`\\s*(?:${CONDITION})\\s*(?:,(?=[^])|$)`, "y")
 
 /** A label selector as kubectl takes it, without > and < (k8s.io/apimachinery/pkg/labels). */
 export function parseSelector(text: string): Selector {
@@ -527,9 +509,7 @@ export function parseSelector(text: string): Selector {
     const { absent, present, equal, value, set, values = value } = REQUIREMENT.exec(text)?.groups ?? {}
     const key = absent ?? present
     if (key === undefined)
-      throw new Error(
-        `at character ${at + 1} write a condition such as key=value, key!=value, key in (a,b), key or !key`,
-      )
+      throw new Error(`at character ${at + 1} write a condition: key=value, key!=value, key in (a,b), key or !key`)
     const isNegated = absent !== undefined || equal === "!=" || set === "notin"
     requirements.push({ key, values: values?.split(",").map((one) => one.trim()), isNegated })
   }
@@ -597,10 +577,7 @@ function ruleWait({ from = "", to }: Record<string, string>, cause: RuleCause): 
   const isAsked = from === "asked"
   if (isAsked && to === undefined) throw new Error("write the longest wait too, such as asked..6h")
   if (isAsked && !(cause.kind === "log" && cause.pattern.source.includes("(?<wait>")))
-    throw new Error(
-      "write asked.. only after a log: pattern with a group named wait, " +
-        "such as log:/retry after (?<wait>.+)/=asked..6h",
-    )
+    throw new Error("write asked.. only after a pattern with a group wait: log:/retry after (?<wait>.+)/=asked..6h")
   const wait = { fromMs: isAsked ? 0 : duration(0)(from), toMs: duration(0)(to ?? from), isAsked }
   if (wait.fromMs > wait.toMs) throw new Error("write the shorter wait first")
   return wait
@@ -634,9 +611,7 @@ type Wire<T> = T extends Date
 export type Job = Wire<V1Job>
 
 export type Pod = Wire<V1Pod>
-
 export type ConfigMap = Wire<V1ConfigMap>
-
 export type Metadata = Wire<V1ObjectMeta>
 
 /** `failing`: FailureTarget is set and pods are being stopped; only `failed` may be restarted. */
@@ -775,7 +750,6 @@ function viewOfJobPod(pod: Pod): PodView | undefined {
 }
 
 type ContainerStatus = NonNullable<NonNullable<Pod["status"]>["containerStatuses"]>[number]
-
 type Terminated = NonNullable<ContainerStatus["state"]>["terminated"]
 
 /** How one container of a pod ended, now or in its last run, or what it is doing. */
@@ -1111,10 +1085,8 @@ export function overridesOf(job: JobView, config: Config) {
     try {
       return text === undefined ? undefined : parse(written(text))
     } catch (error) {
-      problems.push(
-        `annotation ${PREFIX}${name} cannot be ${quote(text ?? "")}, ` +
-          `so the operator's setting holds: ${messageOf(error)}`,
-      )
+      const wrong = `annotation ${PREFIX}${name} cannot be ${quote(text ?? "")}`
+      problems.push(`${wrong}, so the operator's setting holds: ${messageOf(error)}`)
     }
   }
   const paused = read("paused", oneOf({ true: true, false: false })) ?? false
@@ -1122,17 +1094,10 @@ export function overridesOf(job: JobView, config: Config) {
   const delayMs = read("restart-delay", duration(0)) ?? config.restartDelayMs
   const oomMaxMs = Math.max(delayMs, OOM_BACKOFF_MS)
   const oomFirst = config.skipDelayOnOom ? parseRules(`oom=0s..${durationText(oomMaxMs)}`) : []
-  const rules = read("restart-rules", (text) => parseRules(text, false)) ?? [
-    ...oomFirst,
-    ...(config.restartRules ?? []),
-  ]
-  return {
-    delayMs,
-    rules,
-    maxRestarts: read("max-restarts", wholeNumber(0, 1_000_000)) ?? config.maxRestarts,
-    paused,
-    problems,
-  }
+  const rulesOfAll = [...oomFirst, ...(config.restartRules ?? [])]
+  const rules = read("restart-rules", (text) => parseRules(text, false)) ?? rulesOfAll
+  const maxRestarts = read("max-restarts", wholeNumber(0, 1_000_000)) ?? config.maxRestarts
+  return { delayMs, rules, maxRestarts, paused, problems }
 }
 
 function covers(rule: RuleCause, { cause, lines }: Pick<Failure, "cause" | "lines">): boolean {
@@ -2024,16 +1989,14 @@ const recordKey = (metadata: Metadata): RecordKey => {
 /** The records to remove: all but the last so many of each Job; all of a Job that is gone, after 30 days. */
 export function staleRecords(records: RecordKey[], limit: number, isThere: (job: string) => boolean, now: number) {
   return [...Map.groupBy(records, ({ job }) => job)].flatMap(([job, all]) => {
-    const newestFirst = all.sort(
-      (a, b) => b.failedAt - a.failedAt || b.restarts - a.restarts || (a.name < b.name ? -1 : 1),
-    )
+    const byName = (a: RecordKey, b: RecordKey) => (a.name < b.name ? -1 : 1)
+    const newestFirst = all.sort((a, b) => b.failedAt - a.failedAt || b.restarts - a.restarts || byName(a, b))
     const isOld = !isThere(job) && now - (newestFirst[0]?.failedAt ?? 0) > HISTORY_OF_GONE_MS
     return newestFirst.slice(isOld ? 0 : limit)
   })
 }
 
 const RECORD_BYTES = 256 << 10
-
 const bounded = (text: string) => safe(text).slice(0, 1_000)
 
 /**
@@ -2270,21 +2233,19 @@ const TOLD_OF: { [K in Fact["kind"]]: (fact: Extract<Fact, { kind: K }>) => Told
   Stopping: ({ restarts }) => told("info", `finishing ${restarts} restarts`),
 }
 
+/** How a restart has ended without a new Job. */
+const ENDED = {
+  cancelled: "its intent was removed, so its restart is cancelled",
+  changed: "has changed meanwhile; not restarted",
+  "namespace gone": "its namespace is being deleted; it cannot be created again",
+  interrupted: "its restart is left for the next start",
+}
+
 function finishedText(outcome: FinalOutcome, tookMs: number): string {
-  switch (outcome.result) {
-    case "restarted":
-      return `restarted in ${durationText(tookMs)}, new uid ${outcome.uid}`
-    case "replaced":
-      return `was created again by someone else, uid ${outcome.uid}; that completes its restart`
-    case "cancelled":
-      return "its intent was removed, so its restart is cancelled"
-    case "changed":
-      return "has changed meanwhile; not restarted"
-    case "namespace gone":
-      return "its namespace is being deleted; it cannot be created again"
-    case "interrupted":
-      return "its restart is left for the next start"
-  }
+  const { result } = outcome
+  if (result === "restarted") return `restarted in ${durationText(tookMs)}, new uid ${outcome.uid}`
+  if (result !== "replaced") return ENDED[result]
+  return `was created again by someone else, uid ${outcome.uid}; that completes its restart`
 }
 
 const toldOf = (fact: Fact) => (TOLD_OF[fact.kind] as (fact: Fact) => Told)(fact)
@@ -2559,7 +2520,6 @@ const asServer = asTextLike("an https:// URL without user name or query; http://
 })
 
 const asExtensions = asListOf(asMapping)
-
 const asContext = asFields(["cluster"], { cluster: asText, user: asText, namespace: asText, extensions: asExtensions })
 
 const asCluster = asFields(["server"], {
@@ -2889,23 +2849,18 @@ export const RIGHTS: Record<string, string> = {
 export const NAMESPACE_RIGHT = "get /namespaces"
 
 /** The answer of a SelfSubjectRulesReview. */
-export type Rules = {
-  incomplete: boolean
-  resourceRules: { verbs: string[]; apiGroups?: string[]; resources?: string[]; resourceNames?: string[] }[]
-}
+export type Rules = { incomplete: boolean; resourceRules: ResourceRule[] }
+type ResourceRule = { verbs: string[]; apiGroups?: string[]; resources?: string[]; resourceNames?: string[] }
 
 /**
  * The keys of RIGHTS, and NAMESPACE_RIGHT, that rules allow. Where they are incomplete or name single objects, only a
  * real 403 tells.
  */
 export function allowed({ incomplete, resourceRules }: Rules): Set<string> {
-  const has = (list: string[] | undefined, value: string) =>
-    list?.some((item) => item === value || item === "*") ?? false
+  const has = (list: string[] = [], value = "") => list.includes(value) || list.includes("*")
   const allows = (right: string) => {
-    const [verb = "", group = "", ...resource] = right.split(/[ /]/)
-    return resourceRules.some(
-      (r) => has(r.verbs, verb) && has(r.apiGroups, group) && has(r.resources, resource.join("/")),
-    )
+    const [, verb, group, resource] = /^(\w+) (\w*)\/(.*)$/.exec(right) ?? []
+    return resourceRules.some((r) => has(r.verbs, verb) && has(r.apiGroups, group) && has(r.resources, resource))
   }
   return new Set([...Object.keys(RIGHTS), NAMESPACE_RIGHT].filter((right) => incomplete || allows(right)))
 }
@@ -2937,20 +2892,15 @@ export type Listed<Kept> = { items: Kept[]; resourceVersion: string }
 export type Watched = { jobs: Job; pods: Pod; configmaps: Pick<ConfigMap, "metadata"> }
 
 export type JobVersion = Pick<JobView, "namespace" | "name" | "uid" | "resourceVersion">
-
 export type Events<T> = AsyncIterable<{ type: string; object: T }>
-
 type RawEvent = { involvedObject?: { uid?: string }; message?: string; lastTimestamp?: string | null }
 
 /** An Event on the Job of a uid. */
 export type JobEvent = { uid: string; text: string; at: number }
 
 export type LogOptions = { lines: number; previous: boolean }
-
 export type CreateOptions = { dryRun?: boolean; strict?: boolean }
-
 export type DeleteOptions = { uid: string; resourceVersion?: string; propagationPolicy: "Foreground" | "Background" }
-
 export type WatchOptions = { resourceVersion: string; selector?: string; silenceMs: number }
 
 const CALL_LIMIT_MS = 30_000
@@ -2967,16 +2917,10 @@ const TAIL_CHARACTERS = 256 << 10
 const EVENT_CHARACTERS = 16 << 20
 
 type Init = RequestInit & BunFetchRequestInit
-
 type Query = Record<string, string | undefined>
 
-type Call<T = unknown> = {
-  query?: Query
-  body?: object
-  limitMs?: number
-  accept?: string
-  read?: (response: Response) => Promise<T>
-}
+type Call<T = unknown> = { query?: Query; body?: object; limitMs?: number; accept?: string; read?: Read<T> }
+type Read<T> = (response: Response) => Promise<T>
 
 const METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 const METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
@@ -3088,13 +3032,8 @@ class ApiServer {
     return (await this.list(pathOf("pods", namespace), fields, (pod: Pod) => pod, signal)).items[0]
   }
 
-  async readLog(
-    namespace: string,
-    pod: string,
-    container: string,
-    { lines, previous }: LogOptions,
-    signal: AbortSignal,
-  ): Promise<Tail> {
+  async readLog(namespace: string, pod: string, container: string, options: LogOptions, signal: AbortSignal) {
+    const { lines, previous } = options
     const path = `${pathOf("pods", namespace, pod)}/log`
     const readLast = (most: number) => {
       const limits = { tailLines: String(most), limitBytes: String(LOG_BYTES) }
@@ -3363,12 +3302,8 @@ async function errorFrom(response: Response): Promise<ApiError> {
 }
 
 /** What the API server calls a Status, as far as it counts here. */
-type Status = {
-  code?: number
-  reason?: string
-  message?: string
-  details?: { causes?: { reason?: string }[]; retryAfterSeconds?: number }
-}
+type Status = { code?: number; reason?: string; message?: string; details?: StatusDetails }
+type StatusDetails = { causes?: { reason?: string }[]; retryAfterSeconds?: number }
 
 function errorOf(status: Status, askedMs?: number): ApiError {
   const { code = 500, reason = "", message, details } = status
@@ -5572,20 +5507,8 @@ type MetricKind<M> = new (metric: MetricConfiguration<string> & { buckets: numbe
 /** What Prometheus gets: counts of facts and of calls; all else is read from the operator when it is asked for. */
 export class Metrics {
   private readonly registry = new Registry()
-  private readonly failures = this.metric(
-    Counter,
-    "failures_total",
-    "Failures of Jobs that were seen.",
-    ...JOB_LABELS,
-    "cause",
-  )
-  private readonly restarts = this.metric(
-    Counter,
-    "restarts_total",
-    "Restarts that have ended, by how.",
-    ...JOB_LABELS,
-    "result",
-  )
+  private readonly failures = this.metric(Counter, "failures_total", "Failures seen.", ...JOB_LABELS, "cause")
+  private readonly restarts = this.metric(Counter, "restarts_total", "Restarts ended.", ...JOB_LABELS, "result")
   private readonly lateness = this.metric(Histogram, "restart_lateness_seconds", "From the due time to the new Job.")
   private readonly state = this.metric(Gauge, "job_state", "1 for a Job's current state.", ...JOB_LABELS, "state")
   private readonly due = this.metric(Gauge, "job_due_timestamp_seconds", "When a restart is or was due.", ...JOB_LABELS)
@@ -5652,15 +5575,12 @@ export class Metrics {
     for (const [key, thereAt] of this.thereAt) {
       const isGone = this.clock.monotonic() - thereAt > COUNTS_KEPT_MS
       if (isGone) this.thereAt.delete(key)
-      const labels = jobLabels(key)
-      for (const cause of CAUSES) {
-        if (isGone) this.failures.remove({ ...labels, cause })
-        else this.failures.inc({ ...labels, cause }, 0)
+      const complete = (counter: Counter, label: string) => (value: string) => {
+        const labels = { ...jobLabels(key), [label]: value }
+        return isGone ? counter.remove(labels) : counter.inc(labels, 0)
       }
-      for (const result of RESULTS) {
-        if (isGone) this.restarts.remove({ ...labels, result })
-        else this.restarts.inc({ ...labels, result }, 0)
-      }
+      CAUSES.forEach(complete(this.failures, "cause"))
+      RESULTS.forEach(complete(this.restarts, "result"))
     }
   }
 }
@@ -5685,11 +5605,10 @@ export async function answerHealth(request: Request, operator: Operator, metrics
   if (pathname !== "/readyz") return answer(404, "/livez, /readyz, /metrics")
   const blind = namespaces.flatMap((namespace) => {
     const silentMs = operator.liveness.staleForMs(namespace)
-    const why =
-      silentMs === Number.POSITIVE_INFINITY
-        ? "not listed yet"
-        : `nothing heard of its Jobs for ${durationText(silentMs ?? 0)}`
-    return silentMs === undefined ? [] : [`namespace ${namespace}: ${why}; the log says why`]
+    if (silentMs === undefined) return []
+    const isListed = silentMs !== Number.POSITIVE_INFINITY
+    const why = isListed ? `nothing heard of its Jobs for ${durationText(silentMs)}` : "not listed yet"
+    return `namespace ${namespace}: ${why}; the log says why`
   })
   return blind.length === 0 ? answer(200, "ok") : answer(503, blind.join("\n"))
 }
@@ -5839,12 +5758,9 @@ function configureLog({ logLevel, logFormat }: Pick<Config, "logLevel" | "logFor
     const record = logFormat === "json" ? jsonRecord : textRecord
     process.stderr.write(record(timestamp, level, text, details))
   }
-  const quiet = { category: ["logtape", "meta"], sinks: ["stderr"], lowestLevel: "error" as const }
-  configureSync({
-    reset: true,
-    sinks: { stderr: sink },
-    loggers: [{ category: [], sinks: ["stderr"], lowestLevel: logLevel }, quiet],
-  })
+  const all = { category: [], sinks: ["stderr"], lowestLevel: logLevel }
+  const own = { category: ["logtape", "meta"], sinks: ["stderr"], lowestLevel: "error" as const }
+  configureSync({ reset: true, sinks: { stderr: sink }, loggers: [all, own] })
   const logger = getLogger(project.name)
   return (level, text, details) => logger[level]("{text}", { ...details, text })
 }
@@ -5904,18 +5820,12 @@ async function waitForServer({ cluster, clock, emit, stop }: World, say: Say): P
   return "of unknown version"
 }
 
-function announce(
-  say: Say,
-  rows: SettingRow[],
-  warnings: string[],
-  { from, config: { context } }: Source,
-  env: Env,
-): void {
-  say("info", "settings", {
-    lines: alignedRows([["setting", "value", "from"], ...rows.map((row) => [row.variable, row.value, row.from])]),
-  })
+function announce(say: Say, rows: SettingRow[], warnings: string[], source: Source, env: Env): void {
+  const table = [["setting", "value", "from"], ...rows.map(({ variable, value, from }) => [variable, value, from])]
+  say("info", "settings", { lines: alignedRows(table) })
   for (const warning of warnings) say("warning", warning)
-  say("info", `connecting with ${from}${context ? `, context ${context}` : ""}`)
+  const { context } = source.config
+  say("info", `connecting with ${source.from}${context ? `, context ${context}` : ""}`)
   if (env.BUN_OPTIONS) say("warning", "the environment has BUN_OPTIONS, which changes how this program runs")
 }
 
@@ -5923,11 +5833,8 @@ function announce(
 function announceWay(say: Say, { address, isVerified, proxy }: Cluster, env: Env): void {
   const isOpen = address.startsWith("http:")
   if (isOpen) say("warning", `INSECURE: the connection to ${address} is not encrypted; no credentials are sent`)
-  else if (!isVerified)
-    say(
-      "warning",
-      `INSECURE: insecure-skip-tls-verify is set: anyone could answer in place of ${address} and get the credentials`,
-    )
+  const risk = `anyone could answer in place of ${address} and get the credentials`
+  if (!isOpen && !isVerified) say("warning", `INSECURE: insecure-skip-tls-verify is set: ${risk}`)
   const unused = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"].filter((name) => env[name])
   if (proxy) say("info", `connecting through ${proxy.url}, as ${proxy.from}`)
   else if (unused.length > 0) say("info", `${unused.join(", ")}: not used for the API server of this cluster`)
@@ -5950,9 +5857,9 @@ export async function main(args: string[], env: Env): Promise<number> {
       sinks.push(notifier(config.notifyUrl, { clock: systemClock, kill: signals.kill }, say))
     const world: World = { cluster, clock: systemClock, emit: toAll(...sinks), config, ...signals }
     const operator = new Operator(world)
-    const isHealthWanted =
-      source.inCluster || rows.some(({ variable, from }) => variable === "HEALTH_PORT" && from !== "default")
-    if (config.healthPort > 0 && isHealthWanted) serveHealth(config.healthPort, operator, metrics, config, say)
+    const isPortSet = rows.some(({ variable, from }) => variable === "HEALTH_PORT" && from !== "default")
+    if (config.healthPort > 0 && (source.inCluster || isPortSet))
+      serveHealth(config.healthPort, operator, metrics, config, say)
     announceWay(say, world.cluster, env)
     const server = `Kubernetes ${await waitForServer(world, say)} at ${cluster.address}`
     const facts = [

@@ -376,7 +376,7 @@ describe("2 Settings", () => {
   }
   test.each(rowsOf(selectors))("parseSelector() reads as %j, as kubectl does: %j", (expected, text) => {
     if (expected === "refused")
-      return expect(() => parseSelector(text)).toThrow(/^at character \d+ write a condition such as/)
+      return expect(() => parseSelector(text)).toThrow(/^at character \d+ write a condition: /)
     const { requirements } = parseSelector(text)
     const operatorOf = ({ values, isNegated }: (typeof requirements)[number]) =>
       (values ? ["in", "notin"] : ["exists", "absent"])[Number(isNegated)]
@@ -388,7 +388,7 @@ describe("2 Settings", () => {
 
   test("parseSelector() names the place of a mistake", () => {
     expect(mistakesOf({ JOB_SELECTOR: "app=load, team in (x" })).toEqual([
-      'JOB_SELECTOR cannot be "app=load, team in (x": at character 10 write a condition such as key=value, key!=value, key in (a,b), key or !key',
+      'JOB_SELECTOR cannot be "app=load, team in (x": at character 10 write a condition: key=value, key!=value, key in (a,b), key or !key',
     ])
   })
 
@@ -477,8 +477,8 @@ describe("2 Settings", () => {
     "oom=never..1h": [1, "whole seconds or a duration like 90s"],
     "log:/(?<wait>.+)/=asked": [1, "the longest wait too, such as asked..6h"],
     "log:/(?<wait>.+)/=asked..soon": [1, "whole seconds or a duration like 90s"],
-    "log:/retry after (.+)/=asked..6h": [1, "asked.. only after a log: pattern with a group named wait"],
-    "oom=asked..6h": [1, "asked.. only after a log: pattern with a group named wait"],
+    "log:/retry after (.+)/=asked..6h": [1, "asked.. only after a pattern with a group wait"],
+    "oom=asked..6h": [1, "asked.. only after a pattern with a group wait"],
     "oom=1h any=2h": [1, RULE],
     "oom=1h;any=2h": [1, RULE],
     "log:a=1h": [1, RULE],
