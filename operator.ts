@@ -70,10 +70,7 @@ export function onAbort(signal: AbortSignal, run: () => void): () => void {
   return () => void listeners.delete(run)
 }
 
-/**
- * The system's clock: the only place that reads the time, sets timers or rolls dice. Bun fires a timer of more than
- * 2^31-1 ms at once, so long sleeps are cut in pieces.
- */
+/** The only place that reads the time, sets timers or rolls dice. Bun fires a timer above 2^31-1 ms at once. */
 export const systemClock: Clock & { after(ms: number, run: () => void): () => void } = {
   now: Date.now,
   monotonic: () => performance.now() as Monotonic,
@@ -2105,10 +2102,7 @@ export function eventFor(
   }
 }
 
-/**
- * What happened. Four sinks switch on `kind`: the log, Events, metrics and notifications; nobody reads another's
- * text. Durations are in ms, `…At` are epoch ms.
- */
+/** What happened. Four sinks switch on `kind`: the log, Events, metrics and notifications. Durations are in ms. */
 export type Fact =
   | { kind: "FailureSeen"; job: JobName; failedAt: number; cause: Cause; reason: string; evidence: Evidence }
   | { kind: "LeftAlone"; job: JobName; because: string; healthy: boolean; phase: string }
@@ -2289,37 +2283,30 @@ export const SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 export type Env = Record<string, string | undefined>
 
+const NEVER = new AbortController().signal
+
 /** A configuration that cannot connect to any cluster; the message says what to do. */
 export class ConfigError extends Error {
   override name = "ConfigError"
 }
 
-/**
- * Reads KUBECONFIG if it is set, else the pod's ServiceAccount, else ~/.kube/config. Throws ConfigError. A FIFO is
- * waited for until `stop` fires.
- */
-export async function findSource(
-  env: Env,
-  serviceAccount = SERVICE_ACCOUNT,
-  context?: string,
-  stop = new AbortController().signal,
-): Promise<Source> {
+/** Reads KUBECONFIG, else the pod's ServiceAccount, else ~/.kube/config; waits for a FIFO until `stop` fires. */
+export async function findSource(env: Env, account = SERVICE_ACCOUNT, context?: string, stop = NEVER): Promise<Source> {
   // Bun reads this variable when the process starts: removing it here would be too late.
   if (!/^(|0|false)$/.test(env.BUN_CONFIG_VERBOSE_FETCH ?? ""))
     throw new ConfigError("BUN_CONFIG_VERBOSE_FETCH is set, which prints every request with its credentials: unset it")
   const named = [...new Set(written(env.KUBECONFIG).split(delimiter).filter(Boolean))]
   const home = join(env.HOME || env.USERPROFILE || "/", ".kube", "config")
-  const inCluster = named.length === 0 && context === undefined && existsSync(join(serviceAccount, "token"))
+  const inCluster = named.length === 0 && context === undefined && existsSync(join(account, "token"))
   const paths = named.length > 0 ? named : [home]
-  const load = async (wanted?: string) =>
-    inCluster ? readServiceAccount(env, serviceAccount) : readKubeconfigs(paths, wanted)
+  const load = async (name?: string) => (inCluster ? readServiceAccount(env, account) : readKubeconfigs(paths, name))
   const config = await within(2 ** 31 - 1, stop, "the kubeconfig", () => load(context))
   if (!config)
     throw new ConfigError(
       named.length > 0
         ? `cannot read ${named.join(", ")}: there is no such file, or it is empty`
         : `no cluster is configured: KUBECONFIG is not set, and there is neither a ServiceAccount in ` +
-            `${serviceAccount} nor ${home}. Set KUBECONFIG; on a k3s server to /etc/rancher/k3s/k3s.yaml`,
+            `${account} nor ${home}. Set KUBECONFIG; on a k3s server to /etc/rancher/k3s/k3s.yaml`,
     )
   const from = inCluster ? "the pod's ServiceAccount" : `${named.length > 0 ? "KUBECONFIG " : ""}${paths.join(", ")}`
   await readTls(config).catch((error) => {
@@ -2354,10 +2341,9 @@ export class Source {
     // A file that is gone, or is being written at this moment, takes nothing away.
     const { context, server } = this.config
     const now = (await this.load(context)) ?? this.config
-    if (now.server !== server) {
-      const change = `context ${context} now leads to ${now.server}, at start to ${server}`
+    const change = `context ${context} now leads to ${now.server}, at start to ${server}`
+    if (now.server !== server)
       throw new ConfigError(`${change}: nothing is sent to either; restart the program to use the new server`)
-    }
     this.config = now
     this.status = undefined
   }
@@ -2489,10 +2475,7 @@ const asPart =
     return read(value, place)
   }
 
-/**
- * A mapping with these fields. One that is not honoured is a mistake: ignored, it could change who asks. As for
- * kubectl, a field that is empty is absent.
- */
+/** Any other field is a mistake: ignored, it could change who asks. An empty one is absent, as for kubectl. */
 const asFields =
   <T extends Record<string, Reader<unknown>>>(required: string[], readers: T): Reader<Fields<T>> =>
   (value, { what, folder, problems }) => {
@@ -2511,9 +2494,6 @@ const asFields =
 
 const asPemData = asTextLike("the base64 of PEM", (text) => attempt(() => pemOf(fromBase64(text))))
 
-// As for Go, which does not turn it into ASCII.
-const asTlsName = asTextLike("a name in ASCII", (text) => (/^[!-~]+$/.test(text) ? text : undefined))
-
 const asServer = asTextLike("an https:// URL without user name or query; http:// only for this machine", (text) => {
   const url = /[?#@]/.test(text) ? null : webUrl(text)
   return url && (url.protocol === "https:" || isLoopback(url)) ? url.href.replace(/\/+$/, "") : undefined
@@ -2526,7 +2506,8 @@ const asCluster = asFields(["server"], {
   server: asServer,
   "certificate-authority": asPart(asPath, "excludes insecure-skip-tls-verify"),
   "certificate-authority-data": asPart(asPemData, "excludes certificate-authority or insecure-skip-tls-verify"),
-  "tls-server-name": asTlsName,
+  // Go does not turn it into ASCII.
+  "tls-server-name": asTextLike("a name in ASCII", (text) => (/^[!-~]+$/.test(text) ? text : undefined)),
   "insecure-skip-tls-verify": asFlag,
   "proxy-url": asTextLike("a URL that begins with http:// or https://", (text) => (webUrl(text) ? text : undefined)),
   "disable-compression": asFlag,
@@ -2549,7 +2530,6 @@ const asExec = asFields(["command"], {
 const asOidc = asWhat("a mapping with idp-issuer-url, client-id and id-token", (map) =>
   isMap(map) && map["idp-issuer-url"] && map["client-id"] && map["id-token"] ? map : undefined,
 )
-const asProvider = asTextLike("oidc; instead of any other use exec", (name) => (name === "oidc" ? name : undefined))
 
 const asUser = asFields([], {
   token: asPart(asText, "excludes username"),
@@ -2565,7 +2545,7 @@ const asUser = asFields([], {
   "as-groups": asPart(asOneText, "needs as"),
   "as-user-extra": asPart(asOneTextEach, "needs as"),
   exec: asPart(asExec, "excludes auth-provider"),
-  "auth-provider": asFields(["name", "config"], { name: asProvider, config: asOidc }),
+  "auth-provider": asFields(["name", "config"], { name: asOneOf("oidc"), config: asOidc }),
   extensions: asExtensions,
 })
 
@@ -2593,12 +2573,10 @@ async function readKubeconfig(path: string): Promise<KubeconfigFile | undefined>
   return { path, config }
 }
 
-/** By the byte order mark; Windows PowerShell writes UTF-16. */
-const ENCODINGS: Record<string, string> = { fffe: "utf-16le", feff: "utf-16be" }
-
 /** Parses the first document, like kubectl. An error tells where, never what stands there. */
 async function parseYaml(path: string, bytes: Uint8Array): Promise<unknown> {
-  const encoding = ENCODINGS[bytes.subarray(0, 2).toHex()] ?? "utf-8"
+  // By the byte order mark; Windows PowerShell writes UTF-16.
+  const encoding = { 255: "utf-16le", 254: "utf-16be" }[bytes[0] ?? 0] ?? "utf-8"
   let document = ""
   try {
     document = firstDocument(new TextDecoder(encoding as Bun.Encoding, { fatal: true }).decode(bytes))
@@ -2796,7 +2774,7 @@ async function runPlugin(config: Kubeconfig): Promise<ExecStatus> {
   }
   try {
     const ended = Promise.all([child.stdout.text(), child.exited, listen()])
-    const [output, code] = await within(PLUGIN_LIMIT_MS, new AbortController().signal, "we", () => ended)
+    const [output, code] = await within(PLUGIN_LIMIT_MS, NEVER, "we", () => ended)
     if (code !== 0) throw new Error(`exit code ${code}`)
     return readStatus(output, apiVersion)
   } catch (error) {
@@ -2824,10 +2802,7 @@ function readStatus(output: string, apiVersion: string): ExecStatus {
 
 // ───────────────────────────────────────────── 9 API client ─────────────────────────────────────────────
 
-/**
- * What the operator does in the cluster, `verb group/resource`, and what its lack costs; `!`: without it nothing is
- * restarted.
- */
+/** What the operator does, `verb group/resource`, and what its lack costs; `!`: without it nothing is restarted. */
 export const RIGHTS: Record<string, string> = {
   "list batch/jobs": "! Jobs cannot be listed, so no failure is found",
   "get batch/jobs": "! Jobs cannot be read again before they are deleted, so none is restarted",
@@ -2852,10 +2827,7 @@ export const NAMESPACE_RIGHT = "get /namespaces"
 export type Rules = { incomplete: boolean; resourceRules: ResourceRule[] }
 type ResourceRule = { verbs: string[]; apiGroups?: string[]; resources?: string[]; resourceNames?: string[] }
 
-/**
- * The keys of RIGHTS, and NAMESPACE_RIGHT, that rules allow. Where they are incomplete or name single objects, only a
- * real 403 tells.
- */
+/** The rights that rules allow. Where these are incomplete or name single objects, only a real 403 tells. */
 export function allowed({ incomplete, resourceRules }: Rules): Set<string> {
   const has = (list: string[] = [], value = "") => list.includes(value) || list.includes("*")
   const allows = (right: string) => {
@@ -2865,9 +2837,7 @@ export function allowed({ incomplete, resourceRules }: Rules): Set<string> {
   return new Set([...Object.keys(RIGHTS), NAMESPACE_RIGHT].filter((right) => incomplete || allows(right)))
 }
 
-/**
- * An answer of the API server that is no success, a v1 Status. Branch on `status` and `reason`, never on the message.
- */
+/** An answer that is no success, a v1 Status. Branch on `status` and `reason`, never on the message. */
 export class ApiError extends Error {
   override name = "ApiError"
   constructor(
@@ -2987,10 +2957,7 @@ class ApiServer {
     return look.then(() => true).catch((error) => (isReason(error, "NotFound") ? false : undefined))
   }
 
-  /**
-   * Lists all pages, read from the store, not from a cache. Holds what `keep` returns for each Job, never the Jobs of
-   * two pages.
-   */
+  /** Lists all pages, from the store, not from a cache. Holds what `keep` returns, never the Jobs of two pages. */
   listJobs<T>(namespace: string, selector: string, keep: Keep<Job, T>, signal: AbortSignal): Promise<Listed<T>> {
     return this.list(pathOf("jobs", namespace), { labelSelector: selector }, keep, signal)
   }
@@ -3005,10 +2972,7 @@ class ApiServer {
     return this.send("POST", pathOf("jobs", namespace), signal, { body: job, query })
   }
 
-  /**
-   * Sets annotations, or removes those that are null. Rejected with Conflict unless uid and resourceVersion still
-   * hold.
-   */
+  /** Sets annotations, or removes those that are null; Conflict unless uid and resourceVersion still hold. */
   annotateJob(job: JobVersion, annotations: Record<string, string | null>, signal: AbortSignal): Promise<Job> {
     const { namespace, name, uid, resourceVersion } = job
     const body = { metadata: { uid, resourceVersion, annotations } }
@@ -3050,10 +3014,7 @@ class ApiServer {
     return this.send("POST", pathOf("events", namespace), signal, { body: event })
   }
 
-  /**
-   * The Events with a reason, oldest first as the server lists them; by an admin's rights, not by the operator's
-   * Role.
-   */
+  /** The Events with a reason, oldest first; by an admin's rights, not by the operator's Role. */
   async listEvents(namespace: string, reason: string, signal: AbortSignal): Promise<JobEvent[]> {
     const keep = ({ involvedObject, message, lastTimestamp }: RawEvent): JobEvent => ({
       uid: involvedObject?.uid ?? "",
@@ -3086,10 +3047,7 @@ class ApiServer {
     return this.send("DELETE", pathOf("configmaps", namespace, name), signal)
   }
 
-  /**
-   * Ends when the server ends it; throws after silence and for an ERROR event. Yields bookmarks too. ConfigMaps as
-   * metadata.
-   */
+  /** Ends when the server ends it; throws after silence and for an ERROR event. Yields bookmarks, too. */
   async *watch<R extends keyof Watched>(
     namespace: string,
     resource: R,
@@ -3190,10 +3148,7 @@ class ApiServer {
     return response
   }
 
-  /**
-   * Credentials change on disk and expire: read again after 10 s. Parallel calls share one reading, and one run of a
-   * plugin.
-   */
+  /** Read again after 10 s, for files change. Parallel calls share one reading, and one run of a plugin. */
   private credentials(): Promise<Init> {
     if (this.prepared && Math.abs(systemClock.now() - this.prepared.at) < 10_000) return this.prepared.init
     const fresh = { at: systemClock.now(), init: this.prepare() }
@@ -3345,10 +3300,7 @@ async function* textOf(response: Response, limits: BodyLimits): AsyncGenerator<s
   }
 }
 
-/**
- * The last lines of a log. `limitBytes` cuts at the end, so it is far above what the lines need; and a server may
- * ignore it.
- */
+/** The last lines of a log. `limitBytes` cuts at the end, and a server may ignore it: it is far above the need. */
 async function readTail(response: Response, lines: number): Promise<{ tail: Tail; isCut: boolean }> {
   let text = ""
   let length = 0
@@ -5784,10 +5736,7 @@ export const toAll =
 
 const GRACE_MS = 20_000
 
-/**
- * `stop` fires at the first signal, `kill` after the grace period or at the second. Process 1 has no handlers of its
- * own.
- */
+/** `stop` fires at the first signal, `kill` after the grace period or at the second; process 1 has no handlers. */
 function stopSignals(say: Say): { stop: AbortSignal; kill: AbortSignal } {
   const stop = new AbortController()
   const kill = new AbortController()

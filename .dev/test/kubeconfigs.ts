@@ -630,7 +630,7 @@ const providers: Case[] = [
   by(
     "an unknown provider beside a token",
     { user: { token: "t0ken", "auth-provider": { name: "acme" } } },
-    /auth-provider: name must be oidc; instead of any other use exec/,
+    /auth-provider: name must be oidc/,
   ),
 ]
 const T = "    token: t0ken"
