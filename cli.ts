@@ -5,13 +5,12 @@
  * 1 Jobs, intents and records · 2 Commands that read · 3 Restart · 4 Dashboard · 5 Command line
  */
 import { timingSafeEqual } from "node:crypto"
-import { networkInterfaces } from "node:os"
 import { createInterface } from "node:readline/promises"
 import { parseArgs, styleText } from "node:util"
 import dashboardPage from "./dashboard.html" with { type: "text" }
-import type { Env, Failure, Intent, Job, JobName, JobView, Outcome, PastFailure, World } from "./operator.ts"
+import type { Config, Env, Evidence, Failure, Intent, Job, JobName, JobView, PastFailure, World } from "./operator.ts"
 import * as operator from "./operator.ts"
-import { ApiError, decideOnWish, messageOf, nowOf, PREFIX, quote, SettingsError, UNKNOWN, viewJob } from "./operator.ts"
+import { ApiError, decideOnWish, messageOf, nowOf, PREFIX, SettingsError, UNKNOWN, viewJob } from "./operator.ts"
 import project from "./package.json" with { type: "json" }
 
 // ───────────────────────────────────── 1 Jobs, intents and records ────────────────────────────────────
@@ -20,11 +19,14 @@ import project from "./package.json" with { type: "json" }
 export interface CommandContext {
   world: World
   /** Where the settings come from, in words. */
-  settings: string
+  from: string
+  readSettings(): Promise<Settings>
   names: string[]
   options: { [option: string]: string | boolean | undefined; namespace?: string; context?: string }
   env: Env
 }
+
+type Settings = { config: Config; from: string }
 
 /** The result of a command as JSON and as rows in columns, and its exit code if it is not 0. */
 type Result = { json: unknown; rows: string[][]; code?: number }
@@ -32,75 +34,88 @@ type Result = { json: unknown; rows: string[][]; code?: number }
 /** Something that is not there, or was rejected: exit code 3. Usage errors are SettingsErrors: exit code 2. */
 class CommandError extends Error {}
 
-/** The settings that the operator wrote, else the environment's, else, with `isLenient`, the defaults for every Job. */
-async function settingsFor(world: Omit<World, "config">, namespace: string, env: Env, isLenient = false) {
-  const map = await world.cluster.getConfigMap(namespace, operator.SETTINGS_MAP, world.stop)
-  if (map) {
-    const writtenAt = map.metadata?.annotations?.[`${PREFIX}written-at`]
-    const from = `as the operator wrote them in ${namespace} at ${writtenAt}`
-    return { config: operator.readSettings(map.data ?? {}).config, from }
-  }
-  try {
-    const { config } = operator.readSettings({ ...env, NAMESPACE: namespace })
-    return { config, from: "of the environment; no operator has written any" }
-  } catch (error) {
-    const missing = `no operator has written its settings in namespace ${namespace}`
-    const { config } = operator.readSettings({ NAMESPACE: namespace, JOB_SELECTOR: `!${operator.INTENT}` })
-    if (isLenient) return { config, from: `are the defaults, for every Job: ${missing}` }
-    const advice = `${missing}: name another with -n, or set them in the environment`
-    throw new SettingsError([advice, messageOf(error)])
-  }
-}
-
 const RESOURCES = ["jobs", "configmaps"] as const
+
 type Resource = (typeof RESOURCES)[number]
-/** Of all Jobs, and of the records of failures. */
-const SELECTORS = { jobs: "", configmaps: `${operator.RECORD}=failure` }
 
-/** What is known of one Job: its intents, and the records of its failures by name. */
-class Entry {
-  job: Job | undefined
-  readonly intents = new Map<string, Intent>()
-  readonly records = new Map<string, PastFailure>()
+/** Of all Jobs; and of what operators keep in ConfigMaps: records of failures, and their settings. */
+const SELECTORS = { jobs: "", configmaps: operator.RECORD }
 
-  recordsByTime = () => [...this.records.values()].sort(byTime)
+/** What is kept of an object, by the Job that it tells of. */
+type Sighting = { key: string; id: string; job?: Job; intent?: Intent; past?: PastFailure }
+
+function seeJob(job: Job): Sighting {
+  const { namespace, name } = job.metadata ?? {}
+  const intent = operator.readIntent(job)
+  const sighting = { key: `${namespace}/${intent?.jobName ?? name}`, id: `jobs/${name}` }
+  if (intent) return { ...sighting, intent }
+  return operator.isIntent(job) ? sighting : { ...sighting, job: withoutManagedFields(job) }
 }
+
+const withoutManagedFields = (job: Job): Job => ({ ...job, metadata: { ...job.metadata, managedFields: [] } })
+
+const seeIntent = (intent: Intent): Sighting => {
+  return { key: `${intent.namespace}/${intent.jobName}`, id: `jobs/${intent.name}`, intent }
+}
+
+function seeConfigMap(metadata: operator.Metadata): Sighting {
+  const past = operator.readPast(metadata)
+  const sighting = { key: `${past.namespace}/${past.job}`, id: `configmaps/${past.name}` }
+  return past.job ? { ...sighting, past } : sighting
+}
+
+/** What is known of one Job: itself, its intents, and the records of its failures. */
+class Entry {
+  readonly seen = new Map<string, Sighting>()
+  /** What a look at its last failure has told, where no record's metadata does; and when that was. */
+  looked: { moment: string; failure: Failure } | undefined
+
+  private all = <K extends "job" | "intent" | "past">(kind: K) =>
+    [...this.seen.values()].flatMap((sighting) => sighting[kind] ?? [])
+
+  job = () => this.all("job")[0]
+
+  intents = () => operator.newestFirst(this.all("intent"))
+
+  /** The oldest first. */
+  records = () => this.all("past").sort(byTime)
+
+  /** The one of its last failure, if that is recorded. */
+  recordOf = ({ uid }: JobView) => this.records().findLast((past) => past.uid === uid)
+}
+
+const byTime = (a: PastFailure, b: PastFailure) => a.failedAt - b.failedAt
 
 /** Jobs with their intents and records, as lists or watches report them. */
 class Inventory {
   readonly entries = new Map<string, Entry>()
   /** The Jobs that may have to be reported differently now. */
   protected readonly changed = new Set<string>()
-  /** Failures that the metadata of a record does not explain, by Job and record; unknown until they are looked at. */
-  private readonly failures = new Map<string, Failure>()
   /** What the cluster answered to restarts that are overdue, as the operator's Events quote it, by uid. */
   private readonly rejections = new Map<string, string>()
-  /** Resolves when all failures so far have been looked at. */
-  looking: Promise<unknown> = Promise.resolve()
 
-  constructor(protected readonly world: World) {}
+  /** `isNamed`: its Jobs are shown whatever is selected. */
+  constructor(
+    protected readonly world: World,
+    private readonly isNamed = false,
+  ) {}
 
   /** Lists a namespace, in place of what was known of it; returns the version to watch from. */
   async list(namespace: string, resource: Resource, selector = SELECTORS[resource]): Promise<string> {
     const { cluster, stop } = this.world
-    const { items, resourceVersion } =
-      resource === "jobs"
-        ? await cluster.listJobs(namespace, selector, withoutManagedFields, stop)
-        : await cluster.listConfigMaps(namespace, selector, stop)
-    for (const [key, entry] of this.entries) {
-      if (!key.startsWith(`${namespace}/`)) continue
-      if (resource === "jobs") entry.job = undefined
-      const outdated = resource === "jobs" ? entry.intents : entry.records
-      outdated.clear()
-      this.changed.add(key)
-    }
-    for (const item of items)
-      this.take("LISTED", resource, "spec" in item ? item : { metadata: item as operator.Metadata })
+    const { items, resourceVersion } = await (resource === "jobs"
+      ? cluster.listJobs(namespace, selector, seeJob, stop)
+      : cluster.listConfigMaps(namespace, selector, seeConfigMap, stop))
+    for (const [key, { seen }] of this.entries)
+      if (key.startsWith(`${namespace}/`))
+        for (const sighting of seen.values()) if (sighting.id.startsWith(resource)) this.take("DELETED", sighting)
+    for (const item of items) this.take("ADDED", item)
     return resourceVersion
   }
 
-  entryOf(key: string): Entry {
-    return this.entries.get(key) ?? new Entry()
+  async listAll(...resources: Resource[]): Promise<void> {
+    const { namespaces } = this.world.config
+    await Promise.all(namespaces.flatMap((namespace) => resources.map((one) => this.list(namespace, one))))
   }
 
   async read({ namespace, name, key }: JobName): Promise<Entry> {
@@ -108,60 +123,63 @@ class Inventory {
     const [job] = await Promise.all([
       cluster.getJob(namespace, name, stop),
       this.list(namespace, "jobs", `${operator.INTENT}=${operator.labelValueFor(name)}`),
-      this.list(namespace, "configmaps", `${SELECTORS.configmaps},${operator.RECORD_JOB}=${name}`),
+      this.list(namespace, "configmaps", `${SELECTORS.configmaps}=failure,${operator.RECORD_JOB}=${name}`),
     ])
-    if (job) this.take("LISTED", "jobs", job)
+    if (job) this.take("ADDED", seeJob(job))
     return this.entryOf(key)
   }
 
-  take(type: string, resource: Resource, object: Pick<Job, "metadata">): void {
-    const { namespace, name = "" } = object.metadata ?? {}
-    const past = resource === "configmaps" ? operator.readPast(object.metadata ?? {}) : undefined
-    const intent = past ? undefined : operator.readIntent(object)
-    const key = `${namespace}/${past?.job ?? intent?.jobName ?? name}`
+  take(type: string, sighting: Sighting): void {
+    const { key, id } = sighting
     const entry = this.entryOf(key)
+    if (type === "DELETED") entry.seen.delete(id)
+    else entry.seen.set(id, sighting)
     this.entries.set(key, entry)
-    if (past) entry.records.set(name, past)
-    else if (intent) entry.intents.set(name, intent)
-    else if (!operator.isIntent(object)) entry.job = type === "DELETED" ? undefined : withoutManagedFields(object)
-    if (type === "DELETED") (past ? entry.records : entry.intents).delete(name)
     this.changed.add(key)
   }
 
-  /** Of every selected Job, or with `isNamed` of every Job. */
-  statuses(isNamed = false): Status[] {
-    return [...this.entries.keys()].sort().flatMap((key) => this.statusOf(key, isNamed) ?? [])
+  entryOf(key: string): Entry {
+    return this.entries.get(key) ?? new Entry()
   }
 
-  /** Undefined for a Job that is not selected. One that is absent during its restart is shown from its intent. */
-  statusOf(key: string, isNamed = false): Status | undefined {
+  statuses(): Status[] {
+    return [...this.entries.keys()].sort().flatMap((key) => this.statusOf(key) ?? [])
+  }
+
+  /** Undefined for a Job that is not shown. */
+  statusOf(key: string): Status | undefined {
     const entry = this.entryOf(key)
-    const [intent] = operator.newestFirst([...entry.intents.values()])
-    const job = entry.job ?? (intent && replacementOf(intent))
-    const isShown = job && (isNamed || intent || operator.isSelected(viewJob(job), this.world.config))
-    return isShown ? this.judge(job, intent, entry.recordsByTime()) : undefined
+    const job = this.shownJob(entry)
+    return job && this.judge(job, entry)
+  }
+
+  /** One that is absent during its restart is shown from its intent. */
+  private shownJob(entry: Entry): Job | undefined {
+    const [intent] = entry.intents()
+    const job = entry.job() ?? (intent && replacementOf(intent))
+    const isShown = job && (this.isNamed || intent || operator.isSelected(viewJob(job), this.world.config))
+    return isShown ? job : undefined
   }
 
   /** A Job as the commands report it, and everything that led to the decision on it. */
-  judge(job: Job, intent: Intent | undefined, records: PastFailure[]) {
+  private judge(job: Job, entry: Entry) {
     const { config } = this.world
     const now = nowOf(this.world)
     const view = viewJob(job)
+    const { uid, phase, startedAt, completedAt, failedAt, reason } = view
+    const records = entry.records()
     const past = records.at(-1)
-    const failure = this.failureOf(view, past)
-    const isFailed = view.phase === "failed"
+    const failure = this.failureOf(view, entry) ?? UNKNOWN
+    const [intent] = entry.intents()
     const decision = intent
       ? decisionOf(intent, now)
       : operator.decide(view, { ...failure, seenAt: now, changed: operator.isChanged(job) }, config, now)
     const isRestarting = intent !== undefined && decision.do === "restart"
     const nextRestartAt = "dueAt" in decision && !isRestarting ? decision.dueAt : undefined
-    const rejection = nextRestartAt !== undefined && nextRestartAt <= now ? this.rejections.get(view.uid) : undefined
-    const restarts = view.phase === "succeeded" ? 0 : operator.countFrom(operator.own(view, "restarts"))
-    const annotations = Object.entries(view.annotations).filter(([key]) => key.startsWith(PREFIX))
-    const { uid, phase, startedAt, completedAt, failedAt, reason } = view
-    const isRecorded = failedAt === undefined || past?.uid === uid
+    const rejection = nextRestartAt !== undefined && nextRestartAt <= now ? this.rejections.get(uid) : undefined
+    const restarts = phase === "succeeded" ? 0 : operator.countFrom(operator.own(view, "restarts"))
     const unrecorded = { name: "", startedAt, failedAt, cause: failure.cause, restarts, summary: reason }
-    const overrides = operator.overridesOf(view, config)
+    const { problems, paused } = operator.overridesOf(view, config)
     const manual = decideOnWish(view)
     return {
       job: view.key,
@@ -171,57 +189,54 @@ class Inventory {
       completedAt,
       state: isRestarting ? "restarting" : operator.stateOf(view, decision, rejection ? 1 : 0),
       nextRestartAt,
-      cause: isFailed ? failure.cause : (past?.cause ?? operator.own(view, "last-cause")),
-      failuresInRow: restarts + (isFailed ? 1 : 0),
-      failures: isRecorded ? records : [...records, unrecorded],
-      lastFailureAt: view.failedAt ?? past?.failedAt ?? operator.instant(operator.own(view, "last-failure")),
+      cause: phase === "failed" ? failure.cause : (past?.cause ?? operator.own(view, "last-cause")),
+      failuresInRow: restarts + (phase === "failed" ? 1 : 0),
+      failures: failedAt === undefined || past?.uid === uid ? records : [...records, unrecorded],
+      lastFailureAt: failedAt ?? past?.failedAt ?? operator.instant(operator.own(view, "last-failure")),
       why: rejection ?? decision.because,
       decision: isRestarting ? `its restart is under way, ${decision.because}` : operator.decisionText(decision, now),
       rules: operator.judgedRules(view, failure, config),
-      annotations: annotations.map(([key, value]) => `${key.slice(PREFIX.length)}=${value}`),
-      problems: overrides.problems,
-      isPaused: overrides.paused,
+      annotations: annotationsOf(view),
+      problems,
+      isPaused: paused,
       notRestartable: manual.do === "restart" ? undefined : manual.because,
     }
   }
 
-  /** From the record; if that does not tell, unknown until somebody has looked. */
-  private failureOf(view: JobView, past: PastFailure | undefined): Failure {
+  /** Undefined until explain() has looked at what no record's metadata tells. */
+  private failureOf(view: JobView, entry: Entry): Failure | undefined {
     if (view.phase !== "failed") return UNKNOWN
+    const past = entry.recordOf(view)
     const needsLog = operator.overridesOf(view, this.world.config).rules.some(({ cause }) => cause.kind === "log")
-    if (past?.uid === view.uid && !needsLog) return { ...UNKNOWN, cause: past.cause }
-    const moment = `${view.uid} ${past?.name}`
-    const known = this.failures.get(moment)
-    if (known) return known
-    this.failures.set(moment, UNKNOWN)
-    // One at a time: many lists of pods at once would load the API server.
-    this.looking = this.looking.catch(() => {}).then(() => this.look(view, moment))
-    this.looking.catch(() => this.failures.delete(moment))
-    return UNKNOWN
+    if (past && !needsLog) return { ...UNKNOWN, cause: past.cause }
+    return entry.looked?.moment === momentOf(view, entry) ? entry.looked.failure : undefined
   }
 
-  private async look(view: JobView, moment: string): Promise<void> {
-    const evidence = await findEvidence(this.world, view, this.entryOf(view.key))
-    this.failures.set(moment, operator.failureOf(view, evidence))
-    this.changed.add(view.key)
+  /** Looks at failures that are unknown. One at a time: many lists of pods at once would load the API server. */
+  async explain(keys: Iterable<string>): Promise<void> {
+    for (const key of keys) {
+      const entry = this.entryOf(key)
+      const job = this.shownJob(entry)
+      if (!job || this.failureOf(viewJob(job), entry)) continue
+      const view = viewJob(job)
+      const moment = momentOf(view, entry)
+      entry.looked = { moment, failure: operator.failureOf(view, await findEvidence(this.world, view, entry)) }
+      this.changed.add(key)
+    }
   }
 
-  async loadRejections(statuses: Status[]): Promise<void> {
+  async loadRejections(): Promise<void> {
     const { cluster, stop } = this.world
     const now = nowOf(this.world)
-    const due = statuses.filter(({ nextRestartAt }) => nextRestartAt !== undefined && nextRestartAt <= now)
+    const due = this.statuses().filter(({ nextRestartAt }) => nextRestartAt !== undefined && nextRestartAt <= now)
     for (const namespace of new Set(due.map(({ job }) => job.slice(0, job.indexOf("/")))))
       for (const { uid, text } of await cluster.listEvents(namespace, "CannotRestart", stop).catch(() => []))
         this.rejections.set(uid, text)
-    for (const { job, uid, why } of due) if ((this.rejections.get(uid) ?? why) !== why) this.changed.add(job)
+    for (const { job } of due) this.changed.add(job)
   }
 }
 
 type Status = ReturnType<Inventory["judge"]>
-
-const byTime = (a: PastFailure, b: PastFailure) => a.failedAt - b.failedAt
-
-const withoutManagedFields = (job: Job): Job => ({ ...job, metadata: { ...job.metadata, managedFields: [] } })
 
 /** The Job that an intent creates, which does not say in which namespace. */
 function replacementOf({ namespace, replacement }: Intent): Job {
@@ -233,30 +248,34 @@ function decisionOf({ name, dueAt }: Intent, now: number): operator.Decision {
   return { do: "restart", dueAt: dueAt ?? 0, because: `intent ${name}` }
 }
 
+/** Those of the operator. */
+function annotationsOf({ annotations }: JobView): string[] {
+  const own = Object.entries(annotations).filter(([name]) => name.startsWith(PREFIX))
+  return own.map(([name, value]) => `${name.slice(PREFIX.length)}=${value}`)
+}
+
+/** Another one once the failure is recorded, and for another Job. */
+const momentOf = (view: JobView, entry: Entry) => `${view.uid} ${entry.recordOf(view)?.name}`
+
 /** What a record holds; undefined if it is gone. */
 async function loadRecord({ cluster, kill }: World, { namespace, name }: PastFailure) {
   return operator.readRecord((await cluster.getConfigMap(namespace, name, kill)) ?? {})
 }
 
 /** What was observed of a failure: from its record, else from the pods that are left. */
-async function findEvidence(world: World, view: JobView, { records }: Entry): Promise<operator.Evidence> {
-  const past = [...records.values()].find(({ uid }) => uid === view.uid)
+async function findEvidence(world: World, view: JobView, entry: Entry): Promise<Evidence> {
+  const past = entry.recordOf(view)
   const record = past && (await loadRecord(world, past))
   return record?.evidence ?? operator.gatherEvidence(world, view, [])
 }
 
 /** The status of every selected Job, or of one, whatever is selected; failures explained, and rejections read. */
 async function loadStatuses(world: World, only?: JobName): Promise<Status[]> {
-  const inventory = new Inventory(world)
-  const { namespaces } = world.config
-  if (only) await inventory.read(only)
-  else await Promise.all(namespaces.flatMap((namespace) => RESOURCES.map((one) => inventory.list(namespace, one))))
-  const statuses = () => inventory.statuses(only !== undefined)
-  // Finds the failures that have to be looked at.
-  statuses()
-  await inventory.looking
-  await inventory.loadRejections(statuses())
-  return statuses()
+  const inventory = new Inventory(world, only !== undefined)
+  await (only ? inventory.read(only) : inventory.listAll(...RESOURCES))
+  await inventory.explain(inventory.entries.keys())
+  await inventory.loadRejections()
+  return inventory.statuses()
 }
 
 // ───────────────────────────────────────── 2 Commands that read ───────────────────────────────────────
@@ -264,7 +283,7 @@ async function loadStatuses(world: World, only?: JobName): Promise<Status[]> {
 const shortName = ({ config }: World, key: string) =>
   config.namespaces.length > 1 ? key : key.slice(key.indexOf("/") + 1)
 
-async function status({ world, settings }: CommandContext): Promise<Result> {
+async function status({ world, from }: CommandContext): Promise<Result> {
   const jobs = await loadStatuses(world)
   const now = nowOf(world)
   const span = (ms: number) => operator.durationText(Math.max(0, Math.round(ms / 1_000)) * 1_000)
@@ -278,16 +297,16 @@ async function status({ world, settings }: CommandContext): Promise<Result> {
     why,
   ])
   const head = ["JOB", "STATE", "NEXT RESTART", "CAUSE", "IN A ROW", "LAST FAILURE", "WHY"]
-  reportToStderr("info", `settings ${settings}`)
-  return { json: { settings, now: operator.instantText(now), jobs }, rows: [head, ...rows] }
+  reportToStderr("info", `settings ${from}`)
+  return { json: { settings: from, now: operator.instantText(now), jobs }, rows: [head, ...rows] }
 }
 
-async function history(context: CommandContext): Promise<Result> {
-  const { world, names } = context
-  if (names.length > 0) return historyOfJob(context)
+async function history({ world, names }: CommandContext): Promise<Result> {
+  const [name] = names
+  if (name !== undefined) return historyOf(world, jobOf(world, name))
   const inventory = new Inventory(world)
-  await Promise.all(world.config.namespaces.map((namespace) => inventory.list(namespace, "configmaps")))
-  const records = [...inventory.entries.values()].flatMap((entry) => entry.recordsByTime()).sort(byTime)
+  await inventory.listAll("configmaps")
+  const records = [...inventory.entries.values()].flatMap((entry) => entry.records()).sort(byTime)
   const rows = records.map(({ namespace, job, cause, failedAt, restarts, summary, decided }) => {
     const name = shortName(world, `${namespace}/${job}`)
     return [operator.instantText(failedAt), name, cause, String(restarts + 1), summary, decided]
@@ -296,12 +315,10 @@ async function history(context: CommandContext): Promise<Result> {
 }
 
 /** All evidence of a Job's failures, the last one at the end. */
-async function historyOfJob({ world, names }: CommandContext): Promise<Result> {
-  const [job] = jobsOf(world, names)
+async function historyOf(world: World, job: JobName): Promise<Result> {
   const entry = await new Inventory(world).read(job)
-  if (entry.records.size === 0 && !entry.job)
-    throw new CommandError(`there is no Job ${job.key}, and no record of a failure of it`)
-  const records = await Promise.all(entry.recordsByTime().map((past) => loadRecord(world, past)))
+  if (entry.seen.size === 0) throw new CommandError(`there is no Job ${job.key}, and no record of a failure of it`)
+  const records = await Promise.all(entry.records().map((past) => loadRecord(world, past)))
   const whole = records.flatMap((record) => record ?? [])
   const json = whole.map(({ past, reason, evidence: { logs, ...evidence } }) => {
     return { ...past, reason, ...evidence, logs: Object.fromEntries(logs) }
@@ -315,48 +332,44 @@ async function historyOfJob({ world, names }: CommandContext): Promise<Result> {
   return { json, rows: shown.map((line) => [line]) }
 }
 
-/** The Jobs that are named; at least one is. */
-function jobsOf({ config: { namespaces } }: World, names: string[]): [JobName, ...JobName[]] {
-  const wrong = names.filter((name) => !operator.JOB_NAME.test(name) || (namespaces.length > 1 && !name.includes("/")))
+/** The Job that a person names. */
+function jobOf({ config: { namespaces } }: World, text: string): JobName {
+  const [name = "", namespace = namespaces.length === 1 ? namespaces[0] : undefined] = text.split("/").reverse()
+  if (operator.JOB_NAME.test(text) && namespace) return { key: `${namespace}/${name}`, namespace, name, uid: "" }
   const advice = "names no Job; where there are several namespaces write namespace/name"
-  if (wrong.length > 0) throw new SettingsError(wrong.map((name) => `${quote(name)} ${advice}`))
-  return [...new Set(names)].map((text) => {
-    const [namespace = "", name = ""] = text.includes("/") ? text.split("/") : [namespaces[0], text]
-    return { key: `${namespace}/${name}`, namespace, name, uid: "" }
-  }) as [JobName, ...JobName[]]
+  throw new SettingsError([`${operator.quote(text)} ${advice}`])
 }
 
-const DECISIVE =
-  "RESTART_DELAY SKIP_DELAY_ON_OOM RESTART_RULES MAX_RESTARTS RESTART_SPACING JOB_NAMES JOB_SELECTOR".split(" ")
-function decisiveSettings({ config }: World): string[] {
-  const values = operator.variablesOf(config)
-  return DECISIVE.filter((variable) => values[variable]).map((variable) => `${variable}=${values[variable]}`)
+const settingsLines = (from: string, config: Config) => {
+  const values = Object.entries(operator.variablesOf(config)).filter(([, value]) => value)
+  return [from, ...values.map(([variable, value]) => `${variable}=${value}`)]
 }
 
-async function explain({ world, names, settings }: CommandContext): Promise<Result> {
-  const [job] = jobsOf(world, names)
+async function explain({ world, names, from }: CommandContext): Promise<Result> {
+  const job = jobOf(world, names[0] as string)
   const [facts] = await loadStatuses(world, job)
   if (!facts) throw new CommandError(`there is no Job ${job.key}`)
   const failure = facts.lastFailureAt
     ? `${facts.cause} at ${operator.instantText(facts.lastFailureAt)}, ${facts.failuresInRow} in a row`
     : "none is known"
-  const blocks: [string, ...string[]][] = [
-    ["job", `${job.key}, ${facts.state}`],
-    ["decision", facts.decision],
-    ["failure", failure],
-    ["rules", ...facts.rules.map(({ rule, verdict }) => `${rule} ${verdict}`)],
-    ["annotations", ...facts.annotations],
-    ["problems", ...facts.problems],
-    ["settings", settings, ...decisiveSettings(world)],
-  ]
-  const rows = blocks.flatMap(([label, ...lines]) => lines.map((line, i) => [i === 0 ? label : "", line]))
-  return { json: { ...facts, settings: { from: settings, ...operator.variablesOf(world.config) } }, rows }
+  const blocks = {
+    job: [`${job.key}, ${facts.state}`],
+    decision: [facts.decision],
+    failure: [failure],
+    rules: facts.rules.map(({ rule, verdict }) => `${rule} ${verdict}`),
+    annotations: facts.annotations,
+    problems: facts.problems,
+    settings: settingsLines(from, world.config),
+  }
+  const rows = Object.entries(blocks).flatMap(([label, lines]) => lines.map((line, i) => [i === 0 ? label : "", line]))
+  return { json: { ...facts, settings: { from, ...operator.variablesOf(world.config) } }, rows }
 }
 
 // ───────────────────────────────────────────── 3 Restart ──────────────────────────────────────────────
 
 async function restart({ world, names, options }: CommandContext): Promise<Result> {
-  const plans = await Promise.all(jobsOf(world, names).map((job) => planRestart(world, job)))
+  const jobs = [...new Set(names)].map((name) => jobOf(world, name))
+  const plans = await Promise.all(jobs.map((job) => planRestart(world, job)))
   const rejections = plans.flatMap((plan) => ("rejection" in plan ? [plan.rejection] : []))
   if (rejections.length > 0) throw new CommandError(rejections.join("\n"))
   const ready = plans.filter((plan) => "run" in plan)
@@ -369,49 +382,43 @@ async function restart({ world, names, options }: CommandContext): Promise<Resul
   return { json: facts, rows: [["JOB", "RESULT", "DETAILS"], ...rows], code }
 }
 
-type RestartPlan = { job: JobName; what: string; run: () => Promise<Outcome> }
+type RestartPlan = { job: JobName; what: string; run: () => Promise<operator.Outcome> }
+
+/** What a restart knows without watches: what it has read itself. */
+class RestartInventory extends Inventory implements operator.RestartCache {
+  readonly emit = this.world.emit
+  intentsOf = (key: string) => this.entryOf(key).intents()
+  latest = (key: string) => this.entryOf(key).job()
+  podsOf = () => undefined
+  deletedByPerson = () => false
+  whenChanged = () => undefined
+  onJobRead = (job: Job) => this.take("READ", seeJob(job))
+  onIntentRead = (intent: Intent) => this.take("READ", seeIntent(intent))
+  onIntentGone = (intent: Intent) => this.take("DELETED", seeIntent(intent))
+}
 
 /** What a manual restart comes to: a restart, the end of one that was left unfinished, or why not. */
 async function planRestart(world: World, job: JobName): Promise<RestartPlan | { rejection: string }> {
   if (world.config.dryRun) throw new SettingsError(["DRY_RUN is set: nothing is restarted"])
-  const entry = await new Inventory(world).read(job)
-  const { job: live, intents } = entry
-  const { key } = job
-  const cache = cacheOf(entry, world.emit)
-  const [unfinished] = operator.newestFirst([...intents.values()])
+  const inventory = new RestartInventory(world)
+  const entry = await inventory.read(job)
+  const live = entry.job()
+  const [unfinished] = entry.intents()
   if (unfinished && (!live || live.metadata?.deletionTimestamp)) {
-    const run = () => operator.reconcileRestart(world, cache, { job, atOnce: true })
-    return { job, what: `${key} (continuing ${unfinished.name})`, run }
+    const run = () => operator.reconcileRestart(world, inventory, { job, atOnce: true })
+    return { job, what: `${job.key} (continuing ${unfinished.name})`, run }
   }
-  if (!live) return { rejection: `there is no Job ${key}` }
+  if (!live) return { rejection: `there is no Job ${job.key}` }
   const view = viewJob(live)
   const decision = decideOnWish(view)
-  if (decision.do !== "restart") return { rejection: `${key} is not restarted: ${decision.because}` }
+  if (decision.do !== "restart") return { rejection: `${job.key} is not restarted: ${decision.because}` }
   const run = async () => {
     const failure = view.phase === "failed" ? await keepEvidence(world, view, entry) : UNKNOWN
     const known = { ...failure, changed: true }
-    const wish = (latest: Job) => operator.wishFor(latest, known, world.config, nowOf(world), decideOnWish)
-    return operator.reconcileRestart(world, cache, { job: view, wishFor: wish, atOnce: true })
+    const wishFor = (latest: Job) => operator.wishFor(latest, known, world.config, nowOf(world), decideOnWish)
+    return operator.reconcileRestart(world, inventory, { job: view, wishFor, atOnce: true })
   }
-  return { job, what: `${key} (${view.phase})`, run }
-}
-
-/** What a restart knows without watches: what it has read itself. */
-function cacheOf({ intents }: Entry, emit: World["emit"]): operator.RestartCache {
-  let latest: Job | undefined
-  return {
-    intentsOf: () => [...intents.values()],
-    latest: () => latest,
-    podsOf: () => undefined,
-    deletedByPerson: () => false,
-    onJobRead: (job) => {
-      latest = job
-    },
-    onIntentRead: (intent) => void intents.set(intent.name, intent),
-    onIntentGone: ({ name }) => void intents.delete(name),
-    whenChanged: () => undefined,
-    emit,
-  }
+  return { job, what: `${job.key} (${view.phase})`, run }
 }
 
 async function runRestart(world: World, { job, run }: RestartPlan) {
@@ -430,7 +437,7 @@ async function runRestart(world: World, { job, run }: RestartPlan) {
   }
 }
 
-function detailsOf(outcome: Outcome): string {
+function detailsOf(outcome: operator.Outcome): string {
   if ("uid" in outcome) return `new uid ${outcome.uid}`
   if ("error" in outcome) return messageOf(outcome.error)
   return outcome.result === "interrupted" ? "its intent stays: an operator goes on, or this command" : ""
@@ -440,12 +447,11 @@ function detailsOf(outcome: Outcome): string {
 async function keepEvidence(world: World, view: JobView, entry: Entry): Promise<Failure> {
   const evidence = await findEvidence(world, view, entry)
   const failure = operator.failureOf(view, evidence)
-  const isRecorded = [...entry.records.values()].some(({ uid }) => uid === view.uid)
-  if (isRecorded || world.config.historyLimit === 0) return failure
+  if (entry.recordOf(view) || world.config.historyLimit === 0) return failure
   const record = operator.recordFor(view, evidence, failure.cause, decideOnWish(view))
-  const warn = (error: unknown) =>
+  await operator.createRecord(world, record).catch((error: unknown) => {
     reportToStderr("warning", `[${view.key}] its failure is not recorded: ${messageOf(error)}`)
-  await operator.createRecord(world, record).catch(warn)
+  })
   return failure
 }
 
@@ -455,6 +461,8 @@ const BEAT_MS = 10_000
 const RETRY_MS = 2_000
 /** A watch notices a server that hangs only after minutes. */
 const ANSWER_MS = 5_000
+/** A page gets its lanes in pieces of so many: no text of megabytes is made. */
+const PIECE = 100
 
 /** For JSON.stringify: control and bidi characters become visible. */
 const visible = (_: string, value: unknown) => (typeof value === "string" ? operator.printable(value) : value)
@@ -464,16 +472,17 @@ export class Dashboard extends Inventory {
   /** What cannot be read right now. `isOutage`: there is no answer at all. */
   private readonly problems = new Map<string, { text: string; isOutage: boolean; sinceAt: number }>()
   private readonly pages = new Set<ReadableStreamDefaultController<string>>()
+  private working: Promise<unknown> = Promise.resolve()
 
-  constructor(private readonly context: CommandContext) {
+  constructor(private readonly context: Pick<CommandContext, "world" | "from" | "readSettings">) {
     super(context.world)
   }
 
   /** Resolves once everything was listed, or could not be. */
   async start(): Promise<void> {
+    const { namespaces } = this.world.config
     const start = (namespace: string, resource: Resource) =>
       new Promise<void>((ready) => void this.listAndWatch(namespace, resource, ready))
-    const { namespaces } = this.world.config
     await Promise.all(namespaces.flatMap((namespace) => RESOURCES.map((resource) => start(namespace, resource))))
     // A burst of changes is sent as one.
     setInterval(() => this.changed.size > 0 && this.send(), 150).unref()
@@ -482,23 +491,52 @@ export class Dashboard extends Inventory {
 
   /** What an open page reads: everything now, and every change later. */
   events(): ReadableStream<string> {
-    let close = () => {}
-    const start = (page: ReadableStreamDefaultController<string>) => {
-      close = () => void this.pages.delete(page)
-      page.enqueue(this.eventWith(this.entries.keys()))
-      this.pages.add(page)
-    }
-    return new ReadableStream({ start, cancel: () => close() })
+    const keys = [...this.entries.keys()]
+    let page: ReadableStreamDefaultController<string>
+    return new ReadableStream({
+      start: (controller) => {
+        page = controller
+        this.pages.add(page)
+        page.enqueue(this.eventWith(keys.splice(0, PIECE), keys))
+        this.work(() => this.explain(this.entries.keys()))
+      },
+      pull: () => {
+        if (keys.length > 0) page.enqueue(this.eventWith(keys.splice(0, PIECE)))
+      },
+      cancel: () => void this.pages.delete(page),
+    })
+  }
+
+  override take(type: string, sighting: Sighting): void {
+    if (sighting.id === `configmaps/${operator.SETTINGS_MAP}`) this.work(() => this.readSettings())
+    else super.take(type, sighting)
+  }
+
+  /** One after the other; what fails is tried again at the next occasion. */
+  private work(task: () => Promise<void>): void {
+    this.working = this.working.then(task).catch(() => {})
+  }
+
+  /** The settings have changed: every Job is judged anew. The namespaces stay those that are watched. */
+  private async readSettings(): Promise<void> {
+    const { namespaces } = this.world.config
+    const { config, from } = await this.context.readSettings()
+    this.world.config = { ...config, namespaces }
+    this.context.from = from
+    for (const key of this.entries.keys()) this.changed.add(key)
   }
 
   private send(): void {
     if (this.pages.size === 0) return
-    const event = this.eventWith(this.changed)
-    for (const page of this.pages) page.enqueue(event)
+    const keys = [...this.changed]
+    const event = this.eventWith(keys)
     this.changed.clear()
+    for (const page of this.pages) page.enqueue(event)
+    this.work(() => this.explain(keys))
   }
 
-  private eventWith(keys: Iterable<string>): string {
+  /** `later`: the keys that other events will bring; what a page knows beside them and these is gone. */
+  private eventWith(keys: string[], later?: string[]): string {
     const { cluster, config } = this.world
     const facts = {
       now: nowOf(this.world),
@@ -506,32 +544,29 @@ export class Dashboard extends Inventory {
       namespaces: config.namespaces,
       jobNames: config.jobNames,
       jobSelector: config.jobSelector?.text,
-      settings: [this.context.settings, ...decisiveSettings(this.world)],
+      settings: settingsLines(this.context.from, config),
       problems: Object.fromEntries(this.problems),
-      lanes: Object.fromEntries(Array.from(keys, (key) => [key, this.statusOf(key) ?? null])),
+      lanes: Object.fromEntries(keys.map((key) => [key, this.statusOf(key) ?? null])),
+      later,
     }
     return `data: ${JSON.stringify(facts, visible)}\n\n`
   }
 
-  /** Lists once, then watches; after an error, or where watching is forbidden, lists again. */
+  /** Lists once, then watches; after an error lists again. */
   private async listAndWatch(namespace: string, resource: Resource, ready: () => void): Promise<void> {
     const { clock, stop } = this.world
     const what = `${resource} in ${namespace}`
-    let version = ""
-    while (!stop.aborted) {
+    for (let version = ""; !stop.aborted; await clock.sleep(RETRY_MS, stop)) {
       try {
         version ||= await this.list(namespace, resource)
         this.report(what)
         ready()
         version = await this.watch(namespace, resource, version)
       } catch (error) {
-        const isPolled = version !== "" && error instanceof ApiError && error.status === 403
         version = ""
+        this.report(what, error)
         ready()
-        if (isPolled) await clock.sleep(BEAT_MS, stop)
-        else this.report(what, error)
       }
-      await clock.sleep(RETRY_MS, stop)
     }
   }
 
@@ -540,7 +575,8 @@ export class Dashboard extends Inventory {
     const options = { silenceMs: 150_000, resourceVersion, selector: SELECTORS[resource] }
     for await (const { type, object } of this.world.cluster.watch(namespace, resource, options, this.world.stop)) {
       options.resourceVersion = object.metadata?.resourceVersion ?? options.resourceVersion
-      if (type !== "BOOKMARK") this.take(type, resource, object)
+      if (type === "BOOKMARK") continue
+      this.take(type, resource === "jobs" ? seeJob(object) : seeConfigMap(object.metadata ?? {}))
     }
     return options.resourceVersion
   }
@@ -563,15 +599,16 @@ export class Dashboard extends Inventory {
       if (this.pages.size === 0) continue
       const answer = await cluster.version(AbortSignal.timeout(ANSWER_MS)).catch((error: unknown) => error)
       const isAway = answer instanceof Error && !(answer instanceof ApiError)
-      await this.loadRejections(this.statuses())
+      await this.loadRejections()
       this.report("API server", isAway ? answer : undefined)
     }
   }
 
   /** The evidence of one failure: from its record or, without a name, from the pods that are left. */
   async evidenceOf(key: string, name: string): Promise<{ lines: string[] }> {
-    const { job, records } = this.entryOf(key)
-    const past = records.get(name)
+    const entry = this.entryOf(key)
+    const job = entry.job()
+    const past = entry.records().find((one) => one.name === name)
     const record = past && (await loadRecord(this.world, past))
     if (!record && (name !== "" || !job)) throw new CommandError("it is not there any more")
     const evidence = record?.evidence ?? (await operator.gatherEvidence(this.world, viewJob(job as Job), []))
@@ -580,22 +617,22 @@ export class Dashboard extends Inventory {
   }
 
   /** Does what a person has confirmed on the page. Throws an error whose words the page shows. */
-  async act(action: string, key: string, uid: string): Promise<string> {
-    const { cluster, config, kill } = this.world
-    const [job] = jobsOf(this.world, [key])
-    if (!config.namespaces.includes(job.namespace)) throw new CommandError(`${job.namespace} is not shown here`)
+  async act({ action, job: key, uid }: Record<string, unknown>): Promise<{ text: string }> {
+    const { cluster, kill } = this.world
+    if (!this.statusOf(String(key))) throw new CommandError(`${key} is not shown here`)
+    const job = jobOf(this.world, String(key))
     const live = await cluster.getJob(job.namespace, job.name, kill)
-    if (live && live.metadata?.uid !== uid) throw new CommandError(`${key} was replaced in the meantime: look again`)
+    if ((live?.metadata?.uid ?? "") !== uid) throw new CommandError(`${key} was replaced in the meantime: look again`)
     if (action === "restart") {
       const plan = await planRestart(this.world, job)
       if ("rejection" in plan) throw new CommandError(plan.rejection)
       const { result, details } = await runRestart(this.world, plan)
       if (!/^re(started|placed)$/.test(result)) throw new CommandError([result, details].filter(Boolean).join(": "))
-      return `${key} is ${result}, ${details}`
+      return { text: `${key} is ${result}, ${details}` }
     }
-    if (!live) throw new CommandError(`there is no Job ${key}`)
-    await cluster.annotateJob(viewJob(live), { [`${PREFIX}paused`]: action === "pause" ? "true" : null }, kill)
-    return `${key} is ${action}d`
+    const isPause = action === "pause"
+    await cluster.annotateJob(viewJob(live as Job), { [`${PREFIX}paused`]: isPause ? "true" : null }, kill)
+    return { text: `${key} is ${isPause ? "paused" : "resumed"}` }
   }
 }
 
@@ -624,6 +661,17 @@ const HEADERS = {
   "X-Content-Type-Options": "nosniff",
 }
 
+function reply(body: string | ReadableStream, headers: Record<string, string>, status = 200): Response {
+  return new Response(body, { status, headers: { ...HEADERS, ...headers } })
+}
+
+/** What comes of some work as JSON: with `failed` as its status and the error's words if it fails. */
+async function replyJson(work: Promise<object>, failed: 404 | 409): Promise<Response> {
+  const body = await work.catch((error: unknown) => ({ error: messageOf(error) }))
+  const headers = { "Content-Type": "application/json" }
+  return reply(operator.jsonText(body), headers, "error" in body ? failed : 200)
+}
+
 /** The page, its events and its actions, for the one who was given the address: on 127.0.0.1 and, if it exists, ::1. */
 class Site {
   readonly token = newSecret()
@@ -638,9 +686,8 @@ class Site {
     private readonly dashboard: Dashboard,
     port: number,
   ) {
-    const hasIPv6 = Object.values(networkInterfaces()).some((all) => all?.some(({ address }) => address === "::1"))
     this.port = this.listen("127.0.0.1", port)
-    if (hasIPv6) this.listen("::1", this.port)
+    operator.attempt(() => this.listen("::1", this.port))
   }
 
   /** Returns the port. Throws a SettingsError if it is taken. */
@@ -655,7 +702,7 @@ class Site {
         idleTimeout: 0,
         maxRequestBodySize: 10_000,
         fetch: (request) => this.answer(request),
-        error: () => this.reply("", {}, 500),
+        error: () => reply("", {}, 500),
       })
       this.servers.push(server)
       return server.port ?? 0
@@ -669,35 +716,21 @@ class Site {
     const { pathname, searchParams } = new URL(request.url)
     const token = pathname === "/" ? searchParams.get("token") : null
     const cookies = new Bun.CookieMap(request.headers.get("cookie") ?? "")
-    const secret = token ?? cookies.get(this.cookie()) ?? ""
-    if (!this.isFromHere(request) || !this.isKnown(secret)) return this.reply("", {}, 403)
+    // Cookies know no ports: without the port in its name, a second dashboard would log the first one out.
+    const cookie = `dashboard-${this.port}`
+    if (!this.isFromHere(request) || !this.isKnown(token ?? cookies.get(cookie) ?? "")) return reply("", {}, 403)
     if (token !== null) {
-      const cookie = `${this.cookie()}=${this.token}; HttpOnly; SameSite=Strict; Path=/`
+      const attributes = "HttpOnly; SameSite=Strict; Path=/"
       // Not a 3xx: after a click in another site, browsers send no Strict cookie along a redirect.
-      return this.reply("", { "Set-Cookie": cookie, Refresh: "0; url=/" })
+      return reply("", { "Set-Cookie": `${cookie}=${this.token}; ${attributes}`, Refresh: "0; url=/" })
     }
-    const isAction = /^\/(restart|pause|resume)$/.test(pathname)
-    if (!isAction && !["/", "/events", "/failure"].includes(pathname)) return this.reply("", {}, 404)
-    if (request.method !== (isAction ? "POST" : "GET")) return this.reply("", {}, 405)
-    if (isAction) return this.act(pathname.slice(1), request)
-    if (pathname === "/") return this.reply(page, { "Content-Type": "text/html; charset=utf-8" })
-    if (pathname === "/events") return this.reply(this.dashboard.events(), { "Content-Type": "text/event-stream" })
-    return this.json(this.dashboard.evidenceOf(searchParams.get("job") ?? "", searchParams.get("record") ?? ""), 404)
+    const route = `${request.method} ${pathname}`
+    if (route === "GET /") return reply(page, { "Content-Type": "text/html; charset=utf-8" })
+    if (route === "GET /events") return reply(this.dashboard.events(), { "Content-Type": "text/event-stream" })
+    if (route === "GET /failure") return this.tell(searchParams)
+    if (route === "POST /action") return this.act(request)
+    return reply("", {}, ["/", "/events", "/failure", "/action"].includes(pathname) ? 405 : 404)
   }
-
-  private reply(body: string | ReadableStream, headers: Record<string, string>, status = 200): Response {
-    return new Response(body, { status, headers: { ...HEADERS, ...headers } })
-  }
-
-  /** What comes of some work as JSON: with `failed` as its status and the error's words if it fails. */
-  private async json(work: Promise<object>, failed: 404 | 409): Promise<Response> {
-    const body = await work.catch((error: unknown) => ({ error: messageOf(error) }))
-    const status = "error" in body ? failed : 200
-    return this.reply(operator.jsonText(body), { "Content-Type": "application/json" }, status)
-  }
-
-  /** Cookies know no ports: without the port in its name, a second dashboard would log the first one out. */
-  private cookie = () => `dashboard-${this.port}`
 
   /** Not DNS rebinding, nor a form or script of another site. */
   private isFromHere({ method, headers }: Request): boolean {
@@ -713,13 +746,16 @@ class Site {
     return isForBrowser || isSame(secret, this.token)
   }
 
-  private async act(action: string, request: Request): Promise<Response> {
+  private tell(query: URLSearchParams): Promise<Response> {
+    return replyJson(this.dashboard.evidenceOf(query.get("job") ?? "", query.get("record") ?? ""), 404)
+  }
+
+  private async act(request: Request): Promise<Response> {
     // A form of another site cannot send JSON.
-    if (request.headers.get("content-type") !== "application/json") return this.reply("", {}, 403)
-    const { job, uid } = (await request.json()) as { job: unknown; uid: unknown }
-    const acting = this.dashboard.act(action, String(job), String(uid)).then((text) => ({ text }))
+    if (request.headers.get("content-type") !== "application/json") return reply("", {}, 403)
+    const acting = this.dashboard.act((await request.json()) as Record<string, unknown>)
     this.actions.add(acting)
-    return this.json(acting, 409).finally(() => this.actions.delete(acting))
+    return replyJson(acting, 409).finally(() => this.actions.delete(acting))
   }
 }
 
@@ -756,17 +792,21 @@ const COMMANDS = {
   dashboard: { jobs: "", run: dashboard, help: "serve a page for your browser, on this machine alone" },
 }
 
-/** `with`: the only command that takes it. */
-const OPTIONS: Record<string, { type: "boolean" | "string"; short?: string; with?: keyof typeof COMMANDS }> = {
+/** `of`: the only command that takes it. `values`: what it may be. */
+type Option = { type: "boolean" | "string"; short?: string; of?: string; values?: RegExp; advice?: string }
+
+const PORT = /^([1-5]?\d{1,4}|6([0-4]\d{3}|5([0-4]\d\d|5([0-2]\d|3[0-5]))))$/
+
+const OPTIONS: Record<string, Option> = {
   help: { type: "boolean", short: "h" },
   version: { type: "boolean", short: "v" },
   namespace: { type: "string", short: "n" },
   context: { type: "string" },
-  output: { type: "string", short: "o" },
+  output: { type: "string", short: "o", values: /^(table|json)$/, advice: "table or json" },
   "no-color": { type: "boolean" },
-  yes: { type: "boolean", short: "y", with: "restart" },
-  port: { type: "string", with: "dashboard" },
-  "no-open": { type: "boolean", with: "dashboard" },
+  yes: { type: "boolean", short: "y", of: "restart" },
+  port: { type: "string", of: "dashboard", values: PORT, advice: "a number from 0 (any free port) to 65535" },
+  "no-open": { type: "boolean", of: "dashboard" },
 }
 
 /** Reads the command line; without a command it can only ask for help or the version. Throws every mistake at once. */
@@ -775,7 +815,7 @@ function readCommandLine(args: string[]) {
   const { tokens, positionals, values } = parseArgs(parsing)
   const [name, ...names] = positionals
   const command = Object.entries(COMMANDS).find(([known]) => known === name)?.[1]
-  const mistakes = tokens.flatMap((token) => (token.kind === "option" ? mistakesOf(token, name) : []))
+  const mistakes = tokens.flatMap((token) => (token.kind === "option" ? (mistakeOf(token, name) ?? []) : []))
   if (name !== undefined && !command)
     mistakes.push(`there is no command ${name}; there are ${Object.keys(COMMANDS).join(", ")}`)
   const { jobs = "" } = command ?? {}
@@ -788,19 +828,17 @@ function readCommandLine(args: string[]) {
 
 type Token = { name: string; rawName: string; value?: string | undefined }
 
-function mistakesOf({ name, rawName, value = "" }: Token, command: string | undefined): string[] {
+function mistakeOf({ name, rawName, value = "" }: Token, command: string | undefined): string | undefined {
   const option = Object.hasOwn(OPTIONS, name) ? OPTIONS[name] : undefined
-  if (!option) return [`there is no option ${rawName}`]
-  if (option.type === "string" && !value) return [`${rawName} needs a value`]
-  if (option.type === "boolean" && value) return [`${rawName} takes no value`]
-  if (command === undefined && name !== "help" && name !== "version") return [`--${name} goes with a command`]
-  if (option.with && Object.hasOwn(COMMANDS, command ?? "") && option.with !== command)
-    return [`--${name} goes with ${option.with}`]
-  if (name === "output" && !["table", "json"].includes(value))
-    return [`-o cannot be ${quote(value)}: write table or json`]
-  if (name === "port" && !(/^\d{1,5}$/.test(value) && Number(value) <= 65_535))
-    return [`--port cannot be ${quote(value)}: write a number from 0 (any free port) to 65535`]
-  return []
+  if (!option) return `there is no option ${rawName}`
+  if (option.type === "string" && !value) return `${rawName} needs a value`
+  if (option.type === "boolean" && value) return `${rawName} takes no value`
+  if (command === undefined && name !== "help" && name !== "version") return `--${name} goes with a command`
+  if (option.of && Object.hasOwn(COMMANDS, command ?? "") && option.of !== command)
+    return `--${name} goes with ${option.of}`
+  return option.values?.test(value) === false
+    ? `${rawName} cannot be ${operator.quote(value)}: write ${option.advice}`
+    : undefined
 }
 
 /** The text of `--help`. */
@@ -860,6 +898,31 @@ async function print(text: string): Promise<void> {
   await Bun.write(Bun.stdout, text).catch((error) => (error.code === "EPIPE" ? 0 : Promise.reject(error)))
 }
 
+/** The settings that the operator wrote, else the environment's, else, with `isLenient`, the defaults for every Job. */
+async function settingsFor(
+  { cluster, stop }: Pick<World, "cluster" | "stop">,
+  namespace: string,
+  env: Env,
+  isLenient: boolean,
+): Promise<Settings> {
+  const map = await cluster.getConfigMap(namespace, operator.SETTINGS_MAP, stop)
+  if (map) {
+    const writtenAt = map.metadata?.annotations?.[`${PREFIX}written-at`]
+    const from = `as the operator wrote them in ${namespace} at ${writtenAt}`
+    return { config: operator.readSettings(map.data ?? {}).config, from }
+  }
+  try {
+    const { config } = operator.readSettings({ ...env, NAMESPACE: namespace })
+    return { config, from: "of the environment; no operator has written any" }
+  } catch (error) {
+    const missing = `no operator has written its settings in namespace ${namespace}`
+    const { config } = operator.readSettings({ NAMESPACE: namespace, JOB_SELECTOR: `!${operator.INTENT}` })
+    if (isLenient) return { config, from: `are the defaults, for every Job: ${missing}` }
+    const advice = `${missing}: name another with -n, or set them in the environment`
+    throw new SettingsError([advice, messageOf(error)])
+  }
+}
+
 /** Runs a command with a kubeconfig, or in the operator's pod. Returns its exit code. */
 async function runCommand(args: string[], env: Env, world: Omit<World, "cluster" | "config">): Promise<number> {
   const { command, names, options } = readCommandLine(args)
@@ -872,7 +935,8 @@ async function runCommand(args: string[], env: Env, world: Omit<World, "cluster"
   const nearest = operator.written(env.NAMESPACE) || source.config.namespace || "flickr-downloader"
   const namespace = options.namespace ?? (nearest.split(/[,\s]/)[0] as string)
   const isDashboard = command.run === dashboard
-  const { config, from } = await settingsFor({ ...world, cluster }, namespace, env, isDashboard)
+  const readSettings = () => settingsFor({ ...world, cluster }, namespace, env, isDashboard)
+  const { config, from } = await readSettings()
   const namespaces = options.namespace === undefined ? config.namespaces : [options.namespace]
   // Only a restart must not be cut off in the middle.
   const kill = command.run === restart || isDashboard ? world.kill : world.stop
@@ -881,7 +945,8 @@ async function runCommand(args: string[], env: Env, world: Omit<World, "cluster"
     names,
     options,
     env,
-    settings: from,
+    from,
+    readSettings,
   })
   if (result) await printResult(result, options)
   return result?.code ?? 0

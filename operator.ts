@@ -3025,10 +3025,10 @@ class ApiServer {
     return (await this.list(pathOf("events", namespace), selection, keep, signal)).items
   }
 
-  /** Metadata alone: a hundredth of what logs would be. */
-  listConfigMaps(namespace: string, selector: string, signal: AbortSignal): Promise<Listed<Metadata>> {
-    const keep = ({ metadata }: { metadata: Metadata }) => metadata
-    return this.list(pathOf("configmaps", namespace), { labelSelector: selector }, keep, signal, METADATA_LIST)
+  /** As listJobs() does. Metadata alone: a hundredth of what logs would be. */
+  listConfigMaps<T>(namespace: string, selector: string, keep: Keep<Metadata, T>, signal: AbortSignal) {
+    const keepMetadata = ({ metadata }: { metadata: Metadata }) => keep(metadata)
+    return this.list(pathOf("configmaps", namespace), { labelSelector: selector }, keepMetadata, signal, METADATA_LIST)
   }
 
   getConfigMap(namespace: string, name: string, signal: AbortSignal): Promise<ConfigMap | undefined> {
@@ -3496,7 +3496,7 @@ export async function pruneRecords(
   exists: (job: string) => boolean,
 ): Promise<RecordKey[]> {
   const { cluster, config, kill } = world
-  const records = (await cluster.listConfigMaps(namespace, `${RECORD}=failure`, kill)).items.map(recordKey)
+  const { items: records } = await cluster.listConfigMaps(namespace, `${RECORD}=failure`, recordKey, kill)
   const stale = new Set(staleRecords(records, config.historyLimit, exists, nowOf(world)))
   await removeRecords(world, namespace, [...stale])
   return records.filter((record) => !stale.has(record))
@@ -3666,12 +3666,13 @@ async function observe(
   const latest = cache.latest(job.key)
   const source = live ?? latest
   const [intent] = intents
+  const intentWasRemoved = (known.some(protects) || wasReliedOn) && !intent
   const uid = intent?.jobUid ?? job.uid
   const blockers = intent && isGoing ? await blockersOf(world, cache, intent, live, progress) : []
   return {
     intents,
-    intentWasRemoved: (known.some(protects) || wasReliedOn) && intents.length === 0,
-    ended: progress.ended,
+    intentWasRemoved,
+    ended: progress.ended ?? (intentWasRemoved ? await completedByOther(world, job) : undefined),
     live,
     latest,
     deletedByPerson: progress.deletedUid !== uid && cache.deletedByPerson(uid, intent?.dueAt),
@@ -3682,6 +3683,15 @@ async function observe(
     wasRejected,
     atOnce,
   }
+}
+
+/**
+ * Another operator may have created the Job after our look at it, and then removed the intent: nobody has cancelled
+ * anything.
+ */
+async function completedByOther({ cluster, kill }: World, job: JobName): Promise<Outcome | undefined> {
+  const { uid } = (await cluster.getJob(job.namespace, job.name, kill))?.metadata ?? {}
+  return uid === undefined || uid === job.uid ? undefined : { result: "replaced", uid }
 }
 
 /**

@@ -156,7 +156,7 @@ class Fake {
       }),
       listJobs: async (_: string, selector: string, keep: Keep) => listed(this.jobsOf(selector), keep),
       listPods: async (_: string, selector: string, keep: Keep) => listed(this.podsOf(selector), keep),
-      listConfigMaps: async () => [],
+      listConfigMaps: async (_: string, __: string, keep: Keep) => listed([], keep),
       getJob: async (_: string, name: string) => this.jobs.get(name),
       createJob: async (_: string, job: Job, options: { dryRun?: boolean }) =>
         this.create(job, options.dryRun === true),

@@ -229,9 +229,9 @@ export class Network {
       deleteConfigMap: (_, name, signal) => send("record", { verb: "delete", resource, name }, "", signal),
       getConfigMap: (_, name, signal) =>
         orUndefined(send<operator.ConfigMap>("record", { verb: "get", resource, name }, "", signal)),
-      listConfigMaps: (_, selector, signal) => {
-        const keep = ({ metadata }: operator.ConfigMap) => metadata ?? {}
-        return this.list("record", resource, selector, keep, "", signal)
+      listConfigMaps: (_, selector, keep, signal) => {
+        const keepMetadata = ({ metadata }: operator.ConfigMap) => keep(metadata ?? {})
+        return this.list("record", resource, selector, keepMetadata, "", signal)
       },
     }
   }

@@ -409,6 +409,28 @@ describe("restart", () => {
     expect(life.said.filter(({ level, text }) => level === "error" || /not restarted/.test(text))).toEqual([])
   })
 
+  test("an operator that completes the restart between two looks of the command has cancelled nothing", async () => {
+    const server = await settled()
+    const held = stand(server, "held", HELD)
+    const running = command(server, "restart held --yes")
+    await until("looked at it", () => current(server, held)?.metadata.deletionTimestamp && intents(server).length === 1)
+    const [intent] = intents(server)
+    const from = server.calls.length
+    await until("looked again", () => callsOf(server, "get", "jobs").some((call) => server.calls.indexOf(call) > from))
+    let isCompleted = false
+    const complete = () => {
+      if (isCompleted || current(server, held)) return false
+      isCompleted = true
+      stand(server, "held", { status: {} })
+      person(server, "delete", intent!.metadata.name, { propagationPolicy: "Background" })
+      return false
+    }
+    server.fault({ verb: "get", name: intent!.metadata.name, when: complete }, { status: 500 })
+    release(server, "held")
+    expect(await running).toMatchObject({ code: 0, out: expect.stringMatching(/held +replaced +new uid/) })
+    expect([isCompleted, server.uids.get("default/held")?.length]).toEqual([true, 2])
+  })
+
   test("finishes a restart that was left unfinished", async () => {
     const server = await settled()
     const held = stand(server, "held", HELD)
@@ -464,7 +486,7 @@ describe("explain", () => {
       ["annotations", "group=key"],
     ])
     expect(out).toMatch(/problems +annotation .*max-restarts cannot be "many"/)
-    expect(out).toMatch(/settings +as the operator wrote them[\s\S]*RESTART_DELAY=1h[\s\S]*JOB_SELECTOR=app!=other/)
+    expect(out).toMatch(/settings +as the operator wrote them[\s\S]*JOB_SELECTOR=app!=other[\s\S]*RESTART_DELAY=1h/)
     const facts = (await command(server, "explain alice -o json")).json()
     expect(facts).toMatchObject({
       state: "waiting",

@@ -3,7 +3,7 @@
 import { describe, expect, test } from "bun:test"
 import { join } from "node:path"
 import { Dashboard } from "../../cli.ts"
-import { connect, PREFIX, RECORD, RECORD_JOB, readSettings } from "../../operator.ts"
+import { connect, PREFIX, RECORD, RECORD_JOB, readSettings, SETTINGS_MAP, variablesOf } from "../../operator.ts"
 import { putRecord } from "../apiserver/history.ts"
 import {
   allBack,
@@ -132,7 +132,8 @@ async function hurriedPage(server: Server, { settings = {} as Record<string, str
   const signals = { stop: stop.signal, kill: stop.signal }
   const cluster = connect(server.sourceFor(user), {})
   const world = { cluster, clock: new Hurried(50), emit() {}, config, ...signals }
-  const dashboard = new Dashboard({ world, settings: "of a test", names: [], options: {}, env: {} })
+  const from = "of a test"
+  const dashboard = new Dashboard({ world, from, readSettings: async () => ({ config, from }) })
   await dashboard.start()
   return follow(dashboard.events())
 }
@@ -169,21 +170,21 @@ describe("Access", () => {
     ["another port's Origin", "/failure", (_, cookie) => ({ headers: { cookie, origin: "http://127.0.0.1:1" } }), 403],
     ["POST for the page", "/", ({ origin }, cookie) => ({ method: "POST", headers: { cookie, origin } }), 405],
     ["PUT", "/", ({ origin }, cookie) => ({ method: "PUT", headers: { cookie, origin } }), 405],
-    ["DELETE", "/restart", ({ origin }, cookie) => ({ method: "DELETE", headers: { cookie, origin } }), 405],
+    ["DELETE", "/action", ({ origin }, cookie) => ({ method: "DELETE", headers: { cookie, origin } }), 405],
     ["HEAD", "/", ({ origin }, cookie) => ({ method: "HEAD", headers: { cookie, origin } }), 405],
-    ["OPTIONS", "/restart", ({ origin }, cookie) => ({ method: "OPTIONS", headers: { cookie, origin } }), 405],
-    ["GET for an action", "/restart", (_, cookie) => ({ headers: { cookie } }), 405],
+    ["OPTIONS", "/action", ({ origin }, cookie) => ({ method: "OPTIONS", headers: { cookie, origin } }), 405],
+    ["GET for an action", "/action", (_, cookie) => ({ headers: { cookie } }), 405],
     ["a path that is none", "/constructor", (_, cookie) => ({ headers: { cookie } }), 404],
-    ["an action without Origin", "/restart", (_, cookie) => ({ method: "POST", headers: { cookie } }), 403],
+    ["an action without Origin", "/action", (_, cookie) => ({ method: "POST", headers: { cookie } }), 403],
     [
       "a foreign form",
-      "/restart",
+      "/action",
       (_, cookie) => ({ method: "POST", headers: { cookie, origin: "http://evil.example" }, body: "a=b" }),
       403,
     ],
     [
       "an action that a form could send",
-      "/restart",
+      "/action",
       ({ origin }, cookie) => ({
         method: "POST",
         headers: { cookie, origin, "content-type": "text/plain" },
@@ -423,7 +424,7 @@ describe("What it shows", () => {
     const page = await hurriedPage(server, { user: "poller" })
     fail(server, "load-a")
     await until("polled", () => page.lanes.get("default/load-a")?.state === "waiting")
-    expect(page.problems).toEqual({})
+    await until("said", () => page.problems["jobs in default"]?.text.includes("403"))
   })
 
   test("a restart that the cluster rejects is shown as rejected, with the cluster's words", async () => {
@@ -434,6 +435,29 @@ describe("What it shows", () => {
     const page = await hurriedPage(server, { settings: { RESTART_DELAY: "0" } })
     await until("rejected", () => page.lanes.get("default/load-a")?.state === "rejected")
     expect(page.lanes.get("default/load-a")?.why).toContain("exceeded quota")
+  })
+
+  test("settings that an operator writes meanwhile hold at once, for every Job and without another list", async () => {
+    const server = await serve()
+    stand(server, "load-a")
+    stand(server, "load-b")
+    const page = await (await dashboard(server)).page()
+    const write = (settings: Record<string, string>) => {
+      const metadata = { name: SETTINGS_MAP, labels: { [RECORD]: "settings" } }
+      const data = variablesOf(readSettings({ NAMESPACE: "default", JOB_SELECTOR: "!other", ...settings }).config)
+      server.model.put({ kind: "ConfigMap", metadata, data })
+    }
+    const from = server.calls.length
+    for (const delay of ["3h", "2d"]) {
+      write({ RESTART_DELAY: delay })
+      const why = `RESTART_DELAY ${delay}`
+      await until(why, () => [...page.lanes.values()].every((lane) => lane.why === why))
+      expect(page.messages.at(-1)?.settings).toContain(`RESTART_DELAY=${delay}`)
+    }
+    person(server, "delete", SETTINGS_MAP, {}, "configmaps")
+    await until("the environment's again", () => page.lanes.get("default/load-a")?.why === "RESTART_DELAY 1h")
+    const others = server.calls.slice(from).filter(({ verb, resource }) => verb === "list" && resource !== "pods")
+    expect([others, callsOf(server, "get", "configmaps").length]).toEqual([[], 4])
   })
 
   test("without settings of an operator or of the environment, every Job is shown, and the page says so", async () => {
@@ -452,7 +476,7 @@ describe("What it does", () => {
     const { page, post } = await dashboard(server)
     const { lanes } = await page()
     expect(lanes.get("default/load-a")?.state).toBe("given_up")
-    const answer = await post("/restart", { job: "default/load-a", uid: job.metadata.uid })
+    const answer = await post("/action", { action: "restart", job: "default/load-a", uid: job.metadata.uid })
     await allBack(server, [job])
     const { uid } = current(server, job)!.metadata
     expect([answer.status, await answer.json()]).toEqual([200, { text: expect.stringContaining(`new uid ${uid}`) }])
@@ -465,7 +489,7 @@ describe("What it does", () => {
     const job = stand(server, "load-a")
     const { page, post } = await dashboard(server)
     const { lanes } = await page()
-    const act = (action: string) => post(`/${action}`, { job: "default/load-a", uid: job.metadata.uid })
+    const act = (action: string) => post("/action", { action, job: "default/load-a", uid: job.metadata.uid })
     const paused = () => current(server, job)?.metadata.annotations?.[`${PREFIX}paused`]
     expect((await act("pause")).status).toBe(200)
     expect(paused()).toBe("true")
@@ -481,13 +505,13 @@ describe("What it does", () => {
     ["a running Job", "restart", (server) => told(stand(server, "load-a", { status: { active: 1 } })), /it is running/],
     ["a Job that was replaced", "restart", (server) => ({ ...told(stand(server, "load-a")), uid: "old" }), /replaced/],
     ["a Job that was replaced", "pause", (server) => ({ ...told(stand(server, "load-a")), uid: "old" }), /replaced/],
-    ["a Job that is not there", "resume", () => ({ job: "default/none", uid: "" }), /there is no Job default\/none/],
-    ["a name that is none", "pause", () => ({ job: "../../etc", uid: "" }), /names no Job/],
+    ["a Job that is not there", "resume", () => ({ job: "default/none", uid: "" }), /default\/none is not shown here/],
+    ["a name that is none", "pause", () => ({ job: "../../etc", uid: "" }), /etc is not shown here/],
     [
       "a Job of another namespace",
       "pause",
       () => ({ job: "kube-system/load-a", uid: "" }),
-      /kube-system is not shown here/,
+      /kube-system\/load-a is not shown here/,
     ],
   ]
   const told = ({
@@ -502,7 +526,7 @@ describe("What it does", () => {
     const server = await serve()
     const body = wanted(server)
     const { post } = await dashboard(server)
-    const answer = await post(`/${action}`, body)
+    const answer = await post("/action", { action, ...body })
     expect([answer.status, await answer.json()]).toEqual([409, { error: expect.stringMatching(words) }])
     expect(server.calls.filter(({ verb }) => ["create", "patch", "delete"].includes(verb))).toEqual([])
   })
@@ -514,7 +538,9 @@ describe("What it does", () => {
     server.fault({ verb: "patch" }, { status: 403, message: "admins may not pause" }, { times: 1 })
     server.fault({ verb: "create", resource: "jobs" }, { status: 403, message: "exceeded quota" }, { times: 9 })
     const act = async (action: string) =>
-      (await (await post(`/${action}`, { job: "default/load-a", uid: job.metadata.uid })).json()) as { error: string }
+      (await (await post("/action", { action, job: "default/load-a", uid: job.metadata.uid })).json()) as {
+        error: string
+      }
     expect((await act("pause")).error).toContain("admins may not pause")
     expect((await act("restart")).error).toContain("exceeded quota")
     expect(current(server, job)?.metadata.uid).toBe(job.metadata.uid)
@@ -524,7 +550,7 @@ describe("What it does", () => {
     const server = await serve()
     const job = stand(server, "load-a")
     const { post } = await dashboard(server, { env: { DRY_RUN: "true" } })
-    const answer = await post("/restart", { job: "default/load-a", uid: job.metadata.uid })
+    const answer = await post("/action", { action: "restart", job: "default/load-a", uid: job.metadata.uid })
     expect(await answer.json()).toEqual({ error: "DRY_RUN is set: nothing is restarted" })
     expect(deletions(server, "load-a")).toEqual([])
   })
