@@ -5011,25 +5011,30 @@ export class Operator {
   private schedule(entry: JobEntry, intent: Intent | undefined, decision: Extract<Decision, { dueAt: number }>): void {
     const { view } = entry
     const { dryRun } = this.world.config
-    const own = intent?.jobUid === view.uid ? intent : undefined
-    if (!dryRun && this.isIntentDue(entry, own, decision.dueAt)) return this.startScheduled(entry, decision.dueAt)
     const now = nowOf(this.world)
+    const own = intent?.jobUid === view.uid ? intent : undefined
+    const intentAt = dryRun ? undefined : this.intentDueAt(entry, own, decision.dueAt)
+    if (intentAt !== undefined && intentAt <= now) return this.startScheduled(entry, decision.dueAt)
     const retryInMs = this.retryInMs(entry)
     const wantedAt = Math.min(decision.dueAt, own?.dueAt ?? decision.dueAt)
     const dueAt = retryInMs > 0 ? Math.max(wantedAt, now + retryInMs) : wantedAt
     const startsAt = dueAt > now ? dueAt : this.workqueue.freeAt(groupOf(view), now)
     if (startsAt <= now) return dryRun ? this.reportDryRun(entry) : this.startScheduled(entry, decision.dueAt)
     moveTo(entry, { is: "scheduled", dueAt: decision.dueAt, because: decision.because })
-    this.enqueue(view.key, startsAt, dueAt)
+    this.enqueue(view.key, Math.min(startsAt, intentAt ?? startsAt), dueAt)
   }
 
-  /** Whether an intent is to be written, replaced or adopted now, whenever its Job is due. */
-  private isIntentDue(entry: JobEntry, own: Intent | undefined, dueAt: number): boolean {
+  /** When an intent is to be written, replaced or adopted, whenever its Job is due; undefined: not at all. */
+  private intentDueAt(entry: JobEntry, own: Intent | undefined, dueAt: number): number | undefined {
     const { view } = entry
-    if (own?.dueAt !== undefined) return own.jobVersion !== view.resourceVersion || dueAt < own.dueAt - 1_000
-    if (this.retryInMs(entry) > 0) return false
+    const now = nowOf(this.world)
+    if (own?.dueAt !== undefined) {
+      const isVoid = own.jobVersion !== view.resourceVersion || dueAt < own.dueAt - 1_000
+      return isVoid ? now : undefined
+    }
     // A restart that an earlier life, or another operator, began does not wait for a due time any more.
-    return own ? !this.isLeftToItsWriter(view.key, own) : isThreatenedByTtl(view, dueAt)
+    if (own) return now + Math.max(this.retryInMs(entry), this.adoptInMs(own))
+    return isThreatenedByTtl(view, dueAt) ? now + this.retryInMs(entry) : undefined
   }
 
   private retryInMs({ retryAt }: JobEntry): number {

@@ -362,6 +362,25 @@ const EFFECT_MUTANTS: Mutant[] = [
     }),
   },
   {
+    name: "leave a restart that was begun until its Job is due",
+    program: currentProgram({
+      operator: (operator) => {
+        Object.assign(operator, { intentDueAt: () => undefined })
+      },
+    }),
+    // After the delete was rejected, the server's clock is set back, and the due time lies an hour ahead.
+    history: {
+      flavour: { ...PLAIN, jobs: [{ ...PLAIN_JOB, ttlSeconds: 250 }], delayMs: 200_000 },
+      events: [
+        {
+          at: { on: "proof", nth: 0, after: true },
+          action: { do: "admission", rule: "reject deletes of Jobs", ms: 600_000 },
+        },
+        { at: { on: "deleteJob", nth: 0, after: true }, action: { do: "clock", whose: "server", byMs: -3_600_000 } },
+      ],
+    },
+  },
+  {
     name: "forget what a restart has read",
     program: currentProgram({
       operator: ({ cache }) => {
