@@ -2129,7 +2129,6 @@ export type Fact =
   | { kind: "NamespaceEmpty"; namespace: string; isMissing: boolean }
   | { kind: "PermissionsReviewed"; namespace: string; missing: string[]; isEssential: boolean }
   | { kind: "WriteFailed"; namespace: string; what: string; why: string }
-  | { kind: "EventFailed"; job: JobName; why: string }
   | { kind: "Retrying"; what: string; job: JobName | undefined; why: string; retryMs: number; isAlarm: boolean }
   | { kind: "Recovered"; what: string; job: JobName | undefined; afterMs: number }
   | { kind: "ClockSkew"; skewMs: number }
@@ -2213,7 +2212,6 @@ const TOLD_OF: { [K in Fact["kind"]]: (fact: Extract<Fact, { kind: K }>) => Told
     return told(isEssential ? "error" : "warning", text, missing)
   },
   WriteFailed: ({ namespace, what, why }) => told("warning", `${namespace}: ${what}: ${why}`),
-  EventFailed: ({ why }) => told("debug", `an Event could not be written: ${why}`),
   Retrying: ({ what, why, retryMs, isAlarm }) =>
     told(isAlarm ? "error" : "warning", `${what}, next try in ${durationText(retryMs)}: ${why}`),
   Recovered: ({ what, afterMs }) => told("info", `${what}: over after ${durationText(afterMs)}`),
@@ -4121,7 +4119,7 @@ const REVIEW_MS = 10 * 60_000
 const PRUNE_MS = 86_400_000
 
 /** Each may hold a record of 256 KiB. */
-const MOST_WRITES = 20
+const MOST_WRITES = 5
 const MOST_WAITING_WRITES = 2_000
 
 /** With the backoff between them about half a minute. */
@@ -5247,7 +5245,7 @@ export class Operator {
     if (config.historyLimit === 0) return
     const changed = job !== undefined && isChanged(job)
     const decision = decide({ ...view, deleting: false }, { ...failure, changed }, config, nowOf(this.world))
-    this.writeInBackground(view.namespace, "create /configmaps", "a failure is not recorded", async () => {
+    this.keepInBackground(view.namespace, "create /configmaps", "a failure is not recorded", async () => {
       const record = recordFor(view, evidence, failure.cause, decision)
       await createRecord(this.world, record)
       const known = this.knowRecords(view.key, [recordKey(record.metadata ?? {})])
@@ -5260,15 +5258,28 @@ export class Operator {
     })
   }
 
-  /** Best-effort writes, a few at a time, in a bounded queue. A permanent rejection is reported once. */
+  /**
+   * Best-effort writes in a bounded queue, a few at a time, so that restarts come first on a busy server. A failure is
+   * reported once.
+   */
   private writeInBackground(namespace: string, right: string, what: string, work: () => Promise<unknown>): void {
     if (this.world.config.dryRun || !this.permissions.may(namespace, right)) return
     const report = (why: string) => {
       if (this.firstTime(`${namespace} ${what} ${why}`)) this.emit({ kind: "WriteFailed", namespace, what, why })
     }
     if (this.writes.length >= MOST_WAITING_WRITES) return report(`${MOST_WAITING_WRITES} others wait already`)
-    this.writes.push(() => persist(this.world, work).catch((error) => report(messageOf(error))))
+    this.writes.push(() =>
+      work().then(
+        () => {},
+        (error) => report(messageOf(error)),
+      ),
+    )
     this.startWrites()
+  }
+
+  /** A write that is repeated until it works, or is rejected for good. */
+  private keepInBackground(namespace: string, right: string, what: string, work: () => Promise<unknown>): void {
+    this.writeInBackground(namespace, right, what, () => persist(this.world, work))
   }
 
   private startWrites(): void {
@@ -5289,14 +5300,14 @@ export class Operator {
   private tidyUp(namespace: string, items: KeptJob[]): void {
     const { clock, config } = this.world
     if (this.firstTime(`settings ${namespace}`))
-      this.writeInBackground(namespace, "get /configmaps", "settings are not written for the commands", () =>
+      this.keepInBackground(namespace, "get /configmaps", "settings are not written for the commands", () =>
         writeSettings(this.world, namespace),
       )
     const prunedAt = this.prunedAt.get(namespace) ?? Number.NEGATIVE_INFINITY
     if (clock.monotonic() - prunedAt < PRUNE_MS || config.historyLimit === 0) return
     this.prunedAt.set(namespace, clock.monotonic())
     const existing = new Set(items.map(({ view }) => view.name))
-    this.writeInBackground(namespace, "delete /configmaps", "old records of failures are not removed", async () => {
+    this.keepInBackground(namespace, "delete /configmaps", "old records of failures are not removed", async () => {
       const kept = await pruneRecords(this.world, namespace, (job) => existing.has(job))
       for (const [job, past] of Map.groupBy(kept, (one) => one.job)) this.knowRecords(`${namespace}/${job}`, past)
     })
@@ -5314,20 +5325,18 @@ export class Operator {
 
   /** Passes a fact to all sinks, and writes it as an Event where it belongs to a Job's story. */
   private emit(fact: Fact): void {
-    const { cluster, clock, config, emit, kill } = this.world
+    const { cluster, clock, emit, kill } = this.world
     emit(fact)
     const event = eventTextOf(fact)
     if (!event || !("job" in fact) || !fact.job) return
     const { job } = fact
-    if (config.dryRun || !this.permissions.may(job.namespace, "create /events")) return
     // Events live for an hour; a rejection that stays is worth one every half an hour.
     const halfHour = Math.floor(nowOf(this.world) / 1_800_000)
     if (fact.kind === "RestartRejected" && !this.firstTime(`rejected ${job.uid} ${halfHour} ${fact.why}`)) return
     const body = eventFor(job, event.level, event.reason, event.text, nowOf(this.world), clock.random())
-    cluster.createEvent(job.namespace, body, kill).catch((error) => {
-      const why = messageOf(error)
-      if (this.firstTime(`event ${why}`)) emit({ kind: "EventFailed", job, why })
-    })
+    this.writeInBackground(job.namespace, "create /events", "an Event is not written", () =>
+      cluster.createEvent(job.namespace, body, kill),
+    )
   }
 
   private reportDecision(entry: JobEntry, decision: Decision, cause: Cause, now: number): void {

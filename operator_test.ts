@@ -3336,7 +3336,6 @@ describe("7 Facts", () => {
       undefined,
     ],
     WriteFailed: [{ kind: "WriteFailed", namespace: "batch-a", what: "a record", why: "403" }, undefined],
-    EventFailed: [{ kind: "EventFailed", job, why: "403" }, undefined],
     Retrying: [
       { kind: "Retrying", what: "its restart is held up", job, why: "503", retryMs: 250, isAlarm: false },
       undefined,
