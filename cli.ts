@@ -427,7 +427,7 @@ async function runRestart(world: World, { job, run }: RestartPlan) {
     if (outcome.result === "restarted") {
       const text = "restarted, for a person asked for it"
       const successor = { ...job, uid: outcome.uid }
-      const event = operator.eventFor(successor, "info", "Restarted", text, nowOf(world), world.clock.random())
+      const event = operator.eventFor(successor, "info", "Restarted", text, nowOf(world))
       // Best effort: the Job is back.
       await world.cluster.createEvent(job.namespace, event, world.kill).catch(() => {})
     }

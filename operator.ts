@@ -2075,22 +2075,12 @@ export type Say = (level: Level, text: string, details?: Details) => void
 export type Details = { lines?: string[] | undefined; [field: string]: unknown }
 
 /** An Event on a Job, for `kubectl describe`. Core v1, which every Kubernetes shows. */
-export function eventFor(
-  { namespace, name, uid }: JobName,
-  level: Level,
-  reason: string,
-  text: string,
-  now: number,
-  random: number,
-) {
+export function eventFor({ namespace, name, uid }: JobName, level: Level, reason: string, text: string, now: number) {
   const at = instantText(now)
   return {
     apiVersion: "v1",
     kind: "Event",
-    metadata: {
-      namespace,
-      name: `${name.slice(0, 200)}.${Math.floor(now).toString(16)}${Math.floor(random * 2 ** 32).toString(16)}`,
-    },
+    metadata: { namespace, generateName: `${name}.` },
     involvedObject: { apiVersion: "batch/v1", kind: "Job", namespace, name, uid },
     type: level === "info" || level === "debug" ? "Normal" : "Warning",
     reason,
@@ -5325,7 +5315,7 @@ export class Operator {
 
   /** Passes a fact to all sinks, and writes it as an Event where it belongs to a Job's story. */
   private emit(fact: Fact): void {
-    const { cluster, clock, emit, kill } = this.world
+    const { cluster, emit, kill } = this.world
     emit(fact)
     const event = eventTextOf(fact)
     if (!event || !("job" in fact) || !fact.job) return
@@ -5333,7 +5323,7 @@ export class Operator {
     // Events live for an hour; a rejection that stays is worth one every half an hour.
     const halfHour = Math.floor(nowOf(this.world) / 1_800_000)
     if (fact.kind === "RestartRejected" && !this.firstTime(`rejected ${job.uid} ${halfHour} ${fact.why}`)) return
-    const body = eventFor(job, event.level, event.reason, event.text, nowOf(this.world), clock.random())
+    const body = eventFor(job, event.level, event.reason, event.text, nowOf(this.world))
     this.writeInBackground(job.namespace, "create /events", "an Event is not written", () =>
       cluster.createEvent(job.namespace, body, kill),
     )
