@@ -2363,8 +2363,8 @@ export interface Kubeconfig {
 
 function readServiceAccount(env: Env, folder: string): Kubeconfig {
   const { KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT: port } = env
-  const rule = "beside a ServiceAccount, KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT must both be set"
-  if (!host || !port) throw new ConfigError(rule)
+  if (!host || !port)
+    throw new ConfigError("a ServiceAccount needs KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT beside it")
   return {
     server: `https://${isIPv6(host) ? `[${host}]` : host}:${port}`,
     cluster: { "certificate-authority": join(folder, "ca.crt") },
@@ -2555,9 +2555,7 @@ async function readKubeconfig(path: string): Promise<KubeconfigFile | undefined>
   const config = bytes && (await parseYaml(path, bytes))
   if (config === undefined || config === null) return undefined
   if (!isMap(config) || (config.kind ?? "Config") !== "Config" || (config.apiVersion ?? "v1") !== "v1")
-    throw new ConfigError(
-      `cannot read ${path} as a kubeconfig: it must be a mapping with apiVersion v1 and kind Config`,
-    )
+    throw new ConfigError(`cannot read ${path} as a kubeconfig: it must be a mapping of apiVersion v1, kind Config`)
   return { path, config }
 }
 
