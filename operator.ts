@@ -48,7 +48,7 @@ export interface Clock {
  * Collects garbage at once, after work that made much of it. JavaScriptCore lets the heap double first, and what is
  * kept then lies scattered in it: with 10,000 Jobs the peak is 15 MiB higher.
  */
-export const collectGarbage = () => Bun.gc(true)
+const collectGarbage = () => Bun.gc(true)
 
 const abortListeners = new WeakMap<AbortSignal, Set<() => void>>()
 
@@ -61,10 +61,7 @@ export function onAbort(signal: AbortSignal, run: () => void): () => void {
   const listeners = known ?? new Set()
   if (!known) {
     abortListeners.set(signal, listeners)
-    const runAll = () => {
-      for (const listener of listeners) listener()
-    }
-    signal.addEventListener("abort", runAll, { once: true })
+    signal.addEventListener("abort", () => listeners.forEach((listener) => void listener()), { once: true })
   }
   listeners.add(run)
   return () => void listeners.delete(run)
@@ -93,7 +90,7 @@ export const systemClock: Clock & { after(ms: number, run: () => void): () => vo
   },
 }
 
-export type Level = "trace" | "debug" | "info" | "warning" | "error" | "fatal"
+type Level = "trace" | "debug" | "info" | "warning" | "error" | "fatal"
 
 /** What people write in ConfigMaps and Secrets: a byte order mark, blanks, a last newline, quotes around it. */
 export function written(text: string | undefined): string {
@@ -117,7 +114,7 @@ export function instant(text: string | null | undefined): number | undefined {
 }
 
 /** resourceVersions are whole numbers that grow (KEP-5504). */
-export const compareVersions = (a: string, b: string) => a.length - b.length || (a < b ? -1 : a > b ? 1 : 0)
+const compareVersions = (a: string, b: string) => a.length - b.length || (a < b ? -1 : a > b ? 1 : 0)
 
 const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu
 
@@ -413,7 +410,7 @@ export class SettingsError extends Error {
   }
 }
 
-export type SettingRow = { variable: string; value: string; from: string }
+type SettingRow = { variable: string; value: string; from: string }
 
 /** Reads all settings. Throws a SettingsError with every mistake at once. */
 export function readSettings(env: Record<string, string | undefined>) {
@@ -488,7 +485,7 @@ export function names(pattern: RegExp, most = Number.POSITIVE_INFINITY) {
 }
 
 /** A label selector: its text and its conditions. Without values, any will do. */
-export type Selector = { text: string; requirements: Requirement[] }
+type Selector = { text: string; requirements: Requirement[] }
 type Requirement = { key: string; values: string[] | undefined; isNegated: boolean }
 
 const LABEL = "[A-Za-z0-9](?:[-A-Za-z0-9_.]*[A-Za-z0-9])?"
@@ -750,7 +747,7 @@ type ContainerStatus = NonNullable<NonNullable<Pod["status"]>["containerStatuses
 type Terminated = NonNullable<ContainerStatus["state"]>["terminated"]
 
 /** How one container of a pod ended, now or in its last run, or what it is doing. */
-export type ContainerView = ReturnType<typeof viewContainer>
+type ContainerView = ReturnType<typeof viewContainer>
 
 /** An `init` container ends before the others start, a `sidecar` (restartPolicy Always) is stopped after them. */
 type Role = "init" | "sidecar" | "main"
@@ -791,7 +788,7 @@ function viewContainer(container: ContainerStatus, role: Role, toldToStopAt: num
 }
 
 /** The last lines of a container's log, or why there are none; `final`: read after its end. */
-export type Tail = { lines: string[]; note?: string; final?: boolean }
+type Tail = { lines: string[]; note?: string; final?: boolean }
 
 /** All that was seen of a failure. Logs are keyed by pod uid and container; `morePods` are beyond the newest few. */
 export type Evidence = { pods: PodView[]; logs: Map<string, Tail>; morePods: number }
@@ -1976,7 +1973,7 @@ export function readPast({ name = "", namespace = "", labels, annotations, creat
 }
 
 /** What decides whether a record is kept. */
-export type RecordKey = Pick<PastFailure, "name" | "job" | "failedAt" | "restarts">
+type RecordKey = Pick<PastFailure, "name" | "job" | "failedAt" | "restarts">
 
 const recordKey = (metadata: Metadata): RecordKey => {
   const { name, job, failedAt, restarts } = readPast(metadata)
@@ -2072,7 +2069,7 @@ export function readRecord({ metadata = {}, data = {} }: ConfigMap) {
 export type Say = (level: Level, text: string, details?: Details) => void
 
 /** What goes with a line: `lines` stand indented under it, the rest are fields for log collectors. */
-export type Details = { lines?: string[] | undefined; [field: string]: unknown }
+type Details = { lines?: string[] | undefined; [field: string]: unknown }
 
 /** An Event on a Job, for `kubectl describe`. Core v1, which every Kubernetes shows. */
 export function eventFor({ namespace, name, uid }: JobName, level: Level, reason: string, text: string, now: number) {
@@ -2126,10 +2123,10 @@ export type Fact =
   | { kind: "Stopping"; restarts: number }
 
 /** The outcomes with which a restart ends. */
-export type FinalOutcome = Exclude<Outcome, { result: "rejected" | "waiting" }>
+type FinalOutcome = Exclude<Outcome, { result: "rejected" | "waiting" }>
 
 /** Takes facts, and passes them on. Never throws. */
-export type Emit = (fact: Fact) => void
+type Emit = (fact: Fact) => void
 
 /** What is told of a fact: a line of the log, and lines that stand under it. */
 type Told = { level: Level; text: string; lines?: string[] | undefined }
@@ -2353,7 +2350,7 @@ export class Source {
 }
 
 /** What is used of the configuration: checked, with absolute paths, and data in PEM form. */
-export interface Kubeconfig {
+interface Kubeconfig {
   server: string
   cluster: NonNullable<ReturnType<typeof asCluster>>
   user: NonNullable<ReturnType<typeof asUser>>
@@ -2651,7 +2648,7 @@ const PEM =
 /** The blocks in PEM form, as Go finds them: on lines of their own. Undefined if there is none. */
 const pemOf = (bytes: Uint8Array) => new TextDecoder("latin1").decode(bytes).match(PEM)?.join("\n")
 
-export type Tls = BunFetchRequestInitTLS & { allowPartialTrustChain?: boolean }
+type Tls = BunFetchRequestInitTLS & { allowPartialTrustChain?: boolean }
 
 /** Reads and checks what TLS needs: at start, and again and again, for files are renewed. */
 async function readTls(config: Kubeconfig): Promise<Tls> {
@@ -2687,7 +2684,7 @@ function checkTls(rule: string, options: SecureContextOptions): void {
 }
 
 /** The roots of the system, and Bun's own. */
-export const trustedRoots = () => [...new Set([...getCACertificates("system"), ...getCACertificates("default")])]
+const trustedRoots = () => [...new Set([...getCACertificates("system"), ...getCACertificates("default")])]
 
 function headersOf({ cluster, user }: Kubeconfig, authorization: string | undefined): Record<string, string> {
   const texts: Record<string, string | undefined> = {
@@ -2807,7 +2804,7 @@ export const RIGHTS: Record<string, string> = {
 }
 
 /** Not asked for, but used where it is given: tells a wrong namespace from an empty one. */
-export const NAMESPACE_RIGHT = "get /namespaces"
+const NAMESPACE_RIGHT = "get /namespaces"
 
 /** The answer of a SelfSubjectRulesReview. */
 export type Rules = { incomplete: boolean; resourceRules: ResourceRule[] }
@@ -2845,17 +2842,17 @@ export type Keep<Item, Kept> = (item: Item) => Kept | undefined
 export type Listed<Kept> = { items: Kept[]; resourceVersion: string }
 
 /** Of ConfigMaps the metadata alone. */
-export type Watched = { jobs: Job; pods: Pod; configmaps: Pick<ConfigMap, "metadata"> }
+type Watched = { jobs: Job; pods: Pod; configmaps: Pick<ConfigMap, "metadata"> }
 
-export type JobVersion = Pick<JobView, "namespace" | "name" | "uid" | "resourceVersion">
+type JobVersion = Pick<JobView, "namespace" | "name" | "uid" | "resourceVersion">
 export type Events<T> = AsyncIterable<{ type: string; object: T }>
 type RawEvent = { involvedObject?: { uid?: string }; message?: string; lastTimestamp?: string | null }
 
 /** An Event on the Job of a uid. */
-export type JobEvent = { uid: string; text: string; at: number }
+type JobEvent = { uid: string; text: string; at: number }
 
-export type LogOptions = { lines: number; previous: boolean }
-export type CreateOptions = { dryRun?: boolean; strict?: boolean }
+type LogOptions = { lines: number; previous: boolean }
+type CreateOptions = { dryRun?: boolean; strict?: boolean }
 export type DeleteOptions = { uid: string; resourceVersion?: string; propagationPolicy: "Foreground" | "Background" }
 export type WatchOptions = { resourceVersion: string; selector?: string; silenceMs: number }
 
@@ -2887,7 +2884,7 @@ type Page<T> = { items: T[] | null; metadata: { resourceVersion: string; continu
 const PAGE_ITEMS = "500"
 
 /** Hears of each call: its verb as Kubernetes names it, and the status, `none` where no answer came. */
-export type OnCall = (verb: string, code: string) => void
+type OnCall = (verb: string, code: string) => void
 
 const VERBS: Record<string, string> = { GET: "get", POST: "create", PATCH: "patch", DELETE: "delete" }
 
@@ -3172,7 +3169,7 @@ function withClock(error: unknown, skewMs: number): unknown {
 }
 
 /** A body as JSON; one beyond all measure is not read on. */
-export const readJson = async <T>(response: Response) => JSON.parse(await textUntil(response, BODY_BYTES)) as T
+const readJson = async <T>(response: Response) => JSON.parse(await textUntil(response, BODY_BYTES)) as T
 
 const textUntil = async (response: Response, bytes: number) =>
   (await Array.fromAsync(textOf(response, { bytes }))).join("")
@@ -5642,18 +5639,17 @@ function isRecovery(fact: Fact): boolean {
 function outbox(url: string, { clock, kill }: Pick<World, "clock" | "kill">, say: Say) {
   const last = new Map<string, Promise<void>>()
   let waiting = 0
-  let turn: Promise<unknown> = Promise.resolve()
+  let turn: Promise<Rejection | undefined> = Promise.resolve(undefined)
   /** One message at a time, and none while the receiver asks for a pause. */
   let pausedUntilAt = clock.monotonic()
-  const postInTurn = (text: string): Promise<Rejection | undefined> => {
-    const posted = turn.then(async () => {
+  const postInTurn = (text: string) => {
+    turn = turn.then(async () => {
       await clock.sleep(pausedUntilAt - clock.monotonic(), kill)
       const rejection = kill.aborted ? undefined : await post(url, text, clock.now(), kill)
       pausedUntilAt = later(clock.monotonic(), rejection?.retryAfterMs ?? 0)
       return rejection
     })
-    turn = posted
-    return posted
+    return turn
   }
   const deliver = async (text: string, since: Monotonic) => {
     for (let tries = 0; !kill.aborted; tries++) {
