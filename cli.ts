@@ -6,7 +6,7 @@
  */
 import { timingSafeEqual } from "node:crypto"
 import { createInterface } from "node:readline/promises"
-import { parseArgs, styleText } from "node:util"
+import { type ParseArgsOptionsConfig, parseArgs, styleText } from "node:util"
 import dashboardPage from "./dashboard.html" with { type: "text" }
 import type { Config, Env, Evidence, Failure, Intent, Job, JobName, JobView, PastFailure, World } from "./operator.ts"
 import * as operator from "./operator.ts"
@@ -22,7 +22,7 @@ export interface CommandContext {
   from: string
   readSettings(): Promise<Settings>
   names: string[]
-  options: { [option: string]: string | boolean | undefined; namespace?: string; context?: string }
+  options: { namespace?: string; context?: string; output?: string; port?: string; [flag: string]: unknown }
   env: Env
 }
 
@@ -67,8 +67,8 @@ function seeConfigMap(metadata: operator.Metadata): Sighting {
 /** What is known of one Job: itself, its intents, and the records of its failures. */
 class Entry {
   readonly seen = new Map<string, Sighting>()
-  /** What a look at its last failure has told, where no record's metadata does; and when that was. */
-  looked: { moment: string; failure: Failure } | undefined
+  /** What a look at a Job's failure has told, where no record's metadata does. */
+  looked: { uid: string; failure: Failure } | undefined
 
   private all = <K extends "job" | "intent" | "past">(kind: K) =>
     [...this.seen.values()].flatMap((sighting) => sighting[kind] ?? [])
@@ -134,6 +134,8 @@ class Inventory {
     const entry = this.entryOf(key)
     if (type === "DELETED") entry.seen.delete(id)
     else entry.seen.set(id, sighting)
+    // A record knows more than the pods that were left.
+    if (sighting.past) entry.looked = undefined
     this.entries.set(key, entry)
     this.changed.add(key)
   }
@@ -209,7 +211,7 @@ class Inventory {
     const past = entry.recordOf(view)
     const needsLog = operator.overridesOf(view, this.world.config).rules.some(({ cause }) => cause.kind === "log")
     if (past && !needsLog) return { ...UNKNOWN, cause: past.cause }
-    return entry.looked?.moment === momentOf(view, entry) ? entry.looked.failure : undefined
+    return entry.looked?.uid === view.uid ? entry.looked.failure : undefined
   }
 
   /** Looks at failures that are unknown. One at a time: many lists of pods at once would load the API server. */
@@ -219,8 +221,8 @@ class Inventory {
       const job = this.shownJob(entry)
       if (!job || this.failureOf(viewJob(job), entry)) continue
       const view = viewJob(job)
-      const moment = momentOf(view, entry)
-      entry.looked = { moment, failure: operator.failureOf(view, await findEvidence(this.world, view, entry)) }
+      const evidence = await findEvidence(this.world, view, entry)
+      entry.looked = { uid: view.uid, failure: operator.failureOf(view, evidence) }
       this.changed.add(key)
     }
   }
@@ -253,9 +255,6 @@ function annotationsOf({ annotations }: JobView): string[] {
   const own = Object.entries(annotations).filter(([name]) => name.startsWith(PREFIX))
   return own.map(([name, value]) => `${name.slice(PREFIX.length)}=${value}`)
 }
-
-/** Another one once the failure is recorded, and for another Job. */
-const momentOf = (view: JobView, entry: Entry) => `${view.uid} ${entry.recordOf(view)?.name}`
 
 /** What a record holds; undefined if it is gone. */
 async function loadRecord({ cluster, kill }: World, { namespace, name }: PastFailure) {
@@ -314,6 +313,11 @@ async function history({ world, names }: CommandContext): Promise<Result> {
   return { json: records, rows: [["FAILED", "JOB", "CAUSE", "IN A ROW", "HOW IT ENDED", "THEN"], ...rows] }
 }
 
+function recordLines({ past, reason, evidence }: NonNullable<ReturnType<typeof operator.readRecord>>): string[] {
+  const ended = `${operator.instantText(past.failedAt)} ${[past.cause, reason].filter(Boolean).join(", ")}`
+  return [`${ended}; failure ${past.restarts + 1} in a row; ${past.decided}`, ...operator.evidenceLines(evidence)]
+}
+
 /** All evidence of a Job's failures, the last one at the end. */
 async function historyOf(world: World, job: JobName): Promise<Result> {
   const entry = await new Inventory(world).read(job)
@@ -323,11 +327,7 @@ async function historyOf(world: World, job: JobName): Promise<Result> {
   const json = whole.map(({ past, reason, evidence: { logs, ...evidence } }) => {
     return { ...past, reason, ...evidence, logs: Object.fromEntries(logs) }
   })
-  const lines = whole.flatMap(({ past, reason, evidence }) => {
-    const ended = `${operator.instantText(past.failedAt)} ${[past.cause, reason].filter(Boolean).join(", ")}`
-    const head = `${ended}; failure ${past.restarts + 1} in a row; ${past.decided}`
-    return [head, ...operator.evidenceLines(evidence).map((line) => `    ${line}`)]
-  })
+  const lines = whole.flatMap((record) => recordLines(record).map((line, i) => (i === 0 ? line : `    ${line}`)))
   const shown = lines.length > 0 ? lines : [`no failure of ${job.key} is recorded`]
   return { json, rows: shown.map((line) => [line]) }
 }
@@ -461,8 +461,8 @@ const BEAT_MS = 10_000
 const RETRY_MS = 2_000
 /** A watch notices a server that hangs only after minutes. */
 const ANSWER_MS = 5_000
-/** A page gets its lanes in pieces of so many: no text of megabytes is made. */
-const PIECE = 100
+/** So many lanes are sent at once: no text of megabytes is made. */
+const MOST_LANES = 250
 
 /** For JSON.stringify: control and bidi characters become visible. */
 const visible = (_: string, value: unknown) => (typeof value === "string" ? operator.printable(value) : value)
@@ -485,26 +485,20 @@ export class Dashboard extends Inventory {
       new Promise<void>((ready) => void this.listAndWatch(namespace, resource, ready))
     await Promise.all(namespaces.flatMap((namespace) => RESOURCES.map((resource) => start(namespace, resource))))
     // A burst of changes is sent as one.
-    setInterval(() => this.changed.size > 0 && this.send(), 150).unref()
+    setInterval(() => this.changed.size > 0 && this.send(), 100).unref()
     void this.beat()
   }
 
-  /** What an open page reads: everything now, and every change later. */
+  /** What an open page reads: everything, a piece after the other, and every change later. */
   events(): ReadableStream<string> {
-    const keys = [...this.entries.keys()]
     let page: ReadableStreamDefaultController<string>
-    return new ReadableStream({
-      start: (controller) => {
-        page = controller
-        this.pages.add(page)
-        page.enqueue(this.eventWith(keys.splice(0, PIECE), keys))
-        this.work(() => this.explain(this.entries.keys()))
-      },
-      pull: () => {
-        if (keys.length > 0) page.enqueue(this.eventWith(keys.splice(0, PIECE)))
-      },
-      cancel: () => void this.pages.delete(page),
-    })
+    const start = (controller: ReadableStreamDefaultController<string>) => {
+      page = controller
+      this.pages.add(page)
+      for (const key of this.entries.keys()) this.changed.add(key)
+      this.send({ jobs: [...this.entries.keys()] })
+    }
+    return new ReadableStream({ start, cancel: () => void this.pages.delete(page) })
   }
 
   override take(type: string, sighting: Sighting): void {
@@ -526,19 +520,19 @@ export class Dashboard extends Inventory {
     for (const key of this.entries.keys()) this.changed.add(key)
   }
 
-  private send(): void {
+  private send(more: object = {}): void {
     if (this.pages.size === 0) return
-    const keys = [...this.changed]
-    const event = this.eventWith(keys)
-    this.changed.clear()
+    const keys = [...this.changed].slice(0, MOST_LANES)
+    const event = this.eventWith(keys, more)
+    for (const key of keys) this.changed.delete(key)
     for (const page of this.pages) page.enqueue(event)
     this.work(() => this.explain(keys))
   }
 
-  /** `later`: the keys that other events will bring; what a page knows beside them and these is gone. */
-  private eventWith(keys: string[], later?: string[]): string {
+  private eventWith(keys: string[], more: object): string {
     const { cluster, config } = this.world
     const facts = {
+      ...more,
       now: nowOf(this.world),
       address: cluster.address,
       namespaces: config.namespaces,
@@ -547,7 +541,6 @@ export class Dashboard extends Inventory {
       settings: settingsLines(this.context.from, config),
       problems: Object.fromEntries(this.problems),
       lanes: Object.fromEntries(keys.map((key) => [key, this.statusOf(key) ?? null])),
-      later,
     }
     return `data: ${JSON.stringify(facts, visible)}\n\n`
   }
@@ -605,15 +598,15 @@ export class Dashboard extends Inventory {
   }
 
   /** The evidence of one failure: from its record or, without a name, from the pods that are left. */
-  async evidenceOf(key: string, name: string): Promise<{ lines: string[] }> {
-    const entry = this.entryOf(key)
-    const job = entry.job()
+  async evidenceOf(query: URLSearchParams): Promise<{ lines: string[] }> {
+    const entry = this.entryOf(query.get("job") ?? "")
+    const name = query.get("record")
+    const job = name ? undefined : entry.job()
+    if (job) return { lines: operator.evidenceLines(await findEvidence(this.world, viewJob(job), entry)) }
     const past = entry.records().find((one) => one.name === name)
     const record = past && (await loadRecord(this.world, past))
-    if (!record && (name !== "" || !job)) throw new CommandError("it is not there any more")
-    const evidence = record?.evidence ?? (await operator.gatherEvidence(this.world, viewJob(job as Job), []))
-    const head = record ? [`${record.reason}, ${record.past.decided}`] : []
-    return { lines: [...head, ...operator.evidenceLines(evidence)] }
+    if (!record) throw new CommandError("it is not there any more")
+    return { lines: recordLines(record) }
   }
 
   /** Does what a person has confirmed on the page. Throws an error whose words the page shows. */
@@ -690,26 +683,19 @@ class Site {
     operator.attempt(() => this.listen("::1", this.port))
   }
 
-  /** Returns the port. Throws a SettingsError if it is taken. */
+  /** Returns the port. Throws an error if it is taken. */
   private listen(hostname: string, port: number): number {
-    try {
-      const server = Bun.serve({
-        hostname,
-        port,
-        development: false,
-        // Without this, Bun 1.4.5 shares the port with every other process if development is off.
-        reusePort: false,
-        idleTimeout: 0,
-        maxRequestBodySize: 10_000,
-        fetch: (request) => this.answer(request),
-        error: () => reply("", {}, 500),
-      })
-      this.servers.push(server)
-      return server.port ?? 0
-    } catch (error) {
-      const advice = `cannot listen on port ${port} of ${hostname}, choose another with --port`
-      throw new SettingsError([`${advice}: ${messageOf(error)}`])
-    }
+    const server = Bun.serve({
+      hostname,
+      port,
+      development: false,
+      // Without this, Bun 1.4.5 shares the port with every other process if development is off.
+      reusePort: false,
+      idleTimeout: 0,
+      fetch: (request) => this.answer(request),
+    })
+    this.servers.push(server)
+    return server.port ?? 0
   }
 
   private answer(request: Request): Response | Promise<Response> {
@@ -727,7 +713,7 @@ class Site {
     const route = `${request.method} ${pathname}`
     if (route === "GET /") return reply(page, { "Content-Type": "text/html; charset=utf-8" })
     if (route === "GET /events") return reply(this.dashboard.events(), { "Content-Type": "text/event-stream" })
-    if (route === "GET /failure") return this.tell(searchParams)
+    if (route === "GET /failure") return replyJson(this.dashboard.evidenceOf(searchParams), 404)
     if (route === "POST /action") return this.act(request)
     return reply("", {}, ["/", "/events", "/failure", "/action"].includes(pathname) ? 405 : 404)
   }
@@ -744,10 +730,6 @@ class Site {
     const isForBrowser = isSame(secret, this.tokenForBrowser)
     if (isForBrowser) this.tokenForBrowser = newSecret()
     return isForBrowser || isSame(secret, this.token)
-  }
-
-  private tell(query: URLSearchParams): Promise<Response> {
-    return replyJson(this.dashboard.evidenceOf(query.get("job") ?? "", query.get("record") ?? ""), 404)
   }
 
   private async act(request: Request): Promise<Response> {
@@ -767,7 +749,7 @@ async function dashboard(context: CommandContext): Promise<undefined> {
   const opening = `http://127.0.0.1:${site.port}/?token=`
   const address = opening + site.token
   // Not with printResult(), which masks secrets.
-  await print(options.output === "json" ? `${JSON.stringify({ address })}\n` : `Dashboard: ${address}\n`)
+  await print(`Dashboard: ${address}\n`)
   reportToStderr("info", "open this address in a browser; Ctrl-C ends the dashboard")
   if (!options["no-open"]) openBrowser(opening + site.tokenForBrowser, env)
   await new Promise((done) => world.stop.addEventListener("abort", done))
@@ -784,61 +766,56 @@ function openBrowser(address: string, { DISPLAY, WAYLAND_DISPLAY }: Env): void {
 
 // ─────────────────────────────────────────── 5 Command line ───────────────────────────────────────────
 
-const COMMANDS = {
-  status: { jobs: "", run: status, help: "show each Job's state, next restart and why" },
-  history: { jobs: "[JOB]", run: history, help: "list past failures; of one JOB with all evidence" },
-  restart: { jobs: "JOB...", run: restart, help: "restart failed or finished Jobs now" },
-  explain: { jobs: "JOB", run: explain, help: "explain the decision on a Job: inputs, rules, settings" },
-  dashboard: { jobs: "", run: dashboard, help: "serve a page for your browser, on this machine alone" },
-}
-
-/** `of`: the only command that takes it. `values`: what it may be. */
-type Option = { type: "boolean" | "string"; short?: string; of?: string; values?: RegExp; advice?: string }
-
-const PORT = /^([1-5]?\d{1,4}|6([0-4]\d{3}|5([0-4]\d\d|5([0-2]\d|3[0-5]))))$/
-
-const OPTIONS: Record<string, Option> = {
-  help: { type: "boolean", short: "h" },
-  version: { type: "boolean", short: "v" },
+const OPTIONS = {
   namespace: { type: "string", short: "n" },
   context: { type: "string" },
-  output: { type: "string", short: "o", values: /^(table|json)$/, advice: "table or json" },
+  output: { type: "string", short: "o" },
   "no-color": { type: "boolean" },
-  yes: { type: "boolean", short: "y", of: "restart" },
-  port: { type: "string", of: "dashboard", values: PORT, advice: "a number from 0 (any free port) to 65535" },
-  "no-open": { type: "boolean", of: "dashboard" },
+} as const
+
+/** `jobs`: those that it is given. `options`: those that it alone has. */
+type Command = {
+  jobs: "" | "[JOB]" | "JOB" | "JOB..."
+  run: (context: CommandContext) => Promise<Result | undefined>
+  help: string
+  options?: ParseArgsOptionsConfig
 }
 
-/** Reads the command line; without a command it can only ask for help or the version. Throws every mistake at once. */
-function readCommandLine(args: string[]) {
-  const parsing = { args, options: OPTIONS, allowPositionals: true, strict: false, tokens: true } as const
-  const { tokens, positionals, values } = parseArgs(parsing)
-  const [name, ...names] = positionals
-  const command = Object.entries(COMMANDS).find(([known]) => known === name)?.[1]
-  const mistakes = tokens.flatMap((token) => (token.kind === "option" ? (mistakeOf(token, name) ?? []) : []))
-  if (name !== undefined && !command)
-    mistakes.push(`there is no command ${name}; there are ${Object.keys(COMMANDS).join(", ")}`)
-  const { jobs = "" } = command ?? {}
-  const most = { "": 0, "[JOB]": 1, JOB: 1 }[jobs] ?? Number.POSITIVE_INFINITY
-  if (command && (names.length > most || (jobs.startsWith("JOB") && names.length === 0)))
-    mistakes.push(`write ${`${name} ${jobs}`.trim()}`)
-  if (mistakes.length > 0) throw new SettingsError(mistakes.map((mistake) => `${mistake}; see --help`))
-  return { command, names, options: values as CommandContext["options"] }
+const COMMANDS: Record<string, Command> = {
+  status: { jobs: "", run: status, help: "show each Job's state, next restart and why" },
+  history: { jobs: "[JOB]", run: history, help: "list past failures; of one JOB with all evidence" },
+  restart: {
+    jobs: "JOB...",
+    run: restart,
+    help: "restart failed or finished Jobs now",
+    options: { yes: { type: "boolean", short: "y" } },
+  },
+  explain: { jobs: "JOB", run: explain, help: "explain the decision on a Job: inputs, rules, settings" },
+  dashboard: {
+    jobs: "",
+    run: dashboard,
+    help: "serve a page for your browser, on this machine alone",
+    options: { port: { type: "string" }, "no-open": { type: "boolean" } },
+  },
 }
 
-type Token = { name: string; rawName: string; value?: string | undefined }
-
-function mistakeOf({ name, rawName, value = "" }: Token, command: string | undefined): string | undefined {
-  const option = Object.hasOwn(OPTIONS, name) ? OPTIONS[name] : undefined
-  if (!option) return `there is no option ${rawName}`
-  if (option.type === "string" && !value) return `${rawName} needs a value`
-  if (option.type === "boolean" && value) return `${rawName} takes no value`
-  if (command === undefined && name !== "help" && name !== "version") return `--${name} goes with a command`
-  if (option.of && Object.hasOwn(COMMANDS, command ?? "") && option.of !== command)
-    return `--${name} goes with ${option.of}`
-  return option.values?.test(value) === false
-    ? `${rawName} cannot be ${operator.quote(value)}: write ${option.advice}`
-    : undefined
+/** Reads the command line of a command. Throws a SettingsError. */
+function readCommandLine(name: string, args: string[]) {
+  try {
+    const command = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined
+    if (!command) throw new Error(`there is no command ${name}; there are ${Object.keys(COMMANDS).join(", ")}`)
+    const parsing = { args, options: { ...OPTIONS, ...command.options }, allowPositionals: true }
+    const { positionals: names, values } = parseArgs(parsing)
+    const options = values as CommandContext["options"]
+    const most = { "": 0, "[JOB]": 1, JOB: 1, "JOB...": Number.POSITIVE_INFINITY }[command.jobs]
+    if (names.length > most || (command.jobs.startsWith("JOB") && names.length === 0))
+      throw new Error(`write ${`${name} ${command.jobs}`.trim()}`)
+    if (!/^(table|json)$/.test(options.output ?? "table")) throw new Error("-o is table or json")
+    if (!/^\d{1,5}$/.test(options.port ?? "0")) throw new Error("--port is a number from 0 (any free port) to 65535")
+    return { command, names, options }
+  } catch (error) {
+    throw new SettingsError([`${messageOf(error)}; see --help`])
+  }
 }
 
 /** The text of `--help`. */
@@ -858,9 +835,6 @@ ${commands.join("\n")}
   -o, --output table|json, --no-color (or NO_COLOR)
   -y, --yes                                      restart without asking
   --port PORT, --no-open                         of the dashboard: its port (default: any), do not open a browser
-
-The commands use the settings that the operator wrote into the ConfigMap ${operator.SETTINGS_MAP}, else those of the
-environment. They need no running operator, and are safe beside one.
 
 The operator is configured by environment variables; a duration is a whole number of seconds or like 90s, 15m, 1h30m:
 ${rows.join("\n")}
@@ -893,18 +867,14 @@ async function printResult({ json, rows }: Result, options: CommandContext["opti
   await print(`${options.output === "json" ? operator.jsonText(json) : lines.join("\n")}\n`)
 }
 
-/** Ignores EPIPE: the reader, such as head, has closed the pipe. */
-async function print(text: string): Promise<void> {
+/** Returns the exit code. Ignores EPIPE: the reader, such as head, has closed the pipe. */
+async function print(text: string): Promise<number> {
   await Bun.write(Bun.stdout, text).catch((error) => (error.code === "EPIPE" ? 0 : Promise.reject(error)))
+  return 0
 }
 
-/** The settings that the operator wrote, else the environment's, else, with `isLenient`, the defaults for every Job. */
-async function settingsFor(
-  { cluster, stop }: Pick<World, "cluster" | "stop">,
-  namespace: string,
-  env: Env,
-  isLenient: boolean,
-): Promise<Settings> {
+/** The settings that the operator wrote, else the environment's. */
+async function settingsFor(cluster: operator.Cluster, namespace: string, env: Env, stop: AbortSignal) {
   const map = await cluster.getConfigMap(namespace, operator.SETTINGS_MAP, stop)
   if (map) {
     const writtenAt = map.metadata?.annotations?.[`${PREFIX}written-at`]
@@ -916,8 +886,6 @@ async function settingsFor(
     return { config, from: "of the environment; no operator has written any" }
   } catch (error) {
     const missing = `no operator has written its settings in namespace ${namespace}`
-    const { config } = operator.readSettings({ NAMESPACE: namespace, JOB_SELECTOR: `!${operator.INTENT}` })
-    if (isLenient) return { config, from: `are the defaults, for every Job: ${missing}` }
     const advice = `${missing}: name another with -n, or set them in the environment`
     throw new SettingsError([advice, messageOf(error)])
   }
@@ -925,31 +893,32 @@ async function settingsFor(
 
 /** Runs a command with a kubeconfig, or in the operator's pod. Returns its exit code. */
 async function runCommand(args: string[], env: Env, world: Omit<World, "cluster" | "config">): Promise<number> {
-  const { command, names, options } = readCommandLine(args)
-  if (!command || options.help || options.version) {
-    await print(options.version ? `${project.version}\n` : helpText())
-    return 0
-  }
+  const [name = "", ...rest] = args
+  if (args.some((arg) => arg === "--help" || arg === "-h")) return print(helpText())
+  if (name === "--version" || name === "-v") return print(`${project.version}\n`)
+  const { command, names, options } = readCommandLine(name, rest)
   const source = await operator.findSource(env, operator.SERVICE_ACCOUNT, options.context, world.stop)
   const cluster = operator.connect(source, env)
   const nearest = operator.written(env.NAMESPACE) || source.config.namespace || "flickr-downloader"
-  const namespace = options.namespace ?? (nearest.split(/[,\s]/)[0] as string)
-  const isDashboard = command.run === dashboard
-  const readSettings = () => settingsFor({ ...world, cluster }, namespace, env, isDashboard)
+  const namespace = options.namespace || (nearest.split(/[,\s]/)[0] as string)
+  const readSettings = async () => {
+    const { config, from } = await settingsFor(cluster, namespace, env, world.stop)
+    return { from, config: options.namespace ? { ...config, namespaces: [options.namespace] } : config }
+  }
   const { config, from } = await readSettings()
-  const namespaces = options.namespace === undefined ? config.namespaces : [options.namespace]
   // Only a restart must not be cut off in the middle.
-  const kill = command.run === restart || isDashboard ? world.kill : world.stop
+  const kill = command.run === restart || command.run === dashboard ? world.kill : world.stop
   const result = await command.run({
-    world: { ...world, kill, cluster, config: { ...config, namespaces } },
+    world: { ...world, kill, cluster, config },
     names,
     options,
     env,
     from,
     readSettings,
   })
-  if (result) await printResult(result, options)
-  return result?.code ?? 0
+  if (!result) return 0
+  await printResult(result, options)
+  return result.code ?? 0
 }
 
 /** Runs what the command line asks for; returns the exit code. */

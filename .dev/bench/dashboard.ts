@@ -97,10 +97,11 @@ small.child.kill()
 fill(JOBS)
 const { child, address, tookMs } = await start()
 console.log(`address printed       after ${tookMs.toFixed(0)} ms, everything listed`)
+console.log(`then                  ${mebibytes(child.pid)}; at most ${memoryOf(child.pid, "VmHWM").toFixed(0)} MiB`)
 const page = await readEvents(address, (text) => text.includes(`"default/${nameOf(JOBS - 1)}":{`))
 console.log(`all lanes             after ${page.tookMs.toFixed(0)} ms, ${(page.bytes / 1e6).toFixed(2)} MB`)
 await Bun.sleep(2_000)
-console.log(`memory                ${mebibytes(child.pid)}`)
+console.log(`memory                ${mebibytes(child.pid)}; at most ${memoryOf(child.pid, "VmHWM").toFixed(0)} MiB`)
 
 const cpuOf = (pid: number) => {
   const fields = readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1]!.split(" ")

@@ -169,12 +169,19 @@ async function changes(ns: Namespace, check: Check, { page }: Dashboard): Promis
 /** Clicks an action in a Job's panel, and confirms. */
 async function act(page: Page, ns: Namespace, name: string, action: string): Promise<void> {
   await row(page, ns, name).locator("a").click()
+  await page.locator("#title", { hasText: name }).waitFor()
   await page.locator("#panel button", { hasText: action }).click()
+  await page.locator("#question", { hasText: `${action}: ${name}` }).waitFor()
   await page.locator("#yes").click()
 }
 
 async function actions(ns: Namespace, check: Check, { page, text }: Dashboard): Promise<void> {
-  const said = (pattern: RegExp) => until(`it says ${pattern}`, async () => pattern.test(await text("#said")))
+  const said = async (pattern: RegExp) => {
+    await page.locator("#said", { hasText: /[^…]$/ }).waitFor({ timeout: 60_000 })
+    const words = await text("#said")
+    need(pattern.test(words), `it says ${words}`)
+    return words
+  }
   await check("restart now, once confirmed, brings back a Job that was given up", async () => {
     const old = await ns.failed("bob")
     await row(page, ns, "bob").locator("a").click()
@@ -187,13 +194,15 @@ async function actions(ns: Namespace, check: Check, { page, text }: Dashboard): 
       "it was restarted although the question was declined",
     )
     await act(page, ns, "bob", "Restart now")
+    const words = await said(/new uid/)
     const young = await ns.another(old)
-    await said(new RegExp(`new uid ${young.metadata.uid}`))
+    need(words.includes(young.metadata.uid), `${words}, not ${young.metadata.uid}`)
     await ns.noIntent()
     await page.keyboard.press("Escape")
   })
   await check("pause and resume set and remove the annotation, and the lane shows it", async () => {
     await act(page, ns, "alice", "Pause")
+    await said(/is paused$/)
     await becomes(page, ns, "alice", "left alone, paused")
     need((await ns.job("alice"))?.metadata.annotations?.[`${prefix}paused`] === "true", "no annotation")
     await act(page, ns, "alice", "Resume")
