@@ -2604,7 +2604,7 @@ function resolved(value: unknown): unknown {
     const field = resolved(inner)
     return key === MERGE ? [field].flat().toReversed() : { [key]: field }
   })
-  return Object.assign({}, ...parts)
+  return Object.fromEntries(parts.flatMap((part) => Object.entries(part ?? {})))
 }
 
 const HIDDEN = "(not shown)"
