@@ -44,18 +44,12 @@ export interface Clock {
   random(): number
 }
 
-/**
- * Collects garbage at once, after work that made much of it. JavaScriptCore lets the heap double first, and what is
- * kept then lies scattered in it: with 10,000 Jobs the peak is 15 MiB higher.
- */
+/** Collects garbage at once: JavaScriptCore lets the heap double first; with 10,000 Jobs the peak is 15 MiB higher. */
 const collectGarbage = () => Bun.gc(true)
 
 const abortListeners = new WeakMap<AbortSignal, Set<() => void>>()
 
-/**
- * Calls `run` when a signal fires; returns what cancels that. Thousands of calls and sleeps share a signal like `stop`,
- * and an EventTarget compares each new listener with all that it has: so one listener stands for all.
- */
+/** Runs something at a signal; returns what cancels it. An EventTarget compares each new listener with all it has. */
 export function onAbort(signal: AbortSignal, run: () => void): () => void {
   const known = abortListeners.get(signal)
   const listeners = known ?? new Set()
@@ -280,10 +274,7 @@ const isLoopback = ({ hostname }: URL) => /^(localhost|\[::1\]|127\..*)$/.test(h
 
 // ────────────────────────────────────────────── 2 Settings ──────────────────────────────────────────────
 
-/**
- * One setting: its default as a user would write it, empty for none; what reads it, and throws an Error that says
- * what is allowed; the Python operator's name for it, read if `variable` is not set; and whether it is a secret.
- */
+/** `fallback`: empty for none. `parse` throws what is allowed. `olderName`: the Python operator's, as a fallback. */
 function setting<K extends string, T>(
   variable: string,
   key: K,
@@ -845,10 +836,7 @@ function isOverPod({ phase, gone, deleting, containers }: PodView): boolean {
   return gone || phase === "Failed" || phase === "Succeeded" || (deleting && containers.some(({ ended }) => ended))
 }
 
-/**
- * The pod of the last failed attempt. One that is being deleted comes after the others, for the Job had already
- * failed, and one whose containers ended only because of that comes last.
- */
+/** The pod of the last failed attempt; one that is being deleted only if there is no other, for its Job had failed. */
 function lastFailedPod(pods: PodView[]): PodView | undefined {
   const sortable = pods.filter(isFailedPod).map((pod) => {
     const failed = failedContainer(pod)
@@ -966,9 +954,7 @@ function containerLine(c: ContainerView): string {
     c.finishedAt && `ended ${instantText(c.finishedAt)}`,
     c.restarts > 0 && `${c.restarts} restarts`,
   ]
-  let kind = "container"
-  if (c.role === "init") kind = "init container"
-  if (c.role === "sidecar") kind = "sidecar"
+  const kind = c.role === "init" ? "init container" : c.role === "sidecar" ? "sidecar" : "container"
   return `${kind} ${c.name} (${facts.filter(Boolean).join(", ")})`
 }
 
@@ -3057,10 +3043,7 @@ class ApiServer {
     }
   }
 
-  /**
-   * Reduces each page before the next is requested, so that memory holds what is kept and one page, however long the
-   * list is. A continue token expires after some minutes: then the list starts again, once.
-   */
+  /** Reduces each page before it asks for the next. If its continue token has expired, the list starts again, once. */
   private async list<T, K>(path: string, selection: Query, keep: Keep<T, K>, signal: AbortSignal, accept = "") {
     const readPages = async (): Promise<Listed<K>> => {
       const items: K[] = []
@@ -3200,10 +3183,7 @@ const isRejection = (error: unknown): error is ApiError =>
 
 export type Proxy = { url: string; from: string; respectNoProxy: boolean }
 
-/**
- * The proxy of the kubeconfig, or that of the environment, as for Go: never for this machine; ALL_PROXY is not read.
- * Bun heeds NO_PROXY. The API server of the pod's own cluster is never beyond a proxy.
- */
+/** The kubeconfig's, or that of the environment as for Go; none to this machine and in a pod. Bun heeds NO_PROXY. */
 function proxyFor({ inCluster, config }: Source, env: Env): Proxy | undefined {
   const proxyUrl = config.cluster["proxy-url"]
   if (proxyUrl) return { url: proxyUrl, from: "the kubeconfig says in proxy-url", respectNoProxy: false }
@@ -3230,8 +3210,7 @@ export function skewFrom(date: string | null, sentAt: number, receivedAt: number
 
 async function errorFrom(response: Response): Promise<ApiError> {
   const text = await textUntil(response, 64 << 10)
-  // A proxy's page, or half an answer, is no Status: the code alone must do, and 404 does not say that an object is
-  // gone.
+  // A proxy's page, or half an answer, is no Status: 404 alone does not say that an object is gone.
   const status = { message: text, reason: "", ...attempt(() => JSON.parse(text) as Status), code: response.status }
   // A number of seconds, or a date, which is of the same clock as the Date header.
   const date = response.headers.get("date")
@@ -5557,10 +5536,8 @@ export async function answerHealth(request: Request, operator: Operator, metrics
   if (request.method !== "GET" && request.method !== "HEAD")
     return answer(405, "GET or HEAD only", { Allow: "GET, HEAD" })
   const { pathname } = new URL(request.url)
-  if (pathname === "/livez")
-    return operator.liveness.isRunning()
-      ? answer(200, "ok")
-      : answer(503, `the loop has not turned for ${durationText(STUCK_MS)}`)
+  const stuck = `the loop has not turned for ${durationText(STUCK_MS)}`
+  if (pathname === "/livez") return operator.liveness.isRunning() ? answer(200, "ok") : answer(503, stuck)
   if (pathname === "/metrics")
     return answer(200, await metrics.text(operator, namespaces), { "Content-Type": Registry.PROMETHEUS_CONTENT_TYPE })
   if (pathname !== "/readyz") return answer(404, "/livez, /readyz, /metrics")
@@ -5602,10 +5579,7 @@ const MOST_MESSAGES = 500
 
 const MOST_ALARMS = 10_000
 
-/**
- * Tells a person of each alarm of a Job, once, and when the Job is back. Nothing waits for it. A Job's messages are
- * sent in order, one at a time of all; each is tried until the receiver takes it, for up to a day.
- */
+/** Tells a person of each alarm of a Job, once, and when it is back; in order, and each is tried for up to a day. */
 export function notifier(url: string, world: Pick<World, "clock" | "kill">, say: Say): Emit {
   /** The last alarm of each Job that is not back. */
   const alarms = new Map<string, string>()
