@@ -8,7 +8,7 @@ WORKDIR /src
 COPY package.json bun.lock ./
 # Development packages too: the notices read Bun's licences from one of them.
 RUN bun install --frozen-lockfile --ignore-scripts
-COPY LICENSE operator.ts cli.ts dashboard.ts dashboard.html ./
+COPY LICENSE operator.ts cli.ts dashboard.html ./
 COPY .dev/notices.ts .dev/
 RUN mkdir /out && cp LICENSE /out/LICENSE.txt && bun .dev/notices.ts /out/THIRD-PARTY-NOTICES.txt
 ARG TARGETARCH

@@ -2,13 +2,15 @@
  * The commands of an admin's shell: `status`, `history`, `explain`, `restart`, `dashboard`. operator.ts loads this file
  * only if it is given arguments. The commands need no running operator, and are safe beside one.
  *
- * 1 Jobs, intents and records · 2 Commands that read · 3 Restart · 4 Command line
+ * 1 Jobs, intents and records · 2 Commands that read · 3 Restart · 4 Dashboard · 5 Command line
  */
+import { timingSafeEqual } from "node:crypto"
 import { createInterface } from "node:readline/promises"
 import { type ParseArgsOptionsConfig, parseArgs, styleText } from "node:util"
+import dashboardPage from "./dashboard.html" with { type: "text" }
 import type { Config, Env, Evidence, Failure, Intent, Job, JobName, JobView, PastFailure, World } from "./operator.ts"
 import * as operator from "./operator.ts"
-import { decideOnWish, messageOf, nowOf, PREFIX, SettingsError, UNKNOWN, viewJob } from "./operator.ts"
+import { ApiError, decideOnWish, messageOf, nowOf, PREFIX, SettingsError, UNKNOWN, viewJob } from "./operator.ts"
 import project from "./package.json" with { type: "json" }
 
 // ───────────────────────────────────── 1 Jobs, intents and records ────────────────────────────────────
@@ -30,19 +32,19 @@ type Settings = { config: Config; from: string }
 type Result = { json: unknown; rows: string[][]; code?: number }
 
 /** Something that is not there, or was rejected: exit code 3. Usage errors are SettingsErrors: exit code 2. */
-export class CommandError extends Error {}
+class CommandError extends Error {}
 
-export const RESOURCES = ["jobs", "configmaps"] as const
+const RESOURCES = ["jobs", "configmaps"] as const
 
-export type Resource = (typeof RESOURCES)[number]
+type Resource = (typeof RESOURCES)[number]
 
 /** Of all Jobs; and of what operators keep in ConfigMaps: records of failures, and their settings. */
-export const SELECTORS = { jobs: "", configmaps: operator.RECORD }
+const SELECTORS = { jobs: "", configmaps: operator.RECORD }
 
 /** What is kept of an object, by the Job that it tells of. */
-export type Sighting = { key: string; id: string; job?: Job; intent?: Intent; past?: PastFailure }
+type Sighting = { key: string; id: string; job?: Job; intent?: Intent; past?: PastFailure }
 
-export function seeJob(job: Job): Sighting {
+function seeJob(job: Job): Sighting {
   const { namespace, name } = job.metadata ?? {}
   const intent = operator.readIntent(job)
   const sighting = { key: `${namespace}/${intent?.jobName ?? name}`, id: `jobs/${name}` }
@@ -56,7 +58,7 @@ const seeIntent = (intent: Intent): Sighting => {
   return { key: `${intent.namespace}/${intent.jobName}`, id: `jobs/${intent.name}`, intent }
 }
 
-export function seeConfigMap(metadata: operator.Metadata): Sighting {
+function seeConfigMap(metadata: operator.Metadata): Sighting {
   const past = operator.readPast(metadata)
   const sighting = { key: `${past.namespace}/${past.job}`, id: `configmaps/${past.name}` }
   return past.job ? { ...sighting, past } : sighting
@@ -85,7 +87,7 @@ class Entry {
 const byTime = (a: PastFailure, b: PastFailure) => a.failedAt - b.failedAt
 
 /** Jobs with their intents and records, as lists or watches report them. */
-export class Inventory {
+class Inventory {
   readonly entries = new Map<string, Entry>()
   /** The Jobs that may have to be reported differently now. */
   protected readonly changed = new Set<string>()
@@ -255,12 +257,12 @@ function annotationsOf({ annotations }: JobView): string[] {
 }
 
 /** What a record holds; undefined if it is gone. */
-export async function loadRecord({ cluster, kill }: World, { namespace, name }: PastFailure) {
+async function loadRecord({ cluster, kill }: World, { namespace, name }: PastFailure) {
   return operator.readRecord((await cluster.getConfigMap(namespace, name, kill)) ?? {})
 }
 
 /** What was observed of a failure: from its record, else from the pods that are left. */
-export async function findEvidence(world: World, view: JobView, entry: Entry): Promise<Evidence> {
+async function findEvidence(world: World, view: JobView, entry: Entry): Promise<Evidence> {
   const past = entry.recordOf(view)
   const record = past && (await loadRecord(world, past))
   return record?.evidence ?? operator.gatherEvidence(world, view, [])
@@ -311,7 +313,7 @@ async function history({ world, names }: CommandContext): Promise<Result> {
   return { json: records, rows: [["FAILED", "JOB", "CAUSE", "IN A ROW", "HOW IT ENDED", "THEN"], ...rows] }
 }
 
-export function recordLines({ past, reason, evidence }: NonNullable<ReturnType<typeof operator.readRecord>>): string[] {
+function recordLines({ past, reason, evidence }: NonNullable<ReturnType<typeof operator.readRecord>>): string[] {
   const ended = `${operator.instantText(past.failedAt)} ${[past.cause, reason].filter(Boolean).join(", ")}`
   return [`${ended}; failure ${past.restarts + 1} in a row; ${past.decided}`, ...operator.evidenceLines(evidence)]
 }
@@ -331,14 +333,14 @@ async function historyOf(world: World, job: JobName): Promise<Result> {
 }
 
 /** The Job that a person names. */
-export function jobOf({ config: { namespaces } }: World, text: string): JobName {
+function jobOf({ config: { namespaces } }: World, text: string): JobName {
   const [name = "", namespace = namespaces.length === 1 ? namespaces[0] : undefined] = text.split("/").reverse()
   if (operator.JOB_NAME.test(text) && namespace) return { key: `${namespace}/${name}`, namespace, name, uid: "" }
   const advice = "names no Job; where there are several namespaces write namespace/name"
   throw new SettingsError([`${operator.quote(text)} ${advice}`])
 }
 
-export const settingsLines = (from: string, config: Config) => {
+const settingsLines = (from: string, config: Config) => {
   const values = Object.entries(operator.variablesOf(config)).filter(([, value]) => value)
   return [from, ...values.map(([variable, value]) => `${variable}=${value}`)]
 }
@@ -396,7 +398,7 @@ class RestartInventory extends Inventory implements operator.RestartCache {
 }
 
 /** What a manual restart comes to: a restart, the end of one that was left unfinished, or why not. */
-export async function planRestart(world: World, job: JobName): Promise<RestartPlan | { rejection: string }> {
+async function planRestart(world: World, job: JobName): Promise<RestartPlan | { rejection: string }> {
   if (world.config.dryRun) throw new SettingsError(["DRY_RUN is set: nothing is restarted"])
   const inventory = new RestartInventory(world)
   const entry = await inventory.read(job)
@@ -419,7 +421,7 @@ export async function planRestart(world: World, job: JobName): Promise<RestartPl
   return { job, what: `${job.key} (${view.phase})`, run }
 }
 
-export async function runRestart(world: World, { job, run }: RestartPlan) {
+async function runRestart(world: World, { job, run }: RestartPlan) {
   try {
     const outcome = await run()
     if (outcome.result === "restarted") {
@@ -453,7 +455,316 @@ async function keepEvidence(world: World, view: JobView, entry: Entry): Promise<
   return failure
 }
 
-// ─────────────────────────────────────────── 4 Command line ───────────────────────────────────────────
+// ──────────────────────────────────────────── 4 Dashboard ─────────────────────────────────────────────
+
+const BEAT_MS = 10_000
+const RETRY_MS = 2_000
+/** A watch notices a server that hangs only after minutes. */
+const ANSWER_MS = 5_000
+/** So many lanes are sent at once: no text of megabytes is made. */
+const MOST_LANES = 250
+
+/** For JSON.stringify: control and bidi characters become visible. */
+const visible = (_: string, value: unknown) => (typeof value === "string" ? operator.printable(value) : value)
+
+/** An inventory that watches keep current; it tells every open page what changes. */
+export class Dashboard extends Inventory {
+  /** What cannot be read right now. `isOutage`: there is no answer at all. */
+  private readonly problems = new Map<string, { text: string; isOutage: boolean; sinceAt: number }>()
+  private readonly pages = new Set<ReadableStreamDefaultController<string>>()
+  private working: Promise<unknown> = Promise.resolve()
+
+  constructor(private readonly context: Pick<CommandContext, "world" | "from" | "readSettings">) {
+    super(context.world)
+  }
+
+  /** Resolves once everything was listed, or could not be. */
+  async start(): Promise<void> {
+    const { namespaces } = this.world.config
+    const start = (namespace: string, resource: Resource) =>
+      new Promise<void>((ready) => void this.listAndWatch(namespace, resource, ready))
+    await Promise.all(namespaces.flatMap((namespace) => RESOURCES.map((resource) => start(namespace, resource))))
+    // A burst of changes is sent as one.
+    setInterval(() => this.changed.size > 0 && this.send(), 100).unref()
+    void this.beat()
+  }
+
+  /** What an open page reads: everything, a piece after the other, and every change later. */
+  events(): ReadableStream<string> {
+    let page: ReadableStreamDefaultController<string>
+    const start = (controller: ReadableStreamDefaultController<string>) => {
+      page = controller
+      this.pages.add(page)
+      for (const key of this.entries.keys()) this.changed.add(key)
+      this.send({ jobs: [...this.entries.keys()] })
+    }
+    return new ReadableStream({ start, cancel: () => void this.pages.delete(page) })
+  }
+
+  override take(type: string, sighting: Sighting): void {
+    if (sighting.id === `configmaps/${operator.SETTINGS_MAP}`) this.work(() => this.readSettings())
+    else super.take(type, sighting)
+  }
+
+  /** One after the other; what fails is tried again at the next occasion. */
+  private work(task: () => Promise<void>): void {
+    this.working = this.working.then(task).catch(() => {})
+  }
+
+  /** The settings have changed: every Job is judged anew. The namespaces stay those that are watched. */
+  private async readSettings(): Promise<void> {
+    const { namespaces } = this.world.config
+    const { config, from } = await this.context.readSettings()
+    this.world.config = { ...config, namespaces }
+    this.context.from = from
+    for (const key of this.entries.keys()) this.changed.add(key)
+  }
+
+  private send(more: object = {}): void {
+    if (this.pages.size === 0) return
+    const keys = [...this.changed].slice(0, MOST_LANES)
+    const event = this.eventWith(keys, more)
+    for (const key of keys) this.changed.delete(key)
+    for (const page of this.pages) page.enqueue(event)
+    this.work(() => this.explain(keys))
+  }
+
+  private eventWith(keys: string[], more: object): string {
+    const { cluster, config } = this.world
+    const facts = {
+      ...more,
+      now: nowOf(this.world),
+      address: cluster.address,
+      namespaces: config.namespaces,
+      jobNames: config.jobNames,
+      jobSelector: config.jobSelector?.text,
+      settings: settingsLines(this.context.from, config),
+      problems: Object.fromEntries(this.problems),
+      lanes: Object.fromEntries(keys.map((key) => [key, this.statusOf(key) ?? null])),
+    }
+    return `data: ${JSON.stringify(facts, visible)}\n\n`
+  }
+
+  /** Lists once, then watches; after an error lists again. */
+  private async listAndWatch(namespace: string, resource: Resource, ready: () => void): Promise<void> {
+    const { clock, stop } = this.world
+    const what = `${resource} in ${namespace}`
+    for (let version = ""; !stop.aborted; await clock.sleep(RETRY_MS, stop)) {
+      try {
+        version ||= await this.list(namespace, resource)
+        this.report(what)
+        ready()
+        version = await this.watch(namespace, resource, version)
+      } catch (error) {
+        version = ""
+        this.report(what, error)
+        ready()
+      }
+    }
+  }
+
+  /** Watches until the server ends it; returns the version to go on from. */
+  private async watch(namespace: string, resource: Resource, resourceVersion: string): Promise<string> {
+    const options = { silenceMs: 150_000, resourceVersion, selector: SELECTORS[resource] }
+    for await (const { type, object } of this.world.cluster.watch(namespace, resource, options, this.world.stop)) {
+      options.resourceVersion = object.metadata?.resourceVersion ?? options.resourceVersion
+      if (type === "BOOKMARK") continue
+      this.take(type, resource === "jobs" ? seeJob(object) : seeConfigMap(object.metadata ?? {}))
+    }
+    return options.resourceVersion
+  }
+
+  /** Without an error: it can be read again. */
+  private report(what: string, error?: unknown): void {
+    const isOutage = !(error instanceof ApiError && error.status < 500)
+    const sinceAt = this.problems.get(what)?.sinceAt ?? nowOf(this.world)
+    // What Bun adds to a failed fetch is for programmers.
+    const text = messageOf(error).replace(/ For more information, pass `verbose: true` .*/, "")
+    if (error === undefined) this.problems.delete(what)
+    else this.problems.set(what, { text, isOutage, sinceAt })
+    this.send()
+  }
+
+  /** While a page is open: asks for the server's version, reads rejections, and keeps the page's connection alive. */
+  private async beat(): Promise<void> {
+    const { cluster, clock, stop } = this.world
+    for (; !stop.aborted; await clock.sleep(BEAT_MS, stop)) {
+      if (this.pages.size === 0) continue
+      const answer = await cluster.version(AbortSignal.timeout(ANSWER_MS)).catch((error: unknown) => error)
+      const isAway = answer instanceof Error && !(answer instanceof ApiError)
+      await this.loadRejections()
+      this.report("API server", isAway ? answer : undefined)
+    }
+  }
+
+  /** The evidence of one failure: from its record or, without a name, from the pods that are left. */
+  async evidenceOf(query: URLSearchParams): Promise<{ lines: string[] }> {
+    const entry = this.entryOf(query.get("job") ?? "")
+    const name = query.get("record")
+    const job = name ? undefined : entry.job()
+    if (job) return { lines: operator.evidenceLines(await findEvidence(this.world, viewJob(job), entry)) }
+    const past = entry.records().find((one) => one.name === name)
+    const record = past && (await loadRecord(this.world, past))
+    if (!record) throw new CommandError("it is not there any more")
+    return { lines: recordLines(record) }
+  }
+
+  /** Does what a person has confirmed on the page. Throws an error whose words the page shows. */
+  async act({ action, job: key, uid }: Record<string, unknown>): Promise<{ text: string }> {
+    const { cluster, kill } = this.world
+    if (!this.statusOf(String(key))) throw new CommandError(`${key} is not shown here`)
+    const job = jobOf(this.world, String(key))
+    const live = await cluster.getJob(job.namespace, job.name, kill)
+    if ((live?.metadata?.uid ?? "") !== uid) throw new CommandError(`${key} was replaced in the meantime: look again`)
+    if (action === "restart") {
+      const plan = await planRestart(this.world, job)
+      if ("rejection" in plan) throw new CommandError(plan.rejection)
+      const { result, details } = await runRestart(this.world, plan)
+      if (!/^re(started|placed)$/.test(result)) throw new CommandError([result, details].filter(Boolean).join(": "))
+      return { text: `${key} is ${result}, ${details}` }
+    }
+    const isPause = action === "pause"
+    await cluster.annotateJob(viewJob(live as Job), { [`${PREFIX}paused`]: isPause ? "true" : null }, kill)
+    return { text: `${key} is ${isPause ? "paused" : "resumed"}` }
+  }
+}
+
+const newSecret = () => Buffer.from(crypto.getRandomValues(new Uint8Array(32))).toString("base64url")
+const isSame = (a: string, b: string) => a.length === b.length && timingSafeEqual(Buffer.from(a), Buffer.from(b))
+
+/** TypeScript takes an import of HTML for a bundle. */
+const page = dashboardPage as unknown as string
+
+function sourceOf(tag: "script" | "style"): string {
+  const [, text = ""] = new RegExp(`<${tag}>([^]*?)</${tag}>`).exec(page) ?? []
+  return `${tag}-src 'sha256-${new Bun.CryptoHasher("sha256").update(text).digest("base64")}'`
+}
+
+/** On every answer: nothing is kept, nothing leaks, and the page runs nothing but its own style and script. */
+const HEADERS = {
+  "Cache-Control": "no-store",
+  "Content-Security-Policy": [
+    `default-src 'none'; ${sourceOf("script")}; ${sourceOf("style")}; connect-src 'self'; img-src data:`,
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "require-trusted-types-for 'script'; trusted-types 'none'",
+  ].join("; "),
+  "Cross-Origin-Opener-Policy": "same-origin",
+  "Cross-Origin-Resource-Policy": "same-origin",
+  "Referrer-Policy": "no-referrer",
+  "X-Content-Type-Options": "nosniff",
+}
+
+function reply(body: string | ReadableStream, headers: Record<string, string>, status = 200): Response {
+  return new Response(body, { status, headers: { ...HEADERS, ...headers } })
+}
+
+/** What comes of some work as JSON: with `failed` as its status and the error's words if it fails. */
+async function replyJson(work: Promise<object>, failed: 404 | 409): Promise<Response> {
+  const body = await work.catch((error: unknown) => ({ error: messageOf(error) }))
+  const headers = { "Content-Type": "application/json" }
+  return reply(operator.jsonText(body), headers, "error" in body ? failed : 200)
+}
+
+/** The page, its events and its actions, for the one who was given the address: on 127.0.0.1 and, if it exists, ::1. */
+class Site {
+  readonly token = newSecret()
+  /** Valid once: the command line of a browser can be read by every user of the machine. */
+  tokenForBrowser = newSecret()
+  /** Actions under way: a stop lets them end. */
+  readonly actions = new Set<Promise<unknown>>()
+  readonly servers: Bun.Server<undefined>[] = []
+  readonly port: number
+
+  constructor(
+    private readonly dashboard: Dashboard,
+    port: number,
+  ) {
+    this.port = this.listen("127.0.0.1", port)
+    operator.attempt(() => this.listen("::1", this.port))
+  }
+
+  /** Returns the port. Throws an error if it is taken. */
+  private listen(hostname: string, port: number): number {
+    const server = Bun.serve({
+      hostname,
+      port,
+      development: false,
+      // Without this, Bun 1.4.5 shares the port with every other process if development is off.
+      reusePort: false,
+      idleTimeout: 0,
+      fetch: (request) => this.answer(request),
+    })
+    this.servers.push(server)
+    return server.port ?? 0
+  }
+
+  private answer(request: Request): Response | Promise<Response> {
+    const { pathname, searchParams } = new URL(request.url)
+    const token = pathname === "/" ? searchParams.get("token") : null
+    const cookies = new Bun.CookieMap(request.headers.get("cookie") ?? "")
+    // Cookies know no ports: without the port in its name, a second dashboard would log the first one out.
+    const cookie = `dashboard-${this.port}`
+    if (!this.isFromHere(request) || !this.isKnown(token ?? cookies.get(cookie) ?? "")) return reply("", {}, 403)
+    if (token !== null) {
+      const attributes = "HttpOnly; SameSite=Strict; Path=/"
+      // Not a 3xx: after a click in another site, browsers send no Strict cookie along a redirect.
+      return reply("", { "Set-Cookie": `${cookie}=${this.token}; ${attributes}`, Refresh: "0; url=/" })
+    }
+    const route = `${request.method} ${pathname}`
+    if (route === "GET /") return reply(page, { "Content-Type": "text/html; charset=utf-8" })
+    if (route === "GET /events") return reply(this.dashboard.events(), { "Content-Type": "text/event-stream" })
+    if (route === "GET /failure") return replyJson(this.dashboard.evidenceOf(searchParams), 404)
+    if (route === "POST /action") return this.act(request)
+    return reply("", {}, ["/", "/events", "/failure", "/action"].includes(pathname) ? 405 : 404)
+  }
+
+  /** Not DNS rebinding, nor a form or script of another site. */
+  private isFromHere({ method, headers }: Request): boolean {
+    const host = headers.get("host") ?? ""
+    const origin = headers.get("origin") ?? (method === "GET" ? `http://${host}` : "")
+    const isLoopback = ["127.0.0.1", "[::1]", "localhost"].some((name) => host === `${name}:${this.port}`)
+    return isLoopback && origin === `http://${host}`
+  }
+
+  private isKnown(secret: string): boolean {
+    const isForBrowser = isSame(secret, this.tokenForBrowser)
+    if (isForBrowser) this.tokenForBrowser = newSecret()
+    return isForBrowser || isSame(secret, this.token)
+  }
+
+  private async act(request: Request): Promise<Response> {
+    // A form of another site cannot send JSON.
+    if (request.headers.get("content-type") !== "application/json") return reply("", {}, 403)
+    const acting = this.dashboard.act((await request.json()) as Record<string, unknown>)
+    this.actions.add(acting)
+    return replyJson(acting, 409).finally(() => this.actions.delete(acting))
+  }
+}
+
+async function dashboard(context: CommandContext): Promise<undefined> {
+  const { world, env, options } = context
+  const content = new Dashboard(context)
+  await content.start()
+  const site = new Site(content, Number(options.port ?? 0))
+  const opening = `http://127.0.0.1:${site.port}/?token=`
+  const address = opening + site.token
+  // Not with printResult(), which masks secrets.
+  await print(`Dashboard: ${address}\n`)
+  reportToStderr("info", "open this address in a browser; Ctrl-C ends the dashboard")
+  if (!options["no-open"]) openBrowser(opening + site.tokenForBrowser, env)
+  await new Promise((done) => world.stop.addEventListener("abort", done))
+  await Promise.allSettled(site.actions)
+  await Promise.all(site.servers.map((server) => server.stop(true)))
+}
+
+/** Opens the browser, if there is one; whoever has none has the printed address. */
+function openBrowser(address: string, { DISPLAY, WAYLAND_DISPLAY }: Env): void {
+  const isDesktop = process.platform !== "linux" || DISPLAY || WAYLAND_DISPLAY
+  const opener = { darwin: "open", win32: "explorer" }[process.platform as string] ?? "xdg-open"
+  if (isDesktop && Bun.which(opener)) Bun.spawn([opener, address], { stdio: ["ignore", "ignore", "ignore"] }).unref()
+}
+
+// ─────────────────────────────────────────── 5 Command line ───────────────────────────────────────────
 
 const OPTIONS = {
   namespace: { type: "string", short: "n" },
@@ -468,7 +779,6 @@ type Command = {
   run: (context: CommandContext) => Promise<Result | undefined>
   help: string
   options?: ParseArgsOptionsConfig
-  restarts?: true
 }
 
 const COMMANDS: Record<string, Command> = {
@@ -479,15 +789,13 @@ const COMMANDS: Record<string, Command> = {
     run: restart,
     help: "restart failed or finished Jobs now",
     options: { yes: { type: "boolean", short: "y" } },
-    restarts: true,
   },
   explain: { jobs: "JOB", run: explain, help: "explain the decision on a Job: inputs, rules, settings" },
   dashboard: {
     jobs: "",
-    run: async (context) => (await import("./dashboard.ts")).dashboard(context),
+    run: dashboard,
     help: "serve a page for your browser, on this machine alone",
     options: { port: { type: "string" }, "no-open": { type: "boolean" } },
-    restarts: true,
   },
 }
 
@@ -537,7 +845,7 @@ restart that was rejected.
 `
 }
 
-export const reportToStderr: operator.Say = (level, text, { lines = [] } = {}) => {
+const reportToStderr: operator.Say = (level, text, { lines = [] } = {}) => {
   const all = [level === "fatal" ? `error: ${text}` : text, ...lines.map((line) => `    ${line}`)]
   process.stderr.write(all.map((line) => `${operator.safe(line)}\n`).join(""))
 }
@@ -560,7 +868,7 @@ async function printResult({ json, rows }: Result, options: CommandContext["opti
 }
 
 /** Returns the exit code. Ignores EPIPE: the reader, such as head, has closed the pipe. */
-export async function print(text: string): Promise<number> {
+async function print(text: string): Promise<number> {
   await Bun.write(Bun.stdout, text).catch((error) => (error.code === "EPIPE" ? 0 : Promise.reject(error)))
   return 0
 }
@@ -599,7 +907,7 @@ async function runCommand(args: string[], env: Env, world: Omit<World, "cluster"
   }
   const { config, from } = await readSettings()
   // Only a restart must not be cut off in the middle.
-  const kill = command.restarts ? world.kill : world.stop
+  const kill = command.run === restart || command.run === dashboard ? world.kill : world.stop
   const result = await command.run({
     world: { ...world, kill, cluster, config },
     names,

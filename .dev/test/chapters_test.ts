@@ -2,6 +2,7 @@
 import { describe, expect, test } from "bun:test"
 import { readFileSync } from "node:fs"
 import { join } from "node:path"
+import { Glob } from "bun"
 
 const source = readFileSync(join(import.meta.dir, "../../operator.ts"), "utf8")
 
@@ -58,8 +59,18 @@ describe("operator.ts", () => {
     expect(code.replace(clock, "")).not.toContain(name)
   })
 
-  test.each(["operator.ts", "cli.ts", "dashboard.ts", "dashboard.html"])("%s has no line above 120 columns", (file) => {
+  test.each(["operator.ts", "cli.ts", "dashboard.html"])("%s has no line above 120 columns", (file) => {
     const lines = readFileSync(join(import.meta.dir, "../..", file), "utf8").split("\n")
     expect(lines.flatMap((line, i) => (line.length > 120 ? [`${file}:${i + 1}`] : []))).toEqual([])
   })
+})
+
+test("the files at the top level are those of the layout: what serves the commands is in cli.ts and dashboard.html", () => {
+  const top = new Glob("*").scanSync({ cwd: join(import.meta.dir, "../.."), onlyFiles: true })
+  expect([...top].filter((name) => /\.(ts|html)$/.test(name)).sort()).toEqual([
+    "cli.ts",
+    "dashboard.html",
+    "operator.ts",
+    "operator_test.ts",
+  ])
 })

@@ -2,7 +2,7 @@
 // tried in a real browser, in e2e/dashboard.ts.
 import { describe, expect, test } from "bun:test"
 import { join } from "node:path"
-import { Dashboard } from "../../dashboard.ts"
+import { Dashboard } from "../../cli.ts"
 import { connect, PREFIX, RECORD, RECORD_JOB, readSettings, SETTINGS_MAP, variablesOf } from "../../operator.ts"
 import { putRecord } from "../apiserver/history.ts"
 import {
