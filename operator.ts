@@ -1705,7 +1705,7 @@ export interface Observation {
   intents: Intent[]
   /** Intents were known, but none of them stands any more. */
   intentWasRemoved: boolean
-  /** What our own clean up ends with; its answer may have been lost, and then nobody else has removed the intents. */
+  /** How it has ended: by a clean up of ours whose answer was lost, or by another operator that was faster. */
   ended: Outcome | undefined
   live: Job | undefined
   /** The newest version of the Job that anyone has seen. */
