@@ -47,6 +47,7 @@ describe("The evidence", () => {
     failsWithoutPods(server)
     const failed = () => server.model.job("default", "load-a")?.status.conditions?.some(({ type }) => type === "Failed")
     await until("failed", failed)
+    await until("no pod is left", () => server.model.pods().length === 0)
     const life = live(server, { DRY_RUN: "true", CHECK_INTERVAL: "3" }, { user: "old" })
     await until("reported", () => life.about("load-a", /failed at.*BackoffLimitExceeded, Job has reached/).length > 0)
     expect(life.evidence("load-a")).toBe("no pods left")
