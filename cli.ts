@@ -472,7 +472,7 @@ export class Dashboard extends Inventory {
   /** What cannot be read right now. `isOutage`: there is no answer at all. */
   private readonly problems = new Map<string, { text: string; isOutage: boolean; sinceAt: number }>()
   private readonly pages = new Set<ReadableStreamDefaultController<string>>()
-  private working: Promise<unknown> = Promise.resolve()
+  private looking: Promise<unknown> = Promise.resolve()
 
   constructor(private readonly context: Pick<CommandContext, "world" | "from" | "readSettings">) {
     super(context.world)
@@ -502,22 +502,22 @@ export class Dashboard extends Inventory {
   }
 
   override take(type: string, sighting: Sighting): void {
-    if (sighting.id === `configmaps/${operator.SETTINGS_MAP}`) this.work(() => this.readSettings())
+    if (sighting.id === `configmaps/${operator.SETTINGS_MAP}`) void this.readSettings()
     else super.take(type, sighting)
-  }
-
-  /** One after the other; what fails is tried again at the next occasion. */
-  private work(task: () => Promise<void>): void {
-    this.working = this.working.then(task).catch(() => {})
   }
 
   /** The settings have changed: every Job is judged anew. The namespaces stay those that are watched. */
   private async readSettings(): Promise<void> {
     const { namespaces } = this.world.config
-    const { config, from } = await this.context.readSettings()
-    this.world.config = { ...config, namespaces }
-    this.context.from = from
-    for (const key of this.entries.keys()) this.changed.add(key)
+    try {
+      const { config, from } = await this.context.readSettings()
+      this.world.config = { ...config, namespaces }
+      this.context.from = from
+      for (const key of this.entries.keys()) this.changed.add(key)
+      this.report("settings")
+    } catch (error) {
+      this.report("settings", error)
+    }
   }
 
   private send(more: object = {}): void {
@@ -526,7 +526,12 @@ export class Dashboard extends Inventory {
     const event = this.eventWith(keys, more)
     for (const key of keys) this.changed.delete(key)
     for (const page of this.pages) page.enqueue(event)
-    this.work(() => this.explain(keys))
+    this.look(keys)
+  }
+
+  /** At failures that are unknown, one look after the other; what fails is tried again at the next beat. */
+  private look(keys: Iterable<string>): void {
+    this.looking = this.looking.then(() => this.explain(keys)).catch(() => {})
   }
 
   private eventWith(keys: string[], more: object): string {
@@ -585,7 +590,7 @@ export class Dashboard extends Inventory {
     this.send()
   }
 
-  /** While a page is open: asks for the server's version, reads rejections, and keeps the page's connection alive. */
+  /** While a page is open: asks for the server's version and for rejections, and keeps the page's connection alive. */
   private async beat(): Promise<void> {
     const { cluster, clock, stop } = this.world
     for (; !stop.aborted; await clock.sleep(BEAT_MS, stop)) {
@@ -593,6 +598,7 @@ export class Dashboard extends Inventory {
       const answer = await cluster.version(AbortSignal.timeout(ANSWER_MS)).catch((error: unknown) => error)
       const isAway = answer instanceof Error && !(answer instanceof ApiError)
       await this.loadRejections()
+      this.look(this.entries.keys())
       this.report("API server", isAway ? answer : undefined)
     }
   }
@@ -623,9 +629,9 @@ export class Dashboard extends Inventory {
       if (!/^re(started|placed)$/.test(result)) throw new CommandError([result, details].filter(Boolean).join(": "))
       return { text: `${key} is ${result}, ${details}` }
     }
-    const isPause = action === "pause"
-    await cluster.annotateJob(viewJob(live as Job), { [`${PREFIX}paused`]: isPause ? "true" : null }, kill)
-    return { text: `${key} is ${isPause ? "paused" : "resumed"}` }
+    if (!live || !/^(pause|resume)$/.test(String(action))) throw new CommandError(`${key} cannot be ${action}d`)
+    await cluster.annotateJob(viewJob(live), { [`${PREFIX}paused`]: action === "pause" ? "true" : null }, kill)
+    return { text: `${key} is ${action}d` }
   }
 }
 
@@ -799,13 +805,16 @@ const COMMANDS: Record<string, Command> = {
   },
 }
 
-/** Reads the command line of a command. Throws a SettingsError. */
-function readCommandLine(name: string, args: string[]) {
+/** Reads a command and what belongs to it. Throws a SettingsError. */
+function readCommandLine(args: string[]) {
+  const all = Object.assign({}, OPTIONS, ...Object.values(COMMANDS).map(({ options }) => options))
+  const [name = args.join(" ")] = parseArgs({ args, options: all, allowPositionals: true, strict: false }).positionals
   try {
     const command = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined
     if (!command) throw new Error(`there is no command ${name}; there are ${Object.keys(COMMANDS).join(", ")}`)
     const parsing = { args, options: { ...OPTIONS, ...command.options }, allowPositionals: true }
-    const { positionals: names, values } = parseArgs(parsing)
+    const { positionals, values } = parseArgs(parsing)
+    const names = positionals.slice(1)
     const options = values as CommandContext["options"]
     const most = { "": 0, "[JOB]": 1, JOB: 1, "JOB...": Number.POSITIVE_INFINITY }[command.jobs]
     if (names.length > most || (command.jobs.startsWith("JOB") && names.length === 0))
@@ -893,10 +902,9 @@ async function settingsFor(cluster: operator.Cluster, namespace: string, env: En
 
 /** Runs a command with a kubeconfig, or in the operator's pod. Returns its exit code. */
 async function runCommand(args: string[], env: Env, world: Omit<World, "cluster" | "config">): Promise<number> {
-  const [name = "", ...rest] = args
-  if (args.some((arg) => arg === "--help" || arg === "-h")) return print(helpText())
-  if (name === "--version" || name === "-v") return print(`${project.version}\n`)
-  const { command, names, options } = readCommandLine(name, rest)
+  if (args.includes("--help") || args.includes("-h")) return print(helpText())
+  if (args[0] === "--version" || args[0] === "-v") return print(`${project.version}\n`)
+  const { command, names, options } = readCommandLine(args)
   const source = await operator.findSource(env, operator.SERVICE_ACCOUNT, options.context, world.stop)
   const cluster = operator.connect(source, env)
   const nearest = operator.written(env.NAMESPACE) || source.config.namespace || "flickr-downloader"

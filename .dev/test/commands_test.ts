@@ -537,7 +537,7 @@ describe("The command line", () => {
     expect(await seen("status")).toEqual([0, "default"])
     expect(await seen("status -n there", { JOB_NAMES: "a", NAMESPACE: "here" })).toEqual([0, "there"])
     expect(await seen("status", { JOB_NAMES: "a", NAMESPACE: "here" })).toEqual([0, "here"])
-    expect(await seen("status --context embedded")).toEqual([0, "default"])
+    expect(await seen("--context embedded status")).toEqual([0, "default"])
     const wrong = await command(server, "status --context nowhere")
     expect([wrong.code, wrong.err]).toEqual([2, expect.stringContaining("nowhere")])
   }, 20_000)

@@ -497,6 +497,12 @@ describe("What it does", () => {
     ["a running Job", "restart", (server) => told(stand(server, "load-a", { status: { active: 1 } })), /it is running/],
     ["a Job that was replaced", "restart", (server) => ({ ...told(stand(server, "load-a")), uid: "old" }), /replaced/],
     ["a Job that was replaced", "pause", (server) => ({ ...told(stand(server, "load-a")), uid: "old" }), /replaced/],
+    [
+      "a Job, by an action that there is not",
+      "explode",
+      (server) => told(stand(server, "load-a")),
+      /cannot be exploded/,
+    ],
     ["a Job that is not there", "resume", () => ({ job: "default/none", uid: "" }), /default\/none is not shown here/],
     ["a name that is none", "pause", () => ({ job: "../../etc", uid: "" }), /etc is not shown here/],
     [
