@@ -6,7 +6,7 @@
  */
 import { timingSafeEqual } from "node:crypto"
 import { createInterface } from "node:readline/promises"
-import { type ParseArgsOptionsConfig, parseArgs, styleText } from "node:util"
+import { parseArgs, styleText } from "node:util"
 import dashboardPage from "./dashboard.html" with { type: "text" }
 import type { Config, Env, Evidence, Failure, Intent, Job, JobName, JobView, PastFailure, World } from "./operator.ts"
 import * as operator from "./operator.ts"
@@ -20,13 +20,10 @@ export interface CommandContext {
   world: World
   /** Where the settings come from, in words. */
   from: string
-  readSettings(): Promise<Settings>
+  readSettings(): Promise<{ config: Config; from: string }>
   names: string[]
   options: { namespace?: string; context?: string; output?: string; port?: string; [flag: string]: unknown }
-  env: Env
 }
-
-type Settings = { config: Config; from: string }
 
 /** The result of a command as JSON and as rows in columns, and its exit code if it is not 0. */
 type Result = { json: unknown; rows: string[][]; code?: number }
@@ -47,12 +44,11 @@ type Sighting = { key: string; id: string; job?: Job; intent?: Intent; past?: Pa
 function seeJob(job: Job): Sighting {
   const { namespace, name } = job.metadata ?? {}
   const intent = operator.readIntent(job)
-  const sighting = { key: `${namespace}/${intent?.jobName ?? name}`, id: `jobs/${name}` }
-  if (intent) return { ...sighting, intent }
-  return operator.isIntent(job) ? sighting : { ...sighting, job: withoutManagedFields(job) }
+  if (intent) return seeIntent(intent)
+  const sighting = { key: `${namespace}/${name}`, id: `jobs/${name}` }
+  if (operator.isIntent(job)) return sighting
+  return { ...sighting, job: { ...job, metadata: { ...job.metadata, managedFields: [] } } }
 }
-
-const withoutManagedFields = (job: Job): Job => ({ ...job, metadata: { ...job.metadata, managedFields: [] } })
 
 const seeIntent = (intent: Intent): Sighting => {
   return { key: `${intent.namespace}/${intent.jobName}`, id: `jobs/${intent.name}`, intent }
@@ -77,7 +73,6 @@ class Entry {
 
   intents = () => operator.newestFirst(this.all("intent"))
 
-  /** The oldest first. */
   records = () => this.all("past").sort(byTime)
 
   /** The one of its last failure, if that is recorded. */
@@ -148,7 +143,6 @@ class Inventory {
     return [...this.entries.keys()].sort().flatMap((key) => this.statusOf(key) ?? [])
   }
 
-  /** Undefined for a Job that is not shown. */
   statusOf(key: string): Status | undefined {
     const entry = this.entryOf(key)
     const job = this.shownJob(entry)
@@ -182,6 +176,7 @@ class Inventory {
     const restarts = phase === "succeeded" ? 0 : operator.countFrom(operator.own(view, "restarts"))
     const unrecorded = { name: "", startedAt, failedAt, cause: failure.cause, restarts, summary: reason }
     const { problems, paused } = operator.overridesOf(view, config)
+    const own = Object.entries(view.annotations).filter(([name]) => name.startsWith(PREFIX))
     const manual = decideOnWish(view)
     return {
       job: view.key,
@@ -198,7 +193,7 @@ class Inventory {
       why: rejection ?? decision.because,
       decision: isRestarting ? `its restart is under way, ${decision.because}` : operator.decisionText(decision, now),
       rules: operator.judgedRules(view, failure, config),
-      annotations: annotationsOf(view),
+      annotations: own.map(([name, value]) => `${name.slice(PREFIX.length)}=${value}`),
       problems,
       isPaused: paused,
       notRestartable: manual.do === "restart" ? undefined : manual.because,
@@ -219,8 +214,8 @@ class Inventory {
     for (const key of keys) {
       const entry = this.entryOf(key)
       const job = this.shownJob(entry)
-      if (!job || this.failureOf(viewJob(job), entry)) continue
-      const view = viewJob(job)
+      const view = job && viewJob(job)
+      if (!view || this.failureOf(view, entry)) continue
       const evidence = await findEvidence(this.world, view, entry)
       entry.looked = { uid: view.uid, failure: operator.failureOf(view, evidence) }
       this.changed.add(key)
@@ -248,12 +243,6 @@ function replacementOf({ namespace, replacement }: Intent): Job {
 function decisionOf({ name, dueAt }: Intent, now: number): operator.Decision {
   if (dueAt !== undefined && now < dueAt) return { do: "wait", dueAt, because: `recorded in intent ${name}` }
   return { do: "restart", dueAt: dueAt ?? 0, because: `intent ${name}` }
-}
-
-/** Those of the operator. */
-function annotationsOf({ annotations }: JobView): string[] {
-  const own = Object.entries(annotations).filter(([name]) => name.startsWith(PREFIX))
-  return own.map(([name, value]) => `${name.slice(PREFIX.length)}=${value}`)
 }
 
 /** What a record holds; undefined if it is gone. */
@@ -318,7 +307,6 @@ function recordLines({ past, reason, evidence }: NonNullable<ReturnType<typeof o
   return [`${ended}; failure ${past.restarts + 1} in a row; ${past.decided}`, ...operator.evidenceLines(evidence)]
 }
 
-/** All evidence of a Job's failures, the last one at the end. */
 async function historyOf(world: World, job: JobName): Promise<Result> {
   const entry = await new Inventory(world).read(job)
   if (entry.seen.size === 0) throw new CommandError(`there is no Job ${job.key}, and no record of a failure of it`)
@@ -332,7 +320,6 @@ async function historyOf(world: World, job: JobName): Promise<Result> {
   return { json, rows: shown.map((line) => [line]) }
 }
 
-/** The Job that a person names. */
 function jobOf({ config: { namespaces } }: World, text: string): JobName {
   const [name = "", namespace = namespaces.length === 1 ? namespaces[0] : undefined] = text.split("/").reverse()
   if (operator.JOB_NAME.test(text) && namespace) return { key: `${namespace}/${name}`, namespace, name, uid: "" }
@@ -428,19 +415,13 @@ async function runRestart(world: World, { job, run }: RestartPlan) {
       const text = "restarted, for a person asked for it"
       const successor = { ...job, uid: outcome.uid }
       const event = operator.eventFor(successor, "info", "Restarted", text, nowOf(world))
-      // Best effort: the Job is back.
       await world.cluster.createEvent(job.namespace, event, world.kill).catch(() => {})
     }
-    return { job: job.key, result: outcome.result, details: detailsOf(outcome) }
+    const details = "uid" in outcome ? `new uid ${outcome.uid}` : "error" in outcome ? messageOf(outcome.error) : ""
+    return { job: job.key, result: outcome.result, details }
   } catch (error) {
     return { job: job.key, result: "fault", details: messageOf(error) }
   }
-}
-
-function detailsOf(outcome: operator.Outcome): string {
-  if ("uid" in outcome) return `new uid ${outcome.uid}`
-  if ("error" in outcome) return messageOf(outcome.error)
-  return outcome.result === "interrupted" ? "its intent stays: an operator goes on, or this command" : ""
 }
 
 /** The failure, recorded if no operator has done so: the Job's pods go with it. */
@@ -502,22 +483,18 @@ export class Dashboard extends Inventory {
   }
 
   override take(type: string, sighting: Sighting): void {
-    if (sighting.id === `configmaps/${operator.SETTINGS_MAP}`) void this.readSettings()
-    else super.take(type, sighting)
+    if (sighting.id !== `configmaps/${operator.SETTINGS_MAP}`) return super.take(type, sighting)
+    const report = (error?: unknown) => this.report("settings", error)
+    this.readSettings().then(report, report)
   }
 
   /** The settings have changed: every Job is judged anew. The namespaces stay those that are watched. */
   private async readSettings(): Promise<void> {
     const { namespaces } = this.world.config
-    try {
-      const { config, from } = await this.context.readSettings()
-      this.world.config = { ...config, namespaces }
-      this.context.from = from
-      for (const key of this.entries.keys()) this.changed.add(key)
-      this.report("settings")
-    } catch (error) {
-      this.report("settings", error)
-    }
+    const { config, from } = await this.context.readSettings()
+    this.world.config = { ...config, namespaces }
+    this.context.from = from
+    for (const key of this.entries.keys()) this.changed.add(key)
   }
 
   private send(more: object = {}): void {
@@ -595,11 +572,11 @@ export class Dashboard extends Inventory {
     const { cluster, clock, stop } = this.world
     for (; !stop.aborted; await clock.sleep(BEAT_MS, stop)) {
       if (this.pages.size === 0) continue
-      const answer = await cluster.version(AbortSignal.timeout(ANSWER_MS)).catch((error: unknown) => error)
-      const isAway = answer instanceof Error && !(answer instanceof ApiError)
+      const answer = cluster.version(AbortSignal.timeout(ANSWER_MS))
+      const error = await answer.then(() => undefined).catch((reason: unknown) => reason)
       await this.loadRejections()
       this.look(this.entries.keys())
-      this.report("API server", isAway ? answer : undefined)
+      this.report("API server", error instanceof ApiError ? undefined : error)
     }
   }
 
@@ -689,7 +666,6 @@ class Site {
     operator.attempt(() => this.listen("::1", this.port))
   }
 
-  /** Returns the port. Throws an error if it is taken. */
   private listen(hostname: string, port: number): number {
     const server = Bun.serve({
       hostname,
@@ -748,7 +724,7 @@ class Site {
 }
 
 async function dashboard(context: CommandContext): Promise<undefined> {
-  const { world, env, options } = context
+  const { world, options } = context
   const content = new Dashboard(context)
   await content.start()
   const site = new Site(content, Number(options.port ?? 0))
@@ -757,15 +733,15 @@ async function dashboard(context: CommandContext): Promise<undefined> {
   // Not with printResult(), which masks secrets.
   await print(`Dashboard: ${address}\n`)
   reportToStderr("info", "open this address in a browser; Ctrl-C ends the dashboard")
-  if (!options["no-open"]) openBrowser(opening + site.tokenForBrowser, env)
+  if (!options["no-open"]) openBrowser(opening + site.tokenForBrowser)
   await new Promise((done) => world.stop.addEventListener("abort", done))
   await Promise.allSettled(site.actions)
   await Promise.all(site.servers.map((server) => server.stop(true)))
 }
 
 /** Opens the browser, if there is one; whoever has none has the printed address. */
-function openBrowser(address: string, { DISPLAY, WAYLAND_DISPLAY }: Env): void {
-  const isDesktop = process.platform !== "linux" || DISPLAY || WAYLAND_DISPLAY
+function openBrowser(address: string): void {
+  const isDesktop = process.platform !== "linux" || process.env.DISPLAY || process.env.WAYLAND_DISPLAY
   const opener = { darwin: "open", win32: "explorer" }[process.platform as string] ?? "xdg-open"
   if (isDesktop && Bun.which(opener)) Bun.spawn([opener, address], { stdio: ["ignore", "ignore", "ignore"] }).unref()
 }
@@ -777,46 +753,32 @@ const OPTIONS = {
   context: { type: "string" },
   output: { type: "string", short: "o" },
   "no-color": { type: "boolean" },
+  yes: { type: "boolean", short: "y" },
+  port: { type: "string" },
+  "no-open": { type: "boolean" },
 } as const
 
-/** `jobs`: those that it is given. `options`: those that it alone has. */
-type Command = {
-  jobs: "" | "[JOB]" | "JOB" | "JOB..."
-  run: (context: CommandContext) => Promise<Result | undefined>
-  help: string
-  options?: ParseArgsOptionsConfig
-}
+/** The options that only one command has. */
+const OWN: Record<string, string> = { yes: "restart", port: "dashboard", "no-open": "dashboard" }
 
-const COMMANDS: Record<string, Command> = {
+const COMMANDS = {
   status: { jobs: "", run: status, help: "show each Job's state, next restart and why" },
   history: { jobs: "[JOB]", run: history, help: "list past failures; of one JOB with all evidence" },
-  restart: {
-    jobs: "JOB...",
-    run: restart,
-    help: "restart failed or finished Jobs now",
-    options: { yes: { type: "boolean", short: "y" } },
-  },
+  restart: { jobs: "JOB...", run: restart, help: "restart failed or finished Jobs now" },
   explain: { jobs: "JOB", run: explain, help: "explain the decision on a Job: inputs, rules, settings" },
-  dashboard: {
-    jobs: "",
-    run: dashboard,
-    help: "serve a page for your browser, on this machine alone",
-    options: { port: { type: "string" }, "no-open": { type: "boolean" } },
-  },
+  dashboard: { jobs: "", run: dashboard, help: "serve a page for your browser, on this machine alone" },
 }
 
-/** Reads a command and what belongs to it. Throws a SettingsError. */
+/** Throws a SettingsError for what it does not understand. */
 function readCommandLine(args: string[]) {
-  const all = Object.assign({}, OPTIONS, ...Object.values(COMMANDS).map(({ options }) => options))
-  const [name = args.join(" ")] = parseArgs({ args, options: all, allowPositionals: true, strict: false }).positionals
   try {
-    const command = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined
+    const { positionals, values: options } = parseArgs({ args, options: OPTIONS, allowPositionals: true })
+    const [name = args.join(" "), ...names] = positionals
+    const command = Object.entries(COMMANDS).find(([known]) => known === name)?.[1]
     if (!command) throw new Error(`there is no command ${name}; there are ${Object.keys(COMMANDS).join(", ")}`)
-    const parsing = { args, options: { ...OPTIONS, ...command.options }, allowPositionals: true }
-    const { positionals, values } = parseArgs(parsing)
-    const names = positionals.slice(1)
-    const options = values as CommandContext["options"]
-    const most = { "": 0, "[JOB]": 1, JOB: 1, "JOB...": Number.POSITIVE_INFINITY }[command.jobs]
+    const foreign = Object.keys(options).find((option) => (OWN[option] ?? name) !== name)
+    if (foreign) throw new Error(`--${foreign} goes with ${OWN[foreign]}`)
+    const most = { "": 0, "[JOB]": 1, JOB: 1 }[command.jobs] ?? Number.POSITIVE_INFINITY
     if (names.length > most || (command.jobs.startsWith("JOB") && names.length === 0))
       throw new Error(`write ${`${name} ${command.jobs}`.trim()}`)
     if (!/^(table|json)$/.test(options.output ?? "table")) throw new Error("-o is table or json")
@@ -827,7 +789,6 @@ function readCommandLine(args: string[]) {
   }
 }
 
-/** The text of `--help`. */
 export function helpText(): string {
   const rows = operator.SETTINGS.map(({ variable, default: value, help, olderName }) => {
     return `  ${variable.padEnd(18)} ${help} (default ${value || "none"}${olderName ? `; else ${olderName}` : ""})`
@@ -916,20 +877,14 @@ async function runCommand(args: string[], env: Env, world: Omit<World, "cluster"
   const { config, from } = await readSettings()
   // Only a restart must not be cut off in the middle.
   const kill = command.run === restart || command.run === dashboard ? world.kill : world.stop
-  const result = await command.run({
-    world: { ...world, kill, cluster, config },
-    names,
-    options,
-    env,
-    from,
-    readSettings,
-  })
+  const kept = { ...world, kill, cluster, config }
+  const result = await command.run({ world: kept, names, options, from, readSettings })
   if (!result) return 0
   await printResult(result, options)
   return result.code ?? 0
 }
 
-/** Runs what the command line asks for; returns the exit code. */
+/** Returns the exit code. */
 export async function runCommandLine(args: string[], env: Env, signals: Pick<World, "stop" | "kill">): Promise<number> {
   try {
     const world = { clock: operator.systemClock, emit: operator.logSink(reportToStderr), ...signals }
