@@ -50,7 +50,7 @@ function seeJob(job: Job): Sighting {
   return { ...sighting, job: { ...job, metadata: { ...job.metadata, managedFields: [] } } }
 }
 
-const seeIntent = (intent: Intent): Sighting => {
+function seeIntent(intent: Intent): Sighting {
   return { key: `${intent.namespace}/${intent.jobName}`, id: `jobs/${intent.name}`, intent }
 }
 
@@ -152,7 +152,9 @@ class Inventory {
   /** One that is absent during its restart is shown from its intent. */
   private shownJob(entry: Entry): Job | undefined {
     const [intent] = entry.intents()
-    const job = entry.job() ?? (intent && replacementOf(intent))
+    const { namespace = "", replacement } = intent ?? {}
+    // The replacement does not say in which namespace it will be.
+    const job = entry.job() ?? (replacement && { ...replacement, metadata: { ...replacement.metadata, namespace } })
     const isShown = job && (this.isNamed || intent || operator.isSelected(viewJob(job), this.world.config))
     return isShown ? job : undefined
   }
@@ -234,11 +236,6 @@ class Inventory {
 }
 
 type Status = ReturnType<Inventory["judge"]>
-
-/** The Job that an intent creates, which does not say in which namespace. */
-function replacementOf({ namespace, replacement }: Intent): Job {
-  return { ...replacement, metadata: { ...replacement.metadata, namespace } }
-}
 
 function decisionOf({ name, dueAt }: Intent, now: number): operator.Decision {
   if (dueAt !== undefined && now < dueAt) return { do: "wait", dueAt, because: `recorded in intent ${name}` }
@@ -323,8 +320,8 @@ async function historyOf(world: World, job: JobName): Promise<Result> {
 function jobOf({ config: { namespaces } }: World, text: string): JobName {
   const [name = "", namespace = namespaces.length === 1 ? namespaces[0] : undefined] = text.split("/").reverse()
   if (operator.JOB_NAME.test(text) && namespace) return { key: `${namespace}/${name}`, namespace, name, uid: "" }
-  const advice = "names no Job; where there are several namespaces write namespace/name"
-  throw new SettingsError([`${operator.quote(text)} ${advice}`])
+  const advice = "write namespace/name where there are several namespaces"
+  throw new SettingsError([`${operator.quote(text)} names no Job; ${advice}`])
 }
 
 const settingsLines = (from: string, config: Config) => {
@@ -417,7 +414,8 @@ async function runRestart(world: World, { job, run }: RestartPlan) {
       const event = operator.eventFor(successor, "info", "Restarted", text, nowOf(world))
       await world.cluster.createEvent(job.namespace, event, world.kill).catch(() => {})
     }
-    const details = "uid" in outcome ? `new uid ${outcome.uid}` : "error" in outcome ? messageOf(outcome.error) : ""
+    const hint = outcome.result === "interrupted" ? "its intent stays: an operator goes on, or this command" : ""
+    const details = "uid" in outcome ? `new uid ${outcome.uid}` : "error" in outcome ? messageOf(outcome.error) : hint
     return { job: job.key, result: outcome.result, details }
   } catch (error) {
     return { job: job.key, result: "fault", details: messageOf(error) }
@@ -775,17 +773,22 @@ function readCommandLine(args: string[]) {
     const { positionals, values: options } = parseArgs({ args, options: OPTIONS, allowPositionals: true })
     const [name = args.join(" "), ...names] = positionals
     const command = Object.entries(COMMANDS).find(([known]) => known === name)?.[1]
-    if (!command) throw new Error(`there is no command ${name}; there are ${Object.keys(COMMANDS).join(", ")}`)
-    const foreign = Object.keys(options).find((option) => (OWN[option] ?? name) !== name)
-    if (foreign) throw new Error(`--${foreign} goes with ${OWN[foreign]}`)
-    const most = { "": 0, "[JOB]": 1, JOB: 1 }[command.jobs] ?? Number.POSITIVE_INFINITY
-    if (names.length > most || (command.jobs.startsWith("JOB") && names.length === 0))
-      throw new Error(`write ${`${name} ${command.jobs}`.trim()}`)
-    if (!/^(table|json)$/.test(options.output ?? "table")) throw new Error("-o is table or json")
-    if (!/^\d{1,5}$/.test(options.port ?? "0")) throw new Error("--port is a number from 0 (any free port) to 65535")
+    const { jobs = "JOB..." } = command ?? {}
+    const most = { "": 0, "[JOB]": 1, JOB: 1 }[jobs] ?? Number.POSITIVE_INFINITY
+    const isWrong = names.length > most || (jobs.startsWith("JOB") && names.length === 0)
+    const foreign = Object.keys(options).filter((option) => (OWN[option] ?? name) !== name)
+    const mistakes = [
+      !command && `there is no command ${name}; there are ${Object.keys(COMMANDS).join(", ")}`,
+      ...foreign.map((option) => `--${option} goes with ${OWN[option]}`),
+      command && isWrong && `write ${`${name} ${jobs}`.trim()}`,
+      !/^(table|json)$/.test(options.output ?? "table") && "-o is table or json",
+      !/^\d{1,5}$/.test(options.port ?? "0") && "--port is a number from 0 (any free port) to 65535",
+    ].filter(Boolean)
+    if (!command || mistakes.length > 0) throw new Error(mistakes.join("\n"))
     return { command, names, options }
   } catch (error) {
-    throw new SettingsError([`${messageOf(error)}; see --help`])
+    const mistakes = messageOf(error).split("\n")
+    throw new SettingsError(mistakes.map((mistake) => `${mistake}; see --help`))
   }
 }
 
@@ -843,9 +846,9 @@ async function print(text: string): Promise<number> {
   return 0
 }
 
-/** The settings that the operator wrote, else the environment's. */
-async function settingsFor(cluster: operator.Cluster, namespace: string, env: Env, stop: AbortSignal) {
-  const map = await cluster.getConfigMap(namespace, operator.SETTINGS_MAP, stop)
+/** The settings that the operator wrote, else the environment's, else, with `isLenient`, the defaults for every Job. */
+async function settingsFor(world: Omit<World, "config">, namespace: string, env: Env, isLenient: boolean) {
+  const map = await world.cluster.getConfigMap(namespace, operator.SETTINGS_MAP, world.stop)
   if (map) {
     const writtenAt = map.metadata?.annotations?.[`${PREFIX}written-at`]
     const from = `as the operator wrote them in ${namespace} at ${writtenAt}`
@@ -856,6 +859,8 @@ async function settingsFor(cluster: operator.Cluster, namespace: string, env: En
     return { config, from: "of the environment; no operator has written any" }
   } catch (error) {
     const missing = `no operator has written its settings in namespace ${namespace}`
+    const { config } = operator.readSettings({ NAMESPACE: namespace, JOB_SELECTOR: `!${operator.INTENT}` })
+    if (isLenient) return { config, from: `are the defaults, for every Job: ${missing}` }
     const advice = `${missing}: name another with -n, or set them in the environment`
     throw new SettingsError([advice, messageOf(error)])
   }
@@ -871,17 +876,15 @@ async function runCommand(args: string[], env: Env, world: Omit<World, "cluster"
   const nearest = operator.written(env.NAMESPACE) || source.config.namespace || "flickr-downloader"
   const namespace = options.namespace || (nearest.split(/[,\s]/)[0] as string)
   const readSettings = async () => {
-    const { config, from } = await settingsFor(cluster, namespace, env, world.stop)
+    const { config, from } = await settingsFor({ ...world, cluster }, namespace, env, command.run === dashboard)
     return { from, config: options.namespace ? { ...config, namespaces: [options.namespace] } : config }
   }
   const { config, from } = await readSettings()
   // Only a restart must not be cut off in the middle.
   const kill = command.run === restart || command.run === dashboard ? world.kill : world.stop
-  const kept = { ...world, kill, cluster, config }
-  const result = await command.run({ world: kept, names, options, from, readSettings })
-  if (!result) return 0
-  await printResult(result, options)
-  return result.code ?? 0
+  const result = await command.run({ world: { ...world, kill, cluster, config }, names, options, from, readSettings })
+  if (result) await printResult(result, options)
+  return result?.code ?? 0
 }
 
 /** Returns the exit code. */

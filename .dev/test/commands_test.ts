@@ -529,6 +529,11 @@ describe("The command line", () => {
     expect(server.calls).toEqual([])
   }, 20_000)
 
+  test("all mistakes of a command line are told at once", async () => {
+    const { code, err } = await command(await serve(), "history a b -o yaml --yes --port x")
+    expect([code, err.match(/^error: .*; see --help$/gm)?.length]).toEqual([2, 5])
+  })
+
   test("the context, and the namespace of the context, are those of the kubeconfig unless -n, NAMESPACE or --context say otherwise", async () => {
     const server = await settled()
     const seen = async (line: string, env: Record<string, string> = {}) => {
