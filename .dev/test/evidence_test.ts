@@ -27,9 +27,9 @@ import {
 tidyUp()
 
 describe("The evidence", () => {
-  /** Fails with restartPolicy OnFailure: no pod is left then. */
+  /** Fails with restartPolicy OnFailure while its second attempt runs: no pod is left then. */
   const failsWithoutPods = (server: Server) =>
-    run(server, "load-a", [exits(3, "one\n"), { ...exits(3, "two\n"), graceMs: 3_000 }, {}], {
+    run(server, "load-a", [exits(3, "one\n"), { containers: { main: { log: "two\n" } }, graceMs: 3_000 }], {
       pod: { restartPolicy: "OnFailure" },
       spec: { backoffLimit: 1 },
     })
