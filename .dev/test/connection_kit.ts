@@ -148,6 +148,14 @@ export const errorOf = (promise: Promise<unknown>): Promise<Error> =>
     () => new Error("it went well"),
     (error: Error) => error,
   )
+/** Whether a process runs. One that nobody waits for stays as a zombie, as in a pod, where process 1 is no init. */
+export function isAlive(pid: string): boolean {
+  try {
+    return !/^\d+ \(.*\) Z/.test(readFileSync(`/proc/${pid}/stat`, "utf8"))
+  } catch {
+    return false
+  }
+}
 export const until = async (is: () => unknown, ms = 20_000) => {
   for (const end = performance.now() + ms; !is(); await new Promise(setImmediate))
     if (performance.now() > end) throw new Error(`not so: ${is}`)

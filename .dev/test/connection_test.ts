@@ -30,6 +30,7 @@ import {
   type Handler,
   hang,
   identityOf,
+  isAlive,
   job,
   kubeconfigOf,
   never,
@@ -366,8 +367,7 @@ describe("Who we are", () => {
     jest.advanceTimersByTime(25_001)
     expect((await error).message).toBe("the credential plugin sh failed: we got no answer in 25s; it said: User name:")
     jest.useRealTimers()
-    const isAlive = () => existsSync(`/proc/${readFileSync(pid, "utf8").trim()}`)
-    await until(() => !isAlive())
+    await until(() => !isAlive(readFileSync(pid, "utf8").trim()))
   })
 
   test("E10 a plugin that ends but leaves its output open is given up", async () => {
@@ -379,7 +379,7 @@ describe("Who we are", () => {
     await until(() => existsSync(pids))
     const [shell, sleeper] = readFileSync(pids, "utf8").split(" ").map(Number) as [number, number]
     endings.push(() => process.kill(sleeper))
-    await until(() => !existsSync(`/proc/${shell}`))
+    await until(() => !isAlive(String(shell)))
     jest.advanceTimersByTime(25_001)
     expect((await error).message).toBe("the credential plugin sh failed: we got no answer in 25s")
     jest.useRealTimers()

@@ -20,6 +20,7 @@ import {
   type Handler,
   hang,
   identityOf,
+  isAlive,
   kubeconfigOf,
   plugin,
   quiet,
@@ -254,16 +255,16 @@ describe("The way to the cluster", () => {
   })
 
   test("J12 a plugin does not outlive the program", async () => {
-    const pid = join(folder, "plugin-pid")
+    const pid = file("")
     const script = `echo $$ > ${pid}.new; mv ${pid}.new ${pid}; sleep 1000`
     const { child, ends } = start(
       at(await serve(quiet()), undefined, { exec: { command: "sh", args: ["-c", script] } }),
     )
-    await until(() => existsSync(pid))
+    await until(() => readFileSync(pid, "utf8") !== "")
     const plugin = readFileSync(pid, "utf8").trim()
     child.kill()
     expect((await ends()).code).toBe(0)
-    await until(() => !existsSync(`/proc/${plugin}`))
+    await until(() => !isAlive(plugin))
   })
 
   const roots = "/etc/ssl/certs/ca-certificates.crt"
