@@ -375,6 +375,7 @@ class RestartInventory extends Inventory implements operator.RestartCache {
   latest = (key: string) => this.entryOf(key).job()
   podsOf = () => undefined
   deletedByPerson = () => false
+  ttlMsOf = () => undefined
   whenChanged = () => undefined
   onJobRead = (job: Job) => this.take("READ", seeJob(job))
   onIntentRead = (intent: Intent) => this.take("READ", seeIntent(intent))

@@ -1712,6 +1712,8 @@ export interface Observation {
   latest: Job | undefined
   /** Somebody other than the TTL controller and us deleted the Job; only what this life has watched. */
   deletedByPerson: boolean
+  /** Whether a TTL may have taken the Job. */
+  hadTtl: boolean
   wish: Wish | undefined
   /** What keeps the old Job from going; read where the Job is terminating or absent. */
   blockers: Blocker[]
@@ -1752,11 +1754,13 @@ export const isThreatenedByTtl = ({ ttlMs, failedAt }: JobView, dueAt: number) =
 /**
  * Whether a Job that is gone was deleted by a person, from its last state as a watch told it. The TTL controller and
  * we delete Foreground, so that state carries a deletionTimestamp; a plain `kubectl delete` leaves none. Both times
- * are the API server's; ten seconds are for control planes with two clocks.
+ * are the API server's; ten seconds are for control planes with two clocks. `knownTtlMs`: the shortest that was
+ * seen, for the TTL may be edited while it takes the Job.
  */
-export function wasDeletedByPerson(last: Job, dueAt: number | undefined): boolean {
+export function wasDeletedByPerson(last: Job, dueAt: number | undefined, knownTtlMs = viewJob(last).ttlMs): boolean {
   const deletedAt = instant(last.metadata?.deletionTimestamp)
-  const { failedAt = 0, ttlMs = Number.POSITIVE_INFINITY } = viewJob(last)
+  const { failedAt = 0 } = viewJob(last)
+  const ttlMs = knownTtlMs ?? Number.POSITIVE_INFINITY
   return deletedAt === undefined || deletedAt < Math.min(failedAt + ttlMs, dueAt ?? Number.POSITIVE_INFINITY) - 10_000
 }
 
@@ -1803,7 +1807,7 @@ function stepWithoutIntent(seen: Observation, now: number): Step {
   const isDue = seen.atOnce || (live !== undefined && now >= dueAt)
   if (live && isTerminating(live)) return done({ result: "changed" })
   // Only a TTL takes a Job without asking us: one that has none was deleted by a person.
-  if (!live && viewJob(source).ttlMs === undefined) return done({ result: "changed" })
+  if (!live && !seen.hadTtl) return done({ result: "changed" })
   if (live && !isDue && !isThreatenedByTtl(viewJob(live), dueAt)) return done({ result: "waiting", dueAt })
   return writeStep({ live: source, additions: wish.additions, dueAt: isDue ? undefined : dueAt }, wasRejected)
 }
@@ -3503,6 +3507,8 @@ export interface RestartCache {
   /** The pods of a Job; undefined where a watch has not shown them, and they must be listed. */
   podsOf(uid: string): PodView[] | undefined
   deletedByPerson(uid: string, dueAt: number | undefined): boolean
+  /** The shortest TTL that was seen of a Job that is gone. */
+  ttlMsOf(uid: string): number | undefined
   onJobRead(job: Job): void
   onIntentRead(intent: Intent): void
   onIntentGone(intent: Pick<Intent, "namespace" | "jobName" | "name" | "uid">): void
@@ -3638,6 +3644,7 @@ async function observe(
     live,
     latest,
     deletedByPerson: progress.deletedUid !== uid && cache.deletedByPerson(uid, intent?.dueAt),
+    hadTtl: (cache.ttlMsOf(uid) ?? (latest && viewJob(latest).ttlMs)) !== undefined,
     wish: source && uidOf(source) === job.uid ? wishFor?.(source) : undefined,
     blockers,
     unblockedForMs: measureUnblockedMs(clock, progress, live, blockers),
@@ -4164,7 +4171,12 @@ export function moveTo(entry: Pick<JobEntry, "state" | "view">, state: JobState)
 }
 
 /** The last state of a Job that is gone. `watched`: told by a watch, not concluded from a list. */
-type Tombstone = { job: Job; watched: boolean }
+interface Tombstone {
+  job: Job
+  watched: boolean
+  /** The shortest that was seen: the TTL may be edited while it takes the Job. */
+  ttlMs: number | undefined
+}
 
 /** `adoptAt`: from when this operator takes the intent up. `sighting`: the number of the last one. */
 type KnownIntent = Intent & { adoptAt: Monotonic; sighting: number }
@@ -4768,7 +4780,8 @@ export class Operator {
     const sighting = this.cache.nextSighting()
     if (known?.view.uid === view.uid) {
       if (view.deleting) this.wakeIfEdited(known.job, kept.job)
-      Object.assign(known, { view, job: kept.job, sighting }, view.deleting ? {} : { finalizers: kept.finalizers })
+      known.view = view.deleting ? { ...view, ttlMs: shorterTtlMs(known.view, view) } : view
+      Object.assign(known, { job: kept.job, sighting }, view.deleting ? {} : { finalizers: kept.finalizers })
     } else {
       if (known) this.forget(known)
       this.cache.addJob(newEntry(kept, sighting))
@@ -4791,12 +4804,13 @@ export class Operator {
   private onJobDeleted(view: JobView, job: Job | undefined, isWatched: boolean): void {
     const entry = this.cache.jobs.get(view.key)
     const isRelevant = entry !== undefined || this.cache.intentsOf(view.key).length > 0
-    if (job && isRelevant) this.cache.bury(view.key, { job, watched: isWatched })
+    if (job && isRelevant) this.cache.bury(view.key, { job, watched: isWatched, ttlMs: view.ttlMs })
     if (entry?.view.uid !== view.uid) return this.enqueue(view.key)
-    entry.view = { ...view, deleting: true }
+    const ttlMs = shorterTtlMs(entry.view, view)
+    entry.view = { ...view, ttlMs, deleting: true }
     entry.job = job && { ...job, metadata: { ...job.metadata, finalizers: entry.finalizers } }
     entry.goneAt ??= nowOf(this.world)
-    if (entry.job) this.cache.bury(view.key, { job: entry.job, watched: isWatched })
+    if (entry.job) this.cache.bury(view.key, { job: entry.job, watched: isWatched, ttlMs })
     this.restarts.get(view.key)?.changed.abort()
     this.enqueue(view.key)
   }
@@ -4917,7 +4931,7 @@ export class Operator {
   private wasRemovedByTtl({ view, job, goneAt = 0 }: JobEntry): boolean {
     const isWatched = this.cache.tombstone(view.key)?.watched ?? false
     if (view.ttlMs === undefined || !job) return false
-    return isWatched ? !wasDeletedByPerson(job, undefined) : wasRemovedByTtl(view, goneAt)
+    return isWatched ? !wasDeletedByPerson(job, undefined, view.ttlMs) : wasRemovedByTtl(view, goneAt)
   }
 
   private reconcileJob(entry: JobEntry, intent: Intent | undefined): void {
@@ -5059,8 +5073,12 @@ export class Operator {
         return (
           tombstone?.watched === true &&
           uidOf(tombstone.job) === uid &&
-          rulesOf(this.world).wasDeletedByPerson(tombstone.job, dueAt)
+          rulesOf(this.world).wasDeletedByPerson(tombstone.job, dueAt, tombstone.ttlMs)
         )
+      },
+      ttlMsOf: (uid) => {
+        const { job, ttlMs } = cache.tombstone(key) ?? {}
+        return job && uidOf(job) === uid ? ttlMs : undefined
       },
       onJobRead: (job) => this.onJobRead(job),
       onIntentRead: (intent) => cache.addIntent(intent, this.world.clock.monotonic(), cache.sighting()),
@@ -5408,6 +5426,12 @@ export class Operator {
     this.reported.set(fact, true)
     return true
   }
+}
+
+/** Of a Job that goes: it may be edited while its TTL takes it. */
+function shorterTtlMs(before: JobView, after: JobView): number | undefined {
+  const known = [before.ttlMs, after.ttlMs].filter((ttlMs) => ttlMs !== undefined)
+  return known.length > 0 ? Math.min(...known) : undefined
 }
 
 const newEntry = ({ view, job, finalizers }: KeptJob, sighting: number): JobEntry => ({

@@ -1082,6 +1082,15 @@ describe("4 Policy", () => {
     },
   )
 
+  test("wasDeletedByPerson() counts the shorter TTL of a Job that was edited while it went", () => {
+    const metadata = { deletionTimestamp: instantText(NOW + 30 * SECOND) }
+    const edited = failedJob({ spec: { ttlSecondsAfterFinished: 600 }, metadata })
+    expect([wasDeletedByPerson(edited, NOW + HOUR), wasDeletedByPerson(edited, NOW + HOUR, 30 * SECOND)]).toEqual([
+      true,
+      false,
+    ])
+  })
+
   const threats: Record<string, [spec: object, dueAfter: number, boolean]> = {
     "no TTL": [{}, 3_600, false],
     "a TTL before it is due": [{ ttlSecondsAfterFinished: 600 }, 3_600, true],
@@ -2241,6 +2250,14 @@ describe("5 Replacement and intent", () => {
       ],
       "its TTL has removed it when it was due": [{ live: undefined, latest: ttl(0).live }, "write intent, due in 0s"],
       "a person has deleted it": [{ live: undefined, latest: ttl(600).live, deletedByPerson: true }, "done: changed"],
+      "it had no TTL, so a person has deleted it": [
+        { live: undefined, latest: ttl(600).live, hadTtl: false },
+        "done: changed",
+      ],
+      "its TTL was taken off while it went": [
+        { live: undefined, latest: liveJob({}), hadTtl: true },
+        "write intent, due in 0s",
+      ],
       "its TTL has removed it, and it was to be left alone": [
         { live: undefined, latest: ttl(0).live, wish: wish("leave") },
         "done: changed",
@@ -3594,22 +3611,23 @@ describe("11 Controller", () => {
       const cache = new Cache()
       expect(cache.latest("batch-a/load-a")).toBeUndefined()
       cache.addJob(entryOf(liveJob({ resourceVersion: "9" })))
-      cache.bury("batch-a/load-a", { job: liveJob({ resourceVersion: "10" }), watched: true })
+      cache.bury("batch-a/load-a", { job: liveJob({ resourceVersion: "10" }), watched: true, ttlMs: undefined })
       expect(cache.latest("batch-a/load-a")?.metadata?.resourceVersion).toBe("10")
-      cache.bury("batch-a/load-a", { job: liveJob({ resourceVersion: "8" }), watched: true })
+      cache.bury("batch-a/load-a", { job: liveJob({ resourceVersion: "8" }), watched: true, ttlMs: undefined })
       expect(cache.latest("batch-a/load-a")?.metadata?.resourceVersion).toBe("9")
     })
 
     test("tombstone() keeps what a watch has told, whatever a list concludes later", () => {
       const cache = new Cache()
-      cache.bury("batch-a/load-a", { job: liveJob({ resourceVersion: "10" }), watched: true })
-      cache.bury("batch-a/load-a", { job: liveJob({ resourceVersion: "9" }), watched: false })
-      expect(cache.tombstone("batch-a/load-a")).toMatchObject({ watched: true })
+      cache.bury("batch-a/load-a", { job: liveJob({ resourceVersion: "10" }), watched: true, ttlMs: undefined })
+      cache.bury("batch-a/load-a", { job: liveJob({ resourceVersion: "9" }), watched: false, ttlMs: undefined })
+      expect(cache.tombstone("batch-a/load-a")).toMatchObject({ watched: true, ttlMs: undefined })
     })
 
     test("holds 200 tombstones, and drops the oldest first", () => {
       const cache = new Cache()
-      for (let i = 0; i <= 200; i++) cache.bury(`batch-a/j${i % 201}`, { job: named(`j${i}`, "U1"), watched: true })
+      for (let i = 0; i <= 200; i++)
+        cache.bury(`batch-a/j${i % 201}`, { job: named(`j${i}`, "U1"), watched: true, ttlMs: undefined })
       expect([cache.tombstone("batch-a/j0"), cache.tombstone("batch-a/j1")?.watched]).toEqual([undefined, true])
     })
 
@@ -3619,7 +3637,7 @@ describe("11 Controller", () => {
       for (const job of [failedJob(), elsewhere]) cache.addJob(entryOf(job))
       for (const namespace of ["batch-a", "other"]) {
         cache.addIntent({ ...intentOf(), namespace, uid: namespace }, monotonic(0))
-        cache.bury(`${namespace}/load-a`, { job: failedJob(), watched: true })
+        cache.bury(`${namespace}/load-a`, { job: failedJob(), watched: true, ttlMs: undefined })
       }
       cache.addPod(podOf("U1"), true)
       cache.removeIntent({ ...intentOf(), uid: "U70" })
@@ -4019,6 +4037,7 @@ function observation(): Observation {
     live: liveJob({}),
     latest: liveJob({}),
     deletedByPerson: false,
+    hadTtl: true,
     wish: wish("restart"),
     blockers: [],
     unblockedForMs: 0,

@@ -158,6 +158,16 @@ const RULE_MUTANTS: Mutant[] = [
     },
   },
   {
+    name: "judge what a TTL took by the TTL to which it was edited meanwhile",
+    program: currentProgram({
+      rules: { wasDeletedByPerson: (last, dueAt) => RULES.wasDeletedByPerson(last, dueAt) },
+    }),
+    history: {
+      flavour: { ...PLAIN, jobs: [{ ...PLAIN_JOB, ttlSeconds: 30 }], delayMs: 200_000 },
+      events: [{ at: { on: "getJob", nth: 1, after: false }, action: { do: "edit", name: "a", what: "ttl" } }],
+    },
+  },
+  {
     name: "delete a Job that was edited after its intent",
     program: currentProgram({
       rules: seeing(({ live, intents: [intent] }) =>
