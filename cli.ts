@@ -559,10 +559,8 @@ export class Dashboard extends Inventory {
   private report(what: string, error?: unknown): void {
     const isOutage = !(error instanceof ApiError && error.status < 500)
     const sinceAt = this.problems.get(what)?.sinceAt ?? nowOf(this.world)
-    // What Bun adds to a failed fetch is for programmers.
-    const text = messageOf(error).replace(/ For more information, pass `verbose: true` .*/, "")
     if (error === undefined) this.problems.delete(what)
-    else this.problems.set(what, { text, isOutage, sinceAt })
+    else this.problems.set(what, { text: messageOf(error), isOutage, sinceAt })
     this.send()
   }
 

@@ -180,8 +180,11 @@ export const instantText = (at: number) => new Date(at).toISOString().replace(/\
 /** An error's message, with what caused it; never a stack. */
 export function messageOf(error: unknown): string {
   const { message, code, cause } = (error ?? {}) as { message?: string; code?: unknown; cause?: unknown }
-  return (message || String(code ?? error)) + (cause ? `: ${messageOf(cause)}` : "")
+  return (message || String(code ?? error)).replace(ADVICE, "") + (cause ? `: ${messageOf(cause)}` : "")
 }
+
+/** What Bun adds to the message of a failed fetch is for programmers. */
+const ADVICE = /:? ?(?:Is the computer able|Was there a typo|For more information, pass).*$/s
 
 /** One log record for people: one line, and its details indented below. */
 export function textRecord(at: number, level: string, text: string, { lines = [] }: { lines?: string[] } = {}): string {

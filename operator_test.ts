@@ -2882,6 +2882,14 @@ describe("1 Text", () => {
       expect(durationText(Number(ms))).toBe(text as string)
   })
 
+  test.each([
+    ["ECONNREFUSED: Unable to connect. Is the computer able to access the url?", "ECONNREFUSED: Unable to connect."],
+    ["ENETUNREACH: Was there a typo in the url or port?", "ENETUNREACH"],
+    ["socket closed. For more information, pass `verbose: true` in the second argument to fetch()", "socket closed."],
+  ])("messageOf() leaves out Bun's advice to programmers: %s", (text, expected) => {
+    expect(messageOf(new Error(text))).toBe(expected)
+  })
+
   test("messageOf() has what caused an error, and no stack, whatever was thrown", () => {
     expect(messageOf(new Error("a", { cause: new Error("b", { cause: "c" }) }))).toBe("a: b: c")
     expect(messageOf(Object.assign(new Error(""), { code: "ECONNREFUSED" }))).toBe("ECONNREFUSED")
