@@ -4,7 +4,7 @@ import { join } from "node:path"
 import { type Found, tell } from "./simulation.ts"
 
 /** As many as leave the whole suite below two minutes on two cores; CI runs 10,000. */
-const HISTORIES = Number(process.env.HISTORIES ?? 6_000)
+const HISTORIES = Number(process.env.HISTORIES ?? 4_000)
 /** Fixed, so that a change is not blamed for a history that no run before it has met; `bun run simulate` looks further. */
 const SEED = Number(process.env.SEED ?? 1)
 /** One for each of two cores: on one of them they take as long as all other tests take on the other. */
