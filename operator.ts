@@ -2746,7 +2746,9 @@ async function runPlugin(config: Kubeconfig): Promise<ExecStatus> {
   process.on("exit", end)
   let complaint = ""
   const listen = async () => {
-    for await (const part of child.stderr.pipeThrough(new TextDecoderStream())) complaint += part
+    // Far more than is shown, so that no half of a secret is left at the cut.
+    for await (const part of child.stderr.pipeThrough(new TextDecoderStream()))
+      complaint = (complaint + part).slice(-65_536)
   }
   try {
     const ended = Promise.all([child.stdout.text(), child.exited, listen()])
