@@ -3629,8 +3629,9 @@ async function observe(
   if (live && uidOf(live) !== progress.deletedBy?.jobUid) progress.deletedBy = undefined
   // An intent stood beside a Job that was going; a watch may have told its removal before this look.
   const wasReliedOn = progress.isPastDelete
-  const unrestored = { known: before, confirmed: undefined }
-  const { known, confirmed } = isGoing ? await restoreWithdrawn(world, cache, job, before, progress) : unrestored
+  const deletedBy = isGoing ? progress.deletedBy : undefined
+  const { known, confirmed } = await restoreWithdrawn(world, cache, job, before, deletedBy)
+  if (isGoing) progress.deletedBy = undefined
   const isReliedOn = !live || (!isGoing && known.some(({ jobUid }) => jobUid === uidOf(live)))
   const fresh = confirmed ?? (live && progress.fresh)
   const intents = newestFirst(isReliedOn ? await readIntents(world, cache, known, fresh) : known)
@@ -3679,9 +3680,8 @@ async function restoreWithdrawn(
   cache: RestartCache,
   job: JobName,
   known: Intent[],
-  progress: Progress,
+  intent: Intent | undefined,
 ): Promise<{ known: Intent[]; confirmed: string | undefined }> {
-  const intent = progress.deletedBy
   if (!intent) return { known, confirmed: undefined }
   let [standing] = await readIntents(world, cache, [intent], undefined)
   if (!standing) {
@@ -3691,7 +3691,6 @@ async function restoreWithdrawn(
     standing = written ?? cache.intentsOf(job.key).find(({ name }) => name === intent.name)
     if (!standing) throw new Error(`intent ${intent.name} cannot be read`)
   }
-  progress.deletedBy = undefined
   return { known: [...known.filter(({ name }) => name !== intent.name), standing], confirmed: standing.name }
 }
 
@@ -3754,7 +3753,8 @@ const listPodsOf = async ({ cluster, kill }: World, intent: Intent) =>
 /** Those that are still there. */
 async function findPods({ cluster, kill }: World, { namespace }: Intent, pods: PodView[]): Promise<PodView[]> {
   const found = await Promise.all(pods.map(({ name }) => cluster.findPod(namespace, name, kill)))
-  return found.flatMap((pod, i) => (pod && viewPod(pod).uid === pods[i]?.uid ? [viewPod(pod)] : []))
+  const views = found.flatMap((pod) => (pod ? [viewPod(pod)] : []))
+  return views.filter(({ uid }) => pods.some((pod) => pod.uid === uid))
 }
 
 /** For how long nothing but the garbage collector's own finalizer has held the terminating Job. */
@@ -4532,7 +4532,7 @@ export class Operator {
   private readonly reported = new BoundedMap<true>(MOST_REPORTED)
   /** Writes that nothing waits for: under way, and waiting. */
   private readonly writing = new Set<Promise<void>>()
-  private readonly writes: (() => Promise<void>)[] = []
+  private readonly writes: (() => Promise<unknown>)[] = []
   private readonly records = new Map<string, RecordKey[]>()
   private readonly prunedAt = new Map<string, number>()
   /** The watch of each namespace's pods. `renew` ends it, so that it is opened with another selector. */
@@ -5065,6 +5065,7 @@ export class Operator {
   /** What a restart reads is news for the cache too. */
   private restartCache({ key, namespace }: JobName): RestartCache {
     const { cache, liveness } = this
+    const tombstoneOf = (uid: string) => [cache.tombstone(key)].find((known) => known && uidOf(known.job) === uid)
     return {
       intentsOf: (job) => cache.intentsOf(job),
       latest: (job) => cache.latest(job),
@@ -5074,17 +5075,10 @@ export class Operator {
         return pods.length > 0 ? pods : undefined
       },
       deletedByPerson: (uid, dueAt) => {
-        const tombstone = cache.tombstone(key)
-        return (
-          tombstone?.watched === true &&
-          uidOf(tombstone.job) === uid &&
-          rulesOf(this.world).wasDeletedByPerson(tombstone.job, dueAt, tombstone.ttlMs)
-        )
+        const { job, watched, ttlMs } = tombstoneOf(uid) ?? {}
+        return job !== undefined && watched === true && rulesOf(this.world).wasDeletedByPerson(job, dueAt, ttlMs)
       },
-      ttlMsOf: (uid) => {
-        const { job, ttlMs } = cache.tombstone(key) ?? {}
-        return job && uidOf(job) === uid ? ttlMs : undefined
-      },
+      ttlMsOf: (uid) => tombstoneOf(uid)?.ttlMs,
       onJobRead: (job) => this.onJobRead(job),
       onIntentRead: (intent) => cache.addIntent(intent, this.world.clock.monotonic(), cache.sighting()),
       onIntentGone: (intent) => cache.removeIntent(intent),
@@ -5255,12 +5249,7 @@ export class Operator {
       if (this.firstTime(`${namespace} ${what} ${why}`)) this.emit({ kind: "WriteFailed", namespace, what, why })
     }
     if (this.writes.length >= MOST_WAITING_WRITES) return report(`${MOST_WAITING_WRITES} others wait already`)
-    this.writes.push(() =>
-      work().then(
-        () => {},
-        (error) => report(messageOf(error)),
-      ),
-    )
+    this.writes.push(() => work().catch((error) => report(messageOf(error))))
     this.startWrites()
   }
 
@@ -5271,7 +5260,7 @@ export class Operator {
 
   private startWrites(): void {
     while (this.writing.size < MOST_WRITES && this.writes.length > 0) {
-      const write = this.writes.shift() as () => Promise<void>
+      const write = this.writes.shift() as () => Promise<unknown>
       const done = write().then(() => {
         this.writing.delete(done)
         this.startWrites()

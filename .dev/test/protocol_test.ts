@@ -55,6 +55,15 @@ describe("The restart protocol", () => {
     "ValidatingAdmissionPolicy 'teams' with binding 'teams-binding' denied request: team a may not create it"
   const rejected = (life: Life, name: string, times = 1) =>
     until(`${name} rejected`, () => life.factsOf("RestartRejected", name).length >= times)
+  /** A failed Job whose deletes are sent, and not applied yet. */
+  async function deletedWithoutAnswer() {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    server.fault({ verb: "delete", resource: "jobs", name: "load-a" }, { status: 504 }, { times: 999 })
+    const life = live(server)
+    await until("deleted, without an answer", () => deletions(server, "load-a").length > 0)
+    return { server, job, life }
+  }
   test("H27 J05 a Job that the cluster would not take back stands, and its intent is removed", async () => {
     const server = await serve()
     const job = stand(server, "load-a")
@@ -89,11 +98,7 @@ describe("The restart protocol", () => {
   })
 
   test("a rejection after a delete without an answer removes no intent before that delete is too late", async () => {
-    const server = await serve()
-    const job = stand(server, "load-a")
-    server.fault({ verb: "delete", resource: "jobs", name: "load-a" }, { status: 504 }, { times: 999 })
-    const life = live(server)
-    await until("deleted, without an answer", () => deletions(server, "load-a").length > 0)
+    const { server, job, life } = await deletedWithoutAnswer()
     const lift = forbid(server, "load-a")
     await until("rejected", () => proofs(server, "load-a").some(({ status }) => status === 422))
     await afterLaterFailure(server, life)
@@ -104,11 +109,7 @@ describe("The restart protocol", () => {
   })
 
   test("a Job comes back that a delete without an answer takes after another operator withdrew its intent", async () => {
-    const server = await serve()
-    const job = stand(server, "load-a")
-    server.fault({ verb: "delete", resource: "jobs", name: "load-a" }, { status: 504 }, { times: 999 })
-    const life = live(server)
-    await until("deleted, without an answer", () => deletions(server, "load-a").length > 0)
+    const { server, job, life } = await deletedWithoutAnswer()
     for (const { metadata } of intents(server)) person(server, "delete", metadata.name)
     person(server, "delete", "load-a", { propagationPolicy: "Foreground" })
     await backOnce(server, [life], [job])
