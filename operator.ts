@@ -1675,14 +1675,15 @@ function withMemory(original: Job, memory: Record<string, string>): Job {
   return job
 }
 
-/** The standing intents, the one that counts first: of the newest version, at once before later, spoiled ones last. */
+/**
+ * The standing intents, the one that counts first: of the newest version, at once before later. Only by what cannot
+ * change: of two operators that disagree on the order, each would remove the intent that the other keeps.
+ */
 export function newestFirst(intents: Intent[]): Intent[] {
   const due = ({ dueAt }: Intent) => dueAt ?? 0
   return intents
     .filter(({ deleting }) => !deleting)
-    .sort(
-      (a, b) => Number(a.spoiled) - Number(b.spoiled) || compareVersions(b.jobVersion, a.jobVersion) || due(a) - due(b),
-    )
+    .sort((a, b) => compareVersions(b.jobVersion, a.jobVersion) || due(a) - due(b))
 }
 
 /**
@@ -1780,7 +1781,9 @@ export function nextStep(seen: Observation, now: number): Step {
   const intent = isBegun ? { ...newest, dueAt: undefined } : newest
   const back = [live, latest].find((job) => job && wasRecreated(job, intent))
   if (back) return { do: "clean up", intents, outcome: outcomeOf(intents, back), withdraw: false }
-  if (older.length > 0 && !isBegun) return { do: "clean up", intents: older, outcome: undefined, withdraw: false }
+  // Beside a spoiled intent, an older one is all that protects the Job.
+  if (older.length > 0 && !isBegun && !newest.spoiled)
+    return { do: "clean up", intents: older, outcome: undefined, withdraw: false }
   if (!live) return stepWhileAbsent(seen, intent, now)
   return isTerminating(live) ? stepWhileTerminating(seen, intent, live) : stepBeforeDelete(seen, intent, live, now)
 }
@@ -1841,7 +1844,7 @@ function stepBeforeDelete(seen: Observation, intent: Intent, live: Job, now: num
   if (versionOf(live) !== intent.jobVersion)
     return { do: "clean up", intents, outcome: { result: "changed" }, withdraw: false }
   // Its writer was stopped before it could remove it. Another one is written, and checked.
-  if (intent.spoiled) return { do: "clean up", intents, outcome: undefined, withdraw: true }
+  if (intent.spoiled) return { do: "clean up", intents: [intent], outcome: undefined, withdraw: true }
   // It was written before the cause was known, or by other settings. One that does not wait is a restart under way.
   if (wish && !("dueAt" in wish.decision) && intent.dueAt !== undefined)
     return { do: "clean up", intents, outcome: { result: "changed" }, withdraw: true }
@@ -4956,6 +4959,10 @@ export class Operator {
     if (isExpiring && !view.manager && isSelected(view, config) && !failure) this.collectEvidence(entry, "failed")
     entry.decision = decision
     this.reportDecision(entry, decision, known.cause, now)
+    // Left of the restart that created this Job: it does not wait for the next one.
+    const stray = newestFirst(this.cache.intentsOf(view.key)).find(({ jobUid }) => jobUid !== view.uid)
+    if (stray && !config.dryRun && !this.isLeftToItsWriter(view.key, stray))
+      return this.reconcileIntent(view.key, stray)
     if ("dueAt" in decision) return this.schedule(entry, intent, decision)
     moveTo(entry, { is: "idle", because: decision.because })
     if (!intent || config.dryRun) return

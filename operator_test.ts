@@ -2290,6 +2290,10 @@ describe("5 Replacement and intent", () => {
         { intents: [{ ...intentOf(), spoiled: true }] },
         "clean up U7: go on, withdraw",
       ],
+      "a webhook gave the intent an owner, and an older one that waits has none": [
+        { intents: [{ ...intentOf({}, { uid: "U8" }), spoiled: true }, laterIntent()] },
+        "clean up U8: go on, withdraw",
+      ],
       "the Job is to be left alone now: a restart under way goes on": [
         { intents: [intentOf()], wish: wish("leave") },
         "prove and delete",
@@ -2399,6 +2403,10 @@ describe("5 Replacement and intent", () => {
       "and an intent stands for the edit: the older one goes (B6)": [
         { intents: [intentOf({}, { version: "9", uid: "U8" }), intentOf()], live: going() },
         "clean up U7: go on",
+      ],
+      "and the intent for the edit is spoiled: the older one stays, too": [
+        { intents: [{ ...intentOf({}, { version: "9", uid: "U8" }), spoiled: true }, intentOf()], live: going() },
+        "wait for the old Job to go",
       ],
     },
     "6 and 7, the Job is absent": {
@@ -2695,7 +2703,7 @@ describe("5 Replacement and intent", () => {
     expect(isChanged(JSON.parse(text.replace('"memory":"1Gi"', '"memory":"1025Mi"')))).toBe(true)
   })
 
-  test("newestFirst() sorts by version as a number, then at once before later, without those that go, spoiled ones last", () => {
+  test("newestFirst() sorts by version as a number, then at once before later, without those that go", () => {
     const all = [
       intentOf({}, { version: "9", uid: "U9" }),
       intentOf({}, { version: "10", uid: "U10-later", dueAt: NOW + HOUR }),
@@ -2704,7 +2712,7 @@ describe("5 Replacement and intent", () => {
       { ...intentOf({}, { version: "1000", uid: "U1000" }), deleting: true },
       { ...intentOf({}, { version: "11", uid: "U11" }), spoiled: true },
     ]
-    expect(newestFirst(all).map(({ uid }) => uid)).toEqual(["U10", "U10-soon", "U10-later", "U9", "U11"])
+    expect(newestFirst(all).map(({ uid }) => uid)).toEqual(["U11", "U10", "U10-soon", "U10-later", "U9"])
     expect(newestFirst([])).toEqual([])
     always([fc.array(fc.bigInt({ min: 1n, max: 2n ** 64n }), { minLength: 1 })], (versions) => {
       const most = versions.toSorted((a, b) => (a < b ? -1 : a > b ? 1 : 0)).at(-1)

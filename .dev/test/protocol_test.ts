@@ -1,7 +1,7 @@
 // The restart protocol of operator.ts, against the embedded API server over real HTTPS: what is written, proved, deleted and created,
 // and what others may do meanwhile. An id in a name is a report, listed in .github/docs/reports.md.
 import { describe, expect, test } from "bun:test"
-import { INTENT, PREFIX, REPLACEMENT } from "../../operator.ts"
+import { draftOf, INTENT, intentFor, PREFIX, REPLACEMENT } from "../../operator.ts"
 import type { Policy, Webhook } from "../apiserver/admission.ts"
 import type { Call } from "../apiserver/http.ts"
 import type { Job, Obj } from "../apiserver/model.ts"
@@ -407,6 +407,19 @@ describe("The restart protocol", () => {
     expect(life.factsOf("EditRejected", "held")[0]?.why).toContain("no bad Jobs")
     release(server, "held")
     await backOnce(server, [life], [job])
+  })
+
+  test("an intent left of the restart that created a Job goes before that Job is due", async () => {
+    const server = await serve()
+    const former = stand(server, "load-a")
+    kubectlDelete(server, "load-a")
+    const draft = draftOf({ live: former, additions: { annotations: {}, memory: {} }, dueAt: undefined })
+    person(server, "create", "", intentFor(draft))
+    const job = stand(server, "load-a")
+    const life = live(server, { RESTART_DELAY: "1h" })
+    await until("no intent is left", () => intents(server).length === 0)
+    await until("it waits", () => life.factsOf("RestartScheduled", "load-a").length > 0)
+    expect(server.model.job("default", "load-a")?.metadata.uid).toBe(job.metadata.uid)
   })
 
   test("an intent of version 1.0.0 is completed", async () => {
