@@ -2191,7 +2191,7 @@ const TOLD_OF: { [K in Fact["kind"]]: (fact: Extract<Fact, { kind: K }>) => Told
   },
   PermissionsReviewed: ({ namespace, missing, isEssential }) => {
     if (missing.length === 0) return told("debug", `${namespace}: the Role allows everything that is needed`)
-    const text = `${namespace}: no such namespace yet, or its Role lacks ${missing.length} rules; see deploy/rbac.yaml:`
+    const text = `${namespace}: the Role lacks ${missing.length} rules, or the namespace is missing; see deploy/rbac.yaml:`
     return told(isEssential ? "error" : "warning", text, missing)
   },
   WriteFailed: ({ namespace, what, why }) => told("warning", `${namespace}: ${what}: ${why}`),
@@ -5816,6 +5816,7 @@ export async function main(args: string[], env: Env): Promise<number> {
     const isPortSet = rows.some(({ variable, from }) => variable === "HEALTH_PORT" && from !== "default")
     if (config.healthPort > 0 && (source.inCluster || isPortSet))
       serveHealth(config.healthPort, operator, metrics, config, say)
+    else if (config.healthPort > 0) say("info", "outside a pod there are no health endpoints unless HEALTH_PORT is set")
     announceWay(say, world.cluster, env)
     const server = `Kubernetes ${await waitForServer(world, say)} at ${cluster.address}`
     const facts = [
