@@ -3537,7 +3537,7 @@ export interface Restart {
 interface Progress {
   /** What is known without another look, where the last step has just read or written it. */
   seen: Observation | undefined
-  /** The intent that was written last, whose answer is as good as a read. */
+  /** The intent that was written a moment ago: its answer is as good as a read. */
   fresh: string | undefined
   /** The intent by which this run has, or may have, deleted the Job; until the first look that finds the Job going. */
   deletedBy: Intent | undefined
@@ -3594,21 +3594,28 @@ export async function reconcileRestart(world: World, cache: RestartCache, restar
   const trouble = retryBackoff(world, "its restart is held up", restart.job)
   while (!kill.aborted) {
     try {
+      if (progress.steps++ === MOST_STEPS) await pause(world, progress)
       const seen = progress.seen ?? (await observe(world, cache, restart, progress))
       progress.seen = undefined
       const step = rulesOf(world).nextStep(seen, nowOf(world))
       if (step.do === "done") return step.outcome
       if (stop.aborted && !progress.isPastDelete) break
-      if (++progress.steps > MOST_STEPS) await pause(world, progress)
       const outcome = await perform(world, cache, restart, progress, seen, step)
       trouble.over()
       if (outcome) return outcome
     } catch (error) {
       if (stop.aborted && !progress.isPastDelete) break
       await trouble.wait(error, progress.isPastDelete ? kill : stop)
+      forgetSeen(progress)
     }
   }
   return { result: "interrupted" }
+}
+
+/** After a wait, somebody else may have removed the intent, or edited the Job. */
+function forgetSeen(progress: Progress): void {
+  progress.seen = undefined
+  progress.fresh = undefined
 }
 
 const protects = ({ spoiled }: Intent) => !spoiled
@@ -3815,6 +3822,7 @@ async function pause({ clock, kill, stop }: World, progress: Progress): Promise<
   const lookMs = progress.changed ? longestMs : Math.min(longestMs, Math.max(FIRST_LOOK_MS, waitedMs / 5))
   const signals = [progress.changed, stop.aborted ? undefined : stop].filter((signal) => signal !== undefined)
   await clock.sleep(lookMs, kill, ...signals)
+  forgetSeen(progress)
 }
 
 function reportBlockers(

@@ -115,6 +115,22 @@ describe("The restart protocol", () => {
     await backOnce(server, [life], [job])
   })
 
+  test("after an error, the intent by which a Job is deleted is read again, for somebody may have removed it", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    const removesIntents = (call: Call) => {
+      if (!isDryRun(call)) return false
+      for (const { metadata } of intents(server)) kubectlDelete(server, metadata.name)
+      return true
+    }
+    server.fault({ verb: "create", resource: "jobs", when: removesIntents }, { status: 503 })
+    const life = live(server, {}, { user: "old" })
+    await backOnce(server, [life], [job])
+    const [, second] = intentions(server, "load-a")
+    const [deletion] = deletions(server, "load-a")
+    expect(server.calls.indexOf(second as Call)).toBeWithin(0, server.calls.indexOf(deletion as Call))
+  })
+
   test("a restart whose intent is rejected deletes nothing", async () => {
     const server = await serve()
     const job = stand(server, "load-a")
