@@ -3642,7 +3642,8 @@ async function observe(
   const deletedBy = isGoing ? progress.deletedBy : undefined
   const { known, confirmed } = await restoreWithdrawn(world, cache, job, before, deletedBy)
   if (isGoing) progress.deletedBy = undefined
-  const isReliedOn = !live || (!isGoing && known.some(({ jobUid }) => jobUid === uidOf(live)))
+  // Of two, the older one is removed: only if the newer one stands.
+  const isReliedOn = !live || known.length > 1 || (!isGoing && known.some(({ jobUid }) => jobUid === uidOf(live)))
   const fresh = confirmed ?? (live && progress.fresh)
   const intents = newestFirst(isReliedOn ? await readIntents(world, cache, known, fresh) : known)
   progress.fresh = undefined
@@ -4044,6 +4045,7 @@ async function withdrawIntents(
   const lateMs = (progress.unansweredSince ?? Number.NEGATIVE_INFINITY) + LATE_DELETE_MS - clock.monotonic()
   if (lateMs > 0) {
     await clock.sleep(lateMs, kill, stop, ...(progress.changed ? [progress.changed] : []))
+    forgetSeen(progress)
     return false
   }
   const before = await world.cluster.getJob(job.namespace, job.name, world.kill)
