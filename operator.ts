@@ -784,7 +784,7 @@ function viewContainer(container: ContainerStatus, role: Role, toldToStopAt: num
 /** The last lines of a container's log, or why there are none; `final`: read after its end. */
 type Tail = { lines: string[]; note?: string; final?: boolean }
 
-/** All that was seen of a failure. Logs are keyed by pod uid and container; `morePods` are beyond the newest few. */
+/** All that was seen of a failure. Logs are keyed by pod uid and container; `morePods` are beyond the few kept. */
 export type Evidence = { pods: PodView[]; logs: Map<string, Tail>; morePods: number }
 
 /** Why a Job failed. */
@@ -847,6 +847,18 @@ function lastFailedPod(pods: PodView[]): PodView | undefined {
     return { pod, rank, failedAt: failed?.finishedAt ?? pod.createdAt }
   })
   return sortable.sort((a, b) => a.rank - b.rank || a.failedAt - b.failedAt).at(-1)?.pod
+}
+
+const EVIDENCE_PODS = 5
+
+/** The few pods that are kept as evidence: the one that the cause is told by, which all pods decide, and the newest. */
+function evidencePods(pods: PodView[]): Pick<Evidence, "pods" | "morePods"> {
+  const failed = pods
+    .filter((pod) => pod.phase !== "Succeeded" || isFailedPod(pod))
+    .sort((a, b) => a.createdAt - b.createdAt)
+  const last = lastFailedPod(failed)
+  const kept = [...failed.filter((pod) => pod !== last), ...(last ? [last] : [])].slice(-EVIDENCE_PODS)
+  return { pods: failed.filter((pod) => kept.includes(pod)), morePods: failed.length - kept.length }
 }
 
 /** What failed. */
@@ -3310,7 +3322,6 @@ export interface World {
 }
 
 const SKEW_LIMIT_MS = 5_000
-const EVIDENCE_PODS = 5
 const EVIDENCE_LIMIT_MS = 20_000
 const LONG_MS = 300_000
 
@@ -3383,11 +3394,7 @@ export async function gatherEvidence(
       const isKept = ({ uid }: PodView) => kept.some((pod) => pod.uid === uid && isOverPod(pod))
       const fresh = listed.filter((pod) => !isKept(pod))
       const others = kept.filter(({ uid }) => !fresh.some((pod) => pod.uid === uid))
-      const failed = [...others, ...fresh]
-        .filter((pod) => pod.phase !== "Succeeded" || isFailedPod(pod))
-        .sort((a, b) => a.createdAt - b.createdAt)
-      evidence.pods = failed.slice(-EVIDENCE_PODS)
-      evidence.morePods = failed.length - evidence.pods.length
+      Object.assign(evidence, evidencePods([...others, ...fresh]))
       await Promise.all(evidence.pods.map((pod) => readLogs(world, job.namespace, pod, evidence.logs, signal)))
     })
   } catch (error) {
@@ -4940,7 +4947,7 @@ export class Operator {
   /** What was seen of a failure before somebody deleted the Job is recorded; its pods are not looked at any more. */
   private forgetDeleted(entry: JobEntry, isRestart: boolean): void {
     const { view, looked } = entry
-    const evidence = entry.evidence ?? { pods: this.cache.podsOf(view.uid), logs: new Map(), morePods: 0 }
+    const evidence = entry.evidence ?? { ...evidencePods(this.cache.podsOf(view.uid)), logs: new Map() }
     if (!looked?.has("failed")) this.record(entry, evidence, failureOf(view, evidence))
     this.emit({ kind: "DeletedByOthers", job: view, isRestart })
     this.forget(entry)

@@ -1,7 +1,7 @@
 // The evidence of a failure, as class Operator gathers it from the embedded API server over real HTTPS. An id in a name is a report,
 // listed in .github/docs/reports.md.
 import { describe, expect, test } from "bun:test"
-import { textRecord } from "../../operator.ts"
+import { type ConfigMap, readRecord, textRecord } from "../../operator.ts"
 import type { Pod } from "../apiserver/model.ts"
 import { OPERATOR_ROLE } from "../apiserver/roles.ts"
 import {
@@ -13,6 +13,7 @@ import {
   exits,
   failedAgo,
   isBack,
+  kubectlDelete,
   live,
   logs,
   run,
@@ -21,10 +22,15 @@ import {
   stand,
   standPod,
   tidyUp,
+  timestamp,
   until,
 } from "./acting_kit.ts"
 
 tidyUp()
+
+/** The records of failures, as the commands read them. */
+const records = (server: Server) =>
+  [...server.model.objects.configmaps!.values()].flatMap((map) => readRecord(map as ConfigMap) ?? [])
 
 describe("The evidence", () => {
   /** Fails with restartPolicy OnFailure while its second attempt runs: no pod is left then. */
@@ -93,6 +99,38 @@ describe("The evidence", () => {
         .sort(),
     ).toEqual(["fetch", "mesh", "worker"])
     expect(logs(server).every(({ query }) => query.previous === undefined)).toBe(true)
+  })
+
+  /** A Job whose pod 0 fails with exit code 3; the other nine, of the same second, are then told to stop. */
+  function failsInParallel(server: Server, metadata: object = {}): void {
+    const job = stand(server, "load-a", { metadata })
+    const stop = { deletionTimestamp: timestamp(Date.now() + 30_000), deletionGracePeriodSeconds: 30 }
+    const finalizers = ["example.test/hold"]
+    for (const i of Array(10).keys()) {
+      const status = { phase: "Failed", containerStatuses: [ended("main", i === 0 ? 3 : 143)] }
+      standPod(server, job, `q${i}`, status, i === 0 ? {} : { ...stop, finalizers })
+    }
+  }
+  test("of many parallel pods the one that failed by itself is the cause, and among the few that are kept", async () => {
+    const server = await serve()
+    failsInParallel(server)
+    const life = live(server, { RESTART_RULES: "exit:3=6h" })
+    await until("waiting", () => life.about("load-a", /restarted at .*exit:3=6h/).length > 0)
+    expect(life.factsOf("FailureSeen", "load-a")[0]?.cause).toBe("exit:3")
+    expect(life.evidence("load-a")).toMatch(/^pod q0 .*[\s\S]*exit code 3[\s\S]*and 5 more pods$/)
+    await until("recorded", () => records(server).length > 0)
+    expect(records(server)[0]?.evidence.pods.map(({ name }) => name)).toEqual(["q0", "q6", "q7", "q8", "q9"])
+  })
+  test("of many pods of a Job that somebody deletes at once, few are recorded", async () => {
+    const server = await serve()
+    const life = live(server, { CHECK_INTERVAL: "600" })
+    await until("watching", () => callsOf(server, "watch", "pods").length + callsOf(server, "watch").length === 2)
+    // Its failure and its end are seen in one burst: nobody looks at the pods.
+    failsInParallel(server, { finalizers: [] })
+    kubectlDelete(server, "load-a")
+    await until("recorded", () => records(server).length > 0)
+    expect(life.factsOf("DeletedByOthers", "load-a").length).toBe(1)
+    expect(records(server)[0]?.evidence.pods.length).toBe(5)
   })
 
   test("the exit code of an init container that fails is the cause, and its log is kept", async () => {
