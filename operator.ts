@@ -781,7 +781,7 @@ function viewContainer(container: ContainerStatus, role: Role, toldToStopAt: num
   }
 }
 
-/** The last lines of a container's log, or why there are none; `final`: read after its end. */
+/** The last lines of a container's log, or why there are none; `final`: read whole, after the container's end. */
 type Tail = { lines: string[]; note?: string; final?: boolean }
 
 /** All that was seen of a failure. Logs are keyed by pod uid and container; `morePods` are beyond the few kept. */
@@ -920,8 +920,8 @@ export function tailOf(text: string, lines: number, cut = false): Tail {
   const lastLine = text.slice(text.lastIndexOf("\n") + 1)
   const isKubelets = KUBELET_MESSAGE.test(lastLine)
   const log = isKubelets ? text.slice(0, -lastLine.length) : text
-  const unavailable = isKubelets ? `log not available: ${safe(lastLine)}` : ""
-  if (log === "") return { lines: [], note: unavailable || "log empty, it may have been rotated" }
+  const lack: Partial<Tail> = isKubelets ? { note: `log not available: ${safe(lastLine)}`, final: false } : {}
+  if (log === "") return { lines: [], note: "log empty, it may have been rotated", ...lack }
   const shown = log
     .replace(/\r*\n$/, "")
     .split("\n")
@@ -929,8 +929,8 @@ export function tailOf(text: string, lines: number, cut = false): Tail {
   const all = maskSecrets(shown.join("\n")).split("\n")
   const kept = lines > 0 ? all.slice(-lines).map((line) => printable(shortLine(line))) : []
   const note = cut ? "log too long to read whole, cut" : kept.length === lines ? `last ${lines} lines` : ""
-  const notes = [note, unavailable].filter(Boolean).join("; ")
-  return notes ? { lines: kept, note: notes } : { lines: kept }
+  const notes = [note, lack.note].filter(Boolean).join("; ")
+  return { lines: kept, ...lack, ...(notes && { note: notes }) }
 }
 
 /** A failure's evidence, as lines to stand under its headline. */
@@ -3411,7 +3411,8 @@ async function podsOfJob({ cluster }: World, job: JobView, signal: AbortSignal):
 }
 
 /**
- * Reads each container's log until it was read after its end. What was read earlier stays if there is nothing better.
+ * Reads each container's log, unless that was read whole after the container's end. What was read earlier stays if
+ * there is nothing better.
  */
 async function readLogs(
   { cluster, config }: World,
@@ -3431,8 +3432,8 @@ async function readLogs(
     const tail = (previous: boolean) => cluster.readLog(namespace, pod.name, name, { lines, previous }, signal)
     const found = await tail(runsAgain)
       .catch((error) => (runsAgain ? tail(false) : Promise.reject(error)))
-      .catch((error) => ({ lines: [], note: `log not available: ${messageOf(error)}` }))
-    if (found.lines.length > 0 || !logs.has(key)) logs.set(key, { ...found, final: state !== "running" })
+      .catch((error) => ({ lines: [], note: `log not available: ${messageOf(error)}`, final: false }))
+    if (found.lines.length > 0 || !logs.get(key)?.lines.length) logs.set(key, { final: state !== "running", ...found })
   }
   await Promise.all(pod.containers.map(read))
 }

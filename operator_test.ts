@@ -3009,11 +3009,9 @@ describe("1 Text", () => {
   test.each(kubeletMessages)(
     "tailOf() takes the kubelet's own message for a note, never for a line: %s (C06, J08)",
     (message) => {
-      expect(tailOf(message, 20)).toEqual({ lines: [], note: `log not available: ${message}` })
-      expect(tailOf(`one\ntwo\n${message}`, 20)).toEqual({
-        lines: ["one", "two"],
-        note: `log not available: ${message}`,
-      })
+      const isNote = { note: `log not available: ${message}`, final: false }
+      expect(tailOf(message, 20)).toEqual({ lines: [], ...isNote })
+      expect(tailOf(`one\ntwo\n${message}`, 20)).toEqual({ lines: ["one", "two"], ...isNote })
       expect(tailOf(`one\n${message}\ntwo\n`, 20)).toEqual({ lines: ["one", message, "two"] })
       expect(tailOf(`${message}\n`, 20)).toEqual({ lines: [message] })
     },

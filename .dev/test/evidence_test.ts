@@ -2,7 +2,8 @@
 // listed in .github/docs/reports.md.
 import { describe, expect, test } from "bun:test"
 import { type ConfigMap, readRecord, textRecord } from "../../operator.ts"
-import type { Pod } from "../apiserver/model.ts"
+import type { Action } from "../apiserver/http.ts"
+import type { Attempt, Pod } from "../apiserver/model.ts"
 import { OPERATOR_ROLE } from "../apiserver/roles.ts"
 import {
   afterLaterFailure,
@@ -236,6 +237,25 @@ describe("The evidence", () => {
       [],
     ])
   })
+
+  const outages: Record<string, Action> = { "502": { status: 502 }, "no answer": { drop: "before" } }
+  test.each(Object.entries(outages))(
+    "a log that cannot be read while its Job is failing (%s) is read again when it has failed",
+    async (_, outage) => {
+      const server = await serve()
+      const hasFailed = () =>
+        server.model.job("default", "load-a")?.status.conditions?.some(({ type }) => type === "Failed")
+      server.fault({ subresource: "log", when: () => !hasFailed() }, outage, { times: 99 })
+      const life = live(server, { RESTART_RULES: "log:/invalid token/=never" })
+      // The second pod takes its time to stop: only then the Job has failed.
+      const slow: Attempt = { runMs: 60_000, graceMs: 300 }
+      run(server, "load-a", [exits(3, "invalid token\n"), slow], { spec: { parallelism: 2, completions: 2 } })
+      await until("looked at", () => life.about("load-a", /failed at/).length > 0)
+      expect(logs(server).some(({ status }) => status !== 200)).toBe(true)
+      expect(life.evidence("load-a")).toContain("| invalid token")
+      await until("given up", () => life.about("load-a", /given up: rule log:/).length > 0)
+    },
+  )
 
   test("C14 the previous run's log is asked for only where a container runs again", async () => {
     const server = await serve()

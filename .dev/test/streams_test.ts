@@ -127,7 +127,12 @@ describe("Logs", () => {
   const ten = Array.from({ length: 10 }, (_, n) => (n === 2 ? sentence : `line ${n}`))
   const hundreds = Array.from({ length: 500 }, (_, n) => (n === 199 ? "the error" : `line ${n + 1}`))
   const texts: [string, string, number, object][] = [
-    ["C06 only the kubelet's sentence: no log", sentence, 20, { lines: [], note: `log not available: ${sentence}` }],
+    [
+      "C06 only the kubelet's sentence: no log",
+      sentence,
+      20,
+      { lines: [], note: `log not available: ${sentence}`, final: false },
+    ],
     ["C06 its sentence among others: a log", `${ten.join("\n")}\n`, 20, { lines: ten }],
     ["C08 nothing: empty, no error", "", 20, { lines: [], note: "log empty, it may have been rotated" }],
     ["C08 the last 3 lines", "a\nb\nc\n", 20, { lines: ["a", "b", "c"] }],
