@@ -842,21 +842,24 @@ function isOverPod({ phase, gone, deleting, containers }: PodView): boolean {
 /** The pod of the last failed attempt; one that is being deleted only if there is no other, for its Job had failed. */
 function lastFailedPod(pods: PodView[]): PodView | undefined {
   const sortable = pods.filter(isFailedPod).map((pod) => {
-    const failed = failedContainer(pod)
-    const rank = pod.deleting && !pod.evicted ? Number(failed?.stopped === false) : 2
-    return { pod, rank, failedAt: failed?.finishedAt ?? pod.createdAt }
+    return { pod, rank: blameOf(pod), failedAt: failedContainer(pod)?.finishedAt ?? pod.createdAt }
   })
   return sortable.sort((a, b) => a.rank - b.rank || a.failedAt - b.failedAt).at(-1)?.pod
 }
 
+/** How likely a failed pod is to blame: 0 if it was only stopped, 1 if it was told to stop when it had failed. */
+function blameOf(pod: PodView): number {
+  return pod.deleting && !pod.evicted ? Number(failedContainer(pod)?.stopped === false) : 2
+}
+
 const EVIDENCE_PODS = 5
 
-/** The few pods that are kept as evidence: the one that the cause is told by, which all pods decide, and the newest. */
+/** The few pods that are kept as evidence: of all pods the last that failed by itself, if any did, and the newest. */
 function evidencePods(pods: PodView[]): Pick<Evidence, "pods" | "morePods"> {
   const failed = pods
     .filter((pod) => pod.phase !== "Succeeded" || isFailedPod(pod))
-    .sort((a, b) => a.createdAt - b.createdAt)
-  const last = lastFailedPod(failed)
+    .sort((a, b) => a.createdAt - b.createdAt || (a.name < b.name ? -1 : 1))
+  const last = lastFailedPod(failed.filter((pod) => blameOf(pod) > 0))
   const kept = [...failed.filter((pod) => pod !== last), ...(last ? [last] : [])].slice(-EVIDENCE_PODS)
   return { pods: failed.filter((pod) => kept.includes(pod)), morePods: failed.length - kept.length }
 }
@@ -4138,6 +4141,8 @@ const ADOPT_AFTER_MS = 60_000
 
 const MOST_TOMBSTONES = 200
 const MOST_STRAYS = 200
+/** Looks at the pods of one Job while they stop: beyond these, only for the newest. */
+const MOST_MOMENTS = 20
 /** So many Jobs reconciled in a row. */
 const GARBAGE_AFTER = 500
 const MOST_REPORTED = 25_000
@@ -4178,9 +4183,8 @@ export interface JobEntry {
   evidence: Evidence | undefined
   /** Known once the evidence of a failure is complete. */
   failure: Failure | undefined
-  /** Moments at which its pods were looked at; undefined before the first. */
-  looked: Set<string> | undefined
-  looking: Promise<void> | undefined
+  /** Undefined before the first look at its pods. */
+  looks: Looks | undefined
   /** The last decision that was reported. */
   reported: string
   rejections: number
@@ -4188,6 +4192,9 @@ export interface JobEntry {
   retryAt: Monotonic | undefined
   goneAt: number | undefined
 }
+
+/** The looks at a Job's pods: for which moments, with which pods; `done`: when the last one is. */
+type Looks = { moments: Set<string>; pods: PodView[]; isWaiting: boolean; done: Promise<void> }
 
 /** Moves a Job to another state. Throws where that transition is not legal. */
 export function moveTo(entry: Pick<JobEntry, "state" | "view">, state: JobState): void {
@@ -4858,10 +4865,13 @@ export class Operator {
     if (isGone && entry?.goneAt !== undefined) this.restarts.get(entry.view.key)?.changed.abort()
     if (!entry || !isOfEntry) return
     this.reportCannotStart(entry.view, pod)
+    if (!pod.deleting || isGone || entry.view.deleting || pod.phase === "Succeeded") return
     // With a grace period of 0 the pod is gone a moment after this, before its Job is seen to fail.
     const states = pod.containers.map(({ state }) => state).join()
-    if (pod.deleting && !isGone && !entry.view.deleting && pod.phase !== "Succeeded")
-      this.collectEvidence(entry, `${pod.uid} ${states}`)
+    const at = evidencePods(this.cache.podsOf(pod.jobUid)).pods.findIndex(({ uid }) => uid === pod.uid)
+    // The first may be the one to blame, and that can be another one with each pod that stops.
+    const isLookedAt = at > 0 || (at === 0 && (entry.looks?.moments.size ?? 0) < MOST_MOMENTS)
+    if (isLookedAt) this.collectEvidence(entry, `${pod.uid} ${states}`)
   }
 
   // Enqueue and reconcile.
@@ -4947,9 +4957,9 @@ export class Operator {
 
   /** What was seen of a failure before somebody deleted the Job is recorded; its pods are not looked at any more. */
   private forgetDeleted(entry: JobEntry, isRestart: boolean): void {
-    const { view, looked } = entry
+    const { view, looks } = entry
     const evidence = entry.evidence ?? { ...evidencePods(this.cache.podsOf(view.uid)), logs: new Map() }
-    if (!looked?.has("failed")) this.record(entry, evidence, failureOf(view, evidence))
+    if (!looks?.moments.has("failed")) this.record(entry, evidence, failureOf(view, evidence))
     this.emit({ kind: "DeletedByOthers", job: view, isRestart })
     this.forget(entry)
   }
@@ -5195,22 +5205,29 @@ export class Operator {
   // Evidence and records.
 
   /**
-   * Looks at a Job's pods once for each moment, one look after the other; after the one at its failure the cause is
-   * known.
+   * Looks at a Job's pods for each moment, one look after the other; after the one at its failure the cause is known.
+   * Besides the look under way one waits at most: it serves all moments that come before it begins.
    */
   private collectEvidence(entry: JobEntry, moment: string): void {
     if (moment === "failed" && entry.state.is !== "restarting" && entry.state.is !== "settled")
       moveTo(entry, { is: "collecting evidence" })
-    entry.looked ??= new Set()
-    if (entry.looked.has(moment)) return
-    entry.looked.add(moment)
+    entry.looks ??= { moments: new Set(), pods: [], isWaiting: false, done: Promise.resolve() }
+    const { looks } = entry
+    if (looks.moments.has(moment) || looks.moments.has("failed")) return
+    looks.moments.add(moment)
     // A TTL of 0 has the Job forgotten, with its pods, before its turn to be looked at.
-    const before = this.cache.podsOf(entry.view.uid)
-    entry.looking = (entry.looking ?? Promise.resolve()).then(async () => {
-      const kept = this.cache.podsOf(entry.view.uid)
-      entry.evidence = await gatherEvidence(this.world, entry.view, kept.length > 0 ? kept : before, entry.evidence)
-      if (moment === "failed" && !this.world.kill.aborted) await this.onFailure(entry, entry.evidence)
-    })
+    looks.pods = this.cache.podsOf(entry.view.uid)
+    if (looks.isWaiting) return
+    looks.isWaiting = true
+    looks.done = looks.done.then(() => this.look(entry, looks))
+  }
+
+  private async look(entry: JobEntry, looks: Looks): Promise<void> {
+    looks.isWaiting = false
+    const hasFailed = looks.moments.has("failed")
+    const kept = this.cache.podsOf(entry.view.uid)
+    entry.evidence = await gatherEvidence(this.world, entry.view, kept.length > 0 ? kept : looks.pods, entry.evidence)
+    if (hasFailed && !this.world.kill.aborted) await this.onFailure(entry, entry.evidence)
   }
 
   private async onFailure(entry: JobEntry, evidence: Evidence): Promise<void> {
@@ -5462,8 +5479,7 @@ const newEntry = ({ view, job, finalizers }: KeptJob, sighting: number): JobEntr
   decision: undefined,
   evidence: undefined,
   failure: undefined,
-  looked: undefined,
-  looking: undefined,
+  looks: undefined,
   reported: "",
   rejections: 0,
   retryAt: undefined,

@@ -238,6 +238,32 @@ describe("The evidence", () => {
     ])
   })
 
+  test.each([20, 100])("what a failure costs does not depend on how many pods are told to stop: %i", async (count) => {
+    const server = await serve()
+    const life = live(server, { DRY_RUN: "true" })
+    const job = stand(server, "load-a", { status: { active: count } })
+    const labels = { "batch.kubernetes.io/job-name": "load-a" }
+    const names = Array.from({ length: count }, (_, i) => `q${String(i).padStart(3, "0")}`)
+    const runs = { phase: "Running", containerStatuses: [{ name: "main", state: { running: {} } }] }
+    for (const name of names) standPod(server, job, name, runs, { labels })
+    await until("watched", () => life.operator.cache.podsOf(job.metadata.uid).length === count)
+    const change = { resource: "pods", namespace: "default" } as const
+    for (const name of names)
+      server.model.request({ ...change, verb: "delete", name, body: { gracePeriodSeconds: 30 } })
+    for (const name of names) {
+      server.model.setPodStatus("default", name, { containerStatuses: [ended("main", 143) as never] })
+      await Bun.sleep(1)
+    }
+    server.model.setStatus("jobs", "default", "load-a", failedAgo())
+    await until("reported", () => life.factsOf("FailureSeen").length > 0)
+    const looks = server.calls.filter(({ verb, query }) => verb === "list" && query.labelSelector?.endsWith("=load-a"))
+    expect(looks.length).toBeLessThan(30)
+    expect(logs(server).length).toBeLessThan(5 * 30)
+    const { pods, logs: kept } = life.factsOf("FailureSeen")[0]!.evidence
+    expect(pods.map(({ name }) => name)).toEqual([expect.any(String), ...names.slice(-4)])
+    expect(pods.every(({ uid }) => kept.has(`${uid}/main`))).toBe(true)
+  })
+
   const outages: Record<string, Action> = { "502": { status: 502 }, "no answer": { drop: "before" } }
   test.each(Object.entries(outages))(
     "a log that cannot be read while its Job is failing (%s) is read again when it has failed",
