@@ -5226,8 +5226,15 @@ export class Operator {
     looks.isWaiting = false
     const hasFailed = looks.moments.has("failed")
     const kept = this.cache.podsOf(entry.view.uid)
-    entry.evidence = await gatherEvidence(this.world, entry.view, kept.length > 0 ? kept : looks.pods, entry.evidence)
-    if (hasFailed && !this.world.kill.aborted) await this.onFailure(entry, entry.evidence)
+    const pods = kept.length > 0 ? kept : looks.pods
+    const evidence = await gatherEvidence(this.world, entry.view, pods, entry.evidence)
+    if (!hasFailed) entry.evidence = evidence
+    else {
+      // Only its record needs it now: where many Jobs have failed, most of the memory would be their logs.
+      entry.evidence = undefined
+      looks.pods = []
+      if (!this.world.kill.aborted) await this.onFailure(entry, evidence)
+    }
   }
 
   private async onFailure(entry: JobEntry, evidence: Evidence): Promise<void> {

@@ -264,6 +264,19 @@ describe("The evidence", () => {
     expect(pods.every(({ uid }) => kept.has(`${uid}/main`))).toBe(true)
   })
 
+  test("once the failure is recorded, no pod and no log of it is kept but the lines that rules look at", async () => {
+    const server = await serve()
+    const life = live(server, { RESTART_DELAY: "3600" })
+    const pod = { initContainers: [{ name: "fetch", image: "load:1" }] }
+    const fetch = { log: "fetched\n" }
+    run(server, "load-a", [{ runMs: 5, containers: { fetch, main: { exitCode: 3, log: "last words\n" } } }], { pod })
+    await until("recorded", () => records(server).length > 0 && life.scheduled().length > 0)
+    expect(records(server)[0]?.evidence.logs.size).toBe(2)
+    const entry = life.operator.cache.jobs.get("default/load-a")
+    expect(entry).toMatchObject({ evidence: undefined, looks: { pods: [] }, failure: { cause: "exit:3" } })
+    expect(entry?.failure?.lines).toContain("last words")
+  })
+
   const outages: Record<string, Action> = { "502": { status: 502 }, "no answer": { drop: "before" } }
   test.each(Object.entries(outages))(
     "a log that cannot be read while its Job is failing (%s) is read again when it has failed",
