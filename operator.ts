@@ -5500,6 +5500,8 @@ const LATE_SECONDS = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1_800, 7_200]
 
 /** A Job's counts outlive its restart; one that is gone for longer has none. */
 const COUNTS_KEPT_MS = 3_600_000
+
+/** Besides those that are there. */
 const MOST_COUNTED_JOBS = 10_000
 
 /** The causes of failures, in metrics. */
@@ -5522,8 +5524,10 @@ export class Metrics {
   private readonly watches = this.metric(Counter, "watch_restarts_total", "New watches.", "namespace", "resource")
   private readonly ready = this.metric(Gauge, "ready", "Whether what is known of a namespace is fresh.", "namespace")
   private readonly build = this.metric(Gauge, "build_info", "Always 1; the labels tell the version.", "version", "bun")
-  /** When each counted Job was last there. */
+  /** When each counted Job was last there, the earliest first. */
   private readonly thereAt = new Map<string, Monotonic>()
+  /** So many were there when last asked. */
+  private there = 0
 
   constructor(private readonly clock: Pick<Clock, "monotonic"> = systemClock) {
     this.build.set({ version: project.version, bun: Bun.version }, 1)
@@ -5549,19 +5553,19 @@ export class Metrics {
 
   /** The labels of a Job that is there now, and whose counts are kept. */
   private countedLabels(key: string) {
-    if (this.thereAt.size >= MOST_COUNTED_JOBS && !this.thereAt.has(key)) {
-      this.failures.reset()
-      this.restarts.reset()
-      this.thereAt.clear()
-    }
+    this.thereAt.delete(key)
     this.thereAt.set(key, this.clock.monotonic())
+    const [earliest = key] = this.thereAt.keys()
+    if (this.thereAt.size > this.there + MOST_COUNTED_JOBS) this.forget(earliest)
     return jobLabels(key)
   }
 
   /** All metrics as text, in Prometheus' exposition format. */
   async text(operator: Operator, namespaces: string[]): Promise<string> {
     for (const metric of [this.state, this.due, this.watches]) metric.reset()
-    for (const { key, state, dueAt } of operator.states()) {
+    const states = operator.states()
+    this.there = states.length
+    for (const { key, state, dueAt } of states) {
       const labels = this.countedLabels(key)
       this.state.set({ ...labels, state }, 1)
       if (dueAt !== undefined) this.due.set(labels, dueAt / 1_000)
@@ -5579,15 +5583,22 @@ export class Metrics {
   /** increase() needs a 0 before the first 1, so each Job has all series. Those of a Job gone for an hour go. */
   private completeCounts(): void {
     for (const [key, thereAt] of this.thereAt) {
-      const isGone = this.clock.monotonic() - thereAt > COUNTS_KEPT_MS
-      if (isGone) this.thereAt.delete(key)
-      const complete = (counter: Counter, label: string) => (value: string) => {
-        const labels = { ...jobLabels(key), [label]: value }
-        return isGone ? counter.remove(labels) : counter.inc(labels, 0)
-      }
-      CAUSES.forEach(complete(this.failures, "cause"))
-      RESULTS.forEach(complete(this.restarts, "result"))
+      if (this.clock.monotonic() - thereAt > COUNTS_KEPT_MS) this.forget(key)
+      else for (const [counter, labels] of this.countsOf(key)) counter.inc(labels, 0)
     }
+  }
+
+  private forget(key: string): void {
+    this.thereAt.delete(key)
+    for (const [counter, labels] of this.countsOf(key)) counter.remove(labels)
+  }
+
+  private countsOf(key: string) {
+    const labels = jobLabels(key)
+    return [
+      ...CAUSES.map((cause) => [this.failures, { ...labels, cause }] as const),
+      ...RESULTS.map((result) => [this.restarts, { ...labels, result }] as const),
+    ]
   }
 }
 

@@ -10,6 +10,7 @@ import {
   Metrics,
   type Monotonic,
   notifier,
+  type Operator,
   PREFIX,
   RESULTS,
   type Say,
@@ -178,6 +179,27 @@ describe("/metrics", () => {
     kubectlDelete(server, "stays")
     await until("gone", () => life.operator.states().length === 0)
     expect((await failures(7_600_000)).length).toBe(0)
+  })
+
+  test("the counts of all Jobs that are there are kept; of those that are gone, the last 10,000", async () => {
+    const metrics = new Metrics()
+    const states = Array.from({ length: 10_001 }, (_, i) => ({ key: `default/j${i}`, state: "running" }))
+    const operator = { states: () => states, liveness: { watches: new Map() } } as unknown as Operator
+    const fail = (...names: string[]) => {
+      for (const name of names) metrics.observe(failureOf(name, "exit:1"))
+    }
+    const gone = Array.from({ length: 10_001 }, (_, i) => `gone${i}`)
+    const failures = async () => {
+      const samples = parse(await metrics.text(operator, [])).filter(({ name }) => name.endsWith("_failures_total"))
+      const sums = Map.groupBy(samples, ({ labels }) => /job_name="(\w+)"/.exec(labels)?.[1])
+      return (name: string) => sums.get(name)?.reduce((sum, { value }) => sum + value, 0)
+    }
+    fail("j5", ...gone.slice(0, 5_000))
+    const first = await failures()
+    expect(["j5", "j10000", "gone0"].map(first)).toEqual([1, 0, 1])
+    fail("j5", "j10000", ...gone.slice(5_000))
+    const second = await failures()
+    expect(["j5", "j10000", "gone0", "gone1", "gone10000"].map(second)).toEqual([2, 1, undefined, 1, 1])
   })
 
   test("a Job whose create is held up is `restarting`, and due since it was", async () => {
