@@ -115,10 +115,11 @@ class Inventory {
 
   async read({ namespace, name, key }: JobName): Promise<Entry> {
     const { cluster, stop } = this.world
+    const label = operator.labelValueFor(name)
     const [job] = await Promise.all([
       cluster.getJob(namespace, name, stop),
-      this.list(namespace, "jobs", `${operator.INTENT}=${operator.labelValueFor(name)}`),
-      this.list(namespace, "configmaps", `${SELECTORS.configmaps}=failure,${operator.RECORD_JOB}=${name}`),
+      this.list(namespace, "jobs", `${operator.INTENT}=${label}`),
+      this.list(namespace, "configmaps", `${SELECTORS.configmaps}=failure,${operator.RECORD_JOB}=${label}`),
     ])
     if (job) this.take("ADDED", seeJob(job))
     return this.entryOf(key)

@@ -1958,7 +1958,10 @@ export type PastFailure = ReturnType<typeof readPast>
 
 const HISTORY_OF_GONE_MS = 30 * 86_400_000
 
-/** The label of the operator's ConfigMaps, `failure` or `settings`; and that of a record with its Job's name. */
+/**
+ * The label of the operator's ConfigMaps, `failure` or `settings`; and that of a record with its Job's name. Of a name
+ * that is too long for a label it has the hash, and an annotation of the same key has the name.
+ */
 export const RECORD = `${PREFIX}record`
 
 export const RECORD_JOB = `${PREFIX}job`
@@ -1972,7 +1975,7 @@ export function readPast({ name = "", namespace = "", labels, annotations, creat
   return {
     name,
     namespace,
-    job: labels?.[RECORD_JOB] ?? "",
+    job: fact("job") || (labels?.[RECORD_JOB] ?? ""),
     uid: fact("uid"),
     cause: (fact("cause") || "unknown") as Cause,
     startedAt: instant(fact("started-at")),
@@ -2017,6 +2020,7 @@ export function recordFor(job: JobView, evidence: Evidence, cause: Cause, decisi
   const whole = { namespace, job: name, uid, failedAt, cause, reason, message, restarts, decided, morePods, pods }
   const share = (RECORD_BYTES - Buffer.byteLength(jsonText(whole))) / evidence.logs.size
   const logs = [...evidence.logs].map(([container, tail]) => [container, shortTail(tail, share)])
+  const label = labelValueFor(name)
   const facts = {
     cause,
     "started-at": instantText(startedAt),
@@ -2025,6 +2029,7 @@ export function recordFor(job: JobView, evidence: Evidence, cause: Cause, decisi
     restarts: String(restarts),
     summary: summaryOf(job, pods),
     decided,
+    ...(label === name ? {} : { job: name }),
   }
   return {
     apiVersion: "v1",
@@ -2032,7 +2037,7 @@ export function recordFor(job: JobView, evidence: Evidence, cause: Cause, decisi
     metadata: {
       namespace,
       name: `${shortened(name)}-failure-${hashOf(`${uid}/${failedAt}`)}`,
-      labels: { [RECORD]: "failure", [RECORD_JOB]: name, [`${PREFIX}cause`]: cause.replace(":", "-") },
+      labels: { [RECORD]: "failure", [RECORD_JOB]: label, [`${PREFIX}cause`]: cause.replace(":", "-") },
       annotations: Object.fromEntries(Object.entries(facts).map(([key, text]) => [PREFIX + key, bounded(text)])),
     },
     immutable: true,

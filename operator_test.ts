@@ -3201,6 +3201,17 @@ describe("1 Text", () => {
     expect(Object.keys(record)).toEqual(["apiVersion", "kind", "metadata", "immutable", "data"])
   })
 
+  test.each([63, 64, 253])(
+    "recordFor() keeps a name of %i characters, which readPast() finds, in a valid label",
+    (length) => {
+      const name = "j".repeat(length)
+      const none = { pods: [], logs: new Map(), morePods: 0 }
+      const { metadata } = recordFor(viewJob(failedJob({ name })), none, "oom", { do: "give up", because: "x" })
+      expect(metadata?.labels).toMatchObject(prefixed({ job: labelValueFor(name) }))
+      expect([readPast(metadata!).job, readPast({ labels: prefixed({ job: "old" }) }).job]).toEqual([name, "old"])
+    },
+  )
+
   test("recordFor() has one name for a failure, whoever writes it, and another for each failure", () => {
     const nameOf = (job: Job, cause: Cause = "oom") =>
       recordFor(viewJob(job), { pods: [], logs: new Map(), morePods: 0 }, cause, { do: "give up", because: "x" })

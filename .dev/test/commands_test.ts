@@ -253,6 +253,19 @@ describe("history", () => {
     expect(Object.values(record.logs)).toEqual([{ lines: ["signing in", "token=***"] }])
   })
 
+  test("has the failures of a Job whose name is too long for a label", async () => {
+    const server = await serve()
+    const life = live(server, EXIT_3)
+    const name = `load-${"a".repeat(70)}`
+    const selector = { manualSelector: true, selector: { matchLabels: { app: "own" } } }
+    stand(server, name, { spec: selector, metadata: { labels: {} } })
+    await until("written", () => callsOf(server, "create", "configmaps").length > 1)
+    expect(life.factsOf("WriteFailed")).toEqual([])
+    expect((await command(server, "history")).rows()[1]?.[1]).toBe(name)
+    expect((await command(server, `history ${name} -o json`)).json()).toMatchObject([{ job: name, cause: "unknown" }])
+    expect((await command(server, "status -o json")).json().jobs).toMatchObject([{ failures: [{ job: name }] }])
+  })
+
   test("of a Job that is unknown is exit code 3", async () => {
     expect(await command(await recorded(), "history carol")).toMatchObject({
       code: 3,

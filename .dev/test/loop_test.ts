@@ -1,7 +1,7 @@
 // Chapter 7 of operator.ts: class Operator follows a namespace in the embedded API server over real HTTPS, in any weather, and leaves no
 // trace but what it should. An id in a name is a report, listed in .github/docs/reports.md.
 import { describe, expect, test } from "bun:test"
-import { type Cluster, PREFIX, RECORD, RIGHTS, readSettings, SETTINGS_MAP } from "../../operator.ts"
+import { type Cluster, labelValueFor, PREFIX, RECORD, RIGHTS, readSettings, SETTINGS_MAP } from "../../operator.ts"
 import type { Action, Call, Match } from "../apiserver/http.ts"
 import type { Obj } from "../apiserver/model.ts"
 import { OLD_ROLE } from "../apiserver/roles.ts"
@@ -555,14 +555,17 @@ describe("The history", () => {
   })
 
   test("records beyond the limit, and those of Jobs gone for a month, are removed at start and once a day", async () => {
+    const long = "l".repeat(80)
+    const prefixed = (facts: object) =>
+      Object.fromEntries(Object.entries(facts).map(([key, fact]) => [PREFIX + key, fact]))
     const server = await serve()
     const put = (job: string, days: number, at = Date.now()) =>
       server.model.put({
         kind: "ConfigMap",
         metadata: {
           name: `${job}-${days}`,
-          labels: { [RECORD]: "failure", [`${PREFIX}job`]: job },
-          annotations: { [`${PREFIX}failed-at`]: timestamp(at - days * 86_400_000) },
+          labels: { [RECORD]: "failure", [`${PREFIX}job`]: labelValueFor(job) },
+          annotations: prefixed({ "failed-at": timestamp(at - days * 86_400_000), ...(job === long && { job }) }),
         },
       })
     server.addUser("polls", [
@@ -571,6 +574,8 @@ describe("The history", () => {
     ])
     stand(server, "there", { status: {}, spec: { suspend: true } })
     for (const days of [1, 2, 50]) put("there", days)
+    stand(server, long, { status: {}, spec: { suspend: true } })
+    put(long, 40)
     for (const [job, days] of [
       ["gone", 31],
       ["gone", 32],
@@ -579,7 +584,8 @@ describe("The history", () => {
       put(job, days)
     const life = live(server, { HISTORY_LIMIT: "2" }, { user: "polls" })
     await until("pruned", () => callsOf(server, "delete", "configmaps").length === 3)
-    expect(["there", "gone", "lately"].map((job) => records(server, job).length)).toEqual([2, 0, 1])
+    const left = ["there", "gone", "lately", labelValueFor(long)].map((job) => records(server, job).length)
+    expect(left).toEqual([2, 0, 1, 1])
     life.clock.jump(25 * 3_600_000)
     await until("pruned again", () => callsOf(server, "list", "configmaps").length === 2)
     life.clock.jump(2 * 3_600_000)
