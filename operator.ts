@@ -4561,12 +4561,13 @@ export class Operator {
   readonly workqueue: Workqueue
   readonly permissions = new Permissions()
   readonly liveness: Liveness
+  /** Those of each Job that is there, and of Jobs that went since records were last pruned. */
+  readonly records = new Map<string, RecordKey[]>()
   private readonly restarts = new Map<string, { done: Promise<void>; dueAt: number; changed: AbortController }>()
   private readonly reported = new BoundedMap<true>(MOST_REPORTED)
   /** Writes that nothing waits for: under way, and waiting. */
   private readonly writing = new Set<Promise<void>>()
   private readonly writes: (() => Promise<unknown>)[] = []
-  private readonly records = new Map<string, RecordKey[]>()
   private readonly prunedAt = new Map<string, number>()
   /** The watch of each namespace's pods. `renew` ends it, so that it is opened with another selector. */
   private readonly podWatches = new Map<string, { ofAll: boolean; renew: AbortController }>()
@@ -5339,7 +5340,11 @@ export class Operator {
     const existing = new Set(items.map(({ view }) => view.name))
     this.keepInBackground(namespace, "delete /configmaps", "old records of failures are not removed", async () => {
       const kept = await pruneRecords(this.world, namespace, (job) => existing.has(job))
-      for (const [job, past] of Map.groupBy(kept, (one) => one.job)) this.knowRecords(`${namespace}/${job}`, past)
+      const isThere = (key: string) => this.cache.jobs.has(key) || this.cache.intentsOf(key).length > 0
+      for (const key of this.records.keys())
+        if (key.startsWith(`${namespace}/`) && !isThere(key)) this.records.delete(key)
+      for (const [key, past] of Map.groupBy(kept, ({ job }) => `${namespace}/${job}`))
+        if (isThere(key)) this.knowRecords(key, past)
     })
   }
 

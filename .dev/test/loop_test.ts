@@ -511,6 +511,8 @@ describe("The history", () => {
   const HONEST = Object.entries(FAULTS).filter(([fault]) => !/AlreadyExists/.test(fault))
   const fact = (name: string) => (record: Obj) => record.metadata.annotations?.[PREFIX + name]
 
+  const POLLS = [...OLD_ROLE, { verbs: ["create", "list", "delete"], apiGroups: [""], resources: ["configmaps"] }]
+
   test("two operators leave one record of each failure, with its log and what was decided", async () => {
     const server = await serve()
     const lives = [live(server), live(server)]
@@ -542,6 +544,20 @@ describe("The history", () => {
     expect(records(server, "other").length).toBe(1)
   })
 
+  test("what is known of records is forgotten, once a day, of Jobs that are gone", async () => {
+    const server = await serve()
+    server.addUser("polls", POLLS)
+    const life = live(server, { RESTART_DELAY: "100h" }, { user: "polls" })
+    for (const name of ["load-a", "load-b"]) stand(server, name)
+    await until("recorded", () => life.operator.records.size === 2)
+    kubectlDelete(server, "load-b")
+    await until("gone", () => life.factsOf("DeletedByOthers", "load-b").length > 0)
+    life.clock.jump(25 * 3_600_000)
+    await until("forgotten", () => life.operator.records.size === 1)
+    expect(life.operator.records.get("default/load-a")?.length).toBe(1)
+    expect(records(server, "load-b").length).toBe(1)
+  })
+
   test("HISTORY_LIMIT=0 writes no record and removes none", async () => {
     const server = await serve()
     const life = live(server)
@@ -568,10 +584,7 @@ describe("The history", () => {
           annotations: prefixed({ "failed-at": timestamp(at - days * 86_400_000), ...(job === long && { job }) }),
         },
       })
-    server.addUser("polls", [
-      ...OLD_ROLE,
-      { verbs: ["create", "list", "delete"], apiGroups: [""], resources: ["configmaps"] },
-    ])
+    server.addUser("polls", POLLS)
     stand(server, "there", { status: {}, spec: { suspend: true } })
     for (const days of [1, 2, 50]) put("there", days)
     stand(server, long, { status: {}, spec: { suspend: true } })
