@@ -611,7 +611,11 @@ export class Dashboard extends Inventory {
 }
 
 const newSecret = () => Buffer.from(crypto.getRandomValues(new Uint8Array(32))).toString("base64url")
-const isSame = (a: string, b: string) => a.length === b.length && timingSafeEqual(Buffer.from(a), Buffer.from(b))
+
+function isSame(given: string, secret: string): boolean {
+  const [a, b] = [Buffer.from(given), Buffer.from(secret)]
+  return a.length === b.length && timingSafeEqual(a, b)
+}
 
 /** TypeScript takes an import of HTML for a bundle. */
 const page = dashboardPage as unknown as string

@@ -159,6 +159,7 @@ describe("Access", () => {
     ["no token", "/", () => ({}), 403],
     ["a wrong token", "/?token=wrong", () => ({}), 403],
     ["a token of the right length", `/?token=${"A".repeat(43)}`, () => ({}), 403],
+    ["a token of the right length that is not ASCII", `/?token=${"%C3%A9".repeat(43)}`, () => ({}), 403],
     ["an empty token", "/?token=", (_, cookie) => ({ headers: { cookie } }), 403],
     ["no cookie, for the events", "/events", () => ({}), 403],
     ["no cookie, for a failure", "/failure?job=default/load-a", () => ({}), 403],
