@@ -31,12 +31,12 @@ type Result = { json: unknown; rows: string[][]; code?: number }
 /** Something that is not there, or was rejected: exit code 3. Usage errors are SettingsErrors: exit code 2. */
 class CommandError extends Error {}
 
-const RESOURCES = ["jobs", "configmaps"] as const
-
-type Resource = (typeof RESOURCES)[number]
-
 /** Of all Jobs; and of what operators keep in ConfigMaps: records of failures, and their settings. */
 const SELECTORS = { jobs: "", configmaps: operator.RECORD }
+
+type Resource = keyof typeof SELECTORS
+
+const RESOURCES = Object.keys(SELECTORS) as Resource[]
 
 /** What is kept of an object, by the Job that it tells of. */
 type Sighting = { key: string; id: string; job?: Job; intent?: Intent; past?: PastFailure }
@@ -179,7 +179,6 @@ class Inventory {
     const restarts = phase === "succeeded" ? 0 : operator.countFrom(operator.own(view, "restarts"))
     const unrecorded = { name: "", startedAt, failedAt, cause: failure.cause, restarts, summary: reason }
     const { problems, paused } = operator.overridesOf(view, config)
-    const own = Object.entries(view.annotations).filter(([name]) => name.startsWith(PREFIX))
     const manual = decideOnWish(view)
     return {
       job: view.key,
@@ -196,7 +195,7 @@ class Inventory {
       why: rejection ?? decision.because,
       decision: isRestarting ? `its restart is under way, ${decision.because}` : operator.decisionText(decision, now),
       rules: operator.judgedRules(view, failure, config),
-      annotations: own.map(([name, value]) => `${name.slice(PREFIX.length)}=${value}`),
+      annotations: Object.entries(view.annotations).map(([name, value]) => `${name.slice(PREFIX.length)}=${value}`),
       problems,
       isPaused: paused,
       notRestartable: manual.do === "restart" ? undefined : manual.because,
