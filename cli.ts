@@ -101,10 +101,12 @@ class Inventory {
     const { items, resourceVersion } = await (resource === "jobs"
       ? cluster.listJobs(namespace, selector, seeJob, stop)
       : cluster.listConfigMaps(namespace, selector, seeConfigMap, stop))
-    for (const [key, { seen }] of this.entries)
-      if (key.startsWith(`${namespace}/`))
-        for (const sighting of seen.values()) if (sighting.id.startsWith(resource)) this.take("DELETED", sighting)
     for (const item of items) this.take("ADDED", item)
+    const listed = new Set(items)
+    for (const [key, { seen }] of this.entries)
+      for (const sighting of seen.values())
+        if (key.startsWith(`${namespace}/`) && sighting.id.startsWith(resource) && !listed.has(sighting))
+          this.take("DELETED", sighting)
     return resourceVersion
   }
 
@@ -132,7 +134,8 @@ class Inventory {
     else entry.seen.set(id, sighting)
     // A record knows more than the pods that were left.
     if (sighting.past) entry.looked = undefined
-    this.entries.set(key, entry)
+    if (entry.seen.size > 0) this.entries.set(key, entry)
+    else this.entries.delete(key)
     this.changed.add(key)
   }
 

@@ -135,7 +135,7 @@ async function hurriedPage(server: Server, { settings = {} as Record<string, str
   const from = "of a test"
   const dashboard = new Dashboard({ world, from, readSettings: async () => ({ config, from }) })
   await dashboard.start()
-  return follow(dashboard.events())
+  return Object.assign(await follow(dashboard.events()), { dashboard })
 }
 
 const hostile = '<img src=x onerror=alert(1)></script>\u202e\u0007\u001b[2J" onload="'
@@ -299,6 +299,19 @@ describe("What it shows", () => {
     await until("gone", () => !page.lanes.has("default/load-a"))
     const lists = server.calls.slice(from).filter(({ verb, resource }) => verb === "list" && resource !== "pods")
     expect(lists).toEqual([])
+  })
+
+  test("of a Job that is gone nothing is kept, and a list keeps what is known of the others", async () => {
+    const server = await serve()
+    for (const name of ["load-a", "load-b"]) stand(server, name)
+    const { lanes, dashboard } = await hurriedPage(server)
+    await until("looked at", () => lanes.get("default/load-a")?.cause && lanes.get("default/load-b")?.cause)
+    person(server, "delete", "load-b")
+    await until("gone", () => !lanes.has("default/load-b"))
+    const entry = dashboard.entries.get("default/load-a")
+    await dashboard.list("default", "jobs")
+    expect([...dashboard.entries]).toEqual([["default/load-a", entry!]])
+    expect(dashboard.entries.get("default/load-a")?.looked).toBeDefined()
   })
 
   test("a failure that nobody recorded is looked at once, and told from the pods that are left", async () => {
