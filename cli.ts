@@ -25,8 +25,11 @@ export interface CommandContext {
   options: { namespace?: string; context?: string; output?: string; port?: string; [flag: string]: unknown }
 }
 
-/** The result of a command as JSON and as rows in columns, and its exit code if it is not 0. */
-type Result = { json: unknown; rows: string[][]; code?: number }
+/**
+ * The result of a command as JSON and as rows in columns, and its exit code if it is not 0. `states`: those of the
+ * Jobs in the rows, for their colours.
+ */
+type Result = { json: unknown; rows: string[][]; states?: string[]; code?: number }
 
 /** Something that is not there, or was rejected: exit code 3. Usage errors are SettingsErrors: exit code 2. */
 class CommandError extends Error {}
@@ -286,7 +289,8 @@ async function status({ world, from }: CommandContext): Promise<Result> {
   ])
   const head = ["JOB", "STATE", "NEXT RESTART", "CAUSE", "IN A ROW", "LAST FAILURE", "WHY"]
   reportToStderr("info", `settings ${from}`)
-  return { json: { settings: from, now: operator.instantText(now), jobs }, rows: [head, ...rows] }
+  const states = ["", ...jobs.map(({ state }) => state)]
+  return { json: { settings: from, now: operator.instantText(now), jobs }, rows: [head, ...rows], states }
 }
 
 async function history({ world, names }: CommandContext): Promise<Result> {
@@ -838,9 +842,9 @@ async function confirm(question: string, signal: AbortSignal): Promise<boolean> 
 const COLORS = { given_up: "red", waiting: "yellow", restarting: "cyan", succeeded: "green" } as const
 
 /** Prints results: on a terminal with a colour for each state, unless NO_COLOR is set. */
-async function printResult({ json, rows }: Result, options: CommandContext["options"]): Promise<void> {
+async function printResult({ json, rows, states }: Result, options: CommandContext["options"]): Promise<void> {
   const lines = operator.alignedRows(rows).map((line, i) => {
-    const color = COLORS[rows[i]?.[1] as keyof typeof COLORS]
+    const color = COLORS[states?.[i] as keyof typeof COLORS]
     return color && !options["no-color"] ? styleText(color, line) : line
   })
   await print(`${options.output === "json" ? operator.jsonText(json) : lines.join("\n")}\n`)

@@ -253,6 +253,17 @@ describe("history", () => {
     expect(Object.values(record.logs)).toEqual([{ lines: ["signing in", "token=***"] }])
   })
 
+  test("has no colours: a Job may be called like a state", async () => {
+    const server = await serve()
+    const life = live(server, EXIT_3)
+    stand(server, "waiting")
+    await until("recorded", () => callsOf(server, "create", "configmaps").length === 2)
+    life.stop()
+    const { screen } = await onTerminal(server, "history", 200)
+    expect([screen.includes("Z  waiting"), screen.includes("\u001b[33m")]).toEqual([true, false])
+    expect((await onTerminal(server, "status", 200)).screen).toContain("\u001b[33mwaiting")
+  })
+
   test("has the failures of a Job whose name is too long for a label", async () => {
     const server = await serve()
     const life = live(server, EXIT_3)
