@@ -25,10 +25,7 @@ export interface CommandContext {
   options: { namespace?: string; context?: string; output?: string; port?: string; [flag: string]: unknown }
 }
 
-/**
- * The result of a command as JSON and as rows in columns, and its exit code if it is not 0. `states`: those of the
- * Jobs in the rows, for their colours.
- */
+/** The result of a command as JSON and as rows, with the states of their Jobs, if any; and its exit code if not 0. */
 type Result = { json: unknown; rows: string[][]; states?: string[]; code?: number }
 
 /** Something that is not there, or was rejected: exit code 3. Usage errors are SettingsErrors: exit code 2. */
@@ -73,9 +70,7 @@ class Entry {
     [...this.seen.values()].flatMap((sighting) => sighting[kind] ?? [])
 
   job = () => this.all("job")[0]
-
   intents = () => operator.newestFirst(this.all("intent"))
-
   records = () => this.all("past").sort(byTime)
 
   /** The one of its last failure, if that is recorded. */
@@ -505,20 +500,8 @@ export class Dashboard extends Inventory {
 
   private send(more: object = {}): void {
     if (this.pages.size === 0) return
-    const keys = [...this.changed].slice(0, MOST_LANES)
-    const event = this.eventWith(keys, more)
-    for (const key of keys) this.changed.delete(key)
-    for (const page of this.pages) page.enqueue(event)
-    this.look(keys)
-  }
-
-  /** At failures that are unknown, one look after the other; what fails is tried again at the next beat. */
-  private look(keys: Iterable<string>): void {
-    this.looking = this.looking.then(() => this.explain(keys)).catch(() => {})
-  }
-
-  private eventWith(keys: string[], more: object): string {
     const { cluster, config } = this.world
+    const keys = [...this.changed].slice(0, MOST_LANES)
     const facts = {
       ...more,
       now: nowOf(this.world),
@@ -530,7 +513,15 @@ export class Dashboard extends Inventory {
       problems: Object.fromEntries(this.problems),
       lanes: Object.fromEntries(keys.map((key) => [key, this.statusOf(key) ?? null])),
     }
-    return `data: ${JSON.stringify(facts, visible)}\n\n`
+    const event = `data: ${JSON.stringify(facts, visible)}\n\n`
+    for (const key of keys) this.changed.delete(key)
+    for (const page of this.pages) page.enqueue(event)
+    this.look(keys)
+  }
+
+  /** At failures that are unknown, one look after the other; what fails is tried again at the next beat. */
+  private look(keys: Iterable<string>): void {
+    this.looking = this.looking.then(() => this.explain(keys)).catch(() => {})
   }
 
   /** Lists once, then watches; after an error lists again. */
@@ -617,18 +608,15 @@ export class Dashboard extends Inventory {
 }
 
 const newSecret = () => Buffer.from(crypto.getRandomValues(new Uint8Array(32))).toString("base64url")
-
-function isSame(given: string, secret: string): boolean {
-  const [a, b] = [Buffer.from(given), Buffer.from(secret)]
-  return a.length === b.length && timingSafeEqual(a, b)
-}
+const sha256 = (text: string) => new Bun.CryptoHasher("sha256").update(text).digest()
+const isSame = (a: string, b: string) => timingSafeEqual(sha256(a), sha256(b))
 
 /** TypeScript takes an import of HTML for a bundle. */
 const page = dashboardPage as unknown as string
 
 function sourceOf(tag: "script" | "style"): string {
   const [, text = ""] = new RegExp(`<${tag}>([^]*?)</${tag}>`).exec(page) ?? []
-  return `${tag}-src 'sha256-${new Bun.CryptoHasher("sha256").update(text).digest("base64")}'`
+  return `${tag}-src 'sha256-${sha256(text).toString("base64")}'`
 }
 
 /** On every answer: nothing is kept, nothing leaks, and the page runs nothing but its own style and script. */
@@ -770,11 +758,11 @@ const OPTIONS = {
 const OWN: Record<string, string> = { yes: "restart", port: "dashboard", "no-open": "dashboard" }
 
 const COMMANDS = {
-  status: { jobs: "", run: status, help: "show each Job's state, next restart and why" },
-  history: { jobs: "[JOB]", run: history, help: "list past failures; of one JOB with all evidence" },
-  restart: { jobs: "JOB...", run: restart, help: "restart failed or finished Jobs now" },
-  explain: { jobs: "JOB", run: explain, help: "explain the decision on a Job: inputs, rules, settings" },
-  dashboard: { jobs: "", run: dashboard, help: "serve a page for your browser, on this machine alone" },
+  status: { jobs: "", count: [0, 0], run: status, help: "show each Job's state, next restart and why" },
+  history: { jobs: "[JOB]", count: [0, 1], run: history, help: "list past failures; of one JOB with all evidence" },
+  restart: { jobs: "JOB...", count: [1, 1e9], run: restart, help: "restart failed or finished Jobs now" },
+  explain: { jobs: "JOB", count: [1, 1], run: explain, help: "explain the decision on a Job: inputs, rules, settings" },
+  dashboard: { jobs: "", count: [0, 0], run: dashboard, help: "serve a page for your browser, on this machine alone" },
 }
 
 /** Throws a SettingsError for what it does not understand. */
@@ -783,14 +771,13 @@ function readCommandLine(args: string[]) {
     const { positionals, values: options } = parseArgs({ args, options: OPTIONS, allowPositionals: true })
     const [name = args.join(" "), ...names] = positionals
     const command = Object.entries(COMMANDS).find(([known]) => known === name)?.[1]
-    const { jobs = "JOB..." } = command ?? {}
-    const most = { "": 0, "[JOB]": 1, JOB: 1 }[jobs] ?? Number.POSITIVE_INFINITY
-    const isWrong = names.length > most || (jobs.startsWith("JOB") && names.length === 0)
+    const [least = 0, most = 0] = command?.count ?? []
+    const isWrong = names.length < least || names.length > most
     const foreign = Object.keys(options).filter((option) => (OWN[option] ?? name) !== name)
     const mistakes = [
       !command && `there is no command ${name}; there are ${Object.keys(COMMANDS).join(", ")}`,
       ...foreign.map((option) => `--${option} goes with ${OWN[option]}`),
-      command && isWrong && `write ${`${name} ${jobs}`.trim()}`,
+      command && isWrong && `write ${`${name} ${command.jobs}`.trim()}`,
       !/^(table|json)$/.test(options.output ?? "table") && "-o is table or json",
       !/^\d{1,5}$/.test(options.port ?? "0") && "--port is a number from 0 (any free port) to 65535",
     ].filter(Boolean)
