@@ -194,7 +194,7 @@ class Inventory {
       failures: failedAt === undefined || past?.uid === uid ? records : [...records, unrecorded],
       lastFailureAt: failedAt ?? past?.failedAt ?? operator.instant(operator.own(view, "last-failure")),
       why: rejection ?? decision.because,
-      decision: isRestarting ? `its restart is under way, ${decision.because}` : operator.decisionText(decision, now),
+      decision: isRestarting ? `its restart is under way, ${decision.because}` : operator.decisionText(decision),
       rules: operator.judgedRules(view, failure, config),
       annotations: Object.entries(view.annotations).map(([name, value]) => `${name.slice(PREFIX.length)}=${value}`),
       problems,
@@ -269,17 +269,20 @@ async function loadStatuses(world: World, only?: JobName): Promise<Status[]> {
 const shortName = ({ config }: World, key: string) =>
   config.namespaces.length > 1 ? key : key.slice(key.indexOf("/") + 1)
 
+const spanText = (ms: number) => operator.durationText(Math.max(0, Math.round(ms / 1_000)) * 1_000)
+const dueText = (dueAt: number | undefined, now: number) =>
+  dueAt === undefined ? "" : dueAt > now ? `in ${spanText(dueAt - now)}` : "now"
+
 async function status({ world, from }: CommandContext): Promise<Result> {
   const jobs = await loadStatuses(world)
   const now = nowOf(world)
-  const span = (ms: number) => operator.durationText(Math.max(0, Math.round(ms / 1_000)) * 1_000)
   const rows = jobs.map(({ job, state, nextRestartAt, cause = "", failuresInRow, lastFailureAt, why }) => [
     shortName(world, job),
     state,
-    nextRestartAt === undefined ? "" : nextRestartAt > now ? `in ${span(nextRestartAt - now)}` : "now",
+    dueText(nextRestartAt, now),
     cause,
     String(failuresInRow),
-    lastFailureAt === undefined ? "" : `${span(now - lastFailureAt)} ago`,
+    lastFailureAt === undefined ? "" : `${spanText(now - lastFailureAt)} ago`,
     why,
   ])
   const head = ["JOB", "STATE", "NEXT RESTART", "CAUSE", "IN A ROW", "LAST FAILURE", "WHY"]
@@ -338,8 +341,9 @@ async function explain({ world, names, from }: CommandContext): Promise<Result> 
   const failure = facts.lastFailureAt
     ? `${facts.cause} at ${operator.instantText(facts.lastFailureAt)}, ${facts.failuresInRow} in a row`
     : "none is known"
+  const due = dueText(facts.nextRestartAt, nowOf(world))
   const blocks = {
-    job: [`${job.key}, ${facts.state}`],
+    job: [`${job.key}, ${facts.state}${due && `, next restart ${due}`}`],
     decision: [facts.decision],
     failure: [failure],
     rules: facts.rules.map(({ rule, verdict }) => `${rule} ${verdict}`),
@@ -413,8 +417,7 @@ async function runRestart(world: World, { job, run }: RestartPlan) {
     const outcome = await run()
     if (outcome.result === "restarted") {
       const text = "restarted, for a person asked for it"
-      const successor = { ...job, uid: outcome.uid }
-      const event = operator.eventFor(successor, "info", "Restarted", text, nowOf(world))
+      const event = operator.eventFor({ ...job, uid: outcome.uid }, "info", "Restarted", text, nowOf(world))
       await world.cluster.createEvent(job.namespace, event, world.kill).catch(() => {})
     }
     const hint = outcome.result === "interrupted" ? "its intent stays: an operator goes on, or this command" : ""
@@ -491,9 +494,8 @@ export class Dashboard extends Inventory {
 
   /** The settings have changed: every Job is judged anew. The namespaces stay those that are watched. */
   private async readSettings(): Promise<void> {
-    const { namespaces } = this.world.config
     const { config, from } = await this.context.readSettings()
-    this.world.config = { ...config, namespaces }
+    this.world.config = { ...config, namespaces: this.world.config.namespaces }
     this.context.from = from
     for (const key of this.entries.keys()) this.changed.add(key)
   }
@@ -725,9 +727,8 @@ async function dashboard(context: CommandContext): Promise<undefined> {
   await content.start()
   const site = new Site(content, Number(options.port ?? 0))
   const opening = `http://127.0.0.1:${site.port}/?token=`
-  const address = opening + site.token
   // Not with printResult(), which masks secrets.
-  await print(`Dashboard: ${address}\n`)
+  await print(`Dashboard: ${opening}${site.token}\n`)
   reportToStderr("info", "open this address in a browser; Ctrl-C ends the dashboard")
   if (!options["no-open"]) openBrowser(opening + site.tokenForBrowser)
   await new Promise((done) => world.stop.addEventListener("abort", done))

@@ -1219,12 +1219,9 @@ export function bookkeepingFor(job: JobView, failure: Failure, config: Config): 
 const gaveUpText = (because: string) =>
   `given up: ${because}; to go on, set a new ${PREFIX}restart-now on it, or delete it and apply it again`
 
-/** A decision in words, for a person who reads it now. */
-export function decisionText(decision: Decision, now: number): string {
-  if (decision.do === "give up") return gaveUpText(decision.because)
-  if (decision.do === "leave") return decidedText(decision)
-  const { dueAt, because } = decision
-  return `to be restarted at ${instantText(dueAt)} (in ${durationText(Math.max(0, dueAt - now))}): ${because}`
+/** A decision in words, for a person who can do something about it. */
+export function decisionText(decision: Decision): string {
+  return decision.do === "give up" ? gaveUpText(decision.because) : decidedText(decision)
 }
 
 /** A decision in words, for later readers. */

@@ -183,7 +183,7 @@ describe("status", () => {
     const sight = (await command(server, "status", { JOB_NAMES: "taken" })).rows()[1]
     expect(sight?.slice(0, 3)).toEqual(["taken", "waiting", expect.stringMatching(/^in (59m|1h)/)])
     expect((await command(server, "explain taken", { JOB_NAMES: "taken" })).out).toMatch(
-      /decision +.*restarted at .* \(in .*recorded in intent taken-restart-/,
+      /waiting, next restart in .*\ndecision +.*restarted at .*recorded in intent taken-restart-/,
     )
     const restart = await command(server, "restart taken --yes", { JOB_NAMES: "taken" })
     expect([restart.code, restart.out]).toEqual([0, expect.stringMatching(/taken +restarted/)])
@@ -502,8 +502,8 @@ describe("explain", () => {
         .map((row) => row.slice(0, 2))
         .slice(0, 8),
     ).toEqual([
-      ["job", "default/alice, waiting"],
-      ["decision", expect.stringMatching(/^to be restarted at .*Z \(in (2h|1h59m.*)\): rule exit:3=2h$/)],
+      ["job", expect.stringMatching(/^default\/alice, waiting, next restart in (2h|1h59m.*)$/)],
+      ["decision", expect.stringMatching(/^to be restarted at .*Z: rule exit:3=2h$/)],
       ["failure", expect.stringMatching(/^exit:3 at .*Z, 1 in a row$/)],
       ["rules", "oom=0s..1h does not match"],
       ["", "exit:3=2h matches"],

@@ -349,7 +349,7 @@ describe("What it shows", () => {
     const { get, page } = await dashboard(server, { env: { RESTART_RULES: "oom=1m,exit:3=2h" } })
     const { lanes, messages } = await page()
     const lane = lanes.get("default/load-a")!
-    expect(lane.decision).toMatch(/^to be restarted at .*: rule exit:3=2h$/)
+    expect(lane.decision).toMatch(/^to be restarted at \S+Z: rule exit:3=2h$/)
     expect(lane.rules).toEqual([
       { rule: "oom=1m", verdict: "does not match" },
       { rule: "exit:3=2h", verdict: "matches" },
