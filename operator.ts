@@ -1431,8 +1431,8 @@ export interface Intent {
   uid: string
   deleting: boolean
   /**
-   * A webhook took its label, or gave it an owner, with which the garbage collector may remove it, or a finalizer. Its
-   * writer removes it: no delete may rely on it, and that it goes cancels nothing.
+   * A webhook took its label, or gave it a finalizer, or an owner, with which the garbage collector may remove it; or
+   * it runs. Its writer removes it: no delete may rely on it, and that it goes cancels nothing.
    */
   spoiled: boolean
   jobName: string
@@ -1548,10 +1548,11 @@ export const isIntent = ({ metadata }: Job) =>
   metadata?.labels?.[INTENT] !== undefined ||
   [REPLACEMENT, INTENT].some((key) => metadata?.annotations?.[key] !== undefined)
 
-const isSpoiled = ({ metadata: { labels, ownerReferences = [], finalizers = [] } = {} }: Job) =>
+const isSpoiled = ({ metadata: { labels, ownerReferences = [], finalizers = [] } = {}, spec }: Job) =>
   labels?.[INTENT] === undefined ||
   ownerReferences.length > 0 ||
-  finalizers.some((name) => !SERVER_FINALIZERS.includes(name))
+  finalizers.some((name) => !SERVER_FINALIZERS.includes(name)) ||
+  (spec?.managedBy !== INTENT && spec?.suspend !== true && spec?.parallelism !== 0)
 
 /** Reads an intent back; undefined for a Job that is none, or that somebody made unreadable. */
 export function readIntent(job: Job): Intent | undefined {
@@ -3875,7 +3876,7 @@ async function performWrite(
     )
     return undefined
   }
-  if (isReason(written, "NamespaceTerminating")) return { result: "namespace gone" }
+  if (isNamespaceGone(written)) throw written
   if (isEdit) {
     progress.rejectedEdit = versionOf(plan.live)
     return void cache.emit({ kind: "EditRejected", job, why: written.message })
@@ -3941,7 +3942,10 @@ async function takeUpIntent(world: World, cache: RestartCache, { namespace }: Jo
   const found = await world.cluster.getJob(namespace, name, world.kill)
   if (!found) return undefined
   const intent = rulesOf(world).readIntent(found)
-  if (intent && !intent.deleting) return void cache.onIntentRead(intent)
+  if (intent && !intent.deleting) {
+    cache.onIntentRead(intent)
+    return intent
+  }
   if (isTerminating(found)) {
     const finalizers = found.metadata?.finalizers?.join(", ")
     return new Error(`the intent ${name} of an earlier try is still being deleted, held by finalizers ${finalizers}`)

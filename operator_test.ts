@@ -2206,6 +2206,18 @@ describe("5 Replacement and intent", () => {
     expect(readIntent({ ...made, metadata: { ...made.metadata, ...metadata } })?.spoiled).toBe(expected)
   })
 
+  const controller = "kubernetes.io/job-controller"
+  test.each<[string, object, boolean]>([
+    ["resumed and scaled, managed by us", { suspend: false, parallelism: 1 }, false],
+    ["suspended, managed by nobody", { managedBy: undefined }, false],
+    ["resumed, managed by nobody", { suspend: false, managedBy: undefined }, false],
+    ["resumed and scaled, managed by nobody", { suspend: false, parallelism: 1, managedBy: undefined }, true],
+    ["resumed and scaled, managed by a controller", { suspend: false, parallelism: 1, managedBy: controller }, true],
+  ])("readIntent() says whether an intent is spoiled that is %s", (_, spec, expected) => {
+    const made = stored(intentFor(aDraft()), "U7")
+    expect(readIntent({ ...made, spec: { ...made.spec, ...spec } } as Job)?.spoiled).toBe(expected)
+  })
+
   test.each(Object.entries(webhooks))("flawOf() an intent where a webhook %s", (_, [change, expected]) => {
     const sent = intentFor(aDraft())
     const made = stored(sent, "U7")

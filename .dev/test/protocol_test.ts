@@ -164,29 +164,41 @@ describe("The restart protocol", () => {
     },
   )
 
-  const changes: Record<string, [(metadata: Obj["metadata"]) => void, RegExp]> = {
+  const changes: Record<string, [(intent: Obj) => unknown, RegExp]> = {
     "drops an annotation": [
-      ({ annotations }) => delete annotations?.[REPLACEMENT],
+      ({ metadata }) => delete metadata.annotations?.[REPLACEMENT],
       /annotation .*replacement was removed/,
     ],
     "adds an owner": [
-      (metadata) =>
+      ({ metadata }) =>
         Object.assign(metadata, { ownerReferences: [{ apiVersion: "v1", kind: "ConfigMap", name: "c", uid: "U5" }] }),
       /owner ConfigMap c/,
     ],
-    "adds a finalizer": [(metadata) => Object.assign(metadata, { finalizers: ["a.test/b"] }), /finalizer a.test\/b/],
+    "adds a finalizer": [
+      ({ metadata }) => Object.assign(metadata, { finalizers: ["a.test/b"] }),
+      /finalizers? a.test\/b/,
+    ],
+    "lets it run": [
+      ({ spec }) => Object.assign(spec as object, { suspend: false, parallelism: 1, managedBy: undefined }),
+      /it could run/,
+    ],
   }
-  test.each(Object.entries(changes))(
-    "a webhook that %s of the intent is named, and nothing is deleted",
-    async (_, [change, why]) => {
+  const answers = ["is given", "is lost"] as const
+  const cases = Object.entries(changes).flatMap(([what, change]) => answers.map((how) => [what, how, change] as const))
+  test.each(cases)(
+    "a webhook that %s of the intent, where the answer %s, is named, and nothing is deleted",
+    async (_, how, [change, why]) => {
       const server = await serve()
       const job = stand(server, "load-a")
+      const isOfIntent = (name: string) => name.includes("-restart-")
       const mutate: Webhook["mutate"] = ({ object }) => {
         const copy = structuredClone(object)
-        if (copy.metadata.name.includes("-restart-")) change(copy.metadata)
+        if (isOfIntent(copy.metadata.name)) change(copy)
         return copy
       }
       server.model.admission.webhooks.push({ name: "x.test", mutate })
+      const when = (call: Call) => how === "is lost" && isOfIntent(bodyName(call))
+      server.fault({ verb: "create", resource: "jobs", when }, { drop: "after" })
       const life = live(server)
       await rejected(life, "load-a")
       expect(life.factsOf("RestartRejected", "load-a")[0]?.why).toMatch(why)
