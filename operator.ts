@@ -1854,8 +1854,12 @@ function wasBegun({ live }: Observation, newest: Intent, older: Intent[]): boole
 function stepBeforeDelete(seen: Observation, intent: Intent, live: Job, now: number): Step {
   const { wish, intents } = seen
   // A delete with an older version as its precondition can never succeed: this intent is void, and safe to remove.
-  if (versionOf(live) !== intent.jobVersion)
+  // Where it waits, the next one is written first: a TTL may take the Job.
+  if (versionOf(live) !== intent.jobVersion) {
+    const renewal = stepWithoutIntent(seen, now)
+    if (intent.dueAt !== undefined && renewal.do === "write intent") return renewal
     return { do: "clean up", intents, outcome: { result: "changed" }, withdraw: false }
+  }
   // Its writer was stopped before it could remove it. Another one is written, and checked.
   if (intent.spoiled) return { do: "clean up", intents: [intent], outcome: undefined, withdraw: true }
   // It was written before the cause was known, or by other settings. One that does not wait is a restart under way.

@@ -2325,6 +2325,18 @@ describe("5 Replacement and intent", () => {
         "clean up U7: changed, withdraw",
       ],
       "and is not due": [{ intents: [laterIntent()], wish: wish("wait", NOW + HOUR) }, "done: waiting for 1h"],
+      "and the Job was edited since": [
+        { intents: [laterIntent()], live: liveJob({ resourceVersion: "8" }), wish: wish("wait", NOW + HOUR) },
+        "clean up U7: changed",
+      ],
+      "and the Job was edited since, which its TTL may take: the next intent is written first": [
+        {
+          intents: [laterIntent()],
+          live: liveJob({ resourceVersion: "8" }, { ttlSecondsAfterFinished: 600 }),
+          wish: wish("wait", NOW + HOUR),
+        },
+        "write intent, due in 1h",
+      ],
       "and has an owner, with which the garbage collector may remove it": [
         { intents: [{ ...laterIntent(), spoiled: true }], wish: wish("wait", NOW + HOUR) },
         "clean up U7: go on, withdraw",
