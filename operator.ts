@@ -3574,6 +3574,8 @@ interface Progress {
   steps: number
   waitingSince: Monotonic | undefined
   unblockedSince: Monotonic | undefined
+  /** How often the server has refused to tell of pods. */
+  podRefusals: number
   reportAtMs: number
   rejectedEdit: string | undefined
 }
@@ -3608,7 +3610,7 @@ const ALARM_AGAIN_MS = 3_600_000
  */
 export async function reconcileRestart(world: World, cache: RestartCache, restart: Restart): Promise<Outcome> {
   const { kill, stop } = world
-  const progress = { isPastDelete: false, steps: 0, reportAtMs: REPORT_AFTER_MS } as Progress
+  const progress = { isPastDelete: false, steps: 0, podRefusals: 0, reportAtMs: REPORT_AFTER_MS } as Progress
   const trouble = retryBackoff(world, "its restart is held up", restart.job)
   while (!kill.aborted) {
     try {
@@ -3622,6 +3624,7 @@ export async function reconcileRestart(world: World, cache: RestartCache, restar
       trouble.over()
       if (outcome) return outcome
     } catch (error) {
+      if (isNamespaceGone(error)) return { result: "namespace gone" }
       if (stop.aborted && !progress.isPastDelete) break
       await trouble.wait(error, progress.isPastDelete ? kill : stop)
       forgetSeen(progress)
@@ -3629,6 +3632,11 @@ export async function reconcileRestart(world: World, cache: RestartCache, restar
   }
   return { result: "interrupted" }
 }
+
+/** Whether a create failed because its namespace is being deleted, or is gone. */
+const isNamespaceGone = (error: unknown) =>
+  isReason(error, "NamespaceTerminating") ||
+  (isReason(error, "NotFound") && /^namespaces "\S+" not found$/.test((error as ApiError).text))
 
 /** After a wait, somebody else may have removed the intent, or edited the Job. */
 function forgetSeen(progress: Progress): void {
@@ -3753,25 +3761,32 @@ async function blockersOf(
   const waitedMs = world.clock.monotonic() - (progress.waitingSince ?? world.clock.monotonic())
   const watched = intent.replacement.spec?.manualSelector ? undefined : cache.podsOf(intent.jobUid)
   const isListed = !watched && (!live || waitedMs >= LIST_PODS_AFTER_MS)
-  const known = watched ?? (isListed ? await readPods(world, intent, () => listPodsOf(world, intent)) : [])
+  const known = watched ?? (isListed ? await readPods(world, intent, progress, () => listPodsOf(world, intent)) : [])
   let blocking = known.filter((pod) => rulesOf(world).blocksReplacement(pod, intent))
   // A watch can be deaf, or have missed the end of a pod while it was reopened.
   if (watched && waitedMs >= TRUST_WATCH_MS)
-    blocking = await readPods(world, intent, () => findPods(world, intent, blocking))
+    blocking = await readPods(world, intent, progress, () => findPods(world, intent, blocking))
   const held = blocking.map(({ name, phase, node, finalizers }) => ({ pod: name, phase, node, finalizers }))
   return live ? [{ finalizers: live.metadata?.finalizers ?? [] }, ...held] : held
 }
 
 /**
- * Pods that the Role does not let us see cannot be waited for: the Foreground delete has. A 403 that passes is an
- * error like others.
+ * Pods that the Role does not let us see cannot be waited for; the Foreground delete has. The 403 of a server that has
+ * just started passes; one that stays is true, whatever an incomplete review says.
  */
-async function readPods({ cluster, kill }: World, { namespace }: Intent, read: () => Promise<PodView[]>) {
+async function readPods(
+  { cluster, kill }: World,
+  { namespace }: Intent,
+  progress: Progress,
+  read: () => Promise<PodView[]>,
+) {
   try {
     return await read()
   } catch (error) {
     exceptFor(error, "Forbidden")
-    if (allowed(await cluster.rules(namespace, kill)).has("list /pods")) throw error
+    const isGranted = allowed(await cluster.rules(namespace, kill)).has("list /pods")
+    progress.podRefusals++
+    if (isGranted && progress.podRefusals < REFUSALS) throw error
     return []
   }
 }
@@ -4051,9 +4066,9 @@ async function deleteInBackground(
 }
 
 /**
- * Removes intents of a Job that stands. False where the Job is gone, or going, after all: another operator may have
- * had a yes for the same intent a moment ago. Then it is written again. A delete of ours without an answer may still
- * be applied: then it is awaited first.
+ * Removes intents of a Job that stands. False where the Job is gone, or going, after all: another operator, or an
+ * earlier life, may have had a yes for the same intent a moment ago. Then it is written again. A delete of ours
+ * without an answer may still be applied: then it is awaited first.
  */
 async function withdrawIntents(
   world: World,
@@ -4070,14 +4085,18 @@ async function withdrawIntents(
     return false
   }
   const before = await world.cluster.getJob(job.namespace, job.name, world.kill)
-  const isUnchanged = before && !isTerminating(before) && versionOf(before) === intents[0]?.jobVersion
+  const [intent] = intents
+  const isUnchanged = before && !isTerminating(before) && versionOf(before) === intent?.jobVersion
   if (!isUnchanged) return false
+  // From here on the Job may exist in memory only: then the next look writes the intent again, until that works.
+  progress.deletedBy = intent
+  progress.isPastDelete = true
   await removeIntents(world, cache, intents)
   const live = await world.cluster.getJob(job.namespace, job.name, world.kill)
-  if (live && !isTerminating(live)) return true
-  const [intent] = intents
-  if (intent) await writeIntent(world, cache, job, draftFrom(intent), false)
-  return false
+  if (!live || isTerminating(live)) return false
+  progress.deletedBy = undefined
+  progress.isPastDelete = false
+  return true
 }
 
 async function createReplacement(
@@ -4094,9 +4113,6 @@ async function createReplacement(
     progress.seen = { ...seen, live: created, latest: created }
     return undefined
   } catch (error) {
-    // In a namespace that is gone so is the intent: the next look sees it. Of a server that comes up 404 is not the
-    // last word.
-    if (isReason(error, "NamespaceTerminating")) return { result: "namespace gone" }
     if (!isReason(error, "AlreadyExists")) throw error
     // Somebody else created it, or our own answer was lost. A webhook can say so too, and then the Job is not there.
     if (!(await cluster.getJob(namespace, name, kill))) throw error

@@ -5,6 +5,7 @@ import { draftOf, INTENT, intentFor, PREFIX, REPLACEMENT } from "../../operator.
 import type { Policy, Webhook } from "../apiserver/admission.ts"
 import type { Call } from "../apiserver/http.ts"
 import type { Job, Obj } from "../apiserver/model.ts"
+import { OLD_ROLE } from "../apiserver/roles.ts"
 import {
   afterLaterFailure,
   allBack,
@@ -106,6 +107,45 @@ describe("The restart protocol", () => {
     person(server, "delete", "load-a", { propagationPolicy: "Foreground" })
     lift()
     await backOnce(server, [life], [job])
+  })
+
+  test("an intent is written again until that works where an earlier life's delete arrives as it is withdrawn", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    const lift = forbid(server, "load-a")
+    const arrives = () => {
+      if (server.model.job("default", "load-a")) person(server, "delete", "load-a", { propagationPolicy: "Foreground" })
+      return false
+    }
+    server.fault({ verb: "delete", resource: "jobs", name: /-restart-/, when: arrives }, {})
+    const isSecond = (call: Call) => bodyName(call).includes("-restart-") && intentions(server, "load-a").length > 1
+    server.fault({ verb: "create", resource: "jobs", when: isSecond }, { status: 500 })
+    const life = live(server)
+    await until("written again", () => intentions(server, "load-a").some(({ status }, i) => i > 1 && status === 201))
+    lift()
+    await backOnce(server, [life], [job])
+  })
+
+  test("a restart ends where its namespace is deleted after the Job", async () => {
+    const server = await serve()
+    stand(server, "load-a")
+    const isNext = () => {
+      if (deletions(server, "load-a").length > 0)
+        server.model.request({ verb: "delete", resource: "namespaces", name: "default" })
+      return false
+    }
+    server.fault({ verb: "get", resource: "jobs", name: "load-a", when: isNext }, {})
+    const life = live(server)
+    await until("ended", () => outcomesOf(life, "load-a").length > 0)
+    expect(outcomesOf(life, "load-a")).toEqual(["namespace gone"])
+  })
+
+  test("pods that may not be listed are not waited for, whatever an incomplete review says", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    const noPods = OLD_ROLE.filter(({ resources }) => !resources?.includes("pods"))
+    server.addUser("incomplete", noPods, { incomplete: true })
+    await backOnce(server, [live(server, {}, { user: "incomplete" })], [job])
   })
 
   test("a Job comes back that a delete without an answer takes after another operator withdrew its intent", async () => {
