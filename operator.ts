@@ -4186,11 +4186,14 @@ export type JobState =
   | { is: "restarting"; dueAt: number }
   | { is: "settled" }
 
-/** The legal transitions; a settled Job stays so until another uid takes its name. */
+/**
+ * The legal transitions; a settled Job stays so until another uid takes its name. A Job that is first seen while its
+ * restart is under way is settled from any state.
+ */
 const TRANSITIONS: Record<JobState["is"], JobState["is"][]> = {
-  idle: ["idle", "collecting evidence", "scheduled", "restarting"],
-  "collecting evidence": ["collecting evidence", "idle", "scheduled", "restarting"],
-  scheduled: ["scheduled", "idle", "collecting evidence", "restarting"],
+  idle: ["idle", "collecting evidence", "scheduled", "restarting", "settled"],
+  "collecting evidence": ["collecting evidence", "idle", "scheduled", "restarting", "settled"],
+  scheduled: ["scheduled", "idle", "collecting evidence", "restarting", "settled"],
   restarting: ["scheduled", "idle", "settled"],
   settled: ["settled"],
 }

@@ -3868,9 +3868,9 @@ describe("11 Controller", () => {
     { is: "settled" },
   ]
   const legal: Record<JobState["is"], JobState["is"][]> = {
-    idle: ["idle", "collecting evidence", "scheduled", "restarting"],
-    "collecting evidence": ["idle", "collecting evidence", "scheduled", "restarting"],
-    scheduled: ["idle", "collecting evidence", "scheduled", "restarting"],
+    idle: ["idle", "collecting evidence", "scheduled", "restarting", "settled"],
+    "collecting evidence": ["idle", "collecting evidence", "scheduled", "restarting", "settled"],
+    scheduled: ["idle", "collecting evidence", "scheduled", "restarting", "settled"],
     restarting: ["idle", "scheduled", "settled"],
     settled: ["settled"],
   }
