@@ -4148,8 +4148,10 @@ const PRUNE_MS = 86_400_000
 const MOST_WRITES = 5
 const MOST_WAITING_WRITES = 2_000
 
-/** With the backoff between them about half a minute. */
+/** With the backoff between them 8 to 16 s. */
 const DENIALS = 7
+
+const WATCH_RIGHTS = { jobs: "watch batch/jobs", pods: "watch /pods" }
 
 const LONGEST_SLEEP_MS = 30_000
 
@@ -4390,10 +4392,11 @@ export class Permissions {
     return this.reviews.get(namespace)?.allowed.has(right) ?? false
   }
 
-  /** A Role that lacks the watch is reviewed again after some minutes, for Roles get mended. */
+  /** A Role that lacks a watch is reviewed again after some minutes, for Roles get mended. */
   needsReview(namespace: string, at: Monotonic): boolean {
     const reviewedAt = this.reviews.get(namespace)?.at ?? Number.NEGATIVE_INFINITY
-    return !this.may(namespace, "watch batch/jobs") && at - reviewedAt >= REVIEW_MS
+    const mayWatch = this.may(namespace, WATCH_RIGHTS.jobs) && this.may(namespace, WATCH_RIGHTS.pods)
+    return !mayWatch && at - reviewedAt >= REVIEW_MS
   }
 
   /** Takes a review; returns what is missing, with what each lack costs. */
@@ -4407,7 +4410,7 @@ export class Permissions {
     }
   }
 
-  /** What was watched is polled from now on; what was polled is reviewed again. */
+  /** A right that is denied for long is given up until the next review; denied after that, it is reviewed at once. */
   noteDenied(namespace: string, right: string, error: unknown): void {
     if (!(error instanceof ApiError) || error.status !== 403) return
     const denials = (this.denials.get(`${namespace} ${right}`) ?? 0) + 1
@@ -4416,8 +4419,8 @@ export class Permissions {
     if (!mayPass && !this.reviews.get(namespace)?.allowed.delete(right)) this.reviews.delete(namespace)
   }
 
-  noteWorking(): void {
-    this.denials.clear()
+  noteWorking(namespace: string, right: string): void {
+    this.denials.delete(`${namespace} ${right}`)
   }
 }
 
@@ -4603,7 +4606,7 @@ export class Operator {
     const { clock, config } = world
     this.workqueue = new Workqueue(config.restartSpacingMs)
     const silenceMs = (namespace: string) =>
-      this.permissions.may(namespace, "watch batch/jobs") ? WATCH_SILENCE_MS : 2 * config.checkIntervalMs
+      this.permissions.may(namespace, WATCH_RIGHTS.jobs) ? WATCH_SILENCE_MS : 2 * config.checkIntervalMs
     this.liveness = new Liveness(clock, (namespace) => silenceMs(namespace) + CALL_LIMIT_MS)
   }
 
@@ -4648,7 +4651,7 @@ export class Operator {
         await this.watchOrSleep(namespace, version, trouble.over)
       } catch (error) {
         if (!stop.aborted) this.liveness.noteBroken(namespace)
-        this.permissions.noteDenied(namespace, "watch batch/jobs", error)
+        this.permissions.noteDenied(namespace, WATCH_RIGHTS.jobs, error)
         await trouble.wait(error, stop)
       }
     }
@@ -4671,7 +4674,7 @@ export class Operator {
   /** Watches until it is time to list again; or sleeps, where watching is not allowed. */
   private async watchOrSleep(namespace: string, version: string, works: () => void): Promise<void> {
     const { clock, config, stop } = this.world
-    if (this.permissions.may(namespace, "watch batch/jobs"))
+    if (this.permissions.may(namespace, WATCH_RIGHTS.jobs))
       return this.watch(namespace, "jobs", {
         resourceVersion: version,
         untilAt: later(clock.monotonic(), RELIST_MS),
@@ -4691,12 +4694,13 @@ export class Operator {
     while (!stop.aborted) {
       watched.renew = new AbortController()
       try {
-        if (!this.permissions.may(namespace, "watch /pods")) await clock.sleep(LONGEST_SLEEP_MS, stop)
+        await this.review(namespace)
+        if (!this.permissions.may(namespace, WATCH_RIGHTS.pods)) await clock.sleep(LONGEST_SLEEP_MS, stop)
         else await this.watchPods(namespace, watched.ofAll ? "" : POD_SELECTOR, trouble.over, watched.renew.signal)
       } catch (error) {
         this.liveness.notePods(namespace, false)
         if (watched.renew.signal.aborted) continue
-        this.permissions.noteDenied(namespace, "watch /pods", error)
+        this.permissions.noteDenied(namespace, WATCH_RIGHTS.pods, error)
         await trouble.wait(error, stop)
       }
     }
@@ -4743,7 +4747,7 @@ export class Operator {
     const { untilAt, works, selector, stop } = from
     const options = { silenceMs: WATCH_SILENCE_MS, ...(selector && { selector }) }
     const noteWorking = () => {
-      this.permissions.noteWorking()
+      this.permissions.noteWorking(namespace, WATCH_RIGHTS[resource])
       works()
     }
     const isOver = () => stop.aborted || (untilAt !== undefined && clock.monotonic() >= untilAt)
@@ -5154,7 +5158,7 @@ export class Operator {
 
   private whenChanged(key: string, namespace: string): AbortSignal | undefined {
     const restart = this.restarts.get(key)
-    const isWatched = this.permissions.may(namespace, "watch batch/jobs") && !this.world.stop.aborted
+    const isWatched = this.permissions.may(namespace, WATCH_RIGHTS.jobs) && !this.world.stop.aborted
     if (!restart || !isWatched) return undefined
     if (restart.changed.signal.aborted) restart.changed = new AbortController()
     return restart.changed.signal

@@ -3745,9 +3745,20 @@ describe("11 Controller", () => {
       permissions.review("a", all, monotonic(0))
       for (let i = 0; i < 20; i++) {
         permissions.noteDenied("a", WATCH, forbidden)
-        if (i % 5 === 0) permissions.noteWorking()
+        if (i % 5 === 0) permissions.noteWorking("a", WATCH)
       }
       expect(permissions.may("a", WATCH)).toBe(true)
+    })
+
+    test("a watch that works forgets no 403 of another watch, or of another namespace", () => {
+      const permissions = new Permissions()
+      permissions.review("a", all, monotonic(0))
+      for (let i = 0; i < 7; i++) {
+        permissions.noteDenied("a", WATCH, forbidden)
+        permissions.noteWorking("a", "watch /pods")
+        permissions.noteWorking("b", WATCH)
+      }
+      expect([permissions.may("a", WATCH), permissions.may("a", "watch /pods")]).toEqual([false, true])
     })
 
     test("other errors deny nothing", () => {
@@ -3758,14 +3769,15 @@ describe("11 Controller", () => {
       expect(permissions.may("a", WATCH)).toBe(true)
     })
 
-    test("a Role that lacks the watch is reviewed again after ten minutes, one that has it is not", () => {
+    test("a Role that lacks a watch is reviewed again after ten minutes, one that has both is not", () => {
       const permissions = new Permissions()
       permissions.review("a", only("list batch/jobs"), monotonic(1_000))
       permissions.review("b", all, monotonic(1_000))
-      const needs = (at: number) => ["a", "b"].map((namespace) => permissions.needsReview(namespace, monotonic(at)))
+      permissions.review("c", only(WATCH), monotonic(1_000))
+      const needs = (at: number) => ["a", "b", "c"].map((one) => permissions.needsReview(one, monotonic(at)))
       expect([needs(1_000 + 10 * MINUTE - 1), needs(1_000 + 10 * MINUTE)]).toEqual([
-        [false, false],
-        [true, false],
+        [false, false, false],
+        [true, false, true],
       ])
     })
 
