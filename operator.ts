@@ -4595,6 +4595,7 @@ export class Operator {
   /** Writes that nothing waits for: under way, and waiting. */
   private readonly writing = new Set<Promise<void>>()
   private readonly writes: (() => Promise<unknown>)[] = []
+  private postponed = 0
   private readonly prunedAt = new Map<string, number>()
   /** The watch of each namespace's pods. `renew` ends it, so that it is opened with another selector. */
   private readonly podWatches = new Map<string, { ofAll: boolean; renew: AbortController }>()
@@ -5331,14 +5332,33 @@ export class Operator {
     const report = (why: string) => {
       if (this.firstTime(`${namespace} ${what} ${why}`)) this.emit({ kind: "WriteFailed", namespace, what, why })
     }
-    if (this.writes.length >= MOST_WAITING_WRITES) return report(`${MOST_WAITING_WRITES} others wait already`)
+    if (this.writes.length + this.postponed >= MOST_WAITING_WRITES)
+      return report(`${MOST_WAITING_WRITES} others wait already`)
     this.writes.push(() => work().catch((error) => report(messageOf(error))))
     this.startWrites()
   }
 
-  /** A write that is repeated until it works, or is rejected for good. */
-  private keepInBackground(namespace: string, right: string, what: string, work: () => Promise<unknown>): void {
-    this.writeInBackground(namespace, right, what, () => persist(this.world, work))
+  /** A write that is repeated until it works, or is rejected for good. Between two tries it takes nobody's place. */
+  private keepInBackground(
+    namespace: string,
+    right: string,
+    what: string,
+    work: () => Promise<unknown>,
+    attempt = 1,
+  ): void {
+    const { clock, stop } = this.world
+    const tryAgain = async (error: unknown) => {
+      this.postponed++
+      await clock.sleep(backoffMs(attempt, clock.random(), error), stop)
+      this.postponed--
+      if (!stop.aborted) this.keepInBackground(namespace, right, what, work, attempt + 1)
+    }
+    const run = () =>
+      work().catch((error) => {
+        if (!isRejection(error) || attempt < REFUSALS) void tryAgain(error)
+        if (attempt >= REFUSALS) throw error
+      })
+    this.writeInBackground(namespace, right, what, run)
   }
 
   private startWrites(): void {
