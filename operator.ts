@@ -2878,6 +2878,8 @@ export type WatchOptions = { resourceVersion: string; selector?: string; silence
 
 const CALL_LIMIT_MS = 30_000
 
+const SKEW_STEP_MS = 1_500
+
 /** From this difference on, a clock is named as a reason for 401. */
 const CLOCK_LIMIT_MS = 60_000
 
@@ -3144,7 +3146,9 @@ class ApiServer {
       throw error
     })
     this.onCall(verb, String(response.status))
-    this.skew = skewFrom(response.headers.get("date"), sentAt, systemClock.now()) ?? this.skew
+    const skew = skewFrom(response.headers.get("date"), sentAt, systemClock.now()) ?? this.skew
+    // A Date header has whole seconds: two of them may differ by one though no clock has moved.
+    if (Math.abs(skew - this.skew) > SKEW_STEP_MS) this.skew = skew
     return response
   }
 
@@ -3618,7 +3622,10 @@ export async function reconcileRestart(world: World, cache: RestartCache, restar
       const seen = progress.seen ?? (await observe(world, cache, restart, progress))
       progress.seen = undefined
       const step = rulesOf(world).nextStep(seen, nowOf(world))
-      if (step.do === "done") return step.outcome
+      if (step.do === "done") {
+        trouble.over()
+        return step.outcome
+      }
       if (stop.aborted && !progress.isPastDelete) break
       const outcome = await perform(world, cache, restart, progress, seen, step)
       trouble.over()
