@@ -4462,6 +4462,12 @@ export class Workqueue {
     this.schedules.set(key, { at, since: Math.min(since, known?.since ?? since) })
     this.heap.push({ key, at })
     if (this.heap.peek()?.key === key) this.wake.abort()
+    if (this.heap.length > 2 * this.schedules.size + MOST_VOID) this.dropVoid()
+  }
+
+  private dropVoid(): void {
+    const items = [...this.schedules].map(([key, { at }]) => ({ key, at }))
+    this.heap = new TinyQueue(items, byTime)
   }
 
   /** A clock was set: what waits by the old time is looked at again. */

@@ -3673,10 +3673,10 @@ describe("11 Controller", () => {
       expect(cache.tombstone("batch-a/load-a")).toMatchObject({ watched: true, ttlMs: undefined })
     })
 
-    test("holds 200 tombstones, and drops the oldest first", () => {
+    test("holds 1,000 tombstones, and drops the oldest first", () => {
       const cache = new Cache()
-      for (let i = 0; i <= 200; i++)
-        cache.bury(`batch-a/j${i % 201}`, { job: named(`j${i}`, "U1"), watched: true, ttlMs: undefined })
+      for (let i = 0; i <= 1_000; i++)
+        cache.bury(`batch-a/j${i}`, { job: named(`j${i}`, "U1"), watched: true, ttlMs: undefined })
       expect([cache.tombstone("batch-a/j0"), cache.tombstone("batch-a/j1")?.watched]).toEqual([undefined, true])
     })
 
