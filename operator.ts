@@ -1059,9 +1059,8 @@ export function judgedRules(job: JobView, failure: Failure, config: Config): { r
   return rules.map(({ text }, i) => ({ rule: text, verdict: verdict(i) }))
 }
 
-/** The group of a Job; a restart that a person asks for waits for no other. */
+/** The group of a Job, whose restarts are RESTART_SPACING apart. */
 export function groupOf(job: JobView): string {
-  if (isWantedNow(job)) return `now ${job.uid}`
   const group = own(job, "group")
   return group === undefined ? `namespace ${job.namespace}` : `group ${group}`
 }
@@ -1742,6 +1741,8 @@ export interface Observation {
   wasRejected: boolean
   /** A person asked for the restart now: due times do not count. */
   atOnce: boolean
+  /** What waits, waits until then too: RESTART_SPACING. */
+  heldUntil: number
 }
 
 export type Step =
@@ -1823,11 +1824,12 @@ function stepWithoutIntent(seen: Observation, now: number): Step {
   const source = live ?? latest
   if (!source || !wish || deletedByPerson || !("dueAt" in wish.decision)) return done({ result: "changed" })
   const { dueAt } = wish.decision
-  const isDue = seen.atOnce || (live !== undefined && now >= dueAt)
+  const startsAt = Math.max(dueAt, seen.heldUntil)
+  const isDue = seen.atOnce || (live !== undefined && now >= startsAt)
   if (live && isTerminating(live)) return done({ result: "changed" })
   // Only a TTL takes a Job without asking us: one that has none was deleted by a person.
   if (!live && !seen.hadTtl) return done({ result: "changed" })
-  if (live && !isDue && !isThreatenedByTtl(viewJob(live), dueAt)) return done({ result: "waiting", dueAt })
+  if (live && !isDue && !isThreatenedByTtl(viewJob(live), startsAt)) return done({ result: "waiting", dueAt: startsAt })
   return writeStep({ live: source, additions: wish.additions, dueAt: isDue ? undefined : dueAt }, wasRejected)
 }
 
@@ -1867,7 +1869,8 @@ function stepBeforeDelete(seen: Observation, intent: Intent, live: Job, now: num
     return { do: "clean up", intents, outcome: { result: "changed" }, withdraw: true }
   const earlier = earlierIntent(seen, intent, live, now)
   if (earlier) return earlier
-  if (intent.dueAt !== undefined && now < intent.dueAt) return done({ result: "waiting", dueAt: intent.dueAt })
+  const startsAt = startOf(seen, intent)
+  if (now < startsAt) return done({ result: "waiting", dueAt: startsAt })
   // An operator whose clock is behind would take our delete for a person's; an intent without a due time tells it
   // otherwise.
   if (intent.dueAt !== undefined)
@@ -1894,6 +1897,10 @@ function earlierIntent(
   return writeStep({ live: job, additions: wish.additions, dueAt: wantedAt }, false)
 }
 
+/** Until when an intent waits; one without a due time is a restart under way. */
+const startOf = ({ heldUntil }: Observation, { dueAt }: Intent) =>
+  dueAt === undefined ? 0 : Math.max(dueAt, heldUntil)
+
 const inSeconds = (ms: number) => Math.floor(ms / 1_000)
 
 function stepWhileTerminating(seen: Observation, intent: Intent, live: Job): Step {
@@ -1911,7 +1918,8 @@ function stepWhileAbsent(seen: Observation, intent: Intent, now: number): Step {
   if (edit) return edit
   const earlier = !atOnce && latest && uidOf(latest) === intent.jobUid && earlierIntent(seen, intent, latest, now)
   if (earlier) return earlier
-  if (!atOnce && now < (intent.dueAt ?? 0)) return done({ result: "waiting", dueAt: intent.dueAt as number })
+  const startsAt = startOf(seen, intent)
+  if (!atOnce && now < startsAt) return done({ result: "waiting", dueAt: startsAt })
   if (blockers.length > 0) return { do: "wait", for: "the pods of the old Job to go", blockers }
   return { do: "create", intent }
 }
@@ -3553,6 +3561,7 @@ export interface Restart {
   wishFor?: (job: Job) => Wish
   wasRejected?: boolean
   atOnce?: boolean
+  heldUntil?: number
 }
 
 /** What one run of reconcileRestart() remembers from step to step. */
@@ -3660,7 +3669,7 @@ const protects = ({ spoiled }: Intent) => !spoiled
 async function observe(
   world: World,
   cache: RestartCache,
-  { job, wishFor, wasRejected = false, atOnce = false }: Restart,
+  { job, wishFor, wasRejected = false, atOnce = false, heldUntil = 0 }: Restart,
   progress: Progress,
 ): Promise<Observation> {
   const { cluster, clock, kill } = world
@@ -3701,6 +3710,7 @@ async function observe(
     rejectedEdit: progress.rejectedEdit,
     wasRejected,
     atOnce,
+    heldUntil,
   }
 }
 
@@ -4174,10 +4184,12 @@ const POD_SELECTOR = "batch.kubernetes.io/job-name"
 /** A fresh intent of another operator is its own to carry out; one that stays is adopted. */
 const ADOPT_AFTER_MS = 60_000
 
-const MOST_TOMBSTONES = 200
+const MOST_TOMBSTONES = 1_000
 const MOST_STRAYS = 200
 /** Looks at the pods of one Job while they stop: beyond these, only for the newest. */
 const MOST_MOMENTS = 20
+/** Items of the workqueue's heap that are left over. */
+const MOST_VOID = 100
 /** So many Jobs reconciled in a row. */
 const GARBAGE_AFTER = 500
 const MOST_REPORTED = 25_000
@@ -4436,6 +4448,8 @@ export type Schedule = { at: number; since: number }
 
 type QueueItem = { key: string; at: number }
 
+const byTime = (a: QueueItem, b: QueueItem) => a.at - b.at || (a.key < b.key ? -1 : 1)
+
 /**
  * Keys with due times. Invariant: of a key, the earliest time that was asked for since it was last taken counts, and
  * it stands in `schedules`; items of the heap that say otherwise are void. Restarts of one group are `spacingMs`
@@ -4443,8 +4457,8 @@ type QueueItem = { key: string; at: number }
  */
 export class Workqueue {
   readonly schedules = new Map<string, Schedule>()
-  private heap = new TinyQueue<QueueItem>([], (a, b) => a.at - b.at || (a.key < b.key ? -1 : 1))
-  private readonly lastRestarts = new Map<string, number>()
+  private heap = new TinyQueue<QueueItem>([], byTime)
+  private readonly lastRestarts = new Map<string, { at: number; before: number | undefined }>()
   private wake = new AbortController()
   private lookedAt = Number.NEGATIVE_INFINITY
 
@@ -4509,13 +4523,22 @@ export class Workqueue {
   freeAt(group: string, now: number): number {
     const last = this.lastRestarts.get(group)
     if (this.spacingMs === 0 || last === undefined) return now
-    if (last > now) this.lastRestarts.set(group, now)
-    return Math.min(last, now) + this.spacingMs
+    last.at = Math.min(last.at, now)
+    return last.at + this.spacingMs
   }
 
-  /** A restart of a group started; also told by the Jobs of an earlier life. */
+  /** A restart of a group starts; also told by the Jobs of an earlier life. */
   noteRestart(group: string, at: number): void {
-    if (this.spacingMs > 0) this.lastRestarts.set(group, Math.max(at, this.lastRestarts.get(group) ?? 0))
+    if (this.spacingMs === 0) return
+    const before = this.lastRestarts.get(group)?.at
+    this.lastRestarts.set(group, { at: Math.max(at, before ?? 0), before })
+  }
+
+  /** The restart that started last came to nothing: it keeps no other waiting. */
+  forgetRestart(group: string): void {
+    const before = this.lastRestarts.get(group)?.before
+    if (before === undefined) this.lastRestarts.delete(group)
+    else this.lastRestarts.set(group, { at: before, before })
   }
 }
 
@@ -4969,7 +4992,8 @@ export class Operator {
     const { namespace, jobName: name, jobUid: uid } = intent
     const job = { key, namespace, name, uid }
     if (this.firstTime(`adopted ${intent.uid}`)) this.emit({ kind: "IntentAdopted", job, intent: intent.name })
-    this.startRestart({ job }, intent.dueAt ?? nowOf(this.world))
+    const replacement = { ...intent.replacement, metadata: { ...intent.replacement.metadata, namespace } }
+    this.startRestart({ job }, intent.dueAt ?? nowOf(this.world), viewJob(replacement))
   }
 
   /** Whether another operator has just written this intent; then its Job is enqueued for when it is to be adopted. */
@@ -4991,13 +5015,14 @@ export class Operator {
     if (intent && !config.dryRun) {
       // One without a due time is another operator's restart; one with it is a wait that was recorded.
       if (intent.dueAt === undefined && this.isLeftToItsWriter(view.key, intent)) return
-      return this.startRestart(this.restartOf(entry), intent.dueAt ?? nowOf(this.world))
+      return this.startRestart(this.restartOf(entry), intent.dueAt ?? nowOf(this.world), view)
     }
     if (!job || view.phase !== "failed" || view.manager) return this.forget(entry)
     if (!this.wasRemovedByTtl(entry)) return this.forgetDeleted(entry, intent !== undefined)
     if (!failure) return this.collectEvidence(entry, "failed")
     const wish = wishFor(job, failure, config, nowOf(this.world))
-    if ("dueAt" in wish.decision && !config.dryRun) return this.startRestart(this.restartOf(entry), wish.decision.dueAt)
+    if ("dueAt" in wish.decision && !config.dryRun)
+      return this.startRestart(this.restartOf(entry), wish.decision.dueAt, view)
     const because = "dueAt" in wish.decision ? "DRY_RUN" : wish.decision.because
     this.emit({ kind: "RemovedByTtl", job: view, because })
     this.forget(entry)
@@ -5049,7 +5074,7 @@ export class Operator {
     const isForeign = decision.do === "leave" ? !isGoing : intent.dueAt === undefined
     if (isForeign) return this.reconcileIntent(view.key, intent)
     if (intent.jobUid === view.uid && this.retryInMs(entry) === 0)
-      this.startRestart(this.restartOf(entry), intent.dueAt ?? now)
+      this.startRestart(this.restartOf(entry), intent.dueAt ?? now, view)
   }
 
   /**
@@ -5069,7 +5094,7 @@ export class Operator {
       const known = wishFor(job, UNKNOWN, config, nowOf(this.world))
       return known.decision.do === "leave" ? known : { ...known, decision }
     }
-    this.startRestart({ job: view, wishFor: wish }, dueAt)
+    this.startRestart({ job: view, wishFor: wish }, dueAt, view)
   }
 
   private schedule(entry: JobEntry, intent: Intent | undefined, decision: Extract<Decision, { dueAt: number }>): void {
@@ -5082,10 +5107,12 @@ export class Operator {
     const retryInMs = this.retryInMs(entry)
     const wantedAt = Math.min(decision.dueAt, own?.dueAt ?? decision.dueAt)
     const dueAt = retryInMs > 0 ? Math.max(wantedAt, now + retryInMs) : wantedAt
-    const startsAt = dueAt > now ? dueAt : this.workqueue.freeAt(groupOf(view), now)
+    const startsAt = dueAt > now ? dueAt : this.freeAt(view, now)
     if (startsAt <= now) return dryRun ? this.reportDryRun(entry) : this.startScheduled(entry, decision.dueAt)
     moveTo(entry, { is: "scheduled", dueAt: decision.dueAt, because: decision.because })
-    this.enqueue(view.key, Math.min(startsAt, intentAt ?? startsAt), dueAt)
+    // One that was rejected goes behind those that have not had their turn.
+    const since = entry.rejections > 0 ? startsAt : dueAt
+    this.enqueue(view.key, Math.min(startsAt, intentAt ?? startsAt), since)
   }
 
   /** When an intent is to be written, replaced or adopted, whenever its Job is due; undefined: not at all. */
@@ -5098,7 +5125,8 @@ export class Operator {
     }
     // A restart that an earlier life, or another operator, began does not wait for a due time any more.
     if (own) return now + Math.max(this.retryInMs(entry), this.adoptInMs(own))
-    return isThreatenedByTtl(view, dueAt) ? now + this.retryInMs(entry) : undefined
+    const startsAt = Math.max(dueAt, this.freeAt(view, now))
+    return isThreatenedByTtl(view, startsAt) ? now + this.retryInMs(entry) : undefined
   }
 
   private retryInMs({ retryAt }: JobEntry): number {
@@ -5113,11 +5141,11 @@ export class Operator {
   private startScheduled(entry: JobEntry, dueAt: number): void {
     const { view, failure, retryAt } = entry
     const now = nowOf(this.world)
-    if (dueAt <= now) this.workqueue.noteRestart(groupOf(view), now)
-    if (dueAt <= now && failure && this.firstTime(`restarting ${view.uid} ${retryAt}`))
+    const isStart = Math.max(dueAt, this.freeAt(view, now)) <= now
+    if (isStart && failure && this.firstTime(`restarting ${view.uid} ${retryAt}`))
       this.emit({ kind: "RestartStarted", job: view, cause: failure.cause, isDryRun: false })
     // What a person asks for is due since now.
-    this.startRestart(this.restartOf(entry), isWantedNow(view) ? now : dueAt)
+    this.startRestart(this.restartOf(entry), isWantedNow(view) ? now : dueAt, view)
   }
 
   private restartOf({ view, failure = UNKNOWN, rejections }: JobEntry): Restart {
@@ -5128,20 +5156,32 @@ export class Operator {
 
   // Restart.
 
-  /** Runs one restart beside all others. */
-  private startRestart(restart: Restart, dueAt: number): void {
+  /** When a restart may start for all that its group does; what a person asks for waits for no other. */
+  private freeAt(view: JobView, now: number): number {
+    return isWantedNow(view) ? now : this.workqueue.freeAt(groupOf(view), now)
+  }
+
+  /** Runs one restart beside all others. `view`: of the Job that is restarted, or of its replacement. */
+  private startRestart(restart: Restart, dueAt: number, view: JobView): void {
     const { clock } = this.world
     const { key } = restart.job
+    const now = nowOf(this.world)
+    const heldUntil = this.freeAt(view, now)
+    const isStart = Math.max(dueAt, heldUntil) <= now
+    if (isStart) this.workqueue.noteRestart(groupOf(view), now)
     const startedAt = clock.monotonic()
     const entry = this.cache.jobs.get(key)
     // An intent may be of an earlier Job than the one that stands.
     if (entry?.view.uid === restart.job.uid && entry.state.is !== "settled") moveTo(entry, { is: "restarting", dueAt })
     const failure = entry?.failure
     this.workqueue.remove(key)
-    const done = reconcileRestart(this.world, this.restartCache(restart.job), restart).then((outcome) => {
-      this.restarts.delete(key)
-      this.finishRestart(restart.job, failure, outcome, clock.monotonic() - startedAt, nowOf(this.world) - dueAt)
-    })
+    const done = reconcileRestart(this.world, this.restartCache(restart.job), { ...restart, heldUntil }).then(
+      (outcome) => {
+        this.restarts.delete(key)
+        if (isStart && !("uid" in outcome)) this.workqueue.forgetRestart(groupOf(view))
+        this.finishRestart(restart.job, failure, outcome, clock.monotonic() - startedAt, nowOf(this.world) - dueAt)
+      },
+    )
     this.restarts.set(key, { done, dueAt, changed: new AbortController() })
   }
 

@@ -1461,7 +1461,7 @@ describe("4 Policy", () => {
     expect(waitOf(decide(viewJob(grown), changed, settings({ RESTART_RULES: "any=1s..1h" }), NOW))).toBe(1)
   })
 
-  test("groupOf() is the namespace, the annotation group, or for restart-now a group of its own", () => {
+  test("groupOf() is the namespace, or the annotation group", () => {
     const of = (annotations: Record<string, string>, namespace = "a", uid = "U1") =>
       groupOf(viewJob({ ...failedJob(), metadata: { ...annotated(annotations).metadata, namespace, uid } }))
     expect(of({})).toBe(of({}, "a", "U2"))
@@ -1470,8 +1470,6 @@ describe("4 Policy", () => {
     expect(of({ group: "flickr" })).not.toBe(of({ group: "immich" }))
     expect(of({ group: "a" })).not.toBe(of({}, "a"))
     expect(of({ group: "namespace a" })).not.toBe(of({}, "a"))
-    expect(of({ group: "flickr", ...now })).not.toBe(of({ group: "flickr", ...now }, "a", "U2"))
-    expect(of({ group: "flickr", ...now, ...done })).toBe(of({ group: "flickr" }))
   })
 
   test("isSelected() wants both JOB_NAMES and JOB_SELECTOR where both are set", () => {
@@ -2234,6 +2232,11 @@ describe("5 Replacement and intent", () => {
         { wish: wish("wait", NOW + HOUR), atOnce: true },
         "write intent",
       ],
+      "the Job is due, but RESTART_SPACING holds it": [{ heldUntil: NOW + MINUTE }, "done: waiting for 1m"],
+      "the Job is due and its TTL may take it, but RESTART_SPACING holds it": [
+        { ...ttl(600), heldUntil: NOW + HOUR },
+        "write intent, due in 0s",
+      ],
       "it is to be left alone": [{ wish: wish("leave") }, "done: changed"],
       "it is given up": [{ wish: wish("give up") }, "done: changed"],
       "nobody wants it restarted, only an intent was to be completed": [{ wish: undefined }, "done: changed"],
@@ -2286,6 +2289,10 @@ describe("5 Replacement and intent", () => {
     },
     "4 and 5, an intent and the Job stand": {
       "the Job is as it was": [{ intents: [intentOf()] }, "prove and delete"],
+      "the Job is as it was, and RESTART_SPACING would hold another one": [
+        { intents: [intentOf()], heldUntil: NOW + MINUTE },
+        "prove and delete",
+      ],
       "an earlier life wrote the intent, whatever is selected now": [
         { intents: [intentOf()], wish: undefined },
         "prove and delete",
@@ -2372,6 +2379,14 @@ describe("5 Replacement and intent", () => {
         "write intent, due in 1m",
       ],
       "and its TTL has removed the Job, which is due": [{ intents: [laterIntent(0)], live: undefined }, "create"],
+      "and is due, but RESTART_SPACING holds it": [
+        { intents: [laterIntent(0)], heldUntil: NOW + MINUTE },
+        "done: waiting for 1m",
+      ],
+      "and its TTL has removed the Job, which is due, but RESTART_SPACING holds it": [
+        { intents: [laterIntent(0)], live: undefined, heldUntil: NOW + MINUTE },
+        "done: waiting for 1m",
+      ],
       "and its TTL has removed the Job, which a person wants now": [
         { intents: [laterIntent()], live: undefined, atOnce: true },
         "create",
@@ -3532,6 +3547,28 @@ describe("11 Controller", () => {
       expect(queue.freeAt("g", NOW)).toBe(NOW + MINUTE)
     })
 
+    test("what a key leaves in the heap each time it is taken is bounded", () => {
+      const queue = queueOf({})
+      for (let i = 0; i < 10_000; i++) {
+        queue.add("a", NOW + i)
+        queue.takeDue(NOW + i)
+        queue.add("a", NOW + HOUR)
+      }
+      expect(Bun.inspect(queue, { depth: 3 }).match(/key: /g)?.length).toBeLessThan(400)
+      expect(queue.takeDue(NOW + HOUR)).toEqual(["a"])
+    })
+
+    test("forgetRestart() makes a group as free as it was before its last restart", () => {
+      const queue = new Workqueue(HOUR)
+      queue.noteRestart("g", NOW - 2 * MINUTE)
+      queue.noteRestart("g", NOW)
+      const [before, ...after] = [queue.freeAt("g", NOW), queue.forgetRestart("g"), queue.freeAt("g", NOW)]
+      expect([before, ...after]).toEqual([NOW + HOUR, undefined, NOW + HOUR - 2 * MINUTE])
+      queue.noteRestart("h", NOW)
+      queue.forgetRestart("h")
+      expect(queue.freeAt("h", NOW)).toBe(NOW)
+    })
+
     test("freeAt() is now where there is no spacing", () => {
       const queue = new Workqueue(0)
       queue.noteRestart("g", NOW + HOUR)
@@ -4105,6 +4142,7 @@ function observation(): Observation {
     rejectedEdit: undefined,
     wasRejected: false,
     atOnce: false,
+    heldUntil: 0,
   }
 }
 

@@ -1,7 +1,18 @@
 // Chapter 7 of operator.ts: class Operator follows a namespace in the embedded API server over real HTTPS, in any weather, and leaves no
 // trace but what it should. An id in a name is a report, listed in .github/docs/reports.md.
 import { describe, expect, test } from "bun:test"
-import { type Cluster, labelValueFor, PREFIX, RECORD, RIGHTS, readSettings, SETTINGS_MAP } from "../../operator.ts"
+import {
+  type Cluster,
+  draftOf,
+  intentFor,
+  labelValueFor,
+  PREFIX,
+  RECORD,
+  RIGHTS,
+  readSettings,
+  SETTINGS_MAP,
+} from "../../operator.ts"
+import type { Policy } from "../apiserver/admission.ts"
 import type { Action, Call, Match } from "../apiserver/http.ts"
 import type { Obj } from "../apiserver/model.ts"
 import { OLD_ROLE } from "../apiserver/roles.ts"
@@ -27,6 +38,7 @@ import {
   kubectlDelete,
   live,
   made,
+  outcomesOf,
   person,
   release,
   restartServer,
@@ -35,12 +47,15 @@ import {
   scaleLimits,
   serve,
   stand,
+  terminating,
   tidyUp,
   timestamp,
   until,
 } from "./acting_kit.ts"
 
 tidyUp()
+
+type Event = { involvedObject: { name: string } }
 
 const WATCHES = { verb: "watch", resource: "jobs" } as const
 /** The calls by which an operator follows a namespace. */
@@ -305,6 +320,85 @@ describe("Following a namespace", () => {
       await until("back", () => isBack(server, job))
     },
   )
+
+  test("RESTART_SPACING: a Job that the cluster rejects keeps no other of its group waiting", async () => {
+    const server = await serve()
+    stand(server, "load-a", { status: failedAgo(60_000) })
+    const deny: Policy["deny"] = ({ object }) => (object.metadata.name === "load-a" ? "not load-a" : undefined)
+    server.model.admission.policies.push({ name: "denies", deny })
+    const job = stand(server, "load-b")
+    const life = live(server, { RESTART_SPACING: "360" }, { rate: 1 })
+    const rejections = () => life.factsOf("RestartRejected", "load-a").length
+    for (let times = 1; !isBack(server, job); times++) {
+      await until("load-a is rejected, or load-b is back", () => rejections() >= times || isBack(server, job))
+      expect(times).toBeLessThan(9)
+      life.clock.jump(300_000)
+    }
+  })
+
+  test("RESTART_SPACING: holds for Jobs that their TTL has removed", async () => {
+    const server = await serve()
+    const names = ["load-a", "load-b", "load-c"]
+    const ending = { spec: { ttlSecondsAfterFinished: 600 }, status: failedAgo(597_000) }
+    const jobs = names.map((name) => stand(server, name, ending))
+    const life = live(server, { RESTART_SPACING: "360", RESTART_DELAY: "1800" }, { rate: 1 })
+    await until("their TTL has removed them", () => !jobs.some((job) => current(server, job)))
+    await until("their restarts wait", () => life.operator.workqueue.schedules.size === 3)
+    expect(intents(server)).toHaveLength(3)
+    const back = () => jobs.filter((job) => isBack(server, job)).length
+    for (const [i, ms] of [1_300_000, 362_000, 362_000].entries()) {
+      life.clock.jump(ms)
+      await until(`${i + 1} are back`, () => back() > i)
+      await afterLaterFailure(server, life)
+      expect(back()).toBe(i + 1)
+    }
+  })
+
+  test("RESTART_SPACING: a restart that a person asks for does not wait, after a start of the operator either", async () => {
+    const server = await serve()
+    const annotations = { [`${PREFIX}restarted-from`]: "U0", [`${PREFIX}restart-now`]: "1" }
+    const job = stand(server, "load-a", { metadata: { annotations } })
+    await backOnce(server, [live(server, { RESTART_SPACING: "86400" }, { rate: 1 })], [job])
+  })
+
+  test("a restart that is cancelled of a Job that is not selected ends in peace", async () => {
+    const server = await serve()
+    const life = live(server, { JOB_SELECTOR: "app=none" })
+    await until("watching", () => callsOf(server, "watch").length > 0)
+    const job = stand(server, "held", HELD)
+    const draft = draftOf({ live: job, additions: { annotations: {}, memory: {} }, dueAt: undefined })
+    person(server, "create", "", intentFor(draft))
+    await terminating(server, job)
+    for (const { metadata } of intents(server)) kubectlDelete(server, metadata.name)
+    await until("cancelled", () => outcomesOf(life, "held").length > 0)
+    life.stop()
+    await life.done
+    expect(outcomesOf(life, "held")).toEqual(["cancelled"])
+  })
+
+  test("a watch of pods that is refused for long is opened again after ten minutes", async () => {
+    const server = await serve()
+    const watches = () => callsOf(server, "watch", "pods")
+    server.fault({ verb: "watch", resource: "pods" }, { status: 403 }, { times: 7 })
+    const life = live(server)
+    await until("refused seven times", () => watches().length === 7)
+    life.clock.jump(600_000)
+    await until("opened", () => watches().some(({ status }) => status === 200))
+  })
+
+  test("Events are written while the records of failures cannot be", async () => {
+    const server = await serve()
+    server.fault({ verb: "create", resource: "configmaps" }, { status: 500 }, { times: 9_999 })
+    const jobs = Array.from({ length: 12 }, (_, i) => stand(server, `load-${i}`))
+    const life = live(server)
+    await allBack(server, jobs)
+    await until(
+      "Events of each",
+      () =>
+        new Set(callsOf(server, "create", "events").map(({ body }) => (body as Event).involvedObject.name)).size >= 12,
+    )
+    await until("told", () => life.factsOf("WriteFailed").some(({ what }) => what === "a failure is not recorded"))
+  })
 
   test("J09 a failure that lies an hour ahead counts from the moment it is seen", async () => {
     const server = await serve()
