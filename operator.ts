@@ -1735,8 +1735,10 @@ export interface Observation {
   blockers: Blocker[]
   /** For how long the terminating Job has had no blocker but the finalizer of a Foreground delete. */
   unblockedForMs: number
-  /** The version of an edited terminating Job whose replacement the cluster rejects. */
+  /** The version of an edited Job whose replacement, or its intent, the cluster rejects. */
   rejectedEdit: string | undefined
+  /** A delete of ours got no answer, and may still be applied. */
+  mayBeDeleted: boolean
   /** The cluster rejected this restart before: ask before anything is written. */
   wasRejected: boolean
   /** A person asked for the restart now: due times do not count. */
@@ -1820,6 +1822,8 @@ function stepWithoutIntent(seen: Observation, now: number): Step {
   const { live, latest, wish, intentWasRemoved, deletedByPerson, wasRejected } = seen
   const isGone = !live || isTerminating(live)
   if (seen.ended) return done(seen.ended)
+  if (!isGone && seen.mayBeDeleted)
+    return { do: "wait", for: "a delete without an answer to be too late", blockers: [] }
   if (intentWasRemoved) return done({ result: isGone ? "cancelled" : "changed" })
   const source = live ?? latest
   if (!source || !wish || deletedByPerson || !("dueAt" in wish.decision)) return done({ result: "changed" })
@@ -1859,7 +1863,8 @@ function stepBeforeDelete(seen: Observation, intent: Intent, live: Job, now: num
   // Where it waits, the next one is written first: a TTL may take the Job.
   if (versionOf(live) !== intent.jobVersion) {
     const renewal = stepWithoutIntent(seen, now)
-    if (intent.dueAt !== undefined && renewal.do === "write intent") return renewal
+    const isRejected = versionOf(live) === seen.rejectedEdit
+    if (intent.dueAt !== undefined && renewal.do === "write intent" && !isRejected) return renewal
     return { do: "clean up", intents, outcome: { result: "changed" }, withdraw: false }
   }
   // Its writer was stopped before it could remove it. Another one is written, and checked.
@@ -3708,6 +3713,7 @@ async function observe(
     blockers,
     unblockedForMs: measureUnblockedMs(clock, progress, live, blockers),
     rejectedEdit: progress.rejectedEdit,
+    mayBeDeleted: lateDeleteMs(clock, progress) > 0,
     wasRejected,
     atOnce,
     heldUntil,
@@ -3899,8 +3905,10 @@ async function performWrite(
   { plan, prove }: Extract<Step, { do: "write intent" }>,
 ): Promise<Outcome | undefined> {
   const draft = rulesOf(world).draftOf(plan)
-  // While an intent stands, only an edit is proved before it is written.
-  const isEdit = seen.intents.length > 0 && prove
+  const [newest] = seen.intents
+  const isGoing = !seen.live || isTerminating(seen.live)
+  // While an intent stands beside a Job that goes, only an edit is proved before it is written.
+  const isEdit = newest !== undefined && isGoing && prove
   const written = await writeIntent(world, cache, job, draft, prove)
   if (written === undefined) return undefined
   if (!(written instanceof Error)) {
@@ -3919,7 +3927,11 @@ async function performWrite(
   }
   // The Job exists only in memory now: this is retried until it works.
   if (!seen.live) throw written
-  return { result: "rejected", error: written }
+  // The void intent goes first: it may hold the last place of a quota.
+  const isVoid = newest !== undefined && newest.jobVersion !== versionOf(seen.live)
+  if (!isVoid) return { result: "rejected", error: written }
+  progress.rejectedEdit = versionOf(seen.live)
+  return undefined
 }
 
 /** Writes an intent; undefined where the Job has to be observed again; the error where the cluster rejects it. */
@@ -4082,6 +4094,10 @@ async function deleteInBackground(
   }
 }
 
+/** For how long a delete of ours without an answer may still be applied. */
+const lateDeleteMs = (clock: Clock, { unansweredSince = -LATE_DELETE_MS as Monotonic }: Progress) =>
+  unansweredSince + LATE_DELETE_MS - clock.monotonic()
+
 /**
  * Removes intents of a Job that stands. False where the Job is gone, or going, after all: another operator, or an
  * earlier life, may have had a yes for the same intent a moment ago. Then it is written again. A delete of ours
@@ -4095,7 +4111,7 @@ async function withdrawIntents(
   intents: Intent[],
 ): Promise<boolean> {
   const { clock, kill, stop } = world
-  const lateMs = (progress.unansweredSince ?? Number.NEGATIVE_INFINITY) + LATE_DELETE_MS - clock.monotonic()
+  const lateMs = lateDeleteMs(clock, progress)
   if (lateMs > 0) {
     await clock.sleep(lateMs, kill, stop, ...(progress.changed ? [progress.changed] : []))
     forgetSeen(progress)

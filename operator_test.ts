@@ -2282,6 +2282,10 @@ describe("5 Replacement and intent", () => {
       "and the Job is gone": [{ intentWasRemoved: true, live: undefined }, "done: cancelled"],
       "and the Job is being deleted": [{ intentWasRemoved: true, live: liveJob({ ...deleted }) }, "done: cancelled"],
       "and the Job stands": [{ intentWasRemoved: true }, "done: changed"],
+      "and the Job stands, but a delete without an answer may still take it": [
+        { intentWasRemoved: true, mayBeDeleted: true },
+        "wait for a delete without an answer to be too late",
+      ],
       "but by us, and the answer was lost": [
         { intentWasRemoved: true, live: undefined, ended: { result: "replaced", uid: "U2" } },
         "done: replaced",
@@ -4143,6 +4147,7 @@ function observation(): Observation {
     wasRejected: false,
     atOnce: false,
     heldUntil: 0,
+    mayBeDeleted: false,
   }
 }
 

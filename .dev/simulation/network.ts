@@ -432,7 +432,7 @@ class Journey {
     for (const action of this.actions.after) this.happen(action)
     const twiceMs = this.msOf("twice")
     // Whoever repeats a call got no answer: what the server has rejected is not sent again.
-    const isRejected = !fail && answer !== undefined && answer.status >= 400
+    const isRejected = fail ? [403, 409].includes(fail.status) : answer !== undefined && answer.status >= 400
     if (twiceMs > 0 && !isRejected) world.after(twiceMs, () => network.serve(request, undefined, true))
     if (this.all.some((action) => action.do === "lose"))
       return void world.after(1, () => this.settle(() => this.reject(new Error("socket closed"))))
