@@ -820,10 +820,10 @@ function failedContainer({ containers, runsOnce }: PodView): ContainerView | und
   const criteria = (c: ContainerView) => [c.role !== "sidecar", !c.stopped, isOomKilled(c), isKnown(c)]
   const rank = (c: ContainerView) => criteria(c).reduce((sum, holds) => sum * 2 + Number(holds), 0)
   const endedAt = (c: ContainerView) => c.finishedAt ?? 0
-  const byTime = (a: ContainerView, b: ContainerView) => endedAt(a) - endedAt(b)
+  const byEnd = (a: ContainerView, b: ContainerView) => endedAt(a) - endedAt(b)
   const [best] = containers
     .filter(hasFailed)
-    .toSorted((a, b) => rank(b) - rank(a) || (runsOnce ? byTime(a, b) : byTime(b, a)))
+    .toSorted((a, b) => rank(b) - rank(a) || (runsOnce ? byEnd(a, b) : byEnd(b, a)))
   return best
 }
 
@@ -2226,8 +2226,8 @@ const TOLD_OF: { [K in Fact["kind"]]: (fact: Extract<Fact, { kind: K }>) => Told
   },
   PermissionsReviewed: ({ namespace, missing, isEssential }) => {
     if (missing.length === 0) return told("debug", `${namespace}: the Role allows everything that is needed`)
-    const text = `${namespace}: the Role lacks ${missing.length} rules, or the namespace is missing; see deploy/rbac.yaml:`
-    return told(isEssential ? "error" : "warning", text, missing)
+    const lack = `the Role lacks ${missing.length} rules, or the namespace is missing`
+    return told(isEssential ? "error" : "warning", `${namespace}: ${lack}; see deploy/rbac.yaml:`, missing)
   },
   WriteFailed: ({ namespace, what, why }) => told("warning", `${namespace}: ${what}: ${why}`),
   Retrying: ({ what, why, retryMs, isAlarm }) =>
