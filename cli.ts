@@ -375,28 +375,25 @@ async function restart({ world, names, options }: CommandContext): Promise<Resul
 type RestartPlan = { job: JobName; what: string; run: () => Promise<operator.Outcome> }
 
 /** What a restart knows without watches: what it has read itself. */
-class RestartInventory extends Inventory implements operator.RestartCache {
-  readonly emit = this.world.emit
-  intentsOf = (key: string) => this.entryOf(key).intents()
-  latest = (key: string) => this.entryOf(key).job()
-  podsOf = () => undefined
-  deletedByPerson = () => false
-  ttlMsOf = () => undefined
-  whenChanged = () => undefined
-  onJobRead = (job: Job) => this.take("READ", seeJob(job))
-  onIntentRead = (intent: Intent) => this.take("READ", seeIntent(intent))
-  onIntentGone = (intent: Intent) => this.take("DELETED", seeIntent(intent))
-}
+const restartCacheOf = (inventory: Inventory, { emit }: World, key: string): operator.RestartCache => ({
+  intents: () => inventory.entryOf(key).intents(),
+  latest: () => inventory.entryOf(key).job(),
+  onJobRead: (job) => inventory.take("READ", seeJob(job)),
+  onIntentRead: (intent) => inventory.take("READ", seeIntent(intent)),
+  onIntentGone: (intent) => inventory.take("DELETED", seeIntent(intent as Intent)),
+  emit,
+})
 
 /** What a manual restart comes to: a restart, the end of one that was left unfinished, or why not. */
 async function planRestart(world: World, job: JobName): Promise<RestartPlan | { rejection: string }> {
   if (world.config.dryRun) throw new SettingsError(["DRY_RUN is set: nothing is restarted"])
-  const inventory = new RestartInventory(world)
+  const inventory = new Inventory(world)
+  const cache = restartCacheOf(inventory, world, job.key)
   const entry = await inventory.read(job)
   const live = entry.job()
   const [unfinished] = entry.intents()
   if (unfinished && (!live || live.metadata?.deletionTimestamp)) {
-    const run = () => operator.reconcileRestart(world, inventory, { job, atOnce: true })
+    const run = () => operator.reconcileRestart(world, cache, { job, atOnce: true })
     return { job, what: `${job.key} (continuing ${unfinished.name})`, run }
   }
   if (!live) return { rejection: `there is no Job ${job.key}` }
@@ -407,7 +404,7 @@ async function planRestart(world: World, job: JobName): Promise<RestartPlan | { 
     const failure = view.phase === "failed" ? await keepEvidence(world, view, entry) : UNKNOWN
     const known = { ...failure, changed: true }
     const wishFor = (latest: Job) => operator.wishFor(latest, known, world.config, nowOf(world), decideOnWish)
-    return operator.reconcileRestart(world, inventory, { job: view, wishFor, atOnce: true })
+    return operator.reconcileRestart(world, cache, { job: view, wishFor, atOnce: true })
   }
   return { job, what: `${job.key} (${view.phase})`, run }
 }

@@ -3539,24 +3539,24 @@ export const RULES = {
 const rulesOf = ({ rules = RULES }: World) => rules
 
 /**
- * What a restart shares with whoever runs it: what the watches have told, and what the restart itself reads and
- * writes.
+ * What a restart shares with whoever runs it: what the restart itself reads and writes, and, where there are watches,
+ * what these have told of its Job.
  */
 export interface RestartCache {
-  /** The intents that are known for a Job. */
-  intentsOf(key: string): Intent[]
-  /** The newest version of a Job that anyone has seen, also after it is gone. */
-  latest(key: string): Job | undefined
+  /** The intents that are known for the Job. */
+  intents(): Intent[]
+  /** The newest version of the Job that anyone has seen, also after it is gone. */
+  latest(): Job | undefined
   /** The pods of a Job; undefined where a watch has not shown them, and they must be listed. */
-  podsOf(uid: string): PodView[] | undefined
-  deletedByPerson(uid: string, dueAt: number | undefined): boolean
+  podsOf?(uid: string): PodView[] | undefined
+  deletedByPerson?(uid: string, dueAt: number | undefined): boolean
   /** The shortest TTL that was seen of a Job that is gone. */
-  ttlMsOf(uid: string): number | undefined
+  ttlMsOf?(uid: string): number | undefined
   onJobRead(job: Job): void
   onIntentRead(intent: Intent): void
   onIntentGone(intent: Pick<Intent, "namespace" | "jobName" | "name" | "uid">): void
   /** Fires when the Job or a pod of it is seen to go, or the Job to be edited; undefined where nothing is watched. */
-  whenChanged(key: string): AbortSignal | undefined
+  whenChanged?(): AbortSignal | undefined
   emit: Emit
 }
 
@@ -3569,34 +3569,7 @@ export interface Restart {
   heldUntil?: number
 }
 
-/** What one run of reconcileRestart() remembers from step to step. */
-interface Progress {
-  /** What is known without another look, where the last step has just read or written it. */
-  seen: Observation | undefined
-  /** The intent that was written a moment ago: its answer is as good as a read. */
-  fresh: string | undefined
-  /** The intent by which this run has, or may have, deleted the Job; until the first look that finds the Job going. */
-  deletedBy: Intent | undefined
-  /** The uid of the Job that this run has, or may have, deleted. */
-  deletedUid: string | undefined
-  /** What a clean up ends with, until it is through. */
-  ended: Outcome | undefined
-  changed: AbortSignal | undefined
-  isPastDelete: boolean
-  /** When the last delete without a clear answer was sent: it may still be applied. */
-  unansweredSince: Monotonic | undefined
-  /**
-   * Steps that were performed since the last pause. A restart needs six; more would be a rule that does not come to
-   * rest.
-   */
-  steps: number
-  waitingSince: Monotonic | undefined
-  unblockedSince: Monotonic | undefined
-  /** How often the server has refused to tell of pods. */
-  podRefusals: number
-  reportAtMs: number
-  rejectedEdit: string | undefined
-}
+type StepTo<D extends Step["do"]> = Extract<Step, { do: D }>
 
 const FIRST_LOOK_MS = 120
 
@@ -3606,8 +3579,8 @@ const LATE_DELETE_MS = 130_000
 const LOOK_AFTER_STOP_MS = 1_000
 
 /**
- * Also where a watch tells of the end, and of edits, at once, for it may be deaf. A busy control plane takes half a
- * minute to delete a Job, and looks meanwhile make it busier.
+ * An upper bound even where a watch tells of the end, and of edits, at once, for a watch can stall. A busy control
+ * plane takes half a minute to delete a Job, and polling adds load.
  */
 const LONGEST_LOOK_MS = 30_000
 const LIST_PODS_AFTER_MS = 10_000
@@ -3616,6 +3589,7 @@ const LIST_PODS_AFTER_MS = 10_000
  * 1,000 restarts that listed while they waited brought it to a stop, among 10,000 pods.
  */
 const TRUST_WATCH_MS = 60_000
+/** Steps between two pauses. A restart takes six; more would mean that the rules do not come to rest. */
 const MOST_STEPS = 10
 const REPORT_AFTER_MS = 60_000
 const ALARM_AFTER_MS = 300_000
@@ -3626,395 +3600,489 @@ const ALARM_AGAIN_MS = 3_600_000
  * Ends with `waiting` where there is nothing to do before a due time; then it is to be called again at that time, and
  * when the Job changes.
  */
-export async function reconcileRestart(world: World, cache: RestartCache, restart: Restart): Promise<Outcome> {
-  const { kill, stop } = world
-  const progress = { isPastDelete: false, steps: 0, podRefusals: 0, reportAtMs: REPORT_AFTER_MS } as Progress
-  const trouble = retryBackoff(world, "its restart is held up", restart.job)
-  while (!kill.aborted) {
-    try {
-      if (progress.steps++ === MOST_STEPS) await pause(world, progress)
-      const seen = progress.seen ?? (await observe(world, cache, restart, progress))
-      progress.seen = undefined
-      const step = rulesOf(world).nextStep(seen, nowOf(world))
-      if (step.do === "done") {
-        trouble.over()
-        return step.outcome
-      }
-      if (stop.aborted && !progress.isPastDelete) break
-      const outcome = await perform(world, cache, restart, progress, seen, step)
-      trouble.over()
-      if (outcome) return outcome
-    } catch (error) {
-      if (isNamespaceGone(error)) return { result: "namespace gone" }
-      if (stop.aborted && !progress.isPastDelete) break
-      await trouble.wait(error, progress.isPastDelete ? kill : stop)
-      forgetSeen(progress)
-    }
-  }
-  return { result: "interrupted" }
-}
+export const reconcileRestart = (world: World, cache: RestartCache, restart: Restart): Promise<Outcome> =>
+  new RestartRun(world, cache, restart).run()
 
 /** Whether a create failed because its namespace is being deleted, or is gone. */
 const isNamespaceGone = (error: unknown) =>
   isReason(error, "NamespaceTerminating") ||
   (isReason(error, "NotFound") && /^namespaces "\S+" not found$/.test((error as ApiError).text))
 
-/** After a wait, somebody else may have removed the intent, or edited the Job. */
-function forgetSeen(progress: Progress): void {
-  progress.seen = undefined
-  progress.fresh = undefined
-}
-
 const protects = ({ spoiled }: Intent) => !spoiled
 
-/**
- * Reads what nextStep() decides on. Intents that something relies on are read after the Job; all were known before
- * it.
- */
-async function observe(
-  world: World,
-  cache: RestartCache,
-  { job, wishFor, wasRejected = false, atOnce = false, heldUntil = 0 }: Restart,
-  progress: Progress,
-): Promise<Observation> {
-  const { cluster, clock, kill } = world
-  const before = cache.intentsOf(job.key)
-  progress.changed = cache.whenChanged(job.key)
-  const live = await cluster.getJob(job.namespace, job.name, kill)
-  if (live) cache.onJobRead(live)
-  const isGoing = !live || isTerminating(live)
-  if (live && uidOf(live) !== progress.deletedBy?.jobUid) progress.deletedBy = undefined
-  // An intent stood beside a Job that was going; a watch may have told its removal before this look.
-  const wasReliedOn = progress.isPastDelete
-  const deletedBy = isGoing ? progress.deletedBy : undefined
-  const { known, confirmed } = await restoreWithdrawn(world, cache, job, before, deletedBy)
-  if (isGoing) progress.deletedBy = undefined
-  // Of two, the older one is removed: only if the newer one stands.
-  const isReliedOn = !live || known.length > 1 || (!isGoing && known.some(({ jobUid }) => jobUid === uidOf(live)))
-  const fresh = confirmed ?? (live && progress.fresh)
-  const intents = newestFirst(isReliedOn ? await readIntents(world, cache, known, fresh) : known)
-  progress.fresh = undefined
-  progress.isPastDelete = isGoing && intents.some(protects)
-  const latest = cache.latest(job.key)
-  const source = live ?? latest
-  const [intent] = intents
-  const intentWasRemoved = (known.some(protects) || wasReliedOn) && !intent
-  const uid = intent?.jobUid ?? job.uid
-  const blockers = intent && isGoing ? await blockersOf(world, cache, intent, live, progress) : []
-  return {
-    intents,
-    intentWasRemoved,
-    ended: progress.ended ?? (intentWasRemoved ? await completedByOther(world, job) : undefined),
-    live,
-    latest,
-    deletedByPerson: progress.deletedUid !== uid && cache.deletedByPerson(uid, intent?.dueAt),
-    hadTtl: (cache.ttlMsOf(uid) ?? (latest && viewJob(latest).ttlMs)) !== undefined,
-    wish: source && uidOf(source) === job.uid ? wishFor?.(source) : undefined,
-    blockers,
-    unblockedForMs: measureUnblockedMs(clock, progress, live, blockers),
-    rejectedEdit: progress.rejectedEdit,
-    mayBeDeleted: lateDeleteMs(clock, progress) > 0,
-    wasRejected,
-    atOnce,
-    heldUntil,
+/** One run of reconcileRestart(), and what it remembers from step to step. */
+class RestartRun {
+  private readonly job: JobName
+  private readonly rules: typeof RULES
+  /** What is known without another look, where the last step has just read or written it. */
+  private seen: Observation | undefined
+  /** The intent that was written a moment ago: its answer is as good as a read. */
+  private fresh: string | undefined
+  /** The intent by which this run has, or may have, deleted the Job; until the first look that finds the Job going. */
+  private deletedBy: Intent | undefined
+  /** The uid of the Job that this run has, or may have, deleted. */
+  private deletedUid: string | undefined
+  /** What a clean up ends with, until it is through. */
+  private ended: Outcome | undefined
+  private changed: AbortSignal | undefined
+  private isPastDelete = false
+  /** When the last delete without a clear answer was sent: it may still be applied. */
+  private unansweredSince: Monotonic | undefined
+  /** Since the last pause. */
+  private steps = 0
+  private waitingSince: Monotonic | undefined
+  private unblockedSince: Monotonic | undefined
+  /** How often the server has refused to tell of pods. */
+  private podRefusals = 0
+  private reportAtMs = REPORT_AFTER_MS
+  private rejectedEdit: string | undefined
+
+  constructor(
+    private readonly world: World,
+    private readonly cache: RestartCache,
+    private readonly restart: Restart,
+  ) {
+    this.job = restart.job
+    this.rules = rulesOf(world)
   }
-}
 
-/**
- * Another operator may have created the Job after our look at it, and then removed the intent: nobody has cancelled
- * anything.
- */
-async function completedByOther({ cluster, kill }: World, job: JobName): Promise<Outcome | undefined> {
-  const { uid } = (await cluster.getJob(job.namespace, job.name, kill))?.metadata ?? {}
-  return uid === undefined || uid === job.uid ? undefined : { result: "replaced", uid }
-}
-
-/**
- * Another operator's proof may have been rejected just after ours was admitted, and have withdrawn the intent by
- * which we deleted, or may have: a delete without an answer may still be applied. At the first look that finds the
- * Job going, a missing intent is written again; from then on, its removal cancels the restart. Returns the intents as
- * known after that, and the one that was read here.
- */
-async function restoreWithdrawn(
-  world: World,
-  cache: RestartCache,
-  job: JobName,
-  known: Intent[],
-  intent: Intent | undefined,
-): Promise<{ known: Intent[]; confirmed: string | undefined }> {
-  if (!intent) return { known, confirmed: undefined }
-  let [standing] = await readIntents(world, cache, [intent], undefined)
-  if (!standing) {
-    const written = await writeIntent(world, cache, job, draftFrom(intent), false)
-    // The Job exists only in memory now: this is retried until it works. An answer may have been lost: then it stands.
-    if (written instanceof Error) throw written
-    standing = written ?? cache.intentsOf(job.key).find(({ name }) => name === intent.name)
-    if (!standing) throw new Error(`intent ${intent.name} cannot be read`)
+  async run(): Promise<Outcome> {
+    const { kill, stop } = this.world
+    const trouble = retryBackoff(this.world, "its restart is held up", this.job)
+    while (!kill.aborted) {
+      try {
+        if (this.steps++ === MOST_STEPS) await this.pause()
+        const seen = this.seen ?? (await this.observe())
+        this.seen = undefined
+        const step = this.rules.nextStep(seen, nowOf(this.world))
+        if (step.do !== "done" && stop.aborted && !this.isPastDelete) break
+        const outcome = step.do === "done" ? step.outcome : await this.perform(step, seen)
+        trouble.over()
+        if (outcome) return outcome
+      } catch (error) {
+        if (isNamespaceGone(error)) return { result: "namespace gone" }
+        if (stop.aborted && !this.isPastDelete) break
+        await trouble.wait(error, this.isPastDelete ? kill : stop)
+        this.forgetSeen()
+      }
+    }
+    return { result: "interrupted" }
   }
-  return { known: [...known.filter(({ name }) => name !== intent.name), standing], confirmed: standing.name }
-}
 
-/** The intents that still stand. What stands, but was made unreadable, counts as it was written. */
-async function readIntents(world: World, cache: RestartCache, known: Intent[], fresh: string | undefined) {
-  const { cluster, kill } = world
-  const read = async (intent: Intent): Promise<Intent[]> => {
-    if (intent.name === fresh) return [intent]
-    const look = () => cluster.getJob(intent.namespace, intent.name, kill)
-    // Of a server that comes up, one 404 is not the last word.
-    const found = (await look()) ?? (await look())
-    if (found && uidOf(found) === intent.uid && !isTerminating(found))
-      return [rulesOf(world).readIntent(found) ?? intent]
-    cache.onIntentGone(intent)
-    return []
+  /** After a wait, somebody else may have removed the intent, or edited the Job. */
+  private forgetSeen(): void {
+    this.seen = undefined
+    this.fresh = undefined
   }
-  return (await Promise.all(known.map(read))).flat()
-}
 
-/**
- * What keeps the old Job, or its pods, from being gone. Pods that a watch has not shown are listed, but not at every
- * look.
- */
-async function blockersOf(
-  world: World,
-  cache: RestartCache,
-  intent: Intent,
-  live: Job | undefined,
-  progress: Progress,
-): Promise<Blocker[]> {
-  const waitedMs = world.clock.monotonic() - (progress.waitingSince ?? world.clock.monotonic())
-  const watched = intent.replacement.spec?.manualSelector ? undefined : cache.podsOf(intent.jobUid)
-  const isListed = !watched && (!live || waitedMs >= LIST_PODS_AFTER_MS)
-  const known = watched ?? (isListed ? await readPods(world, intent, progress, () => listPodsOf(world, intent)) : [])
-  let blocking = known.filter((pod) => rulesOf(world).blocksReplacement(pod, intent))
-  // A watch can be deaf, or have missed the end of a pod while it was reopened.
-  if (watched && waitedMs >= TRUST_WATCH_MS)
-    blocking = await readPods(world, intent, progress, () => findPods(world, intent, blocking))
-  const held = blocking.map(({ name, phase, node, finalizers }) => ({ pod: name, phase, node, finalizers }))
-  return live ? [{ finalizers: live.metadata?.finalizers ?? [] }, ...held] : held
-}
-
-/**
- * Pods that the Role does not let us see cannot be waited for; the Foreground delete has. The 403 of a server that has
- * just started passes; one that stays is true, whatever an incomplete review says.
- */
-async function readPods(
-  { cluster, kill }: World,
-  { namespace }: Intent,
-  progress: Progress,
-  read: () => Promise<PodView[]>,
-) {
-  try {
-    return await read()
-  } catch (error) {
-    exceptFor(error, "Forbidden")
-    const isGranted = allowed(await cluster.rules(namespace, kill)).has("list /pods")
-    progress.podRefusals++
-    if (isGranted && progress.podRefusals < REFUSALS) throw error
-    return []
+  private getJob(name = this.job.name): Promise<Job | undefined> {
+    return this.world.cluster.getJob(this.job.namespace, name, this.world.kill)
   }
-}
 
-const listPodsOf = async ({ cluster, kill }: World, intent: Intent) =>
-  (await cluster.listPods(intent.namespace, podSelector(intent), viewPod, kill)).items
-
-/** Those that are still there. */
-async function findPods({ cluster, kill }: World, { namespace }: Intent, pods: PodView[]): Promise<PodView[]> {
-  const found = await Promise.all(pods.map(({ name }) => cluster.findPod(namespace, name, kill)))
-  const views = found.flatMap((pod) => (pod ? [viewPod(pod)] : []))
-  return views.filter(({ uid }) => pods.some((pod) => pod.uid === uid))
-}
-
-/** For how long nothing but the garbage collector's own finalizer has held the terminating Job. */
-function measureUnblockedMs(
-  clock: Clock,
-  progress: Progress,
-  live: Job | undefined,
-  [own, ...pods]: Blocker[],
-): number {
-  const isUnblocked =
-    live !== undefined && own !== undefined && pods.length === 0 && own.finalizers.join() === "foregroundDeletion"
-  progress.unblockedSince = isUnblocked ? (progress.unblockedSince ?? clock.monotonic()) : undefined
-  return progress.unblockedSince === undefined ? 0 : clock.monotonic() - progress.unblockedSince
-}
-
-/** Performs one step; returns an outcome where the restart ends with it. */
-async function perform(
-  world: World,
-  cache: RestartCache,
-  { job }: Restart,
-  progress: Progress,
-  seen: Observation,
-  step: Exclude<Step, { do: "done" }>,
-): Promise<Outcome | undefined> {
-  switch (step.do) {
-    case "write intent":
-      return performWrite(world, cache, job, progress, seen, step)
-    case "prove and delete":
-      return proveAndDelete(world, cache, job, progress, seen, step)
-    case "delete in background":
-      // A Foreground delete needs updates of the Job, which a policy may deny.
-      await deleteInBackground(world, { ...job, uid: step.intent.jobUid })
-      return pause(world, progress)
-    case "wait":
-      reportBlockers(world, cache, job, progress, step)
-      return pause(world, progress)
-    case "create":
-      return createReplacement(world, cache, job, progress, seen, step.intent)
-    case "clean up":
-      if (step.withdraw && !(await withdrawIntents(world, cache, job, progress, step.intents))) return undefined
-      progress.ended = step.withdraw ? undefined : step.outcome
-      await removeIntents(world, cache, step.intents)
-      return step.outcome
-  }
-}
-
-/**
- * Until the Job or one of its pods is seen to go, or it is time for another look; after a stop there is little time.
- */
-async function pause({ clock, kill, stop }: World, progress: Progress): Promise<undefined> {
-  progress.steps = 0
-  progress.waitingSince ??= clock.monotonic()
-  const longestMs = stop.aborted ? LOOK_AFTER_STOP_MS : LONGEST_LOOK_MS
-  const waitedMs = clock.monotonic() - progress.waitingSince
-  const lookMs = progress.changed ? longestMs : Math.min(longestMs, Math.max(FIRST_LOOK_MS, waitedMs / 5))
-  const signals = [progress.changed, stop.aborted ? undefined : stop].filter((signal) => signal !== undefined)
-  await clock.sleep(lookMs, kill, ...signals)
-  forgetSeen(progress)
-}
-
-function reportBlockers(
-  { clock }: World,
-  cache: RestartCache,
-  job: JobName,
-  progress: Progress,
-  step: Extract<Step, { do: "wait" }>,
-): void {
-  const forMs = clock.monotonic() - (progress.waitingSince ?? clock.monotonic())
-  if (forMs < progress.reportAtMs) return
-  const isAlarm = forMs >= ALARM_AFTER_MS
-  progress.reportAtMs = isAlarm ? forMs + ALARM_AGAIN_MS : ALARM_AFTER_MS
-  cache.emit({ kind: "HeldUp", job, waitsFor: step.for, blockers: blockersText(step.blockers), forMs, isAlarm })
-}
-
-async function performWrite(
-  world: World,
-  cache: RestartCache,
-  job: JobName,
-  progress: Progress,
-  seen: Observation,
-  { plan, prove }: Extract<Step, { do: "write intent" }>,
-): Promise<Outcome | undefined> {
-  const draft = rulesOf(world).draftOf(plan)
-  const [newest] = seen.intents
-  const isGoing = !seen.live || isTerminating(seen.live)
-  // While an intent stands beside a Job that goes, only an edit is proved before it is written.
-  const isEdit = newest !== undefined && isGoing && prove
-  const written = await writeIntent(world, cache, job, draft, prove)
-  if (written === undefined) return undefined
-  if (!(written instanceof Error)) {
-    progress.fresh = written.name
-    // Nobody has looked at the pods of a Job that was found absent: it is observed again.
-    if (seen.live) progress.seen = { ...seen, intents: newestFirst([written, ...seen.intents]) }
-    cache.emit(
-      isEdit ? { kind: "EditTaken", job } : { kind: "IntentWritten", job, intent: written.name, dueAt: written.dueAt },
-    )
-    return undefined
-  }
-  if (isNamespaceGone(written)) throw written
-  if (isEdit) {
-    progress.rejectedEdit = versionOf(plan.live)
-    return void cache.emit({ kind: "EditRejected", job, why: written.message })
-  }
-  // The Job exists only in memory now: this is retried until it works.
-  if (!seen.live) throw written
-  // The void intent goes first: it may hold the last place of a quota.
-  const isVoid = newest !== undefined && newest.jobVersion !== versionOf(seen.live)
-  if (!isVoid) return { result: "rejected", error: written }
-  progress.rejectedEdit = versionOf(seen.live)
-  return undefined
-}
-
-/** Writes an intent; undefined where the Job has to be observed again; the error where the cluster rejects it. */
-async function writeIntent(
-  world: World,
-  cache: RestartCache,
-  job: JobName,
-  draft: Draft,
-  proveFirst: boolean,
-): Promise<Intent | Error | undefined> {
-  if (proveFirst) {
-    const verdict = await proveAdmission(world, job, draft.replacement)
-    if (verdict !== "absent" && !verdict.admitted) return verdict.error
-  }
-  let rejection: Error | undefined
-  for (const wide of [false, true]) {
-    try {
-      return await createIntent(world, cache, rulesOf(world).intentFor(draft, wide), job)
-    } catch (error) {
-      const sent = rulesOf(world).intentFor(draft)
-      if (isNameTaken(error, sent.metadata?.name ?? "")) return takeUpIntent(world, cache, job, sent)
-      if (!isReason(error, "AlreadyExists") && !isRejection(error)) throw error
-      rejection = error as Error
+  /**
+   * Reads what nextStep() decides on. Intents that something relies on are read after the Job; all were known before
+   * it.
+   */
+  private async observe(): Promise<Observation> {
+    const { cache, job } = this
+    const { wishFor, wasRejected = false, atOnce = false, heldUntil = 0 } = this.restart
+    const before = cache.intents()
+    this.changed = cache.whenChanged?.()
+    const live = await this.getJob()
+    if (live) cache.onJobRead(live)
+    const isGoing = !live || isTerminating(live)
+    // We relied on an intent; the watch may have dropped it from the cache before this look.
+    const wasReliedOn = this.isPastDelete
+    const { known, confirmed } = await this.restoreWithdrawn(before, live)
+    // Of two, the older one is removed: only if the newer one stands.
+    const isReliedOn = !live || known.length > 1 || (!isGoing && known.some(({ jobUid }) => jobUid === uidOf(live)))
+    const fresh = confirmed ?? (live && this.fresh)
+    const intents = newestFirst(isReliedOn ? await this.readIntents(known, fresh) : known)
+    this.fresh = undefined
+    this.isPastDelete = isGoing && intents.some(protects)
+    const latest = cache.latest()
+    const source = live ?? latest
+    const [intent] = intents
+    const intentWasRemoved = (known.some(protects) || wasReliedOn) && !intent
+    const uid = intent?.jobUid ?? job.uid
+    const blockers = intent && isGoing ? await this.blockersOf(intent, live) : []
+    return {
+      intents,
+      intentWasRemoved,
+      ended: this.ended ?? (intentWasRemoved ? await this.completedByOther() : undefined),
+      live,
+      latest,
+      deletedByPerson: this.deletedUid !== uid && cache.deletedByPerson?.(uid, intent?.dueAt) === true,
+      hadTtl: (cache.ttlMsOf?.(uid) ?? (latest && viewJob(latest).ttlMs)) !== undefined,
+      wish: source && uidOf(source) === job.uid ? wishFor?.(source) : undefined,
+      blockers,
+      unblockedForMs: this.measureUnblockedMs(live, blockers),
+      rejectedEdit: this.rejectedEdit,
+      mayBeDeleted: this.lateDeleteMs() > 0,
+      wasRejected,
+      atOnce,
+      heldUntil,
     }
   }
-  return rejection
-}
 
-/** What was made must be what was sent: a webhook may have changed what protects the Job. Then it is removed again. */
-async function createIntent(
-  world: World,
-  cache: RestartCache,
-  sent: Job,
-  { namespace, name: jobName }: JobName,
-): Promise<Intent | Error> {
-  const { cluster, kill } = world
-  const made = await cluster.createJob(namespace, sent, {}, kill)
-  const { flawOf, readIntent } = rulesOf(world)
-  const flaw = flawOf(sent, made)
-  const intent = flaw === undefined ? readIntent(made) : undefined
-  if (intent) {
-    cache.onIntentRead(intent)
-    return intent
+  /**
+   * Another operator may have created the Job after our look at it, and then removed the intent: nobody has cancelled
+   * anything.
+   */
+  private async completedByOther(): Promise<Outcome | undefined> {
+    const { uid } = (await this.getJob())?.metadata ?? {}
+    return uid === undefined || uid === this.job.uid ? undefined : { result: "replaced", uid }
   }
-  const { name = "", uid = "" } = made.metadata ?? {}
-  // It protects nothing: that it goes cancels no restart, whatever a watch tells of it.
-  cache.onIntentGone({ namespace, jobName, name, uid })
-  // Nothing but this call knows of it: whatever becomes of the Job meanwhile, it is removed.
-  await persist(world, () => deleteInBackground(world, { namespace, name, uid }))
-  return new Error(`a webhook changed the intent ${name}: ${flaw ?? "it cannot be read back"}`)
-}
 
-/** Another operator, or an earlier life, wrote this intent. One that is being deleted protects nothing. */
-async function takeUpIntent(world: World, cache: RestartCache, { namespace }: JobName, sent: Job) {
-  const name = sent.metadata?.name ?? ""
-  const found = await world.cluster.getJob(namespace, name, world.kill)
-  if (!found) return undefined
-  const intent = rulesOf(world).readIntent(found)
-  if (intent && !intent.deleting) {
-    cache.onIntentRead(intent)
-    return intent
+  /**
+   * Another operator's proof may have been rejected just after ours was admitted, and have withdrawn the intent by
+   * which we deleted, or may have: a delete without an answer may still be applied. At the first look that finds the
+   * Job going, a missing intent is written again; from then on, its removal cancels the restart. Returns the intents
+   * as known after that, and the one that was read here.
+   */
+  private async restoreWithdrawn(known: Intent[], live: Job | undefined) {
+    const intent = this.deletedBy
+    const isReplaced = live !== undefined && uidOf(live) !== intent?.jobUid
+    if (isReplaced) this.deletedBy = undefined
+    if (!intent || isReplaced || (live && !isTerminating(live))) return { known, confirmed: undefined }
+    let [standing] = await this.readIntents([intent], undefined)
+    if (!standing) {
+      const written = await this.writeIntent(draftFrom(intent), false)
+      // The Job exists only in memory now: this is retried until it works. Another answer may have been lost.
+      if (written instanceof Error) throw written
+      standing = written ?? this.cache.intents().find(({ name }) => name === intent.name)
+      if (!standing) throw new Error(`intent ${intent.name} cannot be read`)
+    }
+    this.deletedBy = undefined
+    return { known: [...known.filter(({ name }) => name !== intent.name), standing], confirmed: standing.name }
   }
-  if (isTerminating(found)) {
-    const finalizers = found.metadata?.finalizers?.join(", ")
-    return new Error(`the intent ${name} of an earlier try is still being deleted, held by finalizers ${finalizers}`)
+
+  /** The intents that still stand. What stands, but was made unreadable, counts as it was written. */
+  private async readIntents(known: Intent[], fresh: string | undefined): Promise<Intent[]> {
+    const read = async (intent: Intent): Promise<Intent[]> => {
+      if (intent.name === fresh) return [intent]
+      // From an API server that is starting, one 404 is not conclusive.
+      const found = (await this.getJob(intent.name)) ?? (await this.getJob(intent.name))
+      if (found && uidOf(found) === intent.uid && !isTerminating(found)) return [this.rules.readIntent(found) ?? intent]
+      this.cache.onIntentGone(intent)
+      return []
+    }
+    return (await Promise.all(known.map(read))).flat()
   }
-  // A webhook spoiled it, and it could not be removed at once: it protects nothing, and its name is in the way.
-  try {
-    await persist(world, () => deleteInBackground(world, { namespace, name, uid: uidOf(found) ?? "" }))
+
+  /**
+   * What keeps the old Job, or its pods, from being gone. Pods that a watch has not shown are listed, but not at every
+   * look.
+   */
+  private async blockersOf(intent: Intent, live: Job | undefined): Promise<Blocker[]> {
+    const waitedMs = this.waitedMs()
+    const watched = intent.replacement.spec?.manualSelector ? undefined : this.cache.podsOf?.(intent.jobUid)
+    const isListed = !watched && (!live || waitedMs >= LIST_PODS_AFTER_MS)
+    const known = watched ?? (isListed ? await this.readPods(() => this.listPodsOf(intent)) : [])
+    let blocking = known.filter((pod) => this.rules.blocksReplacement(pod, intent))
+    // A watch can be deaf, or have missed the end of a pod while it was reopened.
+    if (watched && waitedMs >= TRUST_WATCH_MS) blocking = await this.readPods(() => this.findPods(blocking))
+    const held = blocking.map(({ name, phase, node, finalizers }) => ({ pod: name, phase, node, finalizers }))
+    return live ? [{ finalizers: live.metadata?.finalizers ?? [] }, ...held] : held
+  }
+
+  /**
+   * Pods that the Role does not let us see cannot be waited for; the Foreground delete has. The 403 of a server that
+   * has just started passes; one that stays is true, whatever an incomplete review says.
+   */
+  private async readPods(read: () => Promise<PodView[]>): Promise<PodView[]> {
+    const { cluster, kill } = this.world
+    try {
+      return await read()
+    } catch (error) {
+      exceptFor(error, "Forbidden")
+      const isGranted = allowed(await cluster.rules(this.job.namespace, kill)).has("list /pods")
+      this.podRefusals++
+      if (isGranted && this.podRefusals < REFUSALS) throw error
+      return []
+    }
+  }
+
+  private async listPodsOf(intent: Intent): Promise<PodView[]> {
+    const { cluster, kill } = this.world
+    return (await cluster.listPods(this.job.namespace, podSelector(intent), viewPod, kill)).items
+  }
+
+  /** Those that are still there. */
+  private async findPods(pods: PodView[]): Promise<PodView[]> {
+    const { cluster, kill } = this.world
+    const found = await Promise.all(pods.map(({ name }) => cluster.findPod(this.job.namespace, name, kill)))
+    const views = found.flatMap((pod) => (pod ? [viewPod(pod)] : []))
+    return views.filter(({ uid }) => pods.some((pod) => pod.uid === uid))
+  }
+
+  /** For how long nothing but the garbage collector's own finalizer has held the terminating Job. */
+  private measureUnblockedMs(live: Job | undefined, [own, ...pods]: Blocker[]): number {
+    const { clock } = this.world
+    const isUnblocked =
+      live !== undefined && own !== undefined && pods.length === 0 && own.finalizers.join() === "foregroundDeletion"
+    this.unblockedSince = isUnblocked ? (this.unblockedSince ?? clock.monotonic()) : undefined
+    return this.unblockedSince === undefined ? 0 : clock.monotonic() - this.unblockedSince
+  }
+
+  /** Performs one step; returns an outcome where the restart ends with it. */
+  private async perform(step: Exclude<Step, { do: "done" }>, seen: Observation): Promise<Outcome | undefined> {
+    switch (step.do) {
+      case "write intent":
+        return this.performWrite(step, seen)
+      case "prove and delete":
+        return this.proveAndDelete(step, seen)
+      case "delete in background":
+        // A Foreground delete needs updates of the Job, which a policy may deny.
+        await this.deleteInBackground(this.job.name, step.intent.jobUid)
+        return this.pause()
+      case "wait":
+        this.reportBlockers(step)
+        return this.pause()
+      case "create":
+        return this.createReplacement(step, seen)
+      case "clean up":
+        if (step.withdraw && !(await this.withdrawIntents(step.intents))) return undefined
+        this.ended = step.withdraw ? undefined : step.outcome
+        await this.removeIntents(step.intents)
+        return step.outcome
+    }
+  }
+
+  private waitedMs(): number {
+    const now = this.world.clock.monotonic()
+    return now - (this.waitingSince ?? now)
+  }
+
+  /**
+   * Until the Job or one of its pods is seen to go, or it is time for another look; after a stop there is little time.
+   */
+  private async pause(): Promise<undefined> {
+    const { clock, kill, stop } = this.world
+    this.steps = 0
+    this.waitingSince ??= clock.monotonic()
+    const longestMs = stop.aborted ? LOOK_AFTER_STOP_MS : LONGEST_LOOK_MS
+    const lookMs = this.changed ? longestMs : Math.min(longestMs, Math.max(FIRST_LOOK_MS, this.waitedMs() / 5))
+    const signals = [this.changed, stop.aborted ? undefined : stop].filter((signal) => signal !== undefined)
+    await clock.sleep(lookMs, kill, ...signals)
+    this.forgetSeen()
+  }
+
+  private reportBlockers({ for: waitsFor, blockers }: StepTo<"wait">): void {
+    const forMs = this.waitedMs()
+    if (forMs < this.reportAtMs) return
+    const isAlarm = forMs >= ALARM_AFTER_MS
+    this.reportAtMs = isAlarm ? forMs + ALARM_AGAIN_MS : ALARM_AFTER_MS
+    this.cache.emit({ kind: "HeldUp", job: this.job, waitsFor, blockers: blockersText(blockers), forMs, isAlarm })
+  }
+
+  private async performWrite({ plan, prove }: StepTo<"write intent">, seen: Observation): Promise<Outcome | undefined> {
+    const { cache, job } = this
+    const [newest] = seen.intents
+    const isGoing = !seen.live || isTerminating(seen.live)
+    // While an intent stands beside a Job that goes, only an edit is proved before it is written.
+    const isEdit = newest !== undefined && isGoing && prove
+    const written = await this.writeIntent(this.rules.draftOf(plan), prove)
+    if (written === undefined) return undefined
+    if (!(written instanceof Error)) {
+      this.fresh = written.name
+      // Nobody has looked at the pods of a Job that was found absent: it is observed again.
+      if (seen.live) this.seen = { ...seen, intents: newestFirst([written, ...seen.intents]) }
+      const { name: intent, dueAt } = written
+      cache.emit(isEdit ? { kind: "EditTaken", job } : { kind: "IntentWritten", job, intent, dueAt })
+      return undefined
+    }
+    if (isNamespaceGone(written)) throw written
+    if (isEdit) {
+      this.rejectedEdit = versionOf(plan.live)
+      return void cache.emit({ kind: "EditRejected", job, why: written.message })
+    }
+    // The Job exists only in memory now: this is retried until it works.
+    if (!seen.live) throw written
+    // The void intent goes first: it may hold the last place of a quota.
+    const isVoid = newest !== undefined && newest.jobVersion !== versionOf(seen.live)
+    if (!isVoid) return { result: "rejected", error: written }
+    this.rejectedEdit = versionOf(seen.live)
     return undefined
-  } catch (error) {
-    if (isRejection(error)) return new Error(`the intent ${name} cannot be read, and not be removed: ${error.message}`)
-    throw error
   }
-}
 
-/** Asks the cluster whether it would admit this very Job, under its own name. */
-async function proveAdmission(world: World, { namespace, name }: JobName, replacement: Job) {
-  try {
-    await world.cluster.createJob(namespace, replacement, { dryRun: true, strict: true }, world.kill)
-    return "absent" as const
-  } catch (error) {
-    return rulesOf(world).verdictOf(error, name)
+  /** Writes an intent; undefined where the Job has to be observed again; the error where the cluster rejects it. */
+  private async writeIntent(draft: Draft, proveFirst: boolean): Promise<Intent | Error | undefined> {
+    if (proveFirst) {
+      const verdict = await this.proveAdmission(draft.replacement)
+      if (verdict !== "absent" && !verdict.admitted) return verdict.error
+    }
+    const sent = this.rules.intentFor(draft)
+    let rejection: Error | undefined
+    for (const intent of [sent, this.rules.intentFor(draft, true)]) {
+      try {
+        return await this.createIntent(intent)
+      } catch (error) {
+        if (isNameTaken(error, sent.metadata?.name ?? "")) return this.takeUpIntent(sent.metadata?.name ?? "")
+        if (!isReason(error, "AlreadyExists") && !isRejection(error)) throw error
+        rejection = error as Error
+      }
+    }
+    return rejection
+  }
+
+  /** What was made must be what was sent: a webhook may have changed what protects the Job. Then it is removed. */
+  private async createIntent(sent: Job): Promise<Intent | Error> {
+    const { namespace, name: jobName } = this.job
+    const made = await this.world.cluster.createJob(namespace, sent, {}, this.world.kill)
+    const flaw = this.rules.flawOf(sent, made)
+    const intent = flaw === undefined ? this.rules.readIntent(made) : undefined
+    if (intent) {
+      this.cache.onIntentRead(intent)
+      return intent
+    }
+    const { name = "", uid = "" } = made.metadata ?? {}
+    // It protects nothing: that it goes cancels no restart, whatever a watch tells of it.
+    this.cache.onIntentGone({ namespace, jobName, name, uid })
+    // Nothing but this call knows of it: whatever becomes of the Job meanwhile, it is removed.
+    await persist(this.world, () => this.deleteInBackground(name, uid))
+    return new Error(`a webhook changed the intent ${name}: ${flaw ?? "it cannot be read back"}`)
+  }
+
+  /** Another operator, or an earlier life, wrote this intent. One that is being deleted protects nothing. */
+  private async takeUpIntent(name: string): Promise<Intent | Error | undefined> {
+    const found = await this.getJob(name)
+    if (!found) return undefined
+    const intent = this.rules.readIntent(found)
+    if (intent && !intent.deleting) {
+      this.cache.onIntentRead(intent)
+      return intent
+    }
+    if (isTerminating(found)) {
+      const finalizers = found.metadata?.finalizers?.join(", ")
+      return new Error(`the intent ${name} of an earlier try is still being deleted, held by finalizers ${finalizers}`)
+    }
+    // A webhook spoiled it, and it could not be removed at once: it protects nothing, and its name is in the way.
+    try {
+      await persist(this.world, () => this.deleteInBackground(name, uidOf(found) ?? ""))
+      return undefined
+    } catch (error) {
+      if (!isRejection(error)) throw error
+      return new Error(`the intent ${name} cannot be read, and not be removed: ${error.message}`)
+    }
+  }
+
+  /** Asks the cluster whether it would admit this very Job, under its own name. */
+  private async proveAdmission(replacement: Job) {
+    const { cluster, kill } = this.world
+    try {
+      await cluster.createJob(this.job.namespace, replacement, { dryRun: true, strict: true }, kill)
+      return "absent" as const
+    } catch (error) {
+      return this.rules.verdictOf(error, this.job.name)
+    }
+  }
+
+  private async proveAndDelete(step: StepTo<"prove and delete">, seen: Observation): Promise<Outcome | undefined> {
+    const { intent, ttl } = step
+    const { clock, cluster, kill } = this.world
+    const reject = async (error: Error): Promise<Outcome | undefined> => {
+      // A TTL may remove the Job while it is rejected: then the intent is all that is left of it.
+      if (!ttl && !(await this.withdrawIntents(seen.intents))) return undefined
+      return { result: "rejected", error }
+    }
+    const verdict = await this.proveAdmission(intent.replacement)
+    // Absent, or the server could not read it: neither is a yes.
+    if (verdict === "absent") return undefined
+    if (!verdict.admitted) return reject(verdict.error)
+    this.changed = this.cache.whenChanged?.()
+    const sentSince = clock.monotonic()
+    const { jobUid: uid, jobVersion: resourceVersion } = intent
+    try {
+      const options = { uid, resourceVersion, propagationPolicy: "Foreground" } as const
+      await cluster.deleteJob(this.job.namespace, this.job.name, options, kill)
+    } catch (error) {
+      if (isReason(error, "Conflict") || isReason(error, "NotFound")) return undefined
+      if (isRejection(error)) return reject(error)
+      this.unansweredSince = sentSince
+      this.noteDelete(intent)
+      throw error
+    }
+    this.isPastDelete = true
+    this.noteDelete(intent)
+    return this.pause()
+  }
+
+  private noteDelete(intent: Intent): void {
+    this.deletedBy = intent
+    this.deletedUid = intent.jobUid
+  }
+
+  /**
+   * Deletes the Job, or an intent, that has this uid. Returns the NotFound or Conflict with which the server answers
+   * where somebody else was faster.
+   */
+  private async deleteInBackground(name: string, uid: string): Promise<unknown> {
+    const { cluster, kill } = this.world
+    try {
+      await cluster.deleteJob(this.job.namespace, name, { uid, propagationPolicy: "Background" }, kill)
+      return undefined
+    } catch (error) {
+      exceptFor(error, "NotFound", "Conflict")
+      return error
+    }
+  }
+
+  /** For how long a delete of ours without an answer may still be applied. */
+  private lateDeleteMs(): number {
+    if (this.unansweredSince === undefined) return 0
+    return this.unansweredSince + LATE_DELETE_MS - this.world.clock.monotonic()
+  }
+
+  /**
+   * Removes intents of a Job that stands. False where the Job is gone, or going, after all: another operator, or an
+   * earlier life, may have had a yes for the same intent a moment ago. Then it is written again. A delete of ours
+   * without an answer may still be applied: then it is awaited first.
+   */
+  private async withdrawIntents(intents: Intent[]): Promise<boolean> {
+    const { clock, kill, stop } = this.world
+    const lateMs = this.lateDeleteMs()
+    if (lateMs > 0) {
+      await clock.sleep(lateMs, kill, stop, ...(this.changed ? [this.changed] : []))
+      this.forgetSeen()
+      return false
+    }
+    const before = await this.getJob()
+    const [intent] = intents
+    const isUnchanged = before && !isTerminating(before) && versionOf(before) === intent?.jobVersion
+    if (!isUnchanged) return false
+    // From here on the Job may exist in memory only: then the next look writes the intent again, until that works.
+    this.deletedBy = intent
+    this.isPastDelete = true
+    await this.removeIntents(intents)
+    const live = await this.getJob()
+    if (!live || isTerminating(live)) return false
+    this.deletedBy = undefined
+    this.isPastDelete = false
+    return true
+  }
+
+  private async createReplacement(step: StepTo<"create">, seen: Observation): Promise<undefined> {
+    const { cluster, kill } = this.world
+    try {
+      const created = await cluster.createJob(this.job.namespace, step.intent.replacement, { strict: true }, kill)
+      this.cache.onJobRead(created)
+      this.seen = { ...seen, live: created, latest: created }
+    } catch (error) {
+      if (!isReason(error, "AlreadyExists")) throw error
+      // Somebody else created it, or our own answer was lost. A webhook can say so too, and then the Job is not there.
+      if (!(await this.getJob())) throw error
+    }
+  }
+
+  private async removeIntents(intents: Intent[]): Promise<void> {
+    for (const intent of intents) {
+      const error = await this.deleteInBackground(intent.name, intent.uid)
+      // From an API server that is starting, a 404 is not conclusive; a Conflict can be a quota's.
+      const found = error && (await this.getJob(intent.name))
+      if (found && uidOf(found) === intent.uid) throw error
+      this.cache.onIntentGone(intent)
+    }
   }
 }
 
@@ -4035,132 +4103,6 @@ function isNameTaken(error: unknown, name: string): boolean {
   if (!(error instanceof ApiError) || error.status !== 409 || error.reason !== "AlreadyExists") return false
   const own = `jobs.batch ${JSON.stringify(name)} already exists`
   return error.text.replace(/^object is being deleted: /, "").startsWith(own)
-}
-
-async function proveAndDelete(
-  world: World,
-  cache: RestartCache,
-  job: JobName,
-  progress: Progress,
-  seen: Observation,
-  { intent, ttl }: Extract<Step, { do: "prove and delete" }>,
-): Promise<Outcome | undefined> {
-  const reject = async (error: Error): Promise<Outcome | undefined> => {
-    // A TTL may remove the Job while it is rejected: then the intent is all that is left of it.
-    if (!ttl && !(await withdrawIntents(world, cache, job, progress, seen.intents))) return undefined
-    return { result: "rejected", error }
-  }
-  const verdict = await proveAdmission(world, job, intent.replacement)
-  // Absent, or the server could not read it: neither is a yes.
-  if (verdict === "absent") return undefined
-  if (!verdict.admitted) return reject(verdict.error)
-  progress.changed = cache.whenChanged(job.key)
-  const sentSince = world.clock.monotonic()
-  const { jobUid: uid, jobVersion: resourceVersion } = intent
-  try {
-    const options = { uid, resourceVersion, propagationPolicy: "Foreground" } as const
-    await world.cluster.deleteJob(job.namespace, job.name, options, world.kill)
-  } catch (error) {
-    if (isReason(error, "Conflict") || isReason(error, "NotFound")) return undefined
-    if (isRejection(error)) return reject(error)
-    progress.unansweredSince = sentSince
-    noteDelete(progress, intent)
-    throw error
-  }
-  progress.isPastDelete = true
-  noteDelete(progress, intent)
-  return pause(world, progress)
-}
-
-function noteDelete(progress: Progress, intent: Intent): void {
-  progress.deletedBy = intent
-  progress.deletedUid = intent.jobUid
-}
-
-/**
- * Deletes a Job, or an intent, that has this uid. Returns the NotFound or Conflict with which the server answers where
- * somebody else was faster.
- */
-async function deleteInBackground(
-  { cluster, kill }: World,
-  { namespace, name, uid }: Pick<JobName, "namespace" | "name" | "uid">,
-): Promise<unknown> {
-  try {
-    await cluster.deleteJob(namespace, name, { uid, propagationPolicy: "Background" }, kill)
-    return undefined
-  } catch (error) {
-    exceptFor(error, "NotFound", "Conflict")
-    return error
-  }
-}
-
-/** For how long a delete of ours without an answer may still be applied. */
-const lateDeleteMs = (clock: Clock, { unansweredSince = -LATE_DELETE_MS as Monotonic }: Progress) =>
-  unansweredSince + LATE_DELETE_MS - clock.monotonic()
-
-/**
- * Removes intents of a Job that stands. False where the Job is gone, or going, after all: another operator, or an
- * earlier life, may have had a yes for the same intent a moment ago. Then it is written again. A delete of ours
- * without an answer may still be applied: then it is awaited first.
- */
-async function withdrawIntents(
-  world: World,
-  cache: RestartCache,
-  job: JobName,
-  progress: Progress,
-  intents: Intent[],
-): Promise<boolean> {
-  const { clock, kill, stop } = world
-  const lateMs = lateDeleteMs(clock, progress)
-  if (lateMs > 0) {
-    await clock.sleep(lateMs, kill, stop, ...(progress.changed ? [progress.changed] : []))
-    forgetSeen(progress)
-    return false
-  }
-  const before = await world.cluster.getJob(job.namespace, job.name, world.kill)
-  const [intent] = intents
-  const isUnchanged = before && !isTerminating(before) && versionOf(before) === intent?.jobVersion
-  if (!isUnchanged) return false
-  // From here on the Job may exist in memory only: then the next look writes the intent again, until that works.
-  progress.deletedBy = intent
-  progress.isPastDelete = true
-  await removeIntents(world, cache, intents)
-  const live = await world.cluster.getJob(job.namespace, job.name, world.kill)
-  if (!live || isTerminating(live)) return false
-  progress.deletedBy = undefined
-  progress.isPastDelete = false
-  return true
-}
-
-async function createReplacement(
-  { cluster, kill }: World,
-  cache: RestartCache,
-  { namespace, name }: JobName,
-  progress: Progress,
-  seen: Observation,
-  { replacement }: Intent,
-): Promise<Outcome | undefined> {
-  try {
-    const created = await cluster.createJob(namespace, replacement, { strict: true }, kill)
-    cache.onJobRead(created)
-    progress.seen = { ...seen, live: created, latest: created }
-    return undefined
-  } catch (error) {
-    if (!isReason(error, "AlreadyExists")) throw error
-    // Somebody else created it, or our own answer was lost. A webhook can say so too, and then the Job is not there.
-    if (!(await cluster.getJob(namespace, name, kill))) throw error
-    return undefined
-  }
-}
-
-async function removeIntents(world: World, cache: RestartCache, intents: Intent[]): Promise<void> {
-  for (const intent of intents) {
-    const error = await deleteInBackground(world, intent)
-    // Of a server that comes up, 404 is not the last word; and a Conflict can be a quota's.
-    const found = error && (await world.cluster.getJob(intent.namespace, intent.name, world.kill))
-    if (found && uidOf(found) === intent.uid) throw error
-    cache.onIntentGone(intent)
-  }
 }
 
 // ──────────────────────────────────────────── 11 Controller ─────────────────────────────────────────────
@@ -4464,7 +4406,7 @@ export type Schedule = { at: number; since: number }
 
 type QueueItem = { key: string; at: number }
 
-const byTime = (a: QueueItem, b: QueueItem) => a.at - b.at || (a.key < b.key ? -1 : 1)
+const earliestFirst = (a: QueueItem, b: QueueItem) => a.at - b.at || (a.key < b.key ? -1 : 1)
 
 /**
  * Keys with due times. Invariant: of a key, the earliest time that was asked for since it was last taken counts, and
@@ -4473,7 +4415,7 @@ const byTime = (a: QueueItem, b: QueueItem) => a.at - b.at || (a.key < b.key ? -
  */
 export class Workqueue {
   readonly schedules = new Map<string, Schedule>()
-  private heap = new TinyQueue<QueueItem>([], byTime)
+  private heap = new TinyQueue<QueueItem>([], earliestFirst)
   private readonly lastRestarts = new Map<string, { at: number; before: number | undefined }>()
   private wake = new AbortController()
   private lookedAt = Number.NEGATIVE_INFINITY
@@ -4497,7 +4439,7 @@ export class Workqueue {
 
   private dropVoid(): void {
     const items = [...this.schedules].map(([key, { at }]) => ({ key, at }))
-    this.heap = new TinyQueue(items, byTime)
+    this.heap = new TinyQueue(items, earliestFirst)
   }
 
   /** A clock was set: what waits by the old time is looked at again. */
@@ -5206,8 +5148,8 @@ export class Operator {
     const { cache, liveness } = this
     const tombstoneOf = (uid: string) => [cache.tombstone(key)].find((known) => known && uidOf(known.job) === uid)
     return {
-      intentsOf: (job) => cache.intentsOf(job),
-      latest: (job) => cache.latest(job),
+      intents: () => cache.intentsOf(key),
+      latest: () => cache.latest(key),
       podsOf: (uid) => {
         // After a stop nothing is watched any more.
         const pods = liveness.arePodsSynced(namespace) && !this.world.stop.aborted ? cache.podsOf(uid) : []
