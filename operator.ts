@@ -5031,7 +5031,7 @@ export class Operator {
     const isGoing = view.deleting && failure !== undefined
     const isForeign = decision.do === "leave" ? !isGoing : intent.dueAt === undefined
     if (isForeign) return this.reconcileIntent(view.key, intent)
-    if (intent.jobUid === view.uid && this.retryInMs(entry) === 0)
+    if (intent.jobUid === view.uid && this.retryInMs(entry) <= 0)
       this.startRestart(this.restartOf(entry), intent.dueAt ?? now, view)
   }
 
@@ -5062,15 +5062,12 @@ export class Operator {
     const own = intent?.jobUid === view.uid ? intent : undefined
     const intentAt = dryRun ? undefined : this.intentDueAt(entry, own, decision.dueAt)
     if (intentAt !== undefined && intentAt <= now) return this.startScheduled(entry, decision.dueAt)
-    const retryInMs = this.retryInMs(entry)
     const wantedAt = Math.min(decision.dueAt, own?.dueAt ?? decision.dueAt)
-    const dueAt = retryInMs > 0 ? Math.max(wantedAt, now + retryInMs) : wantedAt
+    const dueAt = Math.max(wantedAt, now + this.retryInMs(entry))
     const startsAt = dueAt > now ? dueAt : this.freeAt(view, now)
     if (startsAt <= now) return dryRun ? this.reportDryRun(entry) : this.startScheduled(entry, decision.dueAt)
     moveTo(entry, { is: "scheduled", dueAt: decision.dueAt, because: decision.because })
-    // One that was rejected goes behind those that have not had their turn.
-    const since = entry.rejections > 0 ? startsAt : dueAt
-    this.enqueue(view.key, Math.min(startsAt, intentAt ?? startsAt), since)
+    this.enqueue(view.key, Math.min(startsAt, intentAt ?? startsAt), dueAt)
   }
 
   /** When an intent is to be written, replaced or adopted, whenever its Job is due; undefined: not at all. */
@@ -5087,8 +5084,9 @@ export class Operator {
     return isThreatenedByTtl(view, startsAt) ? now + this.retryInMs(entry) : undefined
   }
 
+  /** Negative from when a rejected restart may be tried again: it is overdue since then, behind those due before. */
   private retryInMs({ retryAt }: JobEntry): number {
-    return retryAt === undefined ? 0 : Math.max(0, retryAt - this.world.clock.monotonic())
+    return retryAt === undefined ? Number.NEGATIVE_INFINITY : retryAt - this.world.clock.monotonic()
   }
 
   private reportDryRun({ view, failure }: JobEntry): void {
@@ -5137,7 +5135,7 @@ export class Operator {
       (outcome) => {
         this.restarts.delete(key)
         if (isStart && !("uid" in outcome)) this.workqueue.forgetRestart(groupOf(view))
-        this.finishRestart(restart.job, failure, outcome, clock.monotonic() - startedAt, nowOf(this.world) - dueAt)
+        this.finishRestart(restart.job, failure, outcome, clock.monotonic() - startedAt, dueAt)
       },
     )
     this.restarts.set(key, { done, dueAt, changed: new AbortController() })
@@ -5188,15 +5186,17 @@ export class Operator {
     failure: Failure | undefined,
     outcome: Outcome,
     tookMs: number,
-    lateMs: number,
+    dueAt: number,
   ): void {
+    const now = nowOf(this.world)
+    const lateMs = now - dueAt
     const entry = this.cache.jobs.get(job.key)
     const own = entry?.view.uid === job.uid && entry.state.is !== "settled" ? entry : undefined
     switch (outcome.result) {
       case "waiting":
         if (own) moveTo(own, { is: "scheduled", dueAt: outcome.dueAt, because: "its intent waits" })
-        // What became known while the restart ran is looked at once more, but never without a pause.
-        this.enqueue(job.key, own?.failure === failure ? outcome.dueAt : nowOf(this.world) + AGAIN_MS)
+        // If more became known meanwhile, it is decided again; after a pause, so that it cannot spin.
+        this.enqueue(job.key, own?.failure === failure ? outcome.dueAt : now + AGAIN_MS, dueAt)
         return
       case "rejected":
         this.finishRejected(job, own, outcome.error)

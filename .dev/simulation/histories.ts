@@ -94,6 +94,7 @@ export interface Flavour {
     holdMs: number
   }[]
   delayMs: number
+  spacingMs: number
   bySelector: boolean
   oldRole: boolean
   /** How slow the garbage collector is. */
@@ -118,6 +119,7 @@ export const PLAIN_JOB: Flavour["jobs"][number] = {
 export const PLAIN: Flavour = {
   jobs: [PLAIN_JOB],
   delayMs: 0,
+  spacingMs: 0,
   bySelector: false,
   oldRole: false,
   gcMs: REAL.gcMs,
@@ -215,6 +217,7 @@ const job = fc.record({
 const flavour = fc.record({
   jobs: fc.array(job, { minLength: 1, maxLength: 2 }),
   delayMs: pick(0, 0, 90_000, 200_000, 600_000),
+  spacingMs: pick(0, 0, 0, 40_000, 200_000),
   bySelector: fc.boolean(),
   oldRole: fc.boolean(),
   gcMs: pick(REAL.gcMs, REAL.gcMs, 2_000),

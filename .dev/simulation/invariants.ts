@@ -433,10 +433,13 @@ export class Invariants {
 
   /** The earliest and the latest time at which a failed Job may be restarted, by the server's clock. */
   private dueOf(job: Job): [earliest: number, latest: number] {
-    const { delayMs, controllerAheadMs, jobs } = this.sim.history.flavour
+    const { delayMs, spacingMs, controllerAheadMs, jobs } = this.sim.history.flavour
     const maybeOom = jobs.some(({ ends }) => ends.includes("oom"))
     const longestMs = maybeOom ? Math.max(delayMs, OOM_MOST_MS) : delayMs
-    const latest = failedAt(job) + longestMs + Math.max(0, -controllerAheadMs)
+    // The other Job may come first, and its own restart is held up by a finalizer.
+    const holdMs = Math.max(...jobs.map((one) => one.holdMs))
+    const spacedMs = spacingMs > 0 ? 2 * (spacingMs + holdMs) : 0
+    const latest = failedAt(job) + longestMs + spacedMs + Math.max(0, -controllerAheadMs)
     if (job.metadata.annotations?.[`${PREFIX}restart-now`] !== undefined) return [Number.NEGATIVE_INFINITY, latest]
     // Where the clock was set back, a failure in the future counts as one of now.
     const sinceMs = this.sim.now - this.pastOf(job.metadata.name).failedAt

@@ -437,7 +437,7 @@ export class Simulation implements World, Observed {
     )
   }
   private configOf(dryRun: boolean): operator.Config {
-    const { delayMs, bySelector } = this.history.flavour
+    const { delayMs, spacingMs, bySelector } = this.history.flavour
     return {
       logLevel: "info",
       logFormat: "text",
@@ -452,7 +452,7 @@ export class Simulation implements World, Observed {
       jobSelector: bySelector ? operator.parseSelector("app=yes") : undefined,
       restartRules: undefined,
       maxRestarts: undefined,
-      restartSpacingMs: 0,
+      restartSpacingMs: spacingMs,
       healthPort: 0,
       notifyUrl: undefined,
     }

@@ -336,21 +336,23 @@ describe("Following a namespace", () => {
     }
   })
 
-  test("RESTART_SPACING: holds for Jobs that their TTL has removed", async () => {
+  test("RESTART_SPACING: holds for Jobs that their TTL has removed, the longest overdue first", async () => {
     const server = await serve()
     const names = ["load-a", "load-b", "load-c"]
-    const ending = { spec: { ttlSecondsAfterFinished: 600 }, status: failedAgo(597_000) }
-    const jobs = names.map((name) => stand(server, name, ending))
+    const jobs = names.map((name, i) =>
+      stand(server, name, { spec: { ttlSecondsAfterFinished: 600 }, status: failedAgo(595_000 + i * 1_000) }),
+    )
     const life = live(server, { RESTART_SPACING: "360", RESTART_DELAY: "1800" }, { rate: 1 })
     await until("their TTL has removed them", () => !jobs.some((job) => current(server, job)))
-    await until("their restarts wait", () => life.operator.workqueue.schedules.size === 3)
+    const waiting = () => [...life.operator.workqueue.schedules.values()].filter(({ at }) => at > life.clock.now())
+    await until("their restarts wait", () => waiting().length === 3)
     expect(intents(server)).toHaveLength(3)
-    const back = () => jobs.filter((job) => isBack(server, job)).length
+    const back = () => jobs.filter((job) => isBack(server, job)).map(({ metadata }) => metadata.name)
     for (const [i, ms] of [1_300_000, 362_000, 362_000].entries()) {
       life.clock.jump(ms)
-      await until(`${i + 1} are back`, () => back() > i)
+      await until(`${i + 1} are back`, () => back().length > i)
       await afterLaterFailure(server, life)
-      expect(back()).toBe(i + 1)
+      expect(back()).toEqual(names.slice(-i - 1))
     }
   })
 
