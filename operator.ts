@@ -4978,7 +4978,7 @@ export class Operator {
     if (!job || view.phase !== "failed" || view.manager) return this.forget(entry)
     if (!this.wasRemovedByTtl(entry)) return this.forgetDeleted(entry, intent !== undefined)
     if (!failure) return this.collectEvidence(entry, "failed")
-    const wish = wishFor(job, failure, config, nowOf(this.world))
+    const wish = rulesOf(this.world).wishFor(job, failure, config, nowOf(this.world))
     if ("dueAt" in wish.decision && !config.dryRun)
       return this.startRestart(this.restartOf(entry), wish.decision.dueAt, view)
     const because = "dueAt" in wish.decision ? "DRY_RUN" : wish.decision.because
@@ -4998,7 +4998,9 @@ export class Operator {
   private wasRemovedByTtl({ view, job, goneAt = 0 }: JobEntry): boolean {
     const isWatched = this.cache.tombstone(view.key)?.watched ?? false
     if (view.ttlMs === undefined || !job) return false
-    return isWatched ? !wasDeletedByPerson(job, undefined, view.ttlMs) : wasRemovedByTtl(view, goneAt)
+    return isWatched
+      ? !rulesOf(this.world).wasDeletedByPerson(job, undefined, view.ttlMs)
+      : wasRemovedByTtl(view, goneAt)
   }
 
   private reconcileJob(entry: JobEntry, intent: Intent | undefined): void {
@@ -5049,7 +5051,7 @@ export class Operator {
     const dueAt = failedAt + longestWaitMs(view, config)
     const decision: Decision = { do: "wait", dueAt, because: "its cause is not known yet" }
     const wish = (job: Job): Wish => {
-      const known = wishFor(job, UNKNOWN, config, nowOf(this.world))
+      const known = rulesOf(this.world).wishFor(job, UNKNOWN, config, nowOf(this.world))
       return known.decision.do === "leave" ? known : { ...known, decision }
     }
     this.startRestart({ job: view, wishFor: wish }, dueAt, view)

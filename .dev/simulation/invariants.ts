@@ -1,6 +1,6 @@
 // What has been promised, checked after every write of the model. What no protocol can promise has a name here, is counted,
 // and is no wider than its reason.
-import { PREFIX, RECORD, RECORD_JOB } from "../../operator.ts"
+import { INTENT, PREFIX, RECORD, RECORD_JOB } from "../../operator.ts"
 import type { Change, Job, Model, Obj, Pod } from "../apiserver/model.ts"
 import type { History } from "./histories.ts"
 import { NAMES } from "./histories.ts"
@@ -37,7 +37,7 @@ export const EXCEPTIONS = {
   ranWithoutManagedBy:
     "a person resumed and scaled an intent on a server without the feature JobManagedBy, or gave it a deadline and a TTL there",
   unreadable:
-    "a webhook spoiled an intent that could not be removed at once: it protects nothing, and stays, named in the log, until a person removes it or its Job is restarted",
+    "a webhook spoiled an intent that could not be removed at once: it protects nothing, and stays, named in the log, until the next list or a person removes it",
   version100: "an intent of 1.0.0 can be pruned, resumed and edited, and 1.0.0 deletes without a proof",
 } as const
 
@@ -686,7 +686,8 @@ export class Invariants {
   }
   private checkIntentGone({ object, dueAt, uid }: StoredIntent, boundMs: number): void {
     const { sim } = this
-    if (uid === "") return this.except("unreadable")
+    const isSpoiled = object.metadata.labels?.[INTENT] === undefined
+    if (uid === "" || isSpoiled) return this.except("unreadable")
     // The clock may have been set back: then it is not due for long.
     const waits = dueAt + boundMs > sim.serverNow()
     const ageMs = sim.now - (this.bornAt.get(object.metadata.uid) ?? 0)
