@@ -1448,10 +1448,10 @@ export interface Intent {
 const ANNOTATION_BYTES = 200 << 10
 
 /** What an intent is to stand for. */
-export type IntentPlan = { live: Job; additions: Additions; dueAt: number | undefined }
+type IntentPlan = { live: Job; additions: Additions; dueAt: number | undefined }
 
 /** An intent before it is written. */
-export type Draft = { replacement: Job; replaces: Replaces }
+type Draft = { replacement: Job; replaces: Replaces }
 
 /** The draft of an intent for a restart of `live`. */
 export function draftOf({ live, additions, dueAt }: IntentPlan): Draft {
@@ -1710,7 +1710,7 @@ export type Outcome =
   | { result: "changed" | "cancelled" | "namespace gone" | "interrupted" }
 
 /** What keeps the name of a deleted Job from being free, or its program from having ended. */
-export type Blocker = { pod?: string; phase?: string; node?: string | undefined; finalizers: string[] }
+type Blocker = { pod?: string; phase?: string; node?: string | undefined; finalizers: string[] }
 
 /** What this life wants of a Job that no intent stands for: what was decided, and what the new Job gets. */
 export type Wish = { decision: Decision; additions: Additions }
@@ -3202,7 +3202,7 @@ function withClock(error: unknown, skewMs: number): unknown {
   return error
 }
 
-/** A body as JSON; one beyond all measure is not read on. */
+/** A body as JSON; stops reading at BODY_BYTES. */
 const readJson = async <T>(response: Response) => JSON.parse(await textUntil(response, BODY_BYTES)) as T
 
 const textUntil = async (response: Response, bytes: number) =>
@@ -3228,7 +3228,7 @@ function exceptFor(error: unknown, ...reasons: string[]): undefined {
 const isReason = (error: unknown, reason: string) =>
   error instanceof ApiError && (error.reason === reason || error.causes.includes(reason))
 
-/** Whether the server will say the same again: no conflict, no weariness, no fault of its own. */
+/** Whether retrying is pointless: a 4xx other than conflict, throttling or timeout. */
 const isRejection = (error: unknown): error is ApiError =>
   error instanceof ApiError && [400, 403, 404, 405, 413, 415, 422].includes(error.status)
 
@@ -3425,7 +3425,7 @@ export async function gatherEvidence(
       await Promise.all(evidence.pods.map((pod) => readLogs(world, job.namespace, pod, evidence.logs, signal)))
     })
   } catch (error) {
-    world.emit({ kind: "EvidenceUnavailable", job, why: messageOf(error) })
+    complain(error)
   }
   return evidence
 }
@@ -3465,17 +3465,14 @@ async function readLogs(
   await Promise.all(pod.containers.map(read))
 }
 
-/**
- * A refusal may be that of a server which has just started and does not know its Roles yet: it passes within half a
- * minute.
- */
+/** An API server that has just started may answer 403 for up to half a minute, until it knows its Roles. */
 const REFUSALS = 7
 
 /**
  * Tries until it works or the program ends, in silence: it is nothing that a restart waits for. Throws a refusal that
  * stays.
  */
-export async function persist({ clock, stop }: World, work: () => Promise<unknown>): Promise<void> {
+async function persist({ clock, stop }: World, work: () => Promise<unknown>): Promise<void> {
   for (let attempt = 1; ; attempt++) {
     try {
       return void (await work())
@@ -3493,17 +3490,13 @@ export async function createRecord({ cluster, kill }: World, record: ConfigMap):
   await cluster.createConfigMap(namespace, record, kill).catch((error) => exceptFor(error, "AlreadyExists"))
 }
 
-export async function removeRecords({ cluster, kill }: World, namespace: string, records: RecordKey[]): Promise<void> {
+async function removeRecords({ cluster, kill }: World, namespace: string, records: RecordKey[]): Promise<void> {
   for (const { name } of records)
     await cluster.deleteConfigMap(namespace, name, kill).catch((error) => exceptFor(error, "NotFound"))
 }
 
 /** Removes the records of a namespace that are too many or too old; returns the others. */
-export async function pruneRecords(
-  world: World,
-  namespace: string,
-  exists: (job: string) => boolean,
-): Promise<RecordKey[]> {
+async function pruneRecords(world: World, namespace: string, exists: (job: string) => boolean): Promise<RecordKey[]> {
   const { cluster, config, kill } = world
   const { items: records } = await cluster.listConfigMaps(namespace, `${RECORD}=failure`, recordKey, kill)
   const stale = new Set(staleRecords(records, config.historyLimit, exists, nowOf(world)))
@@ -3512,7 +3505,7 @@ export async function pruneRecords(
 }
 
 /** Writes the settings for the commands, unless they stand there already. */
-export async function writeSettings(world: World, namespace: string): Promise<void> {
+async function writeSettings(world: World, namespace: string): Promise<void> {
   const { cluster, config, kill } = world
   const data = variablesOf(config)
   const known = await cluster.getConfigMap(namespace, SETTINGS_MAP, kill)
@@ -4148,7 +4141,7 @@ const MOST_STRAYS = 200
 const MOST_MOMENTS = 20
 /** Items of the workqueue's heap that are left over. */
 const MOST_VOID = 100
-/** So many Jobs reconciled in a row. */
+/** Garbage is collected after this many reconciles in one turn. */
 const GARBAGE_AFTER = 500
 const MOST_REPORTED = 25_000
 const CLOCK_SET_BACK_MS = 5_000
@@ -4159,9 +4152,9 @@ const AGAIN_MS = 200
  * restart has ended, so what a late watch still tells of this uid is no news.
  */
 export type JobState =
-  | { is: "idle"; because: string }
+  | { is: "idle" }
   | { is: "collecting evidence" }
-  | { is: "scheduled"; dueAt: number; because: string }
+  | { is: "scheduled"; dueAt: number }
   | { is: "restarting"; dueAt: number }
   | { is: "settled" }
 
@@ -4178,7 +4171,7 @@ const TRANSITIONS: Record<JobState["is"], JobState["is"][]> = {
 }
 
 /** What the cache keeps of one Job. */
-export interface JobEntry {
+interface JobEntry {
   view: JobView
   /** The whole object, as last seen; only of a Job that has failed, or is going. */
   job: Job | undefined
@@ -4402,7 +4395,7 @@ export class Permissions {
 }
 
 /** When a key is to be reconciled, and with which others its restart keeps its distance. */
-export type Schedule = { at: number; since: number }
+type Schedule = { at: number; since: number }
 
 type QueueItem = { key: string; at: number }
 
@@ -4845,7 +4838,7 @@ export class Operator {
       known.view = view.deleting ? { ...view, ttlMs: shorterTtlMs(known.view, view) } : view
       Object.assign(known, { job: kept.job, sighting }, view.deleting ? {} : { finalizers: kept.finalizers })
     } else {
-      if (known) this.forget(known)
+      if (known) this.cache.forgetJob(known)
       this.cache.addJob(newEntry(kept, sighting))
       // One of the future is from before the clock was set back: it says nothing.
       const now = nowOf(this.world)
@@ -4887,7 +4880,7 @@ export class Operator {
     const entry = this.cache.jobs.get(`${namespace}/${pod.jobName}`)
     const isOfEntry = entry?.view.uid === pod.jobUid
     const kept = isFrozen ? known : pod
-    // The same texts again are not kept.
+    // It shares the entry's strings: copies are not kept.
     if (isOfEntry) Object.assign(kept, { jobUid: entry.view.uid, jobName: entry.view.name })
     this.cache.addPod(isGone ? { ...kept, gone: true } : kept, isOfEntry)
     // While the Job itself is still there, its own end is what a restart waits for.
@@ -4940,13 +4933,13 @@ export class Operator {
   }
 
   private reconcileSettled(entry: JobEntry, intent: Intent | undefined): void {
-    if (entry.goneAt !== undefined && !intent) this.forget(entry)
+    if (entry.goneAt !== undefined && !intent) this.cache.forgetJob(entry)
     this.reconcileIntent(entry.view.key, intent)
   }
 
   /** A restart that an earlier life or another operator left unfinished, whatever the selection is now. */
   private reconcileIntent(key: string, intent: Intent | undefined): void {
-    if (!intent || this.world.config.dryRun || this.isLeftToItsWriter(key, intent)) return
+    if (!intent || this.world.config.dryRun || this.postponeAdoption(key, intent)) return
     const { namespace, jobName: name, jobUid: uid } = intent
     const job = { key, namespace, name, uid }
     if (this.firstTime(`adopted ${intent.uid}`)) this.emit({ kind: "IntentAdopted", job, intent: intent.name })
@@ -4954,8 +4947,8 @@ export class Operator {
     this.startRestart({ job }, intent.dueAt ?? nowOf(this.world), viewJob(replacement))
   }
 
-  /** Whether another operator has just written this intent; then its Job is enqueued for when it is to be adopted. */
-  private isLeftToItsWriter(key: string, intent: Intent): boolean {
+  /** Whether another operator has just written this intent. Then its Job is enqueued for when it is to be adopted. */
+  private postponeAdoption(key: string, intent: Intent): boolean {
     const leftMs = this.adoptInMs(intent)
     if (leftMs > 0) this.enqueue(key, nowOf(this.world) + leftMs)
     return leftMs > 0
@@ -4972,10 +4965,10 @@ export class Operator {
     const { config } = this.world
     if (intent && !config.dryRun) {
       // One without a due time is another operator's restart; one with it is a wait that was recorded.
-      if (intent.dueAt === undefined && this.isLeftToItsWriter(view.key, intent)) return
+      if (intent.dueAt === undefined && this.postponeAdoption(view.key, intent)) return
       return this.startRestart(this.restartOf(entry), intent.dueAt ?? nowOf(this.world), view)
     }
-    if (!job || view.phase !== "failed" || view.manager) return this.forget(entry)
+    if (!job || view.phase !== "failed" || view.manager) return this.cache.forgetJob(entry)
     if (!this.wasRemovedByTtl(entry)) return this.forgetDeleted(entry, intent !== undefined)
     if (!failure) return this.collectEvidence(entry, "failed")
     const wish = rulesOf(this.world).wishFor(job, failure, config, nowOf(this.world))
@@ -4983,7 +4976,7 @@ export class Operator {
       return this.startRestart(this.restartOf(entry), wish.decision.dueAt, view)
     const because = "dueAt" in wish.decision ? "DRY_RUN" : wish.decision.because
     this.emit({ kind: "RemovedByTtl", job: view, because })
-    this.forget(entry)
+    this.cache.forgetJob(entry)
   }
 
   /** What was seen of a failure before somebody deleted the Job is recorded; its pods are not looked at any more. */
@@ -4992,7 +4985,7 @@ export class Operator {
     const evidence = entry.evidence ?? { ...evidencePods(this.cache.podsOf(view.uid)), logs: new Map() }
     if (!looks?.moments.has("failed")) this.record(entry, evidence, failureOf(view, evidence))
     this.emit({ kind: "DeletedByOthers", job: view, isRestart })
-    this.forget(entry)
+    this.cache.forgetJob(entry)
   }
 
   private wasRemovedByTtl({ view, job, goneAt = 0 }: JobEntry): boolean {
@@ -5020,12 +5013,11 @@ export class Operator {
     if (isExpiring && !view.manager && isSelected(view, config) && !failure) this.collectEvidence(entry, "failed")
     entry.decision = decision
     this.reportDecision(entry, decision, known.cause, now)
-    // Left of the restart that created this Job: it does not wait for the next one.
+    // A leftover of the restart that created this Job: it is cleaned up now.
     const stray = newestFirst(this.cache.intentsOf(view.key)).find(({ jobUid }) => jobUid !== view.uid)
-    if (stray && !config.dryRun && !this.isLeftToItsWriter(view.key, stray))
-      return this.reconcileIntent(view.key, stray)
+    if (stray && !config.dryRun && !this.postponeAdoption(view.key, stray)) return this.reconcileIntent(view.key, stray)
     if ("dueAt" in decision) return this.schedule(entry, intent, decision)
-    moveTo(entry, { is: "idle", because: decision.because })
+    moveTo(entry, { is: "idle" })
     if (!intent || config.dryRun) return
     // An earlier life or another operator wrote it, whatever the selection was then; or the cause was still unknown.
     // What is decided of a Job that its TTL is removing may want the intent to be due earlier.
@@ -5062,18 +5054,18 @@ export class Operator {
     const { dryRun } = this.world.config
     const now = nowOf(this.world)
     const own = intent?.jobUid === view.uid ? intent : undefined
-    const intentAt = dryRun ? undefined : this.intentDueAt(entry, own, decision.dueAt)
+    const intentAt = dryRun ? undefined : this.actOnIntentAt(entry, own, decision.dueAt)
     if (intentAt !== undefined && intentAt <= now) return this.startScheduled(entry, decision.dueAt)
     const wantedAt = Math.min(decision.dueAt, own?.dueAt ?? decision.dueAt)
     const dueAt = Math.max(wantedAt, now + this.retryInMs(entry))
     const startsAt = dueAt > now ? dueAt : this.freeAt(view, now)
     if (startsAt <= now) return dryRun ? this.reportDryRun(entry) : this.startScheduled(entry, decision.dueAt)
-    moveTo(entry, { is: "scheduled", dueAt: decision.dueAt, because: decision.because })
+    moveTo(entry, { is: "scheduled", dueAt: decision.dueAt })
     this.enqueue(view.key, Math.min(startsAt, intentAt ?? startsAt), dueAt)
   }
 
   /** When an intent is to be written, replaced or adopted, whenever its Job is due; undefined: not at all. */
-  private intentDueAt(entry: JobEntry, own: Intent | undefined, dueAt: number): number | undefined {
+  private actOnIntentAt(entry: JobEntry, own: Intent | undefined, dueAt: number): number | undefined {
     const { view } = entry
     const now = nowOf(this.world)
     if (own?.dueAt !== undefined) {
@@ -5196,7 +5188,7 @@ export class Operator {
     const own = entry?.view.uid === job.uid && entry.state.is !== "settled" ? entry : undefined
     switch (outcome.result) {
       case "waiting":
-        if (own) moveTo(own, { is: "scheduled", dueAt: outcome.dueAt, because: "its intent waits" })
+        if (own) moveTo(own, { is: "scheduled", dueAt: outcome.dueAt })
         // If more became known meanwhile, it is decided again; after a pause, so that it cannot spin.
         this.enqueue(job.key, own?.failure === failure ? outcome.dueAt : now + AGAIN_MS, dueAt)
         return
@@ -5205,7 +5197,7 @@ export class Operator {
         return
       case "changed":
         if (own) own.retryAt = later(this.world.clock.monotonic(), this.world.config.checkIntervalMs)
-        if (own) moveTo(own, { is: "idle", because: "it has changed" })
+        if (own) moveTo(own, { is: "idle" })
         this.emit({ kind: "RestartFinished", job, outcome, tookMs, lateMs })
         break
       default:
@@ -5217,13 +5209,12 @@ export class Operator {
           lateMs,
         })
         // What has ended may be the restart of an earlier Job, which this one has replaced.
-        if (own && "uid" in outcome && outcome.uid === own.view.uid)
-          moveTo(own, { is: "idle", because: "it replaced the Job that was being restarted" })
+        if (own && "uid" in outcome && outcome.uid === own.view.uid) moveTo(own, { is: "idle" })
         else if (own) moveTo(own, { is: "settled" })
         if (outcome.result === "namespace gone")
           for (const intent of this.cache.intentsOf(job.key)) this.cache.removeIntent(intent)
     }
-    if (own?.goneAt !== undefined && own.state.is === "settled") this.forget(own)
+    if (own?.goneAt !== undefined && own.state.is === "settled") this.cache.forgetJob(own)
     this.enqueue(job.key)
   }
 
@@ -5237,17 +5228,9 @@ export class Operator {
     if (entry) {
       entry.rejections++
       entry.retryAt = later(this.world.clock.monotonic(), retryMs)
-      moveTo(entry, {
-        is: "scheduled",
-        dueAt: entry.state.is === "restarting" ? entry.state.dueAt : againAt,
-        because: error.message,
-      })
+      moveTo(entry, { is: "scheduled", dueAt: entry.state.is === "restarting" ? entry.state.dueAt : againAt })
     }
     this.enqueue(job.key, againAt)
-  }
-
-  private forget(entry: JobEntry): void {
-    this.cache.forgetJob(entry)
   }
 
   // Evidence and records.
@@ -5553,7 +5536,7 @@ const newEntry = ({ view, job, finalizers }: KeptJob, sighting: number): JobEntr
   job,
   finalizers,
   sighting,
-  state: { is: "idle", because: "just seen" },
+  state: { is: "idle" },
   decision: undefined,
   evidence: undefined,
   failure: undefined,

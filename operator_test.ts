@@ -3914,9 +3914,9 @@ describe("11 Controller", () => {
   })
 
   const states: JobState[] = [
-    { is: "idle", because: "it is running" },
+    { is: "idle" },
     { is: "collecting evidence" },
-    { is: "scheduled", dueAt: NOW, because: "RESTART_DELAY 1h" },
+    { is: "scheduled", dueAt: NOW },
     { is: "restarting", dueAt: NOW },
     { is: "settled" },
   ]
