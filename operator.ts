@@ -1823,7 +1823,7 @@ function stepWithoutIntent(seen: Observation, now: number): Step {
   const isGone = !live || isTerminating(live)
   if (seen.ended) return done(seen.ended)
   if (!isGone && seen.mayBeDeleted)
-    return { do: "wait", for: "a delete without an answer to be too late", blockers: [] }
+    return { do: "wait", for: "a delete without an answer, which may still be applied", blockers: [] }
   if (intentWasRemoved) return done({ result: isGone ? "cancelled" : "changed" })
   const source = live ?? latest
   if (!source || !wish || deletedByPerson || !("dueAt" in wish.decision)) return done({ result: "changed" })
@@ -2195,8 +2195,9 @@ const TOLD_OF: { [K in Fact["kind"]]: (fact: Extract<Fact, { kind: K }>) => Told
     return told("error", `not deleted, because the cluster would not take it back: ${why}; ${next}`)
   },
   HeldUp: ({ waitsFor, blockers, forMs, isAlarm }) => {
-    const text = `has waited ${durationText(forMs)} for ${waitsFor}: ${blockers}`
-    return told(isAlarm ? "error" : "warning", `${text}; remove what holds it, and the restart continues`)
+    const text = `has waited ${durationText(forMs)} for ${waitsFor}`
+    const advice = blockers && `: ${blockers}; remove what holds it, and the restart continues`
+    return told(isAlarm ? "error" : "warning", text + advice)
   },
   EditTaken: () => told("info", "was edited while being deleted; the new Job gets the edit"),
   EditRejected: ({ why }) => {

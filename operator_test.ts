@@ -2284,7 +2284,7 @@ describe("5 Replacement and intent", () => {
       "and the Job stands": [{ intentWasRemoved: true }, "done: changed"],
       "and the Job stands, but a delete without an answer may still take it": [
         { intentWasRemoved: true, mayBeDeleted: true },
-        "wait for a delete without an answer to be too late",
+        "wait for a delete without an answer, which may still be applied",
       ],
       "but by us, and the answer was lost": [
         { intentWasRemoved: true, live: undefined, ended: { result: "replaced", uid: "U2" } },
