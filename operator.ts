@@ -4822,7 +4822,8 @@ export class Operator {
     if (type === "DELETED" || intent.deleting) this.cache.removeIntent(intent)
     // What a list shows was there before us.
     else this.cache.addIntent(intent, later(clock.monotonic(), type === "LISTED" ? 0 : ADOPT_AFTER_MS), since)
-    this.enqueue(key)
+    const now = nowOf(this.world)
+    this.enqueue(key, now, Math.min(intent.dueAt ?? now, now))
   }
 
   private onJobSeen(kept: KeptJob, isListed: boolean): void {
@@ -5117,8 +5118,9 @@ export class Operator {
     const { clock } = this.world
     const { key } = restart.job
     const now = nowOf(this.world)
-    const heldUntil = this.freeAt(view, now)
-    const isStart = Math.max(dueAt, heldUntil) <= now
+    const freeAt = this.freeAt(view, now)
+    const heldUntil = freeAt > now ? freeAt : 0
+    const isStart = Math.max(dueAt, freeAt) <= now
     if (isStart) this.workqueue.noteRestart(groupOf(view), now)
     const startedAt = clock.monotonic()
     const entry = this.cache.jobs.get(key)

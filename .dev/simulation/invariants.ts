@@ -433,18 +433,20 @@ export class Invariants {
 
   /** The earliest and the latest time at which a failed Job may be restarted, by the server's clock. */
   private dueOf(job: Job): [earliest: number, latest: number] {
-    const { delayMs, spacingMs, controllerAheadMs, jobs } = this.sim.history.flavour
+    const { delayMs, controllerAheadMs, jobs } = this.sim.history.flavour
     const maybeOom = jobs.some(({ ends }) => ends.includes("oom"))
     const longestMs = maybeOom ? Math.max(delayMs, OOM_MOST_MS) : delayMs
-    // The other Job may come first, and its own restart is held up by a finalizer.
-    const holdMs = Math.max(...jobs.map((one) => one.holdMs))
-    const spacedMs = spacingMs > 0 ? 2 * (spacingMs + holdMs) : 0
-    const latest = failedAt(job) + longestMs + spacedMs + Math.max(0, -controllerAheadMs)
+    const latest = failedAt(job) + longestMs + this.spacedMs() + Math.max(0, -controllerAheadMs)
     if (job.metadata.annotations?.[`${PREFIX}restart-now`] !== undefined) return [Number.NEGATIVE_INFINITY, latest]
     // Where the clock was set back, a failure in the future counts as one of now.
     const sinceMs = this.sim.now - this.pastOf(job.metadata.name).failedAt
     const from = Math.min(failedAt(job), this.sim.serverNow() - sinceMs)
     return [maybeOom ? from : from + delayMs, latest]
+  }
+  /** For how long a Job may wait for others: the other Job may come first, and a finalizer hold its restart up. */
+  private spacedMs(): number {
+    const { spacingMs, jobs } = this.sim.history.flavour
+    return spacingMs > 0 ? 2 * (spacingMs + Math.max(...jobs.map(({ holdMs }) => holdMs))) : 0
   }
   private checkInTime(job: Job): void {
     const lateMs = this.sim.serverNow() - this.dueOf(job)[1]
@@ -694,7 +696,7 @@ export class Invariants {
     // The clock may have been set back: then it is not due for long.
     const waits = dueAt + boundMs > sim.serverNow()
     const ageMs = sim.now - (this.bornAt.get(object.metadata.uid) ?? 0)
-    if (ageMs > boundMs && !waits) sim.violate(`intent ${object.metadata.name} is left`)
+    if (ageMs > boundMs + this.spacedMs() && !waits) sim.violate(`intent ${object.metadata.name} is left`)
   }
   private checkRestarted(job: Job, boundMs: number): void {
     const { sim } = this

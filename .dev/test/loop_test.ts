@@ -356,6 +356,20 @@ describe("Following a namespace", () => {
     }
   })
 
+  test("RESTART_SPACING: after a start of the operator the longest overdue goes first", async () => {
+    const server = await serve()
+    const jobs = ["load-a", "load-b"].map((name) => stand(server, name))
+    for (const [i, live] of jobs.entries()) {
+      const dueAt = Date.now() - (i + 1) * 60_000
+      person(server, "create", "", intentFor(draftOf({ live, additions: { annotations: {}, memory: {} }, dueAt })))
+      kubectlDelete(server, live.metadata.name)
+    }
+    const life = live(server, { RESTART_SPACING: "86400" }, { rate: 1 })
+    await until("one is back", () => jobs.some((job) => isBack(server, job)))
+    await afterLaterFailure(server, life)
+    expect(jobs.map((job) => isBack(server, job))).toEqual([false, true])
+  })
+
   test("RESTART_SPACING: a restart that a person asks for does not wait, after a start of the operator either", async () => {
     const server = await serve()
     const annotations = { [`${PREFIX}restarted-from`]: "U0", [`${PREFIX}restart-now`]: "1" }
