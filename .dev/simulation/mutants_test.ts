@@ -375,7 +375,7 @@ const EFFECT_MUTANTS: Mutant[] = [
     name: "leave a restart that was begun until its Job is due",
     program: currentProgram({
       operator: (operator) => {
-        Object.assign(operator, { intentDueAt: () => undefined })
+        Object.assign(operator, { actOnIntentAt: () => undefined })
       },
     }),
     // After the delete was rejected, the server's clock is set back, and the due time lies an hour ahead.
