@@ -404,7 +404,10 @@ async function planRestart(world: World, job: JobName): Promise<RestartPlan | { 
     const failure = view.phase === "failed" ? await keepEvidence(world, view, entry) : UNKNOWN
     const known = { ...failure, changed: true }
     const wishFor = (latest: Job) => operator.wishFor(latest, known, world.config, nowOf(world), decideOnWish)
-    return operator.reconcileRestart(world, cache, { job: view, wishFor, atOnce: true })
+    const reconcile = () => operator.reconcileRestart(world, cache, { job: view, wishFor, atOnce: true })
+    const outcome = await reconcile()
+    // What has ended may be the restart of an earlier Job, which this one has replaced.
+    return "uid" in outcome && outcome.uid === view.uid ? reconcile() : outcome
   }
   return { job, what: `${job.key} (${view.phase})`, run }
 }

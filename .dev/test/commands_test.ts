@@ -472,6 +472,21 @@ describe("restart", () => {
     })
   })
 
+  test("restarts a Job beside the intent that its last restart left", async () => {
+    const server = await settled()
+    const old = stand(server, "load-a") as unknown as RealJob
+    const marks = { [`${PREFIX}restarted-from`]: old.metadata?.uid ?? "" }
+    const intent = intentFor(draftOf({ live: old, additions: { annotations: marks, memory: {} }, dueAt: undefined }))
+    person(server, "delete", "load-a")
+    await until("gone", () => !server.model.job("default", "load-a"))
+    server.model.put(intent as unknown as Job)
+    const job = stand(server, "load-a", { metadata: { annotations: marks } })
+    const { code, out } = await command(server, "restart load-a --yes")
+    const { uid } = current(server, job)!.metadata
+    expect([code, out, uid === job.metadata.uid]).toEqual([0, expect.stringContaining(`new uid ${uid}`), false])
+    expect([intents(server), deletions(server, "load-a").length]).toEqual([[], 1])
+  })
+
   test("reports in the cluster's words what the cluster rejects, and leaves the Job", async () => {
     const server = await settled()
     const job = stand(server, "load-a")
