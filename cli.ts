@@ -31,6 +31,9 @@ type Result = { json: unknown; rows: string[][]; states?: string[]; code?: numbe
 /** Something that is not there, or was rejected: exit code 3. Usage errors are SettingsErrors: exit code 2. */
 class CommandError extends Error {}
 
+/** The exit code of a command that a signal has ended before it was done. */
+const INTERRUPTED = 130
+
 /** Of all Jobs; and of what operators keep in ConfigMaps: records of failures, and their settings. */
 const SELECTORS = { jobs: "", configmaps: operator.RECORD }
 
@@ -368,7 +371,8 @@ async function restart({ world, names, options }: CommandContext): Promise<Resul
   const facts = await Promise.all(ready.map((plan) => runRestart(world, plan)))
   const rows = facts.map(({ job, result, details }) => [job, result, details])
   const has = (...results: string[]) => facts.some(({ result }) => results.includes(result))
-  const code = has("fault", "interrupted", "namespace gone", "cancelled") ? 1 : has("rejected", "changed") ? 3 : 0
+  const unfinished = has("interrupted") ? INTERRUPTED : has("rejected", "changed") ? 3 : 0
+  const code = has("fault", "namespace gone", "cancelled") ? 1 : unfinished
   return { json: facts, rows: [["JOB", "RESULT", "DETAILS"], ...rows], code }
 }
 
@@ -811,8 +815,8 @@ The operator is configured by environment variables; a duration is a whole numbe
 ${rows.join("\n")}
 
 It connects by KUBECONFIG if set, else the pod's ServiceAccount, else ~/.kube/config.
-Exit codes: 0 done, or stopped by a signal; 1 a fault; 2 a wrong setting, option or configuration; 3 no such Job, or a
-restart that was rejected.
+Exit codes: 0 done, or the operator or dashboard was stopped by a signal; 1 a fault; 2 a wrong setting, option or
+configuration; 3 no such Job, or a restart that was rejected; ${INTERRUPTED} a command that was interrupted.
 `
 }
 
@@ -891,6 +895,8 @@ export async function runCommandLine(args: string[], env: Env, signals: Pick<Wor
     const world = { clock: operator.systemClock, emit: operator.logSink(reportToStderr), ...signals }
     return await runCommand(args, env, world)
   } catch (error) {
+    // An AbortError is what readline makes of Ctrl-C and Ctrl-D at a question.
+    if (signals.stop.aborted || (error as Error).name === "AbortError") return INTERRUPTED
     for (const mistake of messageOf(error).split("\n")) reportToStderr("fatal", mistake)
     if (error instanceof CommandError) return 3
     return error instanceof SettingsError || error instanceof operator.ConfigError ? 2 : 1

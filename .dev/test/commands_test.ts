@@ -31,8 +31,13 @@ tidyUp()
 const program = join(import.meta.dir, "../../operator.ts")
 const plain = { HOME: folder, PATH: process.env.PATH ?? "" }
 
-/** Runs the program in a pipe, without anything in its environment but this. */
-async function command(server: Server, line: string, env: Record<string, string> = {}) {
+/** Runs the program in a pipe, without anything in its environment but this; `during` may end it. */
+async function command(
+  server: Server,
+  line: string,
+  env: Record<string, string> = {},
+  during: (child: Bun.Subprocess) => unknown = () => {},
+) {
   const KUBECONFIG = server.writeKubeconfig(join(folder, "admin"))
   const child = Bun.spawn([process.execPath, program, ...line.split(" ").filter(Boolean)], {
     env: { ...plain, KUBECONFIG, ...env },
@@ -41,7 +46,7 @@ async function command(server: Server, line: string, env: Record<string, string>
     stderr: "pipe",
   })
   endings.push(() => child.kill("SIGKILL"))
-  const [out, err, code] = await Promise.all([child.stdout.text(), child.stderr.text(), child.exited])
+  const [out, err, code] = await Promise.all([child.stdout.text(), child.stderr.text(), child.exited, during(child)])
   return {
     code,
     out,
@@ -414,6 +419,9 @@ describe("restart", () => {
     const job = stand(server, "load-a")
     const no = await onTerminal(server, "restart load-a", 80, { answer: "n" })
     expect([no.code, current(server, job)?.metadata.uid]).toEqual([3, job.metadata.uid])
+    const interrupted = await onTerminal(server, "restart load-a", 80, { answer: "\u0003" })
+    expect([interrupted.code, current(server, job)?.metadata.uid]).toEqual([130, job.metadata.uid])
+    expect(interrupted.screen).not.toContain("error")
     const yes = await onTerminal(server, "restart load-a", 80, { answer: "y" })
     expect([yes.code, current(server, job)?.metadata.uid === job.metadata.uid, intents(server)]).toEqual([0, false, []])
     expect(yes.screen).toContain("restart default/load-a (failed)? [y/N]")
@@ -599,6 +607,31 @@ describe("The command line", () => {
     await server.stop()
     const { code, err } = await command(server, "status")
     expect([code, err.trimEnd().split("\n").length]).toEqual([1, 1])
+  })
+
+  test("a command that is interrupted ends with exit code 130, and tells of no error", async () => {
+    const server = await settled()
+    server.fault({ verb: "list", resource: "jobs" }, { hang: true }, { times: 1 })
+    const from = server.calls.length
+    const { code, out, err } = await command(server, "status", {}, async (child) => {
+      await until("listing", () => server.calls.slice(from).some(({ resource }) => resource === "jobs"))
+      child.kill("SIGINT")
+    })
+    expect([code, out, err]).toEqual([130, "", expect.not.stringContaining("error")])
+  })
+
+  test("a restart that is interrupted ends with exit code 130, and its intent stays", async () => {
+    const server = await settled()
+    const held = stand(server, "held", HELD)
+    const { code, out } = await command(server, "restart held --yes", {}, async (child) => {
+      await until("deleted", () => current(server, held)?.metadata.deletionTimestamp)
+      for (; child.exitCode === null; await Bun.sleep(100)) child.kill("SIGINT")
+    })
+    expect([code, out, intents(server).length]).toEqual([
+      130,
+      expect.stringMatching(/held +interrupted +its intent/),
+      1,
+    ])
   })
 
   test("an intent is no Job of its own to the commands", async () => {
