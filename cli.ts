@@ -534,7 +534,8 @@ export class Dashboard extends Inventory {
   private async listAndWatch(namespace: string, resource: Resource, ready: () => void): Promise<void> {
     const { clock, stop } = this.world
     const what = `${resource} in ${namespace}`
-    for (let version = ""; !stop.aborted; await clock.sleep(RETRY_MS, stop)) {
+    let version = ""
+    do {
       try {
         version ||= await this.list(namespace, resource)
         this.report(what)
@@ -545,7 +546,8 @@ export class Dashboard extends Inventory {
         this.report(what, error)
         ready()
       }
-    }
+      await clock.sleep(RETRY_MS, stop)
+    } while (!stop.aborted)
   }
 
   /** Watches until the server ends it; returns the version to go on from. */
@@ -729,13 +731,14 @@ async function dashboard(context: CommandContext): Promise<undefined> {
   const { world, options } = context
   const content = new Dashboard(context)
   await content.start()
+  world.stop.throwIfAborted()
   const site = new Site(content, Number(options.port ?? 0))
   const opening = `http://127.0.0.1:${site.port}/?token=`
   // Not with printResult(), which masks secrets.
   await print(`Dashboard: ${opening}${site.token}\n`)
   reportToStderr("info", "open this address in a browser; Ctrl-C ends the dashboard")
   if (!options["no-open"]) openBrowser(opening + site.tokenForBrowser)
-  await new Promise((done) => world.stop.addEventListener("abort", done))
+  await world.clock.sleep(Number.POSITIVE_INFINITY, world.stop)
   await Promise.allSettled(site.actions)
   await Promise.all(site.servers.map((server) => server.stop(true)))
 }

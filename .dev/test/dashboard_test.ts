@@ -48,8 +48,8 @@ type Message = {
   problems: Record<string, { isOutage: boolean; text: string }>
 }
 
-/** A dashboard at work, until the test ends, and what a browser would send it. */
-async function dashboard(server: Server, { env = {}, options = [] as string[], user = "admin" } = {}) {
+/** A dashboard's process, until the test ends. */
+function launch(server: Server, { env = {}, options = [] as string[], user = "admin" } = {}) {
   const KUBECONFIG = server.writeKubeconfig(join(folder, user), { user })
   const child = Bun.spawn([process.execPath, program, "dashboard", "--no-open", ...options], {
     env: {
@@ -65,6 +65,12 @@ async function dashboard(server: Server, { env = {}, options = [] as string[], u
     stderr: "pipe",
   })
   endings.push(() => child.kill("SIGKILL"))
+  return child
+}
+
+/** A dashboard at work, and what a browser would send it. */
+async function dashboard(server: Server, how: Parameters<typeof launch>[1] = {}) {
+  const child = launch(server, how)
   const output = new Response(child.stdout).body!.getReader()
   let printed = ""
   while (!printed.includes("\n")) {
@@ -124,8 +130,8 @@ async function follow(events: ReadableStream<string | Uint8Array>) {
   return page
 }
 
-/** What an open page is told, without HTTP between, in a time of its own that runs faster. */
-async function hurriedPage(server: Server, { settings = {} as Record<string, string>, user = "admin" } = {}) {
+/** A dashboard without HTTP, in a time of its own that runs faster. */
+function hurriedDashboard(server: Server, { settings = {} as Record<string, string>, user = "admin" } = {}) {
   const { config } = readSettings({ NAMESPACE: "default", JOB_SELECTOR: "!other", RESTART_DELAY: "1h", ...settings })
   const stop = new AbortController()
   endings.push(() => stop.abort(new Error("stopped")))
@@ -133,7 +139,12 @@ async function hurriedPage(server: Server, { settings = {} as Record<string, str
   const cluster = connect(server.sourceFor(user), {})
   const world = { cluster, clock: new Hurried(50), emit() {}, config, ...signals }
   const from = "of a test"
-  const dashboard = new Dashboard({ world, from, readSettings: async () => ({ config, from }) })
+  return { dashboard: new Dashboard({ world, from, readSettings: async () => ({ config, from }) }), stop }
+}
+
+/** What its open page is told. */
+async function hurriedPage(server: Server, how: Parameters<typeof hurriedDashboard>[1] = {}) {
+  const { dashboard } = hurriedDashboard(server, how)
   await dashboard.start()
   return Object.assign(await follow(dashboard.events()), { dashboard })
 }
@@ -255,6 +266,22 @@ describe("Access", () => {
     child.kill("SIGTERM")
     expect(await child.exited).toBe(0)
     expect(await child.stderr.text()).not.toContain(address.searchParams.get("token") as string)
+  })
+
+  test("Ctrl-C ends it also while it lists, before it has printed an address", async () => {
+    const server = await serve()
+    server.fault({ verb: "list", resource: "jobs" }, { hang: true }, { times: 1 })
+    const child = launch(server)
+    await until("listing", () => callsOf(server, "list").length > 0)
+    child.kill("SIGINT")
+    expect([await child.exited, await child.stdout.text()]).toEqual([130, ""])
+  })
+
+  test("a start that comes after the stop ends, too", async () => {
+    const { dashboard, stop } = hurriedDashboard(await serve())
+    stop.abort(new Error("stopped"))
+    await dashboard.start()
+    expect([...dashboard.entries]).toEqual([])
   })
 })
 
