@@ -3622,6 +3622,9 @@ class RestartRun {
   private isPastDelete = false
   /** When the last delete without a clear answer was sent: it may still be applied. */
   private unansweredSince: Monotonic | undefined
+  private readonly startedSince: Monotonic
+  /** The names of the intents that this run has written. */
+  private readonly written = new Set<string>()
   /** Since the last pause. */
   private steps = 0
   private waitingSince: Monotonic | undefined
@@ -3638,6 +3641,7 @@ class RestartRun {
   ) {
     this.job = restart.job
     this.rules = rulesOf(world)
+    this.startedSince = world.clock.monotonic()
   }
 
   async run(): Promise<Outcome> {
@@ -3927,6 +3931,7 @@ class RestartRun {
     const flaw = this.rules.flawOf(sent, made)
     const intent = flaw === undefined ? this.rules.readIntent(made) : undefined
     if (intent) {
+      this.written.add(intent.name)
       this.cache.onIntentRead(intent)
       return intent
     }
@@ -4022,20 +4027,24 @@ class RestartRun {
     }
   }
 
-  /** For how long a delete of ours without an answer may still be applied. */
-  private lateDeleteMs(): number {
-    if (this.unansweredSince === undefined) return 0
-    return this.unansweredSince + LATE_DELETE_MS - this.world.clock.monotonic()
+  /**
+   * For how long a delete without an answer may still be applied: ours, or one by an intent of another operator or of
+   * an earlier life, which may have been sent just before this run.
+   */
+  private lateDeleteMs(intents: Intent[] = []): number {
+    const isForeign = intents.some(({ name, dueAt }) => dueAt === undefined && !this.written.has(name))
+    const sentSince = this.unansweredSince ?? (isForeign ? this.startedSince : undefined)
+    return sentSince === undefined ? 0 : sentSince + LATE_DELETE_MS - this.world.clock.monotonic()
   }
 
   /**
-   * Removes intents of a Job that stands. False where the Job is gone, or going, after all: another operator, or an
-   * earlier life, may have had a yes for the same intent a moment ago. Then it is written again. A delete of ours
-   * without an answer may still be applied: then it is awaited first.
+   * Removes intents of a Job that stands. False where the Job is gone, or going, after all: another operator may have
+   * had a yes for the same intent a moment ago. Then it is written again. A delete that may still be applied is
+   * awaited first.
    */
   private async withdrawIntents(intents: Intent[]): Promise<boolean> {
     const { clock, kill, stop } = this.world
-    const lateMs = this.lateDeleteMs()
+    const lateMs = this.lateDeleteMs(intents)
     if (lateMs > 0) {
       await clock.sleep(lateMs, kill, stop, ...(this.changed ? [this.changed] : []))
       this.forgetSeen()

@@ -39,6 +39,8 @@ import {
   until,
 } from "./acting_kit.ts"
 
+const NO_ADDITIONS = { annotations: {}, memory: {} }
+
 tidyUp()
 
 describe("The restart protocol", () => {
@@ -107,6 +109,31 @@ describe("The restart protocol", () => {
     person(server, "delete", "load-a", { propagationPolicy: "Foreground" })
     lift()
     await backOnce(server, [life], [job])
+  })
+
+  test("after a rejection the intent of an earlier life stays until a delete by it is too late", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    person(server, "create", "", intentFor(draftOf({ live: job, additions: NO_ADDITIONS, dueAt: undefined })))
+    const lift = forbid(server, "load-a")
+    const life = live(server, {}, { rate: 1 })
+    await until("rejected", () => proofs(server, "load-a").some(({ status }) => status === 422))
+    await afterLaterFailure(server, life)
+    expect(intents(server)).toHaveLength(1)
+    person(server, "delete", "load-a", { propagationPolicy: "Foreground" })
+    lift()
+    await backOnce(server, [life], [job])
+  })
+
+  test("after a rejection the intent of an earlier life is removed when a delete by it is too late", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    person(server, "create", "", intentFor(draftOf({ live: job, additions: NO_ADDITIONS, dueAt: undefined })))
+    forbid(server, "load-a")
+    const life = live(server, {}, { rate: 1_000 })
+    const since = life.clock.monotonic()
+    await rejected(life, "load-a")
+    expect([intents(server).length, life.clock.monotonic() - since > 130_000]).toEqual([0, true])
   })
 
   test("an intent is written again until that works where an earlier life's delete arrives as it is withdrawn", async () => {
@@ -481,7 +508,7 @@ describe("The restart protocol", () => {
     const server = await serve()
     const former = stand(server, "load-a")
     kubectlDelete(server, "load-a")
-    const draft = draftOf({ live: former, additions: { annotations: {}, memory: {} }, dueAt: undefined })
+    const draft = draftOf({ live: former, additions: NO_ADDITIONS, dueAt: undefined })
     person(server, "create", "", intentFor(draft))
     const job = stand(server, "load-a")
     const life = live(server, { RESTART_DELAY: "1h" })
