@@ -4409,6 +4409,9 @@ type Schedule = { at: number; since: number }
 
 type QueueItem = { key: string; at: number }
 
+/** When a restart of a group started, and the one before it. */
+type GroupStart = { at: number; before: number | undefined }
+
 const earliestFirst = (a: QueueItem, b: QueueItem) => a.at - b.at || (a.key < b.key ? -1 : 1)
 
 /**
@@ -4419,7 +4422,9 @@ const earliestFirst = (a: QueueItem, b: QueueItem) => a.at - b.at || (a.key < b.
 export class Workqueue {
   readonly schedules = new Map<string, Schedule>()
   private heap = new TinyQueue<QueueItem>([], earliestFirst)
-  private readonly lastRestarts = new Map<string, { at: number; before: number | undefined }>()
+  private readonly lastRestarts = new Map<string, GroupStart>()
+  /** The keys that wait until their group is free. */
+  private readonly held = new Map<string, Set<string>>()
   private wake = new AbortController()
   private lookedAt = Number.NEGATIVE_INFINITY
 
@@ -4488,18 +4493,31 @@ export class Workqueue {
     return last.at + this.spacingMs
   }
 
-  /** A restart of a group starts; also told by the Jobs of an earlier life. */
-  noteRestart(group: string, at: number): void {
-    if (this.spacingMs === 0) return
+  /** A restart of a group starts, that of a key; also told by the Jobs of an earlier life. */
+  noteRestart(group: string, at: number, key = ""): GroupStart | undefined {
+    if (this.spacingMs === 0) return undefined
+    this.held.get(group)?.delete(key)
     const before = this.lastRestarts.get(group)?.at
-    this.lastRestarts.set(group, { at: Math.max(at, before ?? 0), before })
+    const start = { at: Math.max(at, before ?? 0), before }
+    this.lastRestarts.set(group, start)
+    return start
   }
 
-  /** The restart that started last came to nothing: it keeps no other waiting. */
-  forgetRestart(group: string): void {
-    const before = this.lastRestarts.get(group)?.before
-    if (before === undefined) this.lastRestarts.delete(group)
-    else this.lastRestarts.set(group, { at: before, before })
+  /** A key waits until its group is free. */
+  hold(group: string, key: string): void {
+    this.held.set(group, (this.held.get(group) ?? new Set()).add(key))
+  }
+
+  /** A restart came to nothing: if no other has started since, the group is free again for the longest overdue. */
+  forgetRestart(group: string, start: GroupStart, now: number): void {
+    if (this.lastRestarts.get(group) !== start) return
+    if (start.before === undefined) this.lastRestarts.delete(group)
+    else this.lastRestarts.set(group, { at: start.before, before: start.before })
+    const waiting = [...(this.held.get(group) ?? [])].filter((key) => this.schedules.has(key))
+    this.held.set(group, new Set(waiting))
+    const sinceOf = (key: string) => this.schedules.get(key)?.since ?? 0
+    const [next] = waiting.sort((a, b) => sinceOf(a) - sinceOf(b))
+    if (next !== undefined) this.add(next, now)
   }
 }
 
@@ -5072,6 +5090,7 @@ export class Operator {
     const startsAt = dueAt > now ? dueAt : this.freeAt(view, now)
     if (startsAt <= now) return dryRun ? this.reportDryRun(entry) : this.startScheduled(entry, decision.dueAt)
     moveTo(entry, { is: "scheduled", dueAt: decision.dueAt })
+    if (dueAt <= now) this.workqueue.hold(groupOf(view), view.key)
     this.enqueue(view.key, Math.min(startsAt, intentAt ?? startsAt), dueAt)
   }
 
@@ -5130,21 +5149,24 @@ export class Operator {
     const freeAt = this.freeAt(view, now)
     const heldUntil = freeAt > now ? freeAt : 0
     const isStart = Math.max(dueAt, freeAt) <= now
-    if (isStart) this.workqueue.noteRestart(groupOf(view), now)
+    const group = groupOf(view)
+    const start = isStart ? this.workqueue.noteRestart(group, now, key) : undefined
+    if (heldUntil > 0) this.workqueue.hold(group, key)
     const startedAt = clock.monotonic()
     const entry = this.cache.jobs.get(key)
     // An intent may be of an earlier Job than the one that stands.
     if (entry?.view.uid === restart.job.uid && entry.state.is !== "settled") moveTo(entry, { is: "restarting", dueAt })
     const failure = entry?.failure
     this.workqueue.remove(key)
-    const done = reconcileRestart(this.world, this.restartCache(restart.job), { ...restart, heldUntil }).then(
-      (outcome) => {
-        this.restarts.delete(key)
-        if (isStart && !("uid" in outcome)) this.workqueue.forgetRestart(groupOf(view))
-        this.finishRestart(restart.job, failure, outcome, clock.monotonic() - startedAt, dueAt)
-      },
-    )
-    this.restarts.set(key, { done, dueAt, changed: new AbortController() })
+    const running = { done: Promise.resolve(), dueAt, changed: new AbortController() }
+    // Before it runs: its first look already asks for changes.
+    this.restarts.set(key, running)
+    const cache = this.restartCache(restart.job)
+    running.done = reconcileRestart(this.world, cache, { ...restart, heldUntil }).then((outcome) => {
+      this.restarts.delete(key)
+      if (start && !("uid" in outcome)) this.workqueue.forgetRestart(group, start, nowOf(this.world))
+      this.finishRestart(restart.job, failure, outcome, clock.monotonic() - startedAt, dueAt)
+    })
   }
 
   /** What a restart reads is news for the cache too. */

@@ -3565,12 +3565,36 @@ describe("11 Controller", () => {
     test("forgetRestart() makes a group as free as it was before its last restart", () => {
       const queue = new Workqueue(HOUR)
       queue.noteRestart("g", NOW - 2 * MINUTE)
-      queue.noteRestart("g", NOW)
-      const [before, ...after] = [queue.freeAt("g", NOW), queue.forgetRestart("g"), queue.freeAt("g", NOW)]
-      expect([before, ...after]).toEqual([NOW + HOUR, undefined, NOW + HOUR - 2 * MINUTE])
-      queue.noteRestart("h", NOW)
-      queue.forgetRestart("h")
+      const start = queue.noteRestart("g", NOW)!
+      expect(queue.freeAt("g", NOW)).toBe(NOW + HOUR)
+      queue.forgetRestart("g", start, NOW)
+      expect(queue.freeAt("g", NOW)).toBe(NOW + HOUR - 2 * MINUTE)
+      const first = queue.noteRestart("h", NOW)!
+      queue.forgetRestart("h", first, NOW)
       expect(queue.freeAt("h", NOW)).toBe(NOW)
+    })
+
+    test("forgetRestart() changes nothing once another restart of the group has started", () => {
+      const queue = new Workqueue(HOUR)
+      const first = queue.noteRestart("g", NOW)!
+      queue.noteRestart("g", NOW + HOUR)
+      queue.forgetRestart("g", first, NOW + HOUR)
+      expect(queue.freeAt("g", NOW + HOUR)).toBe(NOW + 2 * HOUR)
+    })
+
+    test("forgetRestart() makes the longest overdue of those that wait for the group due", () => {
+      const queue = new Workqueue(HOUR)
+      const start = queue.noteRestart("g", NOW)!
+      for (const [key, group, since] of [
+        ["a", "g", 3],
+        ["b", "g", 2],
+        ["c", "h", 1],
+      ] as const) {
+        queue.hold(group, key)
+        queue.add(key, NOW + HOUR, NOW - since * MINUTE)
+      }
+      queue.forgetRestart("g", start, NOW)
+      expect(queue.takeDue(NOW)).toEqual(["a"])
     })
 
     test("freeAt() is now where there is no spacing", () => {
