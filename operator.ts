@@ -3735,8 +3735,8 @@ class RestartRun {
   /**
    * Another operator's proof may have been rejected just after ours was admitted, and have withdrawn the intent by
    * which we deleted, or may have: a delete without an answer may still be applied. At the first look that finds the
-   * Job going, a missing intent is written again; from then on, its removal cancels the restart. Returns the intents
-   * as known after that, and the one that was read here.
+   * Job going, a missing intent is written again, unless another operator has gone on to a newer one; from then on,
+   * its removal cancels the restart. Returns the intents as known after that, and the one that was read here.
    */
   private async restoreWithdrawn(known: Intent[], live: Job | undefined) {
     const intent = this.deletedBy
@@ -3744,6 +3744,7 @@ class RestartRun {
     if (isReplaced) this.deletedBy = undefined
     if (!intent || isReplaced || (live && !isTerminating(live))) return { known, confirmed: undefined }
     let [standing] = await this.readIntents([intent], undefined)
+    standing ??= await this.newerIntent(intent)
     if (!standing) {
       const written = await this.writeIntent(draftFrom(intent), false)
       // The Job exists only in memory now: this is retried until it works. Another answer may have been lost.
@@ -3752,7 +3753,18 @@ class RestartRun {
       if (!standing) throw new Error(`intent ${intent.name} cannot be read`)
     }
     this.deletedBy = undefined
-    return { known: [...known.filter(({ name }) => name !== intent.name), standing], confirmed: standing.name }
+    const others = known.filter(({ name }) => name !== intent.name && name !== standing.name)
+    return { known: [...others, standing], confirmed: standing.name }
+  }
+
+  private async newerIntent({ jobName, jobVersion }: Intent): Promise<Intent | undefined> {
+    const { cluster, kill } = this.world
+    const selector = `${INTENT}=${labelValueFor(jobName)}`
+    const { items } = await cluster.listJobs(this.job.namespace, selector, this.rules.readIntent, kill)
+    const [newest] = newestFirst(items)
+    if (!newest || compareVersions(newest.jobVersion, jobVersion) <= 0) return undefined
+    this.cache.onIntentRead(newest)
+    return newest
   }
 
   /** The intents that still stand. What stands, but was made unreadable, counts as it was written. */

@@ -59,11 +59,11 @@ describe("The restart protocol", () => {
   const rejected = (life: Life, name: string, times = 1) =>
     until(`${name} rejected`, () => life.factsOf("RestartRejected", name).length >= times)
   /** A failed Job whose deletes are sent, and not applied yet. */
-  async function deletedWithoutAnswer() {
+  async function deletedWithoutAnswer(user = "operator") {
     const server = await serve()
     const job = stand(server, "load-a")
     server.fault({ verb: "delete", resource: "jobs", name: "load-a" }, { status: 504 }, { times: 999 })
-    const life = live(server)
+    const life = live(server, {}, { user })
     await until("deleted, without an answer", () => deletions(server, "load-a").length > 0)
     return { server, job, life }
   }
@@ -196,6 +196,19 @@ describe("The restart protocol", () => {
     const [, second] = intentions(server, "load-a")
     const [deletion] = deletions(server, "load-a")
     expect(server.calls.indexOf(second as Call)).toBeWithin(0, server.calls.indexOf(deletion as Call))
+  })
+
+  test("a Job comes back from the newest intent, where another operator has restarted it meanwhile", async () => {
+    const { server, life } = await deletedWithoutAnswer("old")
+    for (const { metadata } of intents(server)) person(server, "delete", metadata.name)
+    kubectlDelete(server, "load-a")
+    const next = stand(server, "load-a", { metadata: { labels: { app: "next" } } })
+    person(server, "create", "", intentFor(draftOf({ live: next, additions: NO_ADDITIONS, dueAt: undefined })))
+    kubectlDelete(server, "load-a")
+    await until("back", () => server.model.job("default", "load-a"))
+    await until("told", () => outcomesOf(life, "load-a").length > 0)
+    expect(server.model.job("default", "load-a")?.metadata.labels).toEqual({ app: "next" })
+    expect(intents(server)).toEqual([])
   })
 
   test("a restart whose intent is rejected deletes nothing", async () => {
