@@ -3411,11 +3411,12 @@ export async function gatherEvidence(
   kept: PodView[],
   earlier?: Evidence,
 ): Promise<Evidence> {
-  const evidence: Evidence = { pods: [], logs: new Map(earlier?.logs), morePods: 0 }
+  const evidence: Evidence = { ...evidencePods(kept), logs: new Map(earlier?.logs) }
   const complain = (error: unknown) => world.emit({ kind: "EvidenceUnavailable", job, why: messageOf(error) })
   try {
     await within(EVIDENCE_LIMIT_MS, world.kill, "looking at its pods", async (signal) => {
-      const list = () => podsOfJob(world, job, signal).catch((error) => complain(error) ?? [])
+      const tryToList = () => podsOfJob(world, job, signal)
+      const list = () => retry(world, LIST_RETRY, signal, tryToList).catch((error) => complain(error) ?? [])
       // The watch of pods may be behind that of Jobs: what it has kept is enough only if it tells of the end of each
       // pod.
       const listed = kept.every(isOverPod) && lastFailedPod(kept) ? [] : await list()
@@ -3431,6 +3432,30 @@ export async function gatherEvidence(
   return evidence
 }
 
+/** Half of the limit is for the logs; a log whose second try would have to wait for longer is not worth it. */
+const LIST_RETRY = { tries: Number.POSITIVE_INFINITY, forMs: EVIDENCE_LIMIT_MS / 2 }
+const LOG_RETRY = { tries: 2, forMs: 5_000 }
+
+/** Tries again what the network or a busy server failed at. Throws a rejection, and the error that is the last. */
+async function retry<T>(
+  { clock, stop }: World,
+  { tries, forMs }: { tries: number; forMs: number },
+  signal: AbortSignal,
+  work: () => Promise<T>,
+): Promise<T> {
+  const untilAt = later(clock.monotonic(), forMs)
+  for (let attempt = 0; ; attempt++) {
+    try {
+      return await work()
+    } catch (error) {
+      const retryMs = backoffMs(attempt, clock.random(), error)
+      const isLast = attempt + 1 >= tries || later(clock.monotonic(), retryMs) > untilAt
+      if (isLast || isRejection(error) || stop.aborted || signal.aborted) throw error
+      await clock.sleep(retryMs, signal, stop)
+    }
+  }
+}
+
 /** The pods that a Job owns. */
 async function podsOfJob({ cluster }: World, job: JobView, signal: AbortSignal): Promise<PodView[]> {
   const selector = job.ownSelector ?? `batch.kubernetes.io/job-name=${job.name}`
@@ -3443,12 +3468,13 @@ async function podsOfJob({ cluster }: World, job: JobView, signal: AbortSignal):
  * there is nothing better.
  */
 async function readLogs(
-  { cluster, config }: World,
+  world: World,
   namespace: string,
   pod: PodView,
   logs: Map<string, Tail>,
   signal: AbortSignal,
 ): Promise<void> {
+  const { cluster, config } = world
   const lines = config.logLines
   const read = async ({ name, state, ended }: ContainerView) => {
     const key = `${pod.uid}/${name}`
@@ -3457,7 +3483,9 @@ async function readLogs(
       return void (logs.has(key) || logs.set(key, { lines: [], note: "log not available, the pod is gone" }))
     // In a container that runs again, the run that failed is the one before; where that is gone the server answers 400.
     const runsAgain = state === "running" && ended
-    const tail = (previous: boolean) => cluster.readLog(namespace, pod.name, name, { lines, previous }, signal)
+    const tryToRead = (previous: boolean) => () =>
+      cluster.readLog(namespace, pod.name, name, { lines, previous }, signal)
+    const tail = (previous: boolean) => retry(world, LOG_RETRY, signal, tryToRead(previous))
     const found = await tail(runsAgain)
       .catch((error) => (runsAgain ? tail(false) : Promise.reject(error)))
       .catch((error) => ({ lines: [], note: `log not available: ${messageOf(error)}`, final: false }))

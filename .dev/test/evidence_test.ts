@@ -277,7 +277,44 @@ describe("The evidence", () => {
     expect(entry?.failure?.lines).toContain("last words")
   })
 
-  const outages: Record<string, Action> = { "502": { status: 502 }, "no answer": { drop: "before" } }
+  const outages: Record<string, Action> = {
+    "429": { status: 429, retryAfterSeconds: 1 },
+    "502": { status: 502 },
+    "no answer": { drop: "before" },
+  }
+  test.each(Object.entries(outages))("pods that cannot be listed at first (%s) are listed again", async (_, outage) => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    standPod(server, job, "q1", { phase: "Failed", containerStatuses: [ended("main", 3)] })
+    server.fault({ verb: "list", resource: "pods" }, outage, { times: 2 })
+    const life = live(server, { RESTART_RULES: "exit:3=never" }, { user: "old" })
+    await until("reported", () => life.factsOf("FailureSeen").length > 0)
+    expect(life.factsOf("FailureSeen")[0]?.cause).toBe("exit:3")
+    await until("given up", () => life.about("load-a", /given up: rule exit:3/).length > 0)
+  })
+  test("pods that must not be listed are asked for once, and hold up no restart", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    server.fault({ verb: "list", resource: "pods" }, { status: 403, reason: "Forbidden" }, { times: 1 })
+    const life = live(server, { DRY_RUN: "true" }, { user: "old" })
+    await until("reported", () => life.factsOf("FailureSeen").length > 0)
+    expect(life.factsOf("FailureSeen")[0]?.cause).toBe("unknown")
+    expect(callsOf(server, "list", "pods").length).toBe(1)
+    expect(isBack(server, job)).toBe(false)
+  })
+  test.each(Object.entries(outages))("J01 a log that cannot be read (%s) is tried once more", async (_, outage) => {
+    const server = await serve()
+    run(server, "load-a", [exits(3, "invalid token\n")])
+    const conditions = () => server.model.job("default", "load-a")?.status.conditions ?? []
+    await until("failed", () => conditions().some(({ type }) => type === "Failed"))
+    server.fault({ subresource: "log" }, outage, { times: 1 })
+    const life = live(server, { RESTART_RULES: "log:/invalid token/=never" })
+    await until("reported", () => life.factsOf("FailureSeen").length > 0)
+    expect([...life.factsOf("FailureSeen")[0]!.evidence.logs.values()].map(({ lines }) => lines)).toEqual([
+      ["invalid token"],
+    ])
+    expect(logs(server).length).toBe(2)
+  })
   test.each(Object.entries(outages))(
     "a log that cannot be read while its Job is failing (%s) is read again when it has failed",
     async (_, outage) => {

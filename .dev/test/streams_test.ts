@@ -79,9 +79,12 @@ describe("Logs", () => {
     expect(lines.at(-1)).toEndWith("# 199")
   })
 
-  test.each([400, 403, 404, 410, 429, 500, 503])(
-    "C03 C11 %i for a log is a note beside the logs of the others, asked once",
-    async (code) => {
+  test.each([
+    ...[400, 403, 404].map((code) => [code, 1] as const),
+    ...[410, 429, 500, 503].map((code) => [code, 2] as const),
+  ])(
+    "C03 C11 J01 %i for a log is a note beside the logs of the others, however often it is asked for: %i",
+    async (code, times) => {
       const server = await serve(({ line }, response) =>
         line.includes("/q1/") ? "q1's words\n" : refuse(response, code, "Reason"),
       )
@@ -93,7 +96,7 @@ describe("Logs", () => {
       })
       expect(
         server.calls.filter(({ line, query }) => line.includes("/q2/") && query.get("container") === "worker").length,
-      ).toBe(1)
+      ).toBe(times)
     },
   )
 
