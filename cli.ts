@@ -491,17 +491,21 @@ export class Dashboard extends Inventory {
   }
 
   override take(type: string, sighting: Sighting): void {
-    if (sighting.id !== `configmaps/${operator.SETTINGS_MAP}`) return super.take(type, sighting)
-    const report = (error?: unknown) => this.report("settings", error)
-    this.readSettings().then(report, report)
+    if (sighting.id === `configmaps/${operator.SETTINGS_MAP}`) void this.readSettings()
+    else super.take(type, sighting)
   }
 
   /** The settings have changed: every Job is judged anew. The namespaces stay those that are watched. */
   private async readSettings(): Promise<void> {
-    const { config, from } = await this.context.readSettings()
-    this.world.config = { ...config, namespaces: this.world.config.namespaces }
-    this.context.from = from
-    for (const key of this.entries.keys()) this.changed.add(key)
+    try {
+      const { config, from } = await this.context.readSettings()
+      this.world.config = { ...config, namespaces: this.world.config.namespaces }
+      this.context.from = from
+      for (const key of this.entries.keys()) this.changed.add(key)
+      this.report("settings")
+    } catch (error) {
+      this.report("settings", error)
+    }
   }
 
   private send(more: object = {}): void {
@@ -563,20 +567,24 @@ export class Dashboard extends Inventory {
 
   /** Without an error: it can be read again. */
   private report(what: string, error?: unknown): void {
-    const isOutage = !(error instanceof ApiError && error.status < 500)
+    const isOutage = !(error instanceof SettingsError || (error instanceof ApiError && error.status < 500))
     const sinceAt = this.problems.get(what)?.sinceAt ?? nowOf(this.world)
     if (error === undefined) this.problems.delete(what)
     else this.problems.set(what, { text: messageOf(error), isOutage, sinceAt })
     this.send()
   }
 
-  /** While a page is open: asks for the server's version and for rejections, and keeps the page's connection alive. */
+  /**
+   * While a page is open: asks for the server's version and for rejections, reads again what could not be read, and
+   * keeps the page's connection alive.
+   */
   private async beat(): Promise<void> {
     const { cluster, clock, stop } = this.world
     for (; !stop.aborted; await clock.sleep(BEAT_MS, stop)) {
       if (this.pages.size === 0) continue
       const answer = cluster.version(AbortSignal.timeout(ANSWER_MS))
       const error = await answer.then(() => undefined).catch((reason: unknown) => reason)
+      if (this.problems.has("settings")) await this.readSettings()
       await this.loadRejections()
       this.look(this.entries.keys())
       this.report("API server", error instanceof ApiError ? undefined : error)

@@ -3,7 +3,16 @@
 import { describe, expect, test } from "bun:test"
 import { join } from "node:path"
 import { Dashboard } from "../../cli.ts"
-import { connect, PREFIX, RECORD, RECORD_JOB, readSettings, SETTINGS_MAP, variablesOf } from "../../operator.ts"
+import {
+  connect,
+  PREFIX,
+  RECORD,
+  RECORD_JOB,
+  readSettings,
+  SETTINGS_MAP,
+  SettingsError,
+  variablesOf,
+} from "../../operator.ts"
 import { putRecord } from "../apiserver/history.ts"
 import {
   allBack,
@@ -130,16 +139,24 @@ async function follow(events: ReadableStream<string | Uint8Array>) {
   return page
 }
 
-/** A dashboard without HTTP, in a time of its own that runs faster. */
-function hurriedDashboard(server: Server, { settings = {} as Record<string, string>, user = "admin" } = {}) {
-  const { config } = readSettings({ NAMESPACE: "default", JOB_SELECTOR: "!other", RESTART_DELAY: "1h", ...settings })
+/** A dashboard without HTTP, in a time of its own that runs faster; `onRead` may fail what reads the settings again. */
+function hurriedDashboard(
+  server: Server,
+  { settings = {} as Record<string, string>, user = "admin", onRead = () => {} } = {},
+) {
+  const env = { NAMESPACE: "default", JOB_SELECTOR: "!other", RESTART_DELAY: "1h", ...settings }
+  const { config } = readSettings(env)
   const stop = new AbortController()
   endings.push(() => stop.abort(new Error("stopped")))
   const signals = { stop: stop.signal, kill: stop.signal }
   const cluster = connect(server.sourceFor(user), {})
   const world = { cluster, clock: new Hurried(50), emit() {}, config, ...signals }
   const from = "of a test"
-  return { dashboard: new Dashboard({ world, from, readSettings: async () => ({ config, from }) }), stop }
+  const readAgain = async () => {
+    onRead()
+    return { config, from }
+  }
+  return { dashboard: new Dashboard({ world, from, readSettings: readAgain }), stop }
 }
 
 /** What its open page is told. */
@@ -499,6 +516,22 @@ describe("What it shows", () => {
     await until("the environment's again", () => page.lanes.get("default/load-a")?.why === "RESTART_DELAY 1h")
     const others = server.calls.slice(from).filter(({ verb, resource }) => verb === "list" && resource !== "pods")
     expect([others, callsOf(server, "get", "configmaps").length]).toEqual([[], 4])
+  })
+
+  test("settings that could not be read are read again, and wrong ones are no outage", async () => {
+    const server = await serve()
+    let error: Error | undefined = new Error("no answer in 30s")
+    const onRead = () => {
+      if (error) throw error
+    }
+    const page = await hurriedPage(server, { onRead })
+    const metadata = { name: SETTINGS_MAP, labels: { [RECORD]: "settings" } }
+    server.model.put({ kind: "ConfigMap", metadata, data: {} })
+    await until("an outage", () => page.problems.settings?.isOutage)
+    error = new SettingsError(["RESTART_DELAY cannot be"])
+    await until("none", () => page.problems.settings?.isOutage === false)
+    error = undefined
+    await until("read", () => Object.keys(page.problems).length === 0)
   })
 })
 
