@@ -676,10 +676,10 @@ export function viewPod({ metadata = {}, spec, status = {} }: Pod) {
   const owner = metadata.ownerReferences?.find(({ kind }) => kind === "Job")
   const disruption = status.conditions?.find((c) => c.type === "DisruptionTarget" && c.status === "True")
   const sidecars = (spec?.initContainers ?? []).filter(({ restartPolicy }) => restartPolicy === "Always")
-  const toldToStopAt = stopTimeOf(metadata)
+  const stop = stopOf(metadata)
   const view = (init: boolean) => (container: ContainerStatus) => {
     const isSidecar = init && sidecars.some(({ name }) => name === container.name)
-    return viewContainer(container, isSidecar ? "sidecar" : init ? "init" : "main", toldToStopAt)
+    return viewContainer(container, isSidecar ? "sidecar" : init ? "init" : "main", stop)
   }
   return {
     name: metadata.name ?? "",
@@ -721,14 +721,17 @@ const EVICTIONS = new RegExp(
   ].join("|")})$`,
 )
 
+/** When a pod was told to stop, and when what has not obeyed by then is killed; never, if it was not told. */
+type Stop = { toldAt: number; killAt: number }
+
 /**
- * When a pod was told to stop: its deletionTimestamp is the end of its grace period. Undefined if that is no longer
- * known: with its last delete, once all containers have ended, the kubelet moves the timestamp to the present and the
- * period to 0.
+ * A pod's deletionTimestamp is the end of its grace period. Undefined if the times are no longer known: with its last
+ * delete, once all containers have ended, the kubelet moves the timestamp to the present and the period to 0.
  */
-function stopTimeOf({ deletionTimestamp, deletionGracePeriodSeconds }: Metadata): number | undefined {
-  if (!deletionTimestamp) return Number.POSITIVE_INFINITY
-  return deletionGracePeriodSeconds ? (instant(deletionTimestamp) ?? 0) - deletionGracePeriodSeconds * 1_000 : undefined
+function stopOf({ deletionTimestamp, deletionGracePeriodSeconds }: Metadata): Stop | undefined {
+  if (!deletionTimestamp) return { toldAt: Number.POSITIVE_INFINITY, killAt: Number.POSITIVE_INFINITY }
+  const killAt = instant(deletionTimestamp) ?? 0
+  return deletionGracePeriodSeconds ? { toldAt: killAt - deletionGracePeriodSeconds * 1_000, killAt } : undefined
 }
 
 /** The view of a pod that a Job owns; undefined for any other pod. */
@@ -749,16 +752,23 @@ type Role = "init" | "sidecar" | "main"
 /** Reasons for which the kubelet or containerd invents an exit code: 137, 255 and 128. */
 const INVENTED = ["ContainerStatusUnknown", "Unknown", "StartError", "ContainerCannotRun"]
 
-/** Whether a container ended because its pod was told to stop, by the time (whole seconds), else by the code. */
-function isStop(end: Terminated, toldToStopAt: number | undefined): boolean {
-  if (toldToStopAt !== undefined) return (instant(end?.finishedAt) ?? 0) > toldToStopAt
-  return [143, 137].includes(end?.exitCode ?? 0) && end?.reason !== "OOMKilled"
+/** How far a node's clock may be behind the API server's. Both tell whole seconds. */
+const NODE_CLOCK_LAG_MS = 5_000
+
+/** Whether a container ended because its pod was told to stop: by the time, and by the code of the signal. */
+function isStop(end: Terminated, stop: Stop | undefined): boolean {
+  const { exitCode = 0, reason, finishedAt } = end ?? {}
+  const isBySignal = [143, 137].includes(exitCode) && reason !== "OOMKilled"
+  if (!stop) return isBySignal
+  const endedAt = instant(finishedAt) ?? 0
+  const signalAt = exitCode === 143 ? stop.toldAt : stop.killAt
+  return endedAt > stop.toldAt || (isBySignal && endedAt >= signalAt - NODE_CLOCK_LAG_MS)
 }
 
-function viewContainer(container: ContainerStatus, role: Role, toldToStopAt: number | undefined) {
+function viewContainer(container: ContainerStatus, role: Role, stop: Stop | undefined) {
   const { name, state, lastState, restartCount } = container
   // A container that waits or runs again, or was stopped in its next run, tells its failure in lastState only.
-  const isNextRun = isStop(state?.terminated, toldToStopAt) && (lastState?.terminated?.exitCode ?? 0) !== 0
+  const isNextRun = isStop(state?.terminated, stop) && (lastState?.terminated?.exitCode ?? 0) !== 0
   const end = isNextRun ? lastState?.terminated : (state?.terminated ?? lastState?.terminated)
   const reason = end ? end.reason : state?.waiting?.reason
   const isInvented = INVENTED.includes(end?.reason ?? "")
@@ -775,7 +785,7 @@ function viewContainer(container: ContainerStatus, role: Role, toldToStopAt: num
     /** Once it has ended, the termination message. */
     message: ((end ? end.message : state?.waiting?.message) ?? "").trimEnd(),
     /** Whether it ended because its pod was told to stop. */
-    stopped: isStop(end, toldToStopAt),
+    stopped: isStop(end, stop),
     startedAt: instant(end?.startedAt),
     finishedAt: instant(end?.finishedAt),
   }

@@ -868,6 +868,43 @@ describe("3 Observed state", () => {
       { toldAt: 2, containers: [exited("worker", 143, { minute: 3 })] },
       { toldAt: 2, containers: [exited("worker", 3, { minute: 1 })] },
     ],
+    "a pod that obeys in the second in which it is told to stop": [
+      "exit:3",
+      { toldAt: 2, containers: [exited("worker", 143, { minute: 2 })] },
+      { toldAt: 2, containers: [exited("worker", 3, { minute: 1 })] },
+    ],
+    "a pod that is stopped on a node whose clock is behind": [
+      "exit:3",
+      { toldAt: 2, containers: [exited("worker", 143, { minute: 2 - 5 / 60 })] },
+      { toldAt: 2, containers: [exited("worker", 3, { minute: 1 })] },
+    ],
+    "a pod that is killed on a node whose clock is behind": [
+      "exit:3",
+      { toldAt: 2, graceSeconds: 2, containers: [exited("worker", 137, { minute: 2 })] },
+      { toldAt: 2, graceSeconds: 2, containers: [exited("worker", 3, { minute: 1 })] },
+    ],
+    "a next run that is stopped on a node whose clock is behind": [
+      "exit:3",
+      {
+        toldAt: 2,
+        containers: [{ ...exited("worker", 143, { minute: 2 }), lastState: exited("worker", 3, { minute: 1 }).state! }],
+      },
+    ],
+    "code 143 long before its pod is told to stop": [
+      "exit:143",
+      { toldAt: 2, containers: [exited("worker", 143, { minute: 2 - 6 / 60 })] },
+      { toldAt: 2, containers: [exited("worker", 3, { minute: 1 })] },
+    ],
+    "a kill in the second in which its pod is told to stop, long before the end of its grace period": [
+      "exit:137",
+      { toldAt: 2, containers: [exited("worker", 137, { minute: 2 })] },
+      { toldAt: 2, containers: [exited("worker", 143, { minute: 2 })] },
+    ],
+    "an OOM kill in the second in which its pod is told to stop": [
+      "oom",
+      { toldAt: 2, graceSeconds: 2, containers: [oomKilled("worker", 137, 2)] },
+      { toldAt: 2, graceSeconds: 2, containers: [exited("worker", 143, { minute: 2 })] },
+    ],
     ...Object.fromEntries(
       [
         ...["NodeAffinity", "OutOfcpu", "OutOfpods", "OutOfmemory", "OutOfexample.test/gpu", "NodePorts", "NodeName"],
@@ -3977,6 +4014,7 @@ type PodParts = {
   deleting?: boolean
   /** The minute at which it was told to stop. */
   toldAt?: number
+  graceSeconds?: number
   restartPolicy?: string
   init?: Container[]
   sidecars?: Container[]
@@ -4462,14 +4500,13 @@ function running(name: string): Container {
   return { name, restartCount: 0, state: { running: {} } } as unknown as Container
 }
 
-/** A pod; `toldAt` is the minute at which it was told to stop, with a grace period of half an hour. */
-function pod({ name = "p", phase = "Failed", deleting, toldAt, restartPolicy, index, ...parts }: PodParts) {
-  const { init, sidecars = [], containers, ...status } = parts
+/** A pod; `toldAt` is the minute at which it was told to stop. */
+function pod({ name = "p", phase = "Failed", deleting, restartPolicy, index, ...parts }: PodParts) {
+  const { toldAt, graceSeconds = 1_800, init, sidecars = [], containers, ...status } = parts
   const annotations = index === undefined ? {} : { "batch.kubernetes.io/job-completion-index": index }
-  const told =
-    toldAt === undefined ? "2026-03-01T11:30:00Z" : instantText(Date.parse(`2026-03-01T11:${30 + toldAt}:00Z`))
-  const grace = toldAt === undefined ? {} : { deletionGracePeriodSeconds: 1_800 }
-  const at = deleting || toldAt !== undefined ? { deletionTimestamp: told, ...grace } : {}
+  const killAt = Date.parse("2026-03-01T11:00:00Z") + (toldAt ?? 0) * MINUTE + graceSeconds * SECOND
+  const grace = toldAt === undefined ? {} : { deletionGracePeriodSeconds: graceSeconds }
+  const at = deleting || toldAt !== undefined ? { deletionTimestamp: instantText(killAt), ...grace } : {}
   const metadata = { name, uid: `uid-${name}`, annotations, ownerReferences: [owner("U1")], ...at }
   const always = sidecars.map((sidecar) => ({ name: sidecar.name, restartPolicy: "Always" }))
   const initContainerStatuses = sidecars.length > 0 ? [...sidecars, ...(init ?? [])] : init
