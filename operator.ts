@@ -806,7 +806,7 @@ export type Cause = "oom" | "evicted" | "deadline" | `exit:${number}` | "unknown
  * (kubernetes/kubernetes#104454).
  */
 export function causeOf(job: JobView, pods: PodView[]): Cause {
-  const last = lastFailedPod(pods)
+  const last = decisivePod(job, pods)
   const failed = last && failedContainer(last)
   if (failed && isOomKilled(failed)) return "oom"
   if (last?.evicted) return "evicted"
@@ -862,6 +862,15 @@ function blameOf(pod: PodView): number {
   return pod.deleting && !pod.evicted ? Number(failedContainer(pod)?.stopped === false) : 2
 }
 
+/** The pod whose end made its Job fail: the last that failed, or a newer one that the Job's deadline stopped. */
+function decisivePod({ reason }: JobView, pods: PodView[]): PodView | undefined {
+  const last = lastFailedPod(pods)
+  if (reason !== "DeadlineExceeded") return last
+  const isStopped = (pod: PodView) => pod.deleting && pod.phase !== "Succeeded" && blameOf(pod) === 0
+  const newer = pods.filter((pod) => isStopped(pod) && pod.createdAt > (last?.createdAt ?? 0))
+  return newer.toSorted((a, b) => a.createdAt - b.createdAt).at(-1) ?? last
+}
+
 const EVIDENCE_PODS = 5
 
 /** The few pods that are kept as evidence: of all pods the last that failed by itself, if any did, and the newest. */
@@ -891,7 +900,7 @@ export const UNKNOWN: Failure = { cause: "unknown", lines: [], killed: [] }
 
 /** What failed, from the last failed attempt. */
 export function failureOf(job: JobView, { pods, logs }: Evidence): Failure {
-  const last = lastFailedPod(pods)
+  const last = decisivePod(job, pods)
   const containers = last?.containers ?? []
   const failed = last && failedContainer(last)
   const inOrder = containers.toSorted((a, b) => Number(a === failed) - Number(b === failed))
@@ -2071,10 +2080,10 @@ export function recordFor(job: JobView, evidence: Evidence, cause: Cause, decisi
 }
 
 /** How the container that made the last attempt fail has ended; without one, what the pod or the Job says. */
-function summaryOf({ reason }: JobView, pods: PodView[]): string {
-  const last = lastFailedPod(pods)
+function summaryOf(job: JobView, pods: PodView[]): string {
+  const last = decisivePod(job, pods)
   const failed = last && failedContainer(last)
-  if (!failed) return last?.reason || reason
+  if (!failed) return last?.reason || job.reason
   const facts = [`${failed.name}: exit code ${failed.exitCode ?? "not known"}`, killText(failed), failed.reason]
   return facts.filter(Boolean).join(", ")
 }

@@ -801,6 +801,43 @@ describe("3 Observed state", () => {
       "deadline",
       { deleting: true, phase: "Running", containers: [exited("worker", 137)] },
     ],
+    "the deadline, which stopped the pod after one that was OOMKilled": [
+      "deadline",
+      { createdAt: 0, containers: [oomKilled("worker")] },
+      { createdAt: 2, toldAt: 9, containers: [exited("worker", 143, { minute: 9.1 })] },
+    ],
+    "the deadline, while the pod after one that was OOMKilled is being stopped": [
+      "deadline",
+      { createdAt: 2, toldAt: 9, phase: "Running", containers: [running("worker")] },
+      { createdAt: 0, containers: [oomKilled("worker")] },
+    ],
+    "the deadline, which stopped the pod after one that was evicted": [
+      "deadline",
+      { createdAt: 0, phase: "Failed", reason: "Evicted" },
+      { createdAt: 2, toldAt: 9, containers: [exited("worker", 143, { minute: 9.1 })] },
+    ],
+    "the deadline, before another pod followed one that was OOMKilled": [
+      "oom",
+      { createdAt: 0, containers: [oomKilled("worker")] },
+    ],
+    "the deadline, which stopped a pod whose worker had been OOMKilled": [
+      "oom",
+      {
+        createdAt: 0,
+        toldAt: 9,
+        containers: [{ ...exited("worker", 143, { minute: 9.1 }), lastState: oomKilled("worker", 137, 8).state! }],
+      },
+    ],
+    "the deadline, which stopped a pod that ran all the time beside one that was OOMKilled": [
+      "oom",
+      { createdAt: 0, containers: [oomKilled("worker", 137, 9)] },
+      { createdAt: 0, toldAt: 9, containers: [exited("worker", 143, { minute: 9.1 })] },
+    ],
+    "the deadline, after a pod that followed one that was OOMKilled had succeeded": [
+      "oom",
+      { createdAt: 0, containers: [oomKilled("worker")] },
+      { createdAt: 2, toldAt: 9, phase: "Succeeded", containers: [exited("worker", 0)] },
+    ],
     "another pod had failed": [
       "exit:42",
       { deleting: true, containers: [stopped] },
@@ -923,6 +960,18 @@ describe("3 Observed state", () => {
   test.each(Object.entries(causes))("causeOf() after %s", (name, [cause, ...pods]) => {
     const reason = name.startsWith("the deadline") ? "DeadlineExceeded" : "BackoffLimitExceeded"
     expect(causeOf(viewJob(failedJob({ reason })), pods.map(pod))).toBe(cause)
+  })
+
+  test("failureOf() a pod that the deadline stopped has its lines, and none of an older one's kills", () => {
+    const killed = pod({ name: "p1", createdAt: 0, containers: [oomKilled("worker")] })
+    const stopped = pod({ name: "p2", createdAt: 2, toldAt: 9, containers: [exited("worker", 143, { minute: 9.1 })] })
+    const logs = new Map(["p1", "p2"].map((name) => [`uid-${name}/worker`, { lines: [`log of ${name}`] }]))
+    const failure = failureOf(viewJob(failedJob({ reason: "DeadlineExceeded" })), {
+      pods: [killed, stopped],
+      logs,
+      morePods: 0,
+    })
+    expect(failure).toEqual({ cause: "deadline", lines: ["log of p2"], killed: [] })
   })
 
   test("causeOf() does not depend on the order of the pods, nor changes them", () => {
@@ -4011,8 +4060,9 @@ type Container = NonNullable<NonNullable<Pod["status"]>["containerStatuses"]>[nu
 type PodParts = {
   [K in "name" | "phase" | "reason" | "message" | "index"]?: string
 } & {
+  /** The minutes at which it was created, and told to stop. */
+  createdAt?: number
   deleting?: boolean
-  /** The minute at which it was told to stop. */
   toldAt?: number
   graceSeconds?: number
   restartPolicy?: string
@@ -4500,14 +4550,16 @@ function running(name: string): Container {
   return { name, restartCount: 0, state: { running: {} } } as unknown as Container
 }
 
-/** A pod; `toldAt` is the minute at which it was told to stop. */
+/** A pod; `createdAt` and `toldAt` are the minutes at which it was created, and told to stop. */
 function pod({ name = "p", phase = "Failed", deleting, restartPolicy, index, ...parts }: PodParts) {
-  const { toldAt, graceSeconds = 1_800, init, sidecars = [], containers, ...status } = parts
+  const { createdAt, toldAt, graceSeconds = 1_800, init, sidecars = [], containers, ...status } = parts
   const annotations = index === undefined ? {} : { "batch.kubernetes.io/job-completion-index": index }
   const killAt = Date.parse("2026-03-01T11:00:00Z") + (toldAt ?? 0) * MINUTE + graceSeconds * SECOND
   const grace = toldAt === undefined ? {} : { deletionGracePeriodSeconds: graceSeconds }
   const at = deleting || toldAt !== undefined ? { deletionTimestamp: instantText(killAt), ...grace } : {}
-  const metadata = { name, uid: `uid-${name}`, annotations, ownerReferences: [owner("U1")], ...at }
+  const createdMs = Date.parse("2026-03-01T11:00:00Z") + (createdAt ?? 0) * MINUTE
+  const created = createdAt === undefined ? {} : { creationTimestamp: instantText(createdMs) }
+  const metadata = { name, uid: `uid-${name}`, ...created, annotations, ownerReferences: [owner("U1")], ...at }
   const always = sidecars.map((sidecar) => ({ name: sidecar.name, restartPolicy: "Always" }))
   const initContainerStatuses = sidecars.length > 0 ? [...sidecars, ...(init ?? [])] : init
   return viewPod({
