@@ -66,8 +66,8 @@ function seeConfigMap(metadata: operator.Metadata): Sighting {
 /** What is known of one Job: itself, its intents, and the records of its failures. */
 class Entry {
   readonly seen = new Map<string, Sighting>()
-  /** What a look at a Job's failure has told, where no record's metadata does. */
-  looked: { uid: string; failure: Failure } | undefined
+  /** What a look at a Job's failure has told, where no record's metadata does, and when to look again, if ever. */
+  looked: { uid: string; failure: Failure; againAt: number } | undefined
 
   private all = <K extends "job" | "intent" | "past">(kind: K) =>
     [...this.seen.values()].flatMap((sighting) => sighting[kind] ?? [])
@@ -79,6 +79,9 @@ class Entry {
   /** The one of its last failure, if that is recorded. */
   recordOf = ({ uid }: JobView) => this.records().findLast((past) => past.uid === uid)
 }
+
+/** Pods that could not be listed are looked for again: not at every beat, for a permission may be missing for good. */
+const LOOK_AGAIN_MS = 60_000
 
 const byTime = (a: PastFailure, b: PastFailure) => a.failedAt - b.failedAt
 
@@ -215,17 +218,24 @@ class Inventory {
     return entry.looked?.uid === view.uid ? entry.looked.failure : undefined
   }
 
-  /** Looks at failures that are unknown. One at a time: many lists of pods at once would load the API server. */
-  async explain(keys: Iterable<string>): Promise<void> {
-    for (const key of keys) {
-      const entry = this.entryOf(key)
-      const job = this.shownJob(entry)
-      const view = job && viewJob(job)
-      if (!view || this.failureOf(view, entry)) continue
-      const evidence = await findEvidence(this.world, view, entry)
-      entry.looked = { uid: view.uid, failure: operator.failureOf(view, evidence) }
-      this.changed.add(key)
+  /** Looks at a failure that is unknown: whose record, or pods, nobody has read yet. Throws if a record cannot be. */
+  async explain(key: string): Promise<void> {
+    const entry = this.entryOf(key)
+    const job = this.shownJob(entry)
+    const view = job && viewJob(job)
+    const last = entry.looked?.uid === view?.uid ? entry.looked : undefined
+    const isDue = last !== undefined && nowOf(this.world) >= last.againAt
+    if (!view || (this.failureOf(view, entry) && !isDue)) return
+    let isWhole = true
+    const emit = (fact: operator.Fact) => {
+      isWhole = false
+      if (!last) this.world.emit(fact)
     }
+    const evidence = await findEvidence({ ...this.world, emit }, view, entry)
+    const isFinal = isWhole || evidence.pods.length > 0
+    const againAt = isFinal ? Number.POSITIVE_INFINITY : nowOf(this.world) + LOOK_AGAIN_MS
+    entry.looked = { uid: view.uid, failure: operator.failureOf(view, evidence), againAt }
+    this.changed.add(key)
   }
 
   async loadRejections(): Promise<void> {
@@ -262,7 +272,7 @@ async function findEvidence(world: World, view: JobView, entry: Entry): Promise<
 async function loadStatuses(world: World, only?: JobName): Promise<Status[]> {
   const inventory = new Inventory(world, only !== undefined)
   await (only ? inventory.read(only) : inventory.listAll(...RESOURCES))
-  await inventory.explain(inventory.entries.keys())
+  for (const key of inventory.entries.keys()) await inventory.explain(key)
   await inventory.loadRejections()
   return inventory.statuses()
 }
@@ -529,9 +539,15 @@ export class Dashboard extends Inventory {
     this.look(keys)
   }
 
-  /** At failures that are unknown, one look after the other; what fails is tried again at the next beat. */
+  /**
+   * At failures that are unknown, one look after the other: many lists of pods at once would load the API server.
+   * Where a record cannot be read, the next beat tries again.
+   */
   private look(keys: Iterable<string>): void {
-    this.looking = this.looking.then(() => this.explain(keys)).catch(() => {})
+    const lookAtEach = async () => {
+      for (const key of keys) await this.explain(key).catch(() => {})
+    }
+    this.looking = this.looking.then(lookAtEach)
   }
 
   /** Lists once, then watches; after an error lists again. */

@@ -166,6 +166,9 @@ async function hurriedPage(server: Server, how: Parameters<typeof hurriedDashboa
   return Object.assign(await follow(dashboard.events()), { dashboard })
 }
 
+/** The dashboard's, in hurried time. */
+const BEAT_MS = 10_000 / 50
+
 const hostile = '<img src=x onerror=alert(1)></script>\u202e\u0007\u001b[2J" onload="'
 
 describe("Access", () => {
@@ -368,6 +371,36 @@ describe("What it shows", () => {
     expect(callsOf(server, "list", "pods").length).toBe(1)
     const seen = (await (await get("/failure?job=default/load-a&record=")).json()) as { lines: string[] }
     expect(seen.lines.join("\n")).toContain("| no space left")
+  })
+
+  test("a failure whose pods could not be seen is looked at again, after a while", async () => {
+    const server = await serve()
+    run(server, "load-a", [exits(5)])
+    await until("failed", () => server.model.job("default", "load-a")?.status.failed)
+    const cure = server.fault({ verb: "list", resource: "pods" }, { status: 403 }, { times: 1e6 })
+    const { lanes, dashboard } = await hurriedPage(server)
+    await until("looked at", () => dashboard.entries.get("default/load-a")?.looked)
+    const { length } = callsOf(server, "list", "pods")
+    await Bun.sleep(2.5 * BEAT_MS)
+    expect(callsOf(server, "list", "pods").length).toBe(length)
+    cure()
+    await until("seen", () => lanes.get("default/load-a")?.cause === "exit:5")
+  })
+
+  test("a record that cannot be read hides no other, and is tried again", async () => {
+    const server = await serve()
+    const settings = { RESTART_RULES: "log:/never again/=never" }
+    for (const name of ["load-a", "load-b"]) {
+      const past = { startedAt: 0, failedAt: Date.now(), cause: "exit:3" as const, log: ["never again"] }
+      putRecord(server.model, "default", name, past, stand(server, name).metadata.uid)
+    }
+    const name = /^load-a-failure/
+    const cure = server.fault({ verb: "get", resource: "configmaps", name }, { status: 413 }, { times: 1e6 })
+    const { lanes } = await hurriedPage(server, { settings })
+    await until("the other", () => lanes.get("default/load-b")?.state === "given_up")
+    expect(lanes.get("default/load-a")?.state).toBe("waiting")
+    cure()
+    await until("this one", () => lanes.get("default/load-a")?.state === "given_up")
   })
 
   test("a Job in the middle of its restart stays on the page", async () => {
