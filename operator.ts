@@ -120,7 +120,9 @@ export function printable(text: string): string {
 const SECRET_WORD =
   "(?:(?:api|access|private)[_ -]?key|secret|token|passw(?:or)?d|passphrase|pwd|credentials?|signature|verifier|cookie)"
 
-const IS = `(?:\\\\*["']|%2[27])?\\s*(?:[:=]+>?|%3[ad])\\s*`
+// A value stands on the same line, or on the next one where that is indented, or the value in quotes.
+const GAP = `(?:\\s*(?=\\\\*["'])|[^\\S\\n]*(?:\\n[^\\S\\n]+)?)`
+const IS = `(?:\\\\*["']|%2[27])?[^\\S\\n]*(?:[:=]+>?|%3[ad])${GAP}`
 
 // In quotes, which may be escaped themselves (JSON in JSON) and follow a word (b'...'); where they are not closed, to
 // the end of line. Each repeat of a group takes stack: beyond a hundred thousand the engine turns slow, and then
@@ -138,10 +140,16 @@ const SECRETS = [
   // A key whose beginning is above the last lines.
   /()^[\w+/=\s\\]*-----END [A-Z ]*PRIVATE KEY-----/g,
   new RegExp(`((?:authorization|cookie)${IS})(?:${QUOTED}|${HEADER_VALUE})`, "gim"),
-  /\b((?:[Bb]earer|[Bb]asic|BEARER|BASIC)\s+)(?=[A-Z]?[a-z.-]*[A-Z\d+/=_~])[\w+/=.~-]{8,}/g,
+  new RegExp(
+    `\\b((?:[Bb]earer|[Bb]asic|BEARER|BASIC)(?=\\s)${GAP})(?=[A-Z]?[a-z.-]*[A-Z\\d+/=_~])[\\w+/=.~-]{8,}`,
+    "g",
+  ),
   new RegExp(`(${SECRET_WORD}${SOURCE_FILE}[\\w.-]{0,40}${IS})${SECRET_VALUE}`, "gim"),
   new RegExp(`(<[\\w:-]{0,40}${SECRET_WORD}[\\w-]{0,40}>)[^<]+`, "gi"),
-  new RegExp(`((?<![\\w-])--?(?:[\\w.-]{0,40}[-_.])?${SECRET_WORD}[\\w-]{0,40}\\s+)(?!-)${SECRET_VALUE}`, "gim"),
+  new RegExp(
+    `((?<![\\w-])--?(?:[\\w.-]{0,40}[-_.])?${SECRET_WORD}[\\w-]{0,40}(?=\\s)${GAP})(?!-)${SECRET_VALUE}`,
+    "gim",
+  ),
   new RegExp(`(\\bValue:|"value":\\s*)${QUOTED}`, "g"),
   /(\w:\/\/)[^\s/?#"'<>]+(?=@)/g,
   /()(?<![\w-])eyJ[\w-]{8,}\.[\w-]+\.[\w-]*/g,

@@ -2956,6 +2956,14 @@ describe("1 Text", () => {
       .split(/ \|\| |\n +/),
     "-----BEGIN RSA PRIVATE KEY-----\n{{MIIEpAIBAAKCAQEA}}\n{{qwertyuiop}}\n-----END RSA PRIVATE KEY-----",
     "{{AAKCAQEAqwertyuiop+/=}}\n{{b3BlbnNzaC1rZXk}}\n-----END PRIVATE KEY-----\nafter",
+    "password:\n  {{hunter2}}",
+    "token =\n\t{{s3cr3t-demo}}",
+    '"password":\n"{{x1 y1}}"',
+    '"password":\n\n  "{{x1 y1}}"',
+    "Authorization:\n  Bearer {{short}}",
+    "sent Bearer\n  {{eyabcdefgh12345}}",
+    "run --password \n  {{hunter2}}",
+    "run --password\n'{{hunter two}}'",
   ]
   test.each(secrets)("maskSecrets() leaves nothing of the secret in %j (C13)", (marked) => {
     const masked = maskSecrets(marked.replaceAll(/\{\{|\}\}/g, ""))
@@ -2974,7 +2982,17 @@ describe("1 Text", () => {
     see "https://example.test","me@example.test" ¦ git clone git@github.com:owner/repo.git ¦ run --password-stdin --username me
     passed: 12, failed: 3, path=/tmp/x, key=value ¦ authorization is required ¦ Basic authentication of bearer tokens
     -----BEGIN CERTIFICATE----- ¦ author: me, cookies are off`.split(/ ¦ |\n +/)
-  test.each(ordinary)("maskSecrets() leaves the ordinary line %j alone", (line) => expect(maskSecrets(line)).toBe(line))
+  test.each([
+    ...ordinary,
+    "Could not use the credentials:\nHTTP 429 too many requests, Retry-After: 25",
+    "flickr.AuthError: bad token:\r\nquota exceeded for user 7",
+    "Token: \n\nRetry after 30 minutes",
+    "Downloading with token =\nfailed: disk full",
+    "invalid token\n=== second try ===",
+    "Set-Cookie:\nquota exceeded",
+    "it wants Basic\n2026-03-01T12:00:00Z quota exceeded",
+    "usage: run --password\nError: it is missing",
+  ])("maskSecrets() leaves the ordinary line %j alone", (line) => expect(maskSecrets(line)).toBe(line))
 
   test("maskSecrets() masks a value of any kind, and nothing before it", () => {
     const keys = fc.constantFrom(
@@ -3005,7 +3023,7 @@ describe("1 Text", () => {
   const long =
     'eyJaaaaaaaa-|eyJaaaaaaaa.|token|token |token=|token="|token=\\|token=\\"|a://|a://b|-----BEGIN |A|authorization:|bearer |bearer a|-'
       .concat(
-        '|--token-|"|\\|\'|api key |-----END |x=| |\n|%22|<token>|<token|-----BEGIN A PRIVATE KEY-----|cookie=\\"|authorization: ="|secret.',
+        '|--token-|"|\\|\'|api key |-----END |x=| |\n|token:\n|token:\n |--token\n |%22|<token>|<token|-----BEGIN A PRIVATE KEY-----|cookie=\\"|authorization: ="|secret.',
       )
       .split("|")
   test.each(long)("maskSecrets() takes time in line with the length of %j over and over", (piece) => {
