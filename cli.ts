@@ -274,6 +274,8 @@ async function loadStatuses(world: World, only?: JobName): Promise<Status[]> {
   await (only ? inventory.read(only) : inventory.listAll(...RESOURCES))
   for (const key of inventory.entries.keys()) await inventory.explain(key)
   await inventory.loadRejections()
+  // What could not be read for the stop is not told as unknown.
+  world.stop.throwIfAborted()
   return inventory.statuses()
 }
 

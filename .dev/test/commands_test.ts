@@ -611,13 +611,16 @@ describe("The command line", () => {
 
   test("a command that is interrupted ends with exit code 130, and tells of no error", async () => {
     const server = await settled()
-    server.fault({ verb: "list", resource: "jobs" }, { hang: true }, { times: 1 })
-    const from = server.calls.length
-    const { code, out, err } = await command(server, "status", {}, async (child) => {
-      await until("listing", () => server.calls.slice(from).some(({ resource }) => resource === "jobs"))
-      child.kill("SIGINT")
-    })
-    expect([code, out, err]).toEqual([130, "", expect.not.stringContaining("error")])
+    stand(server, "load-a")
+    for (const resource of ["jobs", "pods"]) {
+      server.fault({ verb: "list", resource }, { hang: true }, { times: 1 })
+      const from = server.calls.length
+      const { code, out, err } = await command(server, "status", {}, async (child) => {
+        await until("listing", () => server.calls.slice(from).some((call) => call.resource === resource))
+        child.kill("SIGINT")
+      })
+      expect([resource, code, out, err]).toEqual([resource, 130, "", expect.not.stringContaining("error")])
+    }
   })
 
   test("a restart that is interrupted ends with exit code 130, and its intent stays", async () => {
