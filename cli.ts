@@ -885,12 +885,14 @@ async function settingsFor(world: Omit<World, "config">, namespace: string, env:
     const from = `as the operator wrote them in ${namespace} at ${writtenAt}`
     return { config: operator.readSettings(map.data ?? {}).config, from }
   }
+  const all = operator.written(env.NAMESPACE)
+  const NAMESPACE = all.split(/[,\s]/).includes(namespace) ? all : namespace
   try {
-    const { config } = operator.readSettings({ ...env, NAMESPACE: namespace })
+    const { config } = operator.readSettings({ ...env, NAMESPACE })
     return { config, from: "of the environment; no operator has written any" }
   } catch (error) {
     const missing = `no operator has written its settings in namespace ${namespace}`
-    const { config } = operator.readSettings({ NAMESPACE: namespace, JOB_SELECTOR: `!${operator.INTENT}` })
+    const { config } = operator.readSettings({ NAMESPACE, JOB_SELECTOR: `!${operator.INTENT}` })
     if (isLenient) return { config, from: `are the defaults, for every Job: ${missing}` }
     const advice = `${missing}: name another with -n, or set them in the environment`
     throw new SettingsError([advice, messageOf(error)])

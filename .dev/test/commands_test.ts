@@ -596,6 +596,15 @@ describe("The command line", () => {
     expect([wrong.code, wrong.err]).toEqual([2, expect.stringContaining("nowhere")])
   }, 20_000)
 
+  test("without an operator's settings, all namespaces of NAMESPACE are looked at, unless -n names one", async () => {
+    const server = await serve()
+    for (const namespace of ["here", "there"]) stand(server, "load-a", { namespace })
+    const env = { NAMESPACE: "here, there", JOB_NAMES: "here/load-a, there/load-a" }
+    const jobs = async (line: string) => (await command(server, line, env)).rows().map(([job]) => job)
+    expect(await jobs("status")).toEqual(["JOB", "here/load-a", "there/load-a"])
+    expect(await jobs("status -n there")).toEqual(["JOB", "load-a"])
+  })
+
   test("a server that refuses or is away is a fault, exit code 1, said in one line", async () => {
     const server = await settled()
     server.fault({ verb: "list", resource: "jobs" }, { status: 403, message: "no" }, { times: 1 })
