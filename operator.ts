@@ -3456,7 +3456,8 @@ export async function gatherEvidence(
   } catch (error) {
     complain(error)
   }
-  return evidence
+  const isKept = (key: string) => evidence.pods.some(({ uid }) => key.startsWith(`${uid}/`))
+  return { ...evidence, logs: new Map([...evidence.logs].filter(([key]) => isKept(key))) }
 }
 
 /** Half of the limit is for the logs; a log whose second try would have to wait for longer is not worth it. */
@@ -5357,8 +5358,9 @@ export class Operator {
   private async look(entry: JobEntry, looks: Looks): Promise<void> {
     looks.isWaiting = false
     const hasFailed = looks.moments.has("failed")
-    const kept = this.cache.podsOf(entry.view.uid)
-    const pods = kept.length > 0 ? kept : looks.pods
+    // Where no watch keeps pods, there are those of the look before.
+    const known = [this.cache.podsOf(entry.view.uid), looks.pods, entry.evidence?.pods]
+    const pods = known.find((some) => some?.length) ?? []
     const evidence = await gatherEvidence(this.world, entry.view, pods, entry.evidence)
     if (!hasFailed) entry.evidence = evidence
     else {

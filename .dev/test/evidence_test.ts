@@ -60,6 +60,18 @@ describe("The evidence", () => {
     expect(life.evidence("load-a")).toBe("no pods left")
   })
 
+  test("B01 pods that were polled while their Job was failing are its evidence when they are gone", async () => {
+    const server = await serve()
+    const life = live(server, { DRY_RUN: "true", CHECK_INTERVAL: "3" }, { user: "old" })
+    await until("polling", () => callsOf(server, "list", "jobs").length > 0)
+    failsWithoutPods(server)
+    await until("looked at", () => logs(server).length > 0)
+    await until("no pod is left", () => server.model.pods().length === 0)
+    await until("reported", () => life.factsOf("FailureSeen").length > 0)
+    expect(life.factsOf("FailureSeen")[0]?.cause).toBe("exit:3")
+    expect(life.evidence("load-a")).toMatch(/exit code 3[\s\S]*\| (one|two)/)
+  })
+
   test.each(["operator", "old"])(
     "J03 pods of a Job with its own selector are found under the Role of %s",
     async (user) => {

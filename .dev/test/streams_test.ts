@@ -1,7 +1,15 @@
 // What the API client of operator.ts reads as a stream, logs and watches, against real HTTPS servers that misbehave. How the
 // loop lives through bad weather is in loop_test.ts. An id in a name is a report listed in .github/docs/reports.md.
 import { describe, expect, test } from "bun:test"
-import { gatherEvidence, type PodView, readSettings, systemClock, viewJob, viewPod } from "../../operator.ts"
+import {
+  type Evidence,
+  gatherEvidence,
+  type PodView,
+  readSettings,
+  systemClock,
+  viewJob,
+  viewPod,
+} from "../../operator.ts"
 import {
   connected,
   errorOf,
@@ -39,7 +47,7 @@ describe("Logs", () => {
       },
     })
   const ended = { state: { terminated: { exitCode: 1, startedAt: null, finishedAt: null } } }
-  const evidenceOf = async (server: Served, pods: PodView[]) => {
+  const evidenceOf = async (server: Served, pods: PodView[], earlier?: Evidence) => {
     const { config } = readSettings({ NAMESPACE: "demo", JOB_NAMES: "load-a" })
     const clock = { ...systemClock, sleep: () => Promise.resolve() }
     const world = {
@@ -50,8 +58,23 @@ describe("Logs", () => {
       stop: never,
       kill: never,
     }
-    return gatherEvidence(world, viewJob(failed() as never), pods)
+    return gatherEvidence(world, viewJob(failed() as never), pods, earlier)
   }
+
+  test("logs of pods that are evidence no more are dropped, and take no room from the others", async () => {
+    const server = await serve(() => "x\n")
+    const pods: PodView[] = []
+    let evidence: Evidence | undefined
+    for (const look of [1, 2, 3]) {
+      for (const i of Array(5).keys()) pods.push(podOf(`q${look}${i}`, ended, ["worker"]))
+      evidence = await evidenceOf(server, pods, evidence)
+    }
+    expect([...(evidence?.logs.keys() ?? [])].filter((key) => key.endsWith("/worker")).sort()).toEqual(
+      Array.from({ length: 5 }, (_, i) => `q3${i}/worker`),
+    )
+    expect(evidence?.logs.size).toBe(10)
+    expect(server.calls.length).toBe(30)
+  })
 
   test("C01 each container's log is asked for by its name, C14 the previous run's only where asked", async () => {
     const server = await serve(({ query }, response) =>
