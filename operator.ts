@@ -1195,11 +1195,27 @@ export function readAskedWait(text: string, failedAt: number): number | undefine
   return at === undefined ? readSpan(bare) : at - failedAt
 }
 
+/** The words of an instant. Another may be a time zone, which Date.parse() leaves out as if it were UTC. */
+const INSTANT_WORD = new RegExp(
+  `^(?:${[
+    "(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?",
+    "jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?",
+    "sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?",
+    "[ap]m|t|z|utc|gmt",
+  ].join("|")})$`,
+  "i",
+)
+
 /** An instant as programs write it. Date.parse() takes one without a zone for local time, without a year for 2001. */
 function instantFrom(text: string): number | undefined {
   if (text.length > 50 || !/\d:\d\d/.test(text)) return undefined
-  const hasZone = /(?:Z|UTC|GMT|[+-]\d\d:?\d\d)$/i.test(text)
-  const at = Date.parse(`${text.replace(/^([\d-]+)T/i, "$1 ")}${hasZone ? "" : " UTC"}`)
+  const words = text.match(/\p{L}+/gu) ?? []
+  if (!words.every((word) => INSTANT_WORD.test(word))) return undefined
+  const [offset] = /[+-].*/.exec(text.slice(text.search(/\d:\d\d/))) ?? []
+  if (offset !== undefined && !/^[+-]\d\d(?::?\d\d)?$/.test(offset)) return undefined
+  const hasZone = offset !== undefined || /(?:Z|UTC|GMT)$/i.test(text)
+  const withMinutes = offset?.length === 3 ? `${text}:00` : text
+  const at = Date.parse(`${withMinutes.replace(/^([\d-]+)T/i, "$1 ")}${hasZone ? "" : " UTC"}`)
   return at > Date.UTC(2002) ? at : undefined
 }
 
