@@ -5501,11 +5501,12 @@ export class Operator {
     if (clock.monotonic() - prunedAt < PRUNE_MS || config.historyLimit === 0) return
     this.prunedAt.set(namespace, clock.monotonic())
     const existing = new Set(items.map(({ view }) => view.name))
+    const isThere = (key: string) => this.cache.jobs.has(key) || this.cache.intentsOf(key).length > 0
+    // Also where the Role does not let us remove them.
+    for (const key of this.records.keys())
+      if (key.startsWith(`${namespace}/`) && !isThere(key)) this.records.delete(key)
     this.keepInBackground(namespace, "delete /configmaps", "old records of failures are not removed", async () => {
       const kept = await pruneRecords(this.world, namespace, (job) => existing.has(job))
-      const isThere = (key: string) => this.cache.jobs.has(key) || this.cache.intentsOf(key).length > 0
-      for (const key of this.records.keys())
-        if (key.startsWith(`${namespace}/`) && !isThere(key)) this.records.delete(key)
       for (const [key, past] of Map.groupBy(kept, ({ job }) => `${namespace}/${job}`))
         if (isThere(key)) this.knowRecords(key, past)
     })

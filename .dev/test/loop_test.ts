@@ -650,9 +650,12 @@ describe("The history", () => {
     expect(records(server, "other").length).toBe(1)
   })
 
-  test("what is known of records is forgotten, once a day, of Jobs that are gone", async () => {
+  test.each([
+    ["may be removed", POLLS],
+    ["may only be created", [...OLD_ROLE, { verbs: ["create"], apiGroups: [""], resources: ["configmaps"] }]],
+  ])("what is known of records that %s is forgotten, once a day, of Jobs that are gone", async (_, role) => {
     const server = await serve()
-    server.addUser("polls", POLLS)
+    server.addUser("polls", role)
     const life = live(server, { RESTART_DELAY: "100h" }, { user: "polls" })
     for (const name of ["load-a", "load-b"]) stand(server, name)
     await until("recorded", () => life.operator.records.size === 2)
