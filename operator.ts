@@ -618,7 +618,8 @@ export type JobView = ReturnType<typeof viewJob>
 
 /** Reads a Job as the API server sends it; never throws, whatever is missing in it. */
 export function viewJob(job: Job) {
-  const { metadata = {}, spec, status } = job
+  const { spec, status } = job
+  const metadata = job.metadata ?? {}
   const { namespace = "", name = "", uid = "", resourceVersion = "", labels } = metadata
   const ownAnnotations = Object.entries(metadata.annotations ?? {}).filter(([key]) => key.startsWith(PREFIX))
   const condition = (type: string) => status?.conditions?.find((c) => c.type === type && c.status === "True")
@@ -680,7 +681,10 @@ function managerOf({ metadata, spec }: Job): string | undefined {
 export type PodView = ReturnType<typeof viewPod>
 
 /** Reads a pod as the API server sends it; never throws. */
-export function viewPod({ metadata = {}, spec, status = {} }: Pod) {
+export function viewPod(pod: Pod) {
+  const { spec } = pod
+  const metadata = pod.metadata ?? {}
+  const status = pod.status ?? {}
   const owner = metadata.ownerReferences?.find(({ kind }) => kind === "Job")
   const disruption = status.conditions?.find((c) => c.type === "DisruptionTarget" && c.status === "True")
   const sidecars = (spec?.initContainers ?? []).filter(({ restartPolicy }) => restartPolicy === "Always")
@@ -746,6 +750,12 @@ function stopOf({ deletionTimestamp, deletionGracePeriodSeconds }: Metadata): St
 function viewOfJobPod(pod: Pod): PodView | undefined {
   const view = viewPod(pod)
   return view.jobUid ? view : undefined
+}
+
+/** How a pod is named where a Job is. */
+function podName(namespace: string, { metadata }: Pod): JobName {
+  const { name = "", uid = "" } = metadata ?? {}
+  return { key: `${namespace}/pod ${name}`, namespace, name, uid }
 }
 
 type ContainerStatus = NonNullable<NonNullable<Pod["status"]>["containerStatuses"]>[number]
@@ -4820,7 +4830,8 @@ export class Operator {
   private async watchPods(namespace: string, selector: string, works: () => void, renew: AbortSignal): Promise<void> {
     const { cluster, stop } = this.world
     const signal = AbortSignal.any([stop, renew])
-    const { items, resourceVersion } = await cluster.listPods(namespace, selector, viewOfJobPod, signal)
+    const keep = (pod: Pod) => this.guard(podName(namespace, pod), () => viewOfJobPod(pod))
+    const { items, resourceVersion } = await cluster.listPods(namespace, selector, keep, signal)
     this.replacePods(namespace, items)
     this.liveness.notePods(namespace, true)
     await this.watch(namespace, "pods", { resourceVersion, works, selector, stop: signal })
@@ -4859,8 +4870,9 @@ export class Operator {
         resourceVersion = object.metadata?.resourceVersion ?? resourceVersion
         if (clock.monotonic() - startedAt > 10_000) noteWorking()
         if (type !== "ADDED" && type !== "MODIFIED" && type !== "DELETED") continue
+        const note = () => this.onPodEvent(type, namespace, viewPod(object as Pod))
         if (resource === "jobs") this.onJobEvent(type, object as Job)
-        else this.onPodEvent(type, namespace, viewPod(object as Pod))
+        else this.guard(podName(namespace, object as Pod), note)
       }
       if (clock.monotonic() - startedAt < 1_000 && !stop.aborted) throw new Error("the watch ended at once")
       noteWorking()
@@ -4912,12 +4924,13 @@ export class Operator {
   }
 
   /** An object that breaks our understanding must not hide the others. */
-  private guard(view: JobView, work: () => void): void {
+  private guard<T>(job: JobName, work: () => T): T | undefined {
     try {
-      work()
+      return work()
     } catch (error) {
-      if (this.firstTime(`not understood ${view.key} ${error}`))
-        this.emit({ kind: "NotUnderstood", job: view, why: messageOf(error) })
+      if (this.firstTime(`not understood ${job.key} ${error}`))
+        this.emit({ kind: "NotUnderstood", job, why: messageOf(error) })
+      return undefined
     }
   }
 

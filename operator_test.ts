@@ -672,6 +672,7 @@ describe("3 Observed state", () => {
     "no status at all (G13)": [{ metadata: { name: "load-a", uid: "U2" } }, "running"],
     "a bookmark (D05)": [{ metadata: { resourceVersion: "900" }, spec: skeleton, status: {} } as never, "running"],
     nothing: [{}, "running"],
+    nulls: [{ metadata: null, spec: null, status: null } as never, "running"],
   }
   test.each(Object.entries(phases))("viewJob() sees %s as it is", (_, [job, phase]) => {
     expect(viewJob(job).phase).toBe(phase as never)
@@ -712,7 +713,8 @@ describe("3 Observed state", () => {
   })
 
   test("viewPod() never throws, whatever is missing", () => {
-    expect(viewPod({})).toMatchObject({ phase: "Unknown", containers: [], evicted: false })
+    for (const nothing of [{}, { metadata: null, spec: null, status: null } as never])
+      expect(viewPod(nothing)).toMatchObject({ phase: "Unknown", containers: [], evicted: false })
     expect(
       viewPod({
         metadata: {},

@@ -146,6 +146,22 @@ describe("The evidence", () => {
     expect(records(server)[0]?.evidence.pods.length).toBe(5)
   })
 
+  test("a pod that cannot be understood is named once, and hides no other, in a list nor in a watch", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a", { status: { active: 1 } })
+    const labels = { "batch.kubernetes.io/job-name": "load-a" }
+    const nonsense = { phase: "Running", containerStatuses: "none" }
+    standPod(server, job, "listed", nonsense, { labels })
+    const life = live(server, { DRY_RUN: "true", RESTART_RULES: "exit:3=never" })
+    await until("named", () => life.factsOf("NotUnderstood").length > 0)
+    standPod(server, job, "watched", nonsense, { labels })
+    await until("named, too", () => life.factsOf("NotUnderstood").length > 1)
+    standPod(server, job, "q1", { phase: "Failed", containerStatuses: [ended("main", 3)] }, { labels })
+    await until("seen", () => life.operator.cache.podsOf(job.metadata.uid).length > 0)
+    expect(life.factsOf("NotUnderstood").map((fact) => fact.job.name)).toEqual(["listed", "watched"])
+    expect(life.said.filter(({ text }) => /cannot be watched/.test(text))).toEqual([])
+  })
+
   test("the exit code of an init container that fails is the cause, and its log is kept", async () => {
     const server = await serve()
     const life = live(server)
