@@ -554,8 +554,9 @@ export class Invariants {
     const live = sim.model.job(object.metadata.namespace, name)
     if (!live && past.generations.at(-1)?.uid === uid) {
       if (past.remover === "person" && !past.cancelled.has(uid) && this.intentsOf(name).length === 1) {
-        // One that this operator had just withdrawn is written again: another one may have deleted the Job for it.
-        const stood = past.withdrewIntent.get(uid) === actor.process
+        // One by which the Job may have been deleted is written again, where this operator had just withdrawn it, or
+        // has sent a delete without an answer: that a person removed it cannot be told from another operator's removal.
+        const stood = past.withdrewIntent.get(uid) === actor.process || actor.process.triedToDelete.has(uid)
         const knew =
           !stood && actor.sawJobAt > past.goneAt && past.lastFailed?.spec.ttlSecondsAfterFinished === undefined
         if (!knew) this.except("cameBackLate")

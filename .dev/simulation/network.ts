@@ -44,6 +44,8 @@ export interface Process {
   seen: Map<string, number>
   /** The uids of the Jobs that it was shown before they were told to go... */
   stood: Set<string>
+  /** Uids of Jobs of which it has sent a delete, whatever became of that. */
+  triedToDelete: Set<string>
   /** ...and of those that its watch showed as deleted without a deletionTimestamp, as by a plain `kubectl delete`. */
   plainlyDeleted: Set<string>
   /** When it last read a Job or its intents, in steps. */
@@ -213,6 +215,7 @@ export class Network {
         const of = jobOfIntent(name)
         const body = { propagationPolicy, preconditions }
         const request = { verb: "delete", resource: "jobs", name, body } as const
+        this.process.triedToDelete.add(body.preconditions.uid)
         return send(of ? "deleteIntent" : "deleteJob", request, of ?? name, signal)
       },
     }

@@ -407,6 +407,7 @@ export class Simulation implements World, Observed {
       streams: new Set(),
       seen: new Map(),
       stood: new Set(),
+      triedToDelete: new Set(),
       plainlyDeleted: new Set(),
       looked: new Map(),
       proofs: new Map(),
