@@ -4290,6 +4290,8 @@ interface JobEntry {
   failure: Failure | undefined
   /** Undefined before the first look at its pods. */
   looks: Looks | undefined
+  /** The few of its pods that may become evidence; undefined before the first is told to stop. */
+  candidates: PodView[] | undefined
   /** The last decision that was reported. */
   reported: string
   rejections: number
@@ -4339,18 +4341,22 @@ class BoundedMap<V> extends Map<string, V> {
   }
 }
 
+const withoutPod = (pods: PodView[], { uid }: PodView) => pods.filter((pod) => pod.uid !== uid)
+const withPod = (pods: PodView[], pod: PodView) => [...withoutPod(pods, pod), pod]
+
 /**
  * What the watches have told, indexed so that every lookup is O(1).
  *
  * Invariants: an entry holds the newest version that was seen of its Job. Pods are kept by the uid of their Job;
- * those of Jobs without an entry are few, and the oldest go first. A removed intent does not come back by a late
- * watch.
+ * those of Jobs without an entry are few, and the oldest go first. Of a Job's pods that are gone there are the few
+ * that may become evidence. A removed intent does not come back by a late watch.
  */
 export class Cache {
   readonly jobs = new Map<string, JobEntry>()
   private readonly pods = new Map<string, PodView[] | Map<string, PodView>>()
+  private readonly gonePods = new Map<string, PodView[]>()
   /** Uids of Jobs that have pods here, but no entry, the oldest first. */
-  private readonly strays = new BoundedMap<true>(MOST_STRAYS, (uid) => this.pods.delete(uid))
+  private readonly strays = new BoundedMap<true>(MOST_STRAYS, (uid) => this.forgetPods(uid))
   private readonly intents = new Map<string, Map<string, KnownIntent>>()
   /** The sighting at which an intent was removed, by its uid. */
   private readonly removedIntents = new BoundedMap<number>(MOST_TOMBSTONES)
@@ -4401,21 +4407,33 @@ export class Cache {
   }
 
   podsOf(uid: string): PodView[] {
-    return [...(this.pods.get(uid)?.values() ?? [])]
+    return [...(this.gonePods.get(uid) ?? []), ...(this.pods.get(uid)?.values() ?? [])]
   }
 
   pod({ jobUid, uid }: PodView): PodView | undefined {
     const known = this.pods.get(jobUid)
-    return Array.isArray(known) ? known.find((pod) => pod.uid === uid) : known?.get(uid)
+    const isIt = (pod: PodView) => pod.uid === uid
+    return (Array.isArray(known) ? known.find(isIt) : known?.get(uid)) ?? this.gonePods.get(jobUid)?.find(isIt)
   }
 
   addPod(pod: PodView, hasEntry: boolean): void {
-    const known = this.pods.get(pod.jobUid)
-    if (known instanceof Map) return void known.set(pod.uid, pod)
-    // Most Jobs have one pod; a Map for each of 10,000 takes 4 MiB.
-    const others = (known ?? []).filter(({ uid }) => uid !== pod.uid)
-    this.pods.set(pod.jobUid, others.length === 0 ? [pod] : new Map([...others, pod].map((one) => [one.uid, one])))
-    if (!known && !hasEntry) this.strays.set(pod.jobUid, true)
+    if (!hasEntry && !this.pods.has(pod.jobUid)) this.strays.set(pod.jobUid, true)
+    const known = this.pods.get(pod.jobUid) ?? []
+    if (pod.gone) {
+      this.gonePods.set(pod.jobUid, evidencePods(withPod(this.gonePods.get(pod.jobUid) ?? [], pod)).pods)
+      if (known instanceof Map) known.delete(pod.uid)
+      else this.pods.set(pod.jobUid, withoutPod(known, pod))
+    } else if (known instanceof Map) known.set(pod.uid, pod)
+    else {
+      // Most Jobs have one pod; a Map for each of 10,000 takes 4 MiB.
+      const all = withPod(known, pod)
+      this.pods.set(pod.jobUid, all.length === 1 ? all : new Map(all.map((one) => [one.uid, one])))
+    }
+  }
+
+  private forgetPods(jobUid: string): void {
+    this.pods.delete(jobUid)
+    this.gonePods.delete(jobUid)
   }
 
   addJob(entry: JobEntry): void {
@@ -4425,7 +4443,7 @@ export class Cache {
 
   forgetJob({ view }: JobEntry): void {
     if (this.jobs.get(view.key)?.view.uid === view.uid) this.jobs.delete(view.key)
-    this.pods.delete(view.uid)
+    this.forgetPods(view.uid)
   }
 
   /** What a watch has told of a Job's end is not overwritten by a list, which knows less. */
@@ -5008,15 +5026,19 @@ export class Operator {
     const kept = isFrozen ? known : pod
     // It shares the entry's strings: copies are not kept.
     if (isOfEntry) Object.assign(kept, { jobUid: entry.view.uid, jobName: entry.view.name })
-    this.cache.addPod(isGone ? { ...kept, gone: true } : kept, isOfEntry)
+    const now = isGone ? { ...kept, gone: true } : kept
+    this.cache.addPod(now, isOfEntry)
     // While the Job itself is still there, its own end is what a restart waits for.
     if (isGone && entry?.goneAt !== undefined) this.restarts.get(entry.view.key)?.changed.abort()
     if (!entry || !isOfEntry) return
+    if (entry.candidates) entry.candidates = evidencePods(withPod(entry.candidates, now)).pods
     this.reportCannotStart(entry.view, pod)
     if (!pod.deleting || isGone || entry.view.deleting || pod.phase === "Succeeded") return
+    if (entry.looks?.moments.has("failed")) return
     // With a grace period of 0 the pod is gone a moment after this, before its Job is seen to fail.
     const states = pod.containers.map(({ state }) => state).join()
-    const at = evidencePods(this.cache.podsOf(pod.jobUid)).pods.findIndex(({ uid }) => uid === pod.uid)
+    entry.candidates ??= evidencePods(this.cache.podsOf(pod.jobUid)).pods
+    const at = entry.candidates.findIndex(({ uid }) => uid === pod.uid)
     // The first may be the one to blame, and that can be another one with each pod that stops.
     const isLookedAt = at > 0 || (at === 0 && (entry.looks?.moments.size ?? 0) < MOST_MOMENTS)
     if (isLookedAt) this.collectEvidence(entry, `${pod.uid} ${states}`)
@@ -5395,6 +5417,7 @@ export class Operator {
     else {
       // Only its record needs it now: where many Jobs have failed, most of the memory would be their logs.
       entry.evidence = undefined
+      entry.candidates = undefined
       looks.pods = []
       if (!this.world.kill.aborted) await this.onFailure(entry, evidence)
     }
@@ -5674,6 +5697,7 @@ const newEntry = ({ view, job, finalizers }: KeptJob, sighting: number): JobEntr
   evidence: undefined,
   failure: undefined,
   looks: undefined,
+  candidates: undefined,
   reported: "",
   rejections: 0,
   retryAt: undefined,

@@ -67,6 +67,7 @@ import {
   newestFirst,
   nextStep,
   type Observation,
+  Operator,
   onAbort,
   overridesOf,
   Permissions,
@@ -94,6 +95,7 @@ import {
   skewFrom,
   staleRecords,
   stateOf,
+  systemClock,
   tailOf,
   textRecord,
   variablesOf,
@@ -3821,6 +3823,53 @@ describe("11 Controller", () => {
       ])
       cache.forgetJob(entryOf(failedJob()))
       expect([cache.podsOf("U1"), uidsOf(cache.podsOf("U2")), cache.jobs.size]).toEqual([[], ["pod-U2"], 0])
+    })
+
+    test("of pods that are gone it keeps the few that may become evidence, and all that are there", () => {
+      const cache = new Cache()
+      cache.addJob(entryOf(failedJob()))
+      const at = (i: number) => ({ name: `p${i}`, uid: `p${i}`, createdAt: NOW + i })
+      const failedItself = pod({ containers: [exited("worker", 3)] })
+      const stopped = pod({ toldAt: 2, containers: [exited("worker", 143, { minute: 3 })] })
+      const goes = (i: number, view: ReturnType<typeof viewPod>) => {
+        const one = { ...view, jobUid: "U1", ...at(i) }
+        cache.addPod(one, true)
+        cache.addPod({ ...one, gone: true }, true)
+      }
+      cache.addPod({ ...podOf("U1"), ...at(0), uid: "stays" }, true)
+      goes(1, failedItself)
+      for (let i = 2; i < 100; i++) goes(i, stopped)
+      for (let i = 100; i < 200; i++) goes(i, { ...pod({ containers: [exited("worker", 0)] }), phase: "Succeeded" })
+      expect(uidsOf(cache.podsOf("U1")).toSorted()).toEqual(["p1", "p96", "p97", "p98", "p99", "stays"])
+      cache.forgetJob(entryOf(failedJob()))
+      expect(cache.podsOf("U1")).toEqual([])
+    })
+
+    test("the cost of an event does not depend on how many pods of its Job are told to stop", () => {
+      const never = new AbortController().signal
+      const cluster = { skewMs: () => 0, listPods: () => new Promise(() => {}) }
+      const stopPods = (count: number) => {
+        const { config } = readSettings({ NAMESPACE: "batch-a", JOB_NAMES: "load-a", HISTORY_LIMIT: "0" })
+        const world = { cluster, clock: systemClock, emit: () => {}, config, stop: never, kill: never }
+        const operator = new Operator(world as unknown as ConstructorParameters<typeof Operator>[0])
+        const watch = operator as unknown as Record<"onJobEvent" | "onPodEvent", (...event: unknown[]) => void>
+        const job = runningJob()
+        const jobUid = job.metadata?.uid ?? ""
+        watch.onJobEvent("ADDED", job)
+        const podAt = (i: number, deleting: boolean) => ({
+          ...podOf(jobUid, `p${i}`),
+          jobName: "load-a",
+          createdAt: NOW + i,
+          phase: "Running",
+          deleting,
+        })
+        for (let i = 0; i < count; i++) watch.onPodEvent("ADDED", "batch-a", podAt(i, false))
+        for (let i = 0; i < count; i++) watch.onPodEvent("MODIFIED", "batch-a", podAt(i, true))
+        expect(operator.cache.podsOf(jobUid).filter(({ deleting }) => deleting).length).toBe(count)
+        const { candidates, looks } = operator.cache.jobs.get("batch-a/load-a") ?? {}
+        expect([candidates?.length, looks?.moments.size]).toEqual([5, 5])
+      }
+      expectLinear(4_000, stopPods)
     })
 
     test("holds the pods of at most 200 Jobs that it does not know, and drops the oldest first", () => {
