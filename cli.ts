@@ -89,9 +89,9 @@ const byTime = (a: PastFailure, b: PastFailure) => a.failedAt - b.failedAt
 class Inventory {
   readonly entries = new Map<string, Entry>()
   /** The Jobs that may have to be reported differently now. */
-  protected readonly changed = new Set<string>()
+  readonly changed = new Set<string>()
   /** What the cluster answered to restarts that are overdue, as the operator's Events quote it, by uid. */
-  private readonly rejections = new Map<string, string>()
+  readonly rejections = new Map<string, string>()
 
   /** `isNamed`: its Jobs are shown whatever is selected. */
   constructor(
@@ -242,9 +242,11 @@ class Inventory {
     const { cluster, stop } = this.world
     const now = nowOf(this.world)
     const due = this.statuses().filter(({ nextRestartAt }) => nextRestartAt !== undefined && nextRestartAt <= now)
+    const uids = new Set(due.map(({ uid }) => uid))
     for (const namespace of new Set(due.map(({ job }) => job.slice(0, job.indexOf("/")))))
       for (const { uid, text } of await cluster.listEvents(namespace, "CannotRestart", stop).catch(() => []))
         this.rejections.set(uid, text)
+    for (const uid of this.rejections.keys()) if (!uids.has(uid)) this.rejections.delete(uid)
     for (const { job } of due) this.changed.add(job)
   }
 }
@@ -464,6 +466,8 @@ const RETRY_MS = 2_000
 const ANSWER_MS = 5_000
 /** So many lanes are sent at once: no text of megabytes is made. */
 const MOST_LANES = 250
+/** Characters that wait for a page; one with more is cut off, and its browser connects again. */
+const MOST_UNREAD = 16_000_000
 
 /** For JSON.stringify: control and bidi characters become visible. */
 const visible = (_: string, value: unknown) => (typeof value === "string" ? operator.printable(value) : value)
@@ -499,7 +503,8 @@ export class Dashboard extends Inventory {
       for (const key of this.entries.keys()) this.changed.add(key)
       this.send({ jobs: [...this.entries.keys()] })
     }
-    return new ReadableStream({ start, cancel: () => void this.pages.delete(page) })
+    const limit: QueuingStrategy<string> = { highWaterMark: MOST_UNREAD, size: (event = "") => event.length }
+    return new ReadableStream({ start, cancel: () => void this.pages.delete(page) }, limit)
   }
 
   override take(type: string, sighting: Sighting): void {
@@ -521,7 +526,7 @@ export class Dashboard extends Inventory {
   }
 
   private send(more: object = {}): void {
-    if (this.pages.size === 0) return
+    if (this.pages.size === 0) return this.changed.clear()
     const { cluster, config } = this.world
     const keys = [...this.changed].slice(0, MOST_LANES)
     const facts = {
@@ -537,7 +542,12 @@ export class Dashboard extends Inventory {
     }
     const event = `data: ${JSON.stringify(facts, visible)}\n\n`
     for (const key of keys) this.changed.delete(key)
-    for (const page of this.pages) page.enqueue(event)
+    for (const page of this.pages) {
+      page.enqueue(event)
+      if ((page.desiredSize ?? 0) >= 0) continue
+      this.pages.delete(page)
+      page.error(new Error("the page does not read what it is sent"))
+    }
     this.look(keys)
   }
 

@@ -482,6 +482,18 @@ describe("What it shows", () => {
     await until("what is new", () => page.lanes.has("default/load-b"))
   })
 
+  test("a page that does not read is cut off, and where no page is open nothing waits to be sent", async () => {
+    const server = await serve()
+    const metadata = { annotations: { [`${PREFIX}note`]: "x".repeat(200_000) } }
+    for (let i = 0; i < 50; i++) stand(server, `load-${i}`, { metadata })
+    const { dashboard } = hurriedDashboard(server)
+    await dashboard.start()
+    await expect(dashboard.events().getReader().closed).rejects.toThrow("does not read")
+    stand(server, "load-a")
+    await until("seen", () => dashboard.entries.has("default/load-a"))
+    await until("nothing waits", () => dashboard.changed.size === 0)
+  })
+
   test("an API server that hangs is an outage too", async () => {
     const server = await serve()
     const page = await hurriedPage(server)
@@ -526,6 +538,8 @@ describe("What it shows", () => {
     const page = await hurriedPage(server, { settings: { RESTART_DELAY: "0" } })
     await until("rejected", () => page.lanes.get("default/load-a")?.state === "rejected")
     expect(page.lanes.get("default/load-a")?.why).toContain("exceeded quota")
+    person(server, "delete", "load-a")
+    await until("forgotten", () => page.dashboard.rejections.size === 0)
   })
 
   test("settings that an operator writes meanwhile hold at once, for every Job and without another list", async () => {
