@@ -31,9 +31,6 @@ type Result = { json: unknown; rows: string[][]; states?: string[]; code?: numbe
 /** Something that is not there, or was rejected: exit code 3. Usage errors are SettingsErrors: exit code 2. */
 class CommandError extends Error {}
 
-/** The exit code of a command that a signal has ended before it was done. */
-const INTERRUPTED = 130
-
 /** Of all Jobs; and of what operators keep in ConfigMaps: records of failures, and their settings. */
 const SELECTORS = { jobs: "", configmaps: operator.RECORD }
 
@@ -66,8 +63,8 @@ function seeConfigMap(metadata: operator.Metadata): Sighting {
 /** What is known of one Job: itself, its intents, and the records of its failures. */
 class Entry {
   readonly seen = new Map<string, Sighting>()
-  /** What a look at a Job's failure has told, where no record's metadata does, and when to look again, if ever. */
-  looked: { uid: string; failure: Failure; againAt: number } | undefined
+  /** What a look at a Job's failure has told, where no record's metadata does. */
+  looked: { uid: string; failure: Failure } | undefined
 
   private all = <K extends "job" | "intent" | "past">(kind: K) =>
     [...this.seen.values()].flatMap((sighting) => sighting[kind] ?? [])
@@ -79,9 +76,6 @@ class Entry {
   /** The one of its last failure, if that is recorded. */
   recordOf = ({ uid }: JobView) => this.records().findLast((past) => past.uid === uid)
 }
-
-/** Pods that could not be listed are looked for again: not at every beat, for a permission may be missing for good. */
-const LOOK_AGAIN_MS = 60_000
 
 const byTime = (a: PastFailure, b: PastFailure) => a.failedAt - b.failedAt
 
@@ -223,18 +217,9 @@ class Inventory {
     const entry = this.entryOf(key)
     const job = this.shownJob(entry)
     const view = job && viewJob(job)
-    const last = entry.looked?.uid === view?.uid ? entry.looked : undefined
-    const isDue = last !== undefined && nowOf(this.world) >= last.againAt
-    if (!view || (this.failureOf(view, entry) && !isDue)) return
-    let isWhole = true
-    const emit = (fact: operator.Fact) => {
-      isWhole = false
-      if (!last) this.world.emit(fact)
-    }
-    const evidence = await findEvidence({ ...this.world, emit }, view, entry)
-    const isFinal = isWhole || evidence.pods.length > 0
-    const againAt = isFinal ? Number.POSITIVE_INFINITY : nowOf(this.world) + LOOK_AGAIN_MS
-    entry.looked = { uid: view.uid, failure: operator.failureOf(view, evidence), againAt }
+    if (!view || this.failureOf(view, entry)) return
+    const evidence = await findEvidence(this.world, view, entry)
+    entry.looked = { uid: view.uid, failure: operator.failureOf(view, evidence) }
     this.changed.add(key)
   }
 
@@ -242,11 +227,10 @@ class Inventory {
     const { cluster, stop } = this.world
     const now = nowOf(this.world)
     const due = this.statuses().filter(({ nextRestartAt }) => nextRestartAt !== undefined && nextRestartAt <= now)
-    const uids = new Set(due.map(({ uid }) => uid))
+    this.rejections.clear()
     for (const namespace of new Set(due.map(({ job }) => job.slice(0, job.indexOf("/")))))
       for (const { uid, text } of await cluster.listEvents(namespace, "CannotRestart", stop).catch(() => []))
         this.rejections.set(uid, text)
-    for (const uid of this.rejections.keys()) if (!uids.has(uid)) this.rejections.delete(uid)
     for (const { job } of due) this.changed.add(job)
   }
 }
@@ -276,7 +260,6 @@ async function loadStatuses(world: World, only?: JobName): Promise<Status[]> {
   await (only ? inventory.read(only) : inventory.listAll(...RESOURCES))
   for (const key of inventory.entries.keys()) await inventory.explain(key)
   await inventory.loadRejections()
-  // What could not be read for the stop is not told as unknown.
   world.stop.throwIfAborted()
   return inventory.statuses()
 }
@@ -321,11 +304,6 @@ async function history({ world, names }: CommandContext): Promise<Result> {
   return { json: records, rows: [["FAILED", "JOB", "CAUSE", "IN A ROW", "HOW IT ENDED", "THEN"], ...rows] }
 }
 
-function recordLines({ past, reason, evidence }: NonNullable<ReturnType<typeof operator.readRecord>>): string[] {
-  const ended = `${operator.instantText(past.failedAt)} ${[past.cause, reason].filter(Boolean).join(", ")}`
-  return [`${ended}; failure ${past.restarts + 1} in a row; ${past.decided}`, ...operator.evidenceLines(evidence)]
-}
-
 async function historyOf(world: World, job: JobName): Promise<Result> {
   const entry = await new Inventory(world).read(job)
   if (entry.seen.size === 0) throw new CommandError(`there is no Job ${job.key}, and no record of a failure of it`)
@@ -334,7 +312,9 @@ async function historyOf(world: World, job: JobName): Promise<Result> {
   const json = whole.map(({ past, reason, evidence: { logs, ...evidence } }) => {
     return { ...past, reason, ...evidence, logs: Object.fromEntries(logs) }
   })
-  const lines = whole.flatMap((record) => recordLines(record).map((line, i) => (i === 0 ? line : `    ${line}`)))
+  const lines = whole.flatMap((record) =>
+    operator.recordLines(record).map((line, i) => (i === 0 ? line : `    ${line}`)),
+  )
   const shown = lines.length > 0 ? lines : [`no failure of ${job.key} is recorded`]
   return { json, rows: shown.map((line) => [line]) }
 }
@@ -342,13 +322,7 @@ async function historyOf(world: World, job: JobName): Promise<Result> {
 function jobOf({ config: { namespaces } }: World, text: string): JobName {
   const [name = "", namespace = namespaces.length === 1 ? namespaces[0] : undefined] = text.split("/").reverse()
   if (operator.JOB_NAME.test(text) && namespace) return { key: `${namespace}/${name}`, namespace, name, uid: "" }
-  const advice = "write namespace/name where there are several namespaces"
-  throw new SettingsError([`${operator.quote(text)} names no Job; ${advice}`])
-}
-
-const settingsLines = (from: string, config: Config) => {
-  const values = Object.entries(operator.variablesOf(config)).filter(([, value]) => value)
-  return [from, ...values.map(([variable, value]) => `${variable}=${value}`)]
+  throw new SettingsError([`${operator.quote(text)} names no Job; with several namespaces write namespace/name`])
 }
 
 async function explain({ world, names, from }: CommandContext): Promise<Result> {
@@ -366,7 +340,7 @@ async function explain({ world, names, from }: CommandContext): Promise<Result> 
     rules: facts.rules.map(({ rule, verdict }) => `${rule} ${verdict}`),
     annotations: facts.annotations,
     problems: facts.problems,
-    settings: settingsLines(from, world.config),
+    settings: [from, ...operator.settingsLines(world.config)],
   }
   const rows = Object.entries(blocks).flatMap(([label, lines]) => lines.map((line, i) => [i === 0 ? label : "", line]))
   return { json: { ...facts, settings: { from, ...operator.variablesOf(world.config) } }, rows }
@@ -385,7 +359,7 @@ async function restart({ world, names, options }: CommandContext): Promise<Resul
   const facts = await Promise.all(ready.map((plan) => runRestart(world, plan)))
   const rows = facts.map(({ job, result, details }) => [job, result, details])
   const has = (...results: string[]) => facts.some(({ result }) => results.includes(result))
-  const unfinished = has("interrupted") ? INTERRUPTED : has("rejected", "changed") ? 3 : 0
+  const unfinished = has("interrupted") ? 130 : has("rejected", "changed") ? 3 : 0
   const code = has("fault", "namespace gone", "cancelled") ? 1 : unfinished
   return { json: facts, rows: [["JOB", "RESULT", "DETAILS"], ...rows], code }
 }
@@ -466,8 +440,6 @@ const RETRY_MS = 2_000
 const ANSWER_MS = 5_000
 /** So many lanes are sent at once: no text of megabytes is made. */
 const MOST_LANES = 250
-/** Characters that wait for a page; one with more is cut off, and its browser connects again. */
-const MOST_UNREAD = 16_000_000
 
 /** For JSON.stringify: control and bidi characters become visible. */
 const visible = (_: string, value: unknown) => (typeof value === "string" ? operator.printable(value) : value)
@@ -503,8 +475,7 @@ export class Dashboard extends Inventory {
       for (const key of this.entries.keys()) this.changed.add(key)
       this.send({ jobs: [...this.entries.keys()] })
     }
-    const limit: QueuingStrategy<string> = { highWaterMark: MOST_UNREAD, size: (event = "") => event.length }
-    return new ReadableStream({ start, cancel: () => void this.pages.delete(page) }, limit)
+    return new ReadableStream({ start, cancel: () => void this.pages.delete(page) })
   }
 
   override take(type: string, sighting: Sighting): void {
@@ -536,30 +507,19 @@ export class Dashboard extends Inventory {
       namespaces: config.namespaces,
       jobNames: config.jobNames,
       jobSelector: config.jobSelector?.text,
-      settings: settingsLines(this.context.from, config),
+      settings: [this.context.from, ...operator.settingsLines(config)],
       problems: Object.fromEntries(this.problems),
       lanes: Object.fromEntries(keys.map((key) => [key, this.statusOf(key) ?? null])),
     }
     const event = `data: ${JSON.stringify(facts, visible)}\n\n`
     for (const key of keys) this.changed.delete(key)
-    for (const page of this.pages) {
-      page.enqueue(event)
-      if ((page.desiredSize ?? 0) >= 0) continue
-      this.pages.delete(page)
-      page.error(new Error("the page does not read what it is sent"))
-    }
+    for (const page of this.pages) page.enqueue(event)
     this.look(keys)
   }
 
-  /**
-   * At failures that are unknown, one look after the other: many lists of pods at once would load the API server.
-   * Where a record cannot be read, the next beat tries again.
-   */
+  /** One by one: many lists of pods at once would load the API server. What fails is tried at the next beat. */
   private look(keys: Iterable<string>): void {
-    const lookAtEach = async () => {
-      for (const key of keys) await this.explain(key).catch(() => {})
-    }
-    this.looking = this.looking.then(lookAtEach)
+    for (const key of keys) this.looking = this.looking.then(() => this.explain(key)).catch(() => {})
   }
 
   /** Lists once, then watches; after an error lists again. */
@@ -569,14 +529,12 @@ export class Dashboard extends Inventory {
     let version = ""
     do {
       try {
-        version ||= await this.list(namespace, resource)
+        version ||= await this.list(namespace, resource).finally(ready)
         this.report(what)
-        ready()
         version = await this.watch(namespace, resource, version)
       } catch (error) {
         version = ""
         this.report(what, error)
-        ready()
       }
       await clock.sleep(RETRY_MS, stop)
     } while (!stop.aborted)
@@ -602,10 +560,7 @@ export class Dashboard extends Inventory {
     this.send()
   }
 
-  /**
-   * While a page is open: asks for the server's version and for rejections, reads again what could not be read, and
-   * keeps the page's connection alive.
-   */
+  /** While a page is open: asks for the server's version and for rejections, and keeps its connection alive. */
   private async beat(): Promise<void> {
     const { cluster, clock, stop } = this.world
     for (; !stop.aborted; await clock.sleep(BEAT_MS, stop)) {
@@ -628,7 +583,7 @@ export class Dashboard extends Inventory {
     const past = entry.records().find((one) => one.name === name)
     const record = past && (await loadRecord(this.world, past))
     if (!record) throw new CommandError("it is not there any more")
-    return { lines: recordLines(record) }
+    return { lines: operator.recordLines(record) }
   }
 
   /** Does what a person has confirmed on the page. Throws an error whose words the page shows. */
@@ -855,7 +810,7 @@ ${rows.join("\n")}
 
 It connects by KUBECONFIG if set, else the pod's ServiceAccount, else ~/.kube/config.
 Exit codes: 0 done, or the operator or dashboard was stopped by a signal; 1 a fault; 2 a wrong setting, option or
-configuration; 3 no such Job, or a restart that was rejected; ${INTERRUPTED} a command that was interrupted.
+configuration; 3 no such Job, or a restart that was rejected; 130 a command that was interrupted.
 `
 }
 
@@ -937,7 +892,7 @@ export async function runCommandLine(args: string[], env: Env, signals: Pick<Wor
     return await runCommand(args, env, world)
   } catch (error) {
     // An AbortError is what readline makes of Ctrl-C and Ctrl-D at a question.
-    if (signals.stop.aborted || (error as Error).name === "AbortError") return INTERRUPTED
+    if (signals.stop.aborted || (error as Error).name === "AbortError") return 130
     for (const mistake of messageOf(error).split("\n")) reportToStderr("fatal", mistake)
     if (error instanceof CommandError) return 3
     return error instanceof SettingsError || error instanceof operator.ConfigError ? 2 : 1

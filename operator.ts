@@ -450,6 +450,10 @@ export function variablesOf(config: Config): Record<string, string> {
   return Object.fromEntries(open.map(({ variable, key }) => [variable, text(key)]))
 }
 
+/** The settings that are not empty, as NAME=VALUE. */
+export const settingsLines = (config: Config) =>
+  Object.entries(variablesOf(config)).flatMap(([variable, value]) => (value ? [`${variable}=${value}`] : []))
+
 /** What no single value shows: the selection as a whole. Turns plain Job names into `namespace/name`. */
 function contradictions(values: Partial<Config>): string[] {
   const { namespaces, jobNames } = values
@@ -2145,6 +2149,12 @@ export function readRecord({ metadata = {}, data = {} }: ConfigMap) {
   } catch {
     return undefined
   }
+}
+
+/** A record as lines of text: the failure and what followed, then its evidence. */
+export function recordLines({ past, reason, evidence }: NonNullable<ReturnType<typeof readRecord>>): string[] {
+  const ended = `${instantText(past.failedAt)} ${[past.cause, reason].filter(Boolean).join(", ")}`
+  return [`${ended}; failure ${past.restarts + 1} in a row; ${past.decided}`, ...evidenceLines(evidence)]
 }
 
 // ─────────────────────────────────────────────── 7 Facts ────────────────────────────────────────────────
