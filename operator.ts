@@ -1824,7 +1824,11 @@ const BACKGROUND_AFTER_MS = 60_000
 /** A Job whose TTL ends this soon after its due time is protected too: the operator may be away at that moment. */
 const TTL_MARGIN_MS = 60_000
 
-/** Whether a failed Job's TTL may remove it before, or just after, it is due. */
+/**
+ * Whether a failed Job's TTL may remove it before, or just after, it is due. Then its intent is written when it fails,
+ * with the due time; where the TTL is shorter than a look at its pods, even before its cause is known. Once the TTL
+ * has taken the Job, it is created from the intent when it is due, unless wasDeletedByPerson().
+ */
 export const isThreatenedByTtl = ({ ttlMs, failedAt }: JobView, dueAt: number) =>
   ttlMs !== undefined && failedAt !== undefined && failedAt + ttlMs <= dueAt + TTL_MARGIN_MS
 
@@ -1842,7 +1846,9 @@ export function wasDeletedByPerson(last: Job, dueAt: number | undefined, knownTt
 }
 
 /**
- * The whole rule of a restart: the same for this life, the next one, and two operators at once. Once an intent stands
+ * The whole rule of a restart: the same for this life, the next one, and two operators at once. These need no leader:
+ * an intent is named after the version that it replaces, a delete is bound to that version, a create to a free name,
+ * and whoever finds an intent that is not its own leaves it to its writer for a minute. Once an intent stands
  * and the Job is absent, the Job is created: whether our delete, an earlier life's, its TTL or a person's removed it
  * cannot always be told apart, and never losing a Job beats never resurrecting one.
  */
