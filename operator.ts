@@ -3796,16 +3796,18 @@ class RestartRun {
     const intents = newestFirst(isReliedOn ? await this.readIntents(known, fresh) : known)
     this.fresh = undefined
     this.isPastDelete = isGoing && intents.some(protects)
-    const latest = cache.latest()
-    const source = live ?? latest
     const [intent] = intents
     const intentWasRemoved = (known.some(protects) || wasReliedOn) && !intent
     const uid = intent?.jobUid ?? job.uid
     const blockers = intent && isGoing ? await this.blockersOf(intent, live) : []
+    const ended = this.ended ?? (intentWasRemoved ? await this.completedByOther() : undefined)
+    // Last: an edit of the Job may have become known while all that was read.
+    const latest = cache.latest()
+    const source = live ?? latest
     return {
       intents,
       intentWasRemoved,
-      ended: this.ended ?? (intentWasRemoved ? await this.completedByOther() : undefined),
+      ended,
       live,
       latest,
       deletedByPerson: this.deletedUid !== uid && cache.deletedByPerson?.(uid, intent?.dueAt) === true,
