@@ -154,9 +154,7 @@ class Inventory {
   /** One that is absent during its restart is shown from its intent. */
   private shownJob(entry: Entry): Job | undefined {
     const [intent] = entry.intents()
-    const { namespace = "", replacement } = intent ?? {}
-    // The replacement does not say in which namespace it will be.
-    const job = entry.job() ?? (replacement && { ...replacement, metadata: { ...replacement.metadata, namespace } })
+    const job = entry.job() ?? (intent && operator.replacementOf(intent))
     const isShown = job && (this.isNamed || intent || operator.isSelected(viewJob(job), this.world.config))
     return isShown ? job : undefined
   }

@@ -1627,6 +1627,12 @@ export function readIntent(job: Job): Intent | undefined {
   })
 }
 
+/** The new Job of an intent, with the namespace in which it will be: the replacement does not name it. */
+export const replacementOf = ({ namespace, replacement }: Intent): Job => ({
+  ...replacement,
+  metadata: { ...replacement.metadata, namespace },
+})
+
 const bookkeepingOf = ({ metadata }: Job) =>
   Object.fromEntries(Object.entries(metadata?.annotations ?? {}).filter(([key]) => BOOKKEEPING.includes(key)))
 
@@ -5103,14 +5109,17 @@ export class Operator {
     this.reconcileIntent(entry.view.key, intent)
   }
 
-  /** A restart that an earlier life or another operator left unfinished, whatever the selection is now. */
-  private reconcileIntent(key: string, intent: Intent | undefined): void {
-    if (!intent || this.world.config.dryRun || this.postponeAdoption(key, intent)) return
+  /**
+   * A restart that an earlier life or another operator left unfinished, whatever the selection is now. Returns whether
+   * it goes on.
+   */
+  private reconcileIntent(key: string, intent: Intent | undefined): boolean {
+    if (!intent || this.world.config.dryRun || this.postponeAdoption(key, intent)) return false
     const { namespace, jobName: name, jobUid: uid } = intent
     const job = { key, namespace, name, uid }
     if (this.firstTime(`adopted ${intent.uid}`)) this.emit({ kind: "IntentAdopted", job, intent: intent.name })
-    const replacement = { ...intent.replacement, metadata: { ...intent.replacement.metadata, namespace } }
-    this.startRestart({ job }, intent.dueAt ?? nowOf(this.world), viewJob(replacement))
+    this.startRestart({ job }, intent.dueAt ?? nowOf(this.world), viewJob(replacementOf(intent)))
+    return true
   }
 
   /** Whether another operator has just written this intent. Then its Job is enqueued for when it is to be adopted. */
@@ -5181,7 +5190,7 @@ export class Operator {
     this.reportDecision(entry, decision, known.cause, now)
     // A leftover of the restart that created this Job: it is cleaned up now.
     const stray = newestFirst(this.cache.intentsOf(view.key)).find(({ jobUid }) => jobUid !== view.uid)
-    if (stray && !config.dryRun && !this.postponeAdoption(view.key, stray)) return this.reconcileIntent(view.key, stray)
+    if (this.reconcileIntent(view.key, stray)) return
     if ("dueAt" in decision) return this.schedule(entry, intent, decision)
     moveTo(entry, { is: "idle" })
     if (!intent || config.dryRun) return
@@ -5190,7 +5199,7 @@ export class Operator {
     // One that does not wait is somebody's restart under way, such as a person's of a Job that was given up.
     const isGoing = view.deleting && failure !== undefined
     const isForeign = decision.do === "leave" ? !isGoing : intent.dueAt === undefined
-    if (isForeign) return this.reconcileIntent(view.key, intent)
+    if (isForeign) return void this.reconcileIntent(view.key, intent)
     if (intent.jobUid === view.uid && this.retryInMs(entry) <= 0)
       this.startRestart(this.restartOf(entry), intent.dueAt ?? now, view)
   }
