@@ -8,8 +8,10 @@ import {
   type Clock,
   type Cluster,
   connect,
+  draftOf,
   type Fact,
   INTENT,
+  intentFor,
   logSink,
   type Metrics,
   type Monotonic,
@@ -247,6 +249,11 @@ export function person(
   const answer = server.model.request({ verb, resource, namespace: "default", name, body })
   if (answer.status > 299) throw new Error(JSON.stringify(answer.body))
   return answer.body as Job
+}
+/** An intent for a restart of a Job as it is, as another life writes it. */
+export function standIntent(server: Server, live: Job, dueAt?: number): void {
+  const draft = draftOf({ live, additions: { annotations: {}, memory: {} }, dueAt })
+  person(server, "create", "", intentFor(draft))
 }
 /** A Job that the embedded controller runs, attempt by attempt. */
 export const run = (server: Server, name: string, script: Attempt[], wanted: Wanted = {}) =>

@@ -1,17 +1,7 @@
 // Chapter 7 of operator.ts: class Operator follows a namespace in the embedded API server over real HTTPS, in any weather, and leaves no
 // trace but what it should. An id in a name is a report, listed in .github/docs/reports.md.
 import { describe, expect, test } from "bun:test"
-import {
-  type Cluster,
-  draftOf,
-  intentFor,
-  labelValueFor,
-  PREFIX,
-  RECORD,
-  RIGHTS,
-  readSettings,
-  SETTINGS_MAP,
-} from "../../operator.ts"
+import { type Cluster, labelValueFor, PREFIX, RECORD, RIGHTS, readSettings, SETTINGS_MAP } from "../../operator.ts"
 import type { Policy } from "../apiserver/admission.ts"
 import type { Action, Call, Match } from "../apiserver/http.ts"
 import type { Obj } from "../apiserver/model.ts"
@@ -47,6 +37,7 @@ import {
   scaleLimits,
   serve,
   stand,
+  standIntent,
   terminating,
   tidyUp,
   timestamp,
@@ -356,8 +347,7 @@ describe("Following a namespace", () => {
     const server = await serve()
     const jobs = ["load-a", "load-b"].map((name) => stand(server, name))
     for (const [i, live] of jobs.entries()) {
-      const dueAt = Date.now() - (i + 1) * 60_000
-      person(server, "create", "", intentFor(draftOf({ live, additions: { annotations: {}, memory: {} }, dueAt })))
+      standIntent(server, live, Date.now() - (i + 1) * 60_000)
       kubectlDelete(server, live.metadata.name)
     }
     const life = live(server, { RESTART_SPACING: "86400" }, { rate: 1 })
@@ -378,8 +368,7 @@ describe("Following a namespace", () => {
     const life = live(server, { JOB_SELECTOR: "app=none" })
     await until("watching", () => callsOf(server, "watch").length > 0)
     const job = stand(server, "held", HELD)
-    const draft = draftOf({ live: job, additions: { annotations: {}, memory: {} }, dueAt: undefined })
-    person(server, "create", "", intentFor(draft))
+    standIntent(server, job)
     await terminating(server, job)
     for (const { metadata } of intents(server)) kubectlDelete(server, metadata.name)
     await until("cancelled", () => outcomesOf(life, "held").length > 0)

@@ -1,7 +1,7 @@
 // The restart protocol of operator.ts, against the embedded API server over real HTTPS: what is written, proved, deleted and created,
 // and what others may do meanwhile. An id in a name is a report, listed in .github/docs/reports.md.
 import { describe, expect, test } from "bun:test"
-import { draftOf, INTENT, intentFor, PREFIX, REPLACEMENT } from "../../operator.ts"
+import { INTENT, PREFIX, REPLACEMENT } from "../../operator.ts"
 import type { Policy, Webhook } from "../apiserver/admission.ts"
 import type { Call } from "../apiserver/http.ts"
 import type { Job, Obj } from "../apiserver/model.ts"
@@ -33,13 +33,12 @@ import {
   type Server,
   serve,
   stand,
+  standIntent,
   standPod,
   terminating,
   tidyUp,
   until,
 } from "./acting_kit.ts"
-
-const NO_ADDITIONS = { annotations: {}, memory: {} }
 
 tidyUp()
 
@@ -114,7 +113,7 @@ describe("The restart protocol", () => {
   test("after a rejection the intent of an earlier life stays until a delete by it is too late", async () => {
     const server = await serve()
     const job = stand(server, "load-a")
-    person(server, "create", "", intentFor(draftOf({ live: job, additions: NO_ADDITIONS, dueAt: undefined })))
+    standIntent(server, job)
     const lift = forbid(server, "load-a")
     const life = live(server, {}, { rate: 1 })
     await until("rejected", () => proofs(server, "load-a").some(({ status }) => status === 422))
@@ -128,7 +127,7 @@ describe("The restart protocol", () => {
   test("after a rejection the intent of an earlier life is removed when a delete by it is too late", async () => {
     const server = await serve()
     const job = stand(server, "load-a")
-    person(server, "create", "", intentFor(draftOf({ live: job, additions: NO_ADDITIONS, dueAt: undefined })))
+    standIntent(server, job)
     forbid(server, "load-a")
     const life = live(server, {}, { rate: 1_000 })
     const since = life.clock.monotonic()
@@ -204,7 +203,7 @@ describe("The restart protocol", () => {
     for (const { metadata } of intents(server)) person(server, "delete", metadata.name)
     kubectlDelete(server, "load-a")
     const next = stand(server, "load-a", { metadata: { labels: { app: "next" } } })
-    person(server, "create", "", intentFor(draftOf({ live: next, additions: NO_ADDITIONS, dueAt: undefined })))
+    standIntent(server, next)
     kubectlDelete(server, "load-a")
     await until("back", () => server.model.job("default", "load-a"))
     await until("told", () => outcomesOf(life, "load-a").length > 0)
@@ -522,8 +521,7 @@ describe("The restart protocol", () => {
     const server = await serve()
     const former = stand(server, "load-a")
     kubectlDelete(server, "load-a")
-    const draft = draftOf({ live: former, additions: NO_ADDITIONS, dueAt: undefined })
-    person(server, "create", "", intentFor(draft))
+    standIntent(server, former)
     const job = stand(server, "load-a")
     const life = live(server, { RESTART_DELAY: "1h" })
     await until("no intent is left", () => intents(server).length === 0)
