@@ -3716,7 +3716,10 @@ class RestartRun {
   private seen: Observation | undefined
   /** The intent that was written a moment ago: its answer is as good as a read. */
   private fresh: string | undefined
-  /** The intent by which this run has, or may have, deleted the Job; until the first look that finds the Job going. */
+  /**
+   * The intent by which this run has, or may have, deleted the Job, as long as its absence does not mean that somebody
+   * has cancelled the restart: until the first look that finds the Job going, or until a removal of it is too late.
+   */
   private deletedBy: Intent | undefined
   /** The uid of the Job that this run has, or may have, deleted. */
   private deletedUid: string | undefined
@@ -3726,6 +3729,8 @@ class RestartRun {
   private isPastDelete = false
   /** When the last delete without a clear answer was sent: it may still be applied. */
   private unansweredSince: Monotonic | undefined
+  /** When the removal of an intent without a clear answer was sent, by the intent's uid: it may still be applied. */
+  private readonly unansweredRemovals = new Map<string, Monotonic>()
   private readonly startedSince: Monotonic
   /** The names of the intents that this run has written. */
   private readonly written = new Set<string>()
@@ -3799,9 +3804,11 @@ class RestartRun {
     // Of two, the older one is removed: only if the newer one stands.
     const isReliedOn = !live || known.length > 1 || (!isGoing && known.some(({ jobUid }) => jobUid === uidOf(live)))
     const fresh = confirmed ?? (live && this.fresh)
-    const intents = newestFirst(isReliedOn ? await this.readIntents(known, fresh) : known)
+    const standing = newestFirst(isReliedOn ? await this.readIntents(known, fresh) : known)
+    // No Job is deleted by an intent that a removal of ours may still take away.
+    const intents = standing.map((one) => (this.unansweredRemovals.has(one.uid) ? { ...one, spoiled: true } : one))
     this.fresh = undefined
-    this.isPastDelete = isGoing && intents.some(protects)
+    this.isPastDelete = isGoing && standing.some(protects)
     const [intent] = intents
     const intentWasRemoved = (known.some(protects) || wasReliedOn) && !intent
     const uid = intent?.jobUid ?? job.uid
@@ -3841,8 +3848,9 @@ class RestartRun {
   /**
    * Another operator's proof may have been rejected just after ours was admitted, and have withdrawn the intent by
    * which we deleted, or may have: a delete without an answer may still be applied. At the first look that finds the
-   * Job going, a missing intent is written again, unless another operator has gone on to a newer one; from then on,
-   * its removal cancels the restart. Returns the intents as known after that, and the one that was read here.
+   * Job going, and as long as a removal that was sent earlier may be applied, a missing intent is written again, unless
+   * another operator has gone on to a newer one; from then on, its removal cancels the restart. Returns the intents as
+   * known after that, and the one that was read here.
    */
   private async restoreWithdrawn(known: Intent[], live: Job | undefined) {
     const intent = this.deletedBy
@@ -3858,7 +3866,7 @@ class RestartRun {
       standing = written ?? this.cache.intents().find(({ name }) => name === intent.name)
       if (!standing) throw new Error(`intent ${intent.name} cannot be read`)
     }
-    this.deletedBy = undefined
+    this.deletedBy = this.lateRemovalMs(standing) > 0 ? standing : undefined
     const others = known.filter(({ name }) => name !== intent.name && name !== standing.name)
     return { known: [...others, standing], confirmed: standing.name }
   }
@@ -4150,8 +4158,20 @@ class RestartRun {
    * an earlier life, which may have been sent just before this run.
    */
   private lateDeleteMs(intents: Intent[] = []): number {
+    return this.lateMs(this.unansweredSince ?? this.foreignSince(intents))
+  }
+
+  /** The same for a removal of this intent: it was withdrawn, without an answer, before the Job was deleted by it. */
+  private lateRemovalMs(intent: Intent): number {
+    return this.lateMs(this.unansweredRemovals.get(intent.uid) ?? this.foreignSince([intent]))
+  }
+
+  private foreignSince(intents: Intent[]): Monotonic | undefined {
     const isForeign = intents.some(({ name, dueAt }) => dueAt === undefined && !this.written.has(name))
-    const sentSince = this.unansweredSince ?? (isForeign ? this.startedSince : undefined)
+    return isForeign ? this.startedSince : undefined
+  }
+
+  private lateMs(sentSince: Monotonic | undefined): number {
     return sentSince === undefined ? 0 : sentSince + LATE_DELETE_MS - this.world.clock.monotonic()
   }
 
@@ -4197,8 +4217,13 @@ class RestartRun {
   }
 
   private async removeIntents(intents: Intent[]): Promise<void> {
+    const { clock } = this.world
     for (const intent of intents) {
-      const error = await this.deleteInBackground(intent.name, intent.uid)
+      const sentSince = clock.monotonic()
+      const error = await this.deleteInBackground(intent.name, intent.uid).catch((error) => {
+        if (!isRejection(error)) this.unansweredRemovals.set(intent.uid, sentSince)
+        throw error
+      })
       // From an API server that is starting, a 404 is not conclusive; a Conflict can be a quota's.
       const found = error && (await this.getJob(intent.name))
       if (found && uidOf(found) === intent.uid) throw error

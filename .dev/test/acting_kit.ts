@@ -348,6 +348,12 @@ export const terminating = (server: Server, { metadata: { name } }: Job) =>
     return deletedAt >= 0 && looks.length >= 2
   })
 
+/** Waits until nothing that was sent before this can still be applied: for the operator's LATE_DELETE_MS, and a look more. */
+export async function untilTooLate({ clock }: Life): Promise<void> {
+  const since = clock.monotonic()
+  await until("too late", () => clock.monotonic() - since > 170_000)
+}
+
 let laterJobs = 0
 /** Waits until this operator has restarted a Job that failed only now: what was due before has been restarted too. */
 export async function afterLaterFailure(server: Server, life: Life): Promise<void> {

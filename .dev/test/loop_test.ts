@@ -42,6 +42,7 @@ import {
   tidyUp,
   timestamp,
   until,
+  untilTooLate,
 } from "./acting_kit.ts"
 
 tidyUp()
@@ -327,7 +328,7 @@ describe("Following a namespace", () => {
     const server = await serve()
     const names = ["load-a", "load-b", "load-c"]
     const jobs = names.map((name, i) =>
-      stand(server, name, { spec: { ttlSecondsAfterFinished: 600 }, status: failedAgo(595_000 + i * 1_000) }),
+      stand(server, name, { spec: { ttlSecondsAfterFinished: 600 }, status: failedAgo(597_000 + i * 1_000) }),
     )
     const life = live(server, { RESTART_SPACING: "360", RESTART_DELAY: "1800" }, { rate: 1 })
     await until("their TTL has removed them", () => !jobs.some((job) => current(server, job)))
@@ -365,11 +366,12 @@ describe("Following a namespace", () => {
 
   test("a restart that is cancelled of a Job that is not selected ends in peace", async () => {
     const server = await serve()
-    const life = live(server, { JOB_SELECTOR: "app=none" })
+    const life = live(server, { JOB_SELECTOR: "app=none" }, { rate: 1_000 })
     await until("watching", () => callsOf(server, "watch").length > 0)
     const job = stand(server, "held", HELD)
     standIntent(server, job)
     await terminating(server, job)
+    await untilTooLate(life)
     for (const { metadata } of intents(server)) kubectlDelete(server, metadata.name)
     await until("cancelled", () => outcomesOf(life, "held").length > 0)
     life.stop()

@@ -38,6 +38,7 @@ import {
   terminating,
   tidyUp,
   until,
+  untilTooLate,
 } from "./acting_kit.ts"
 
 tidyUp()
@@ -151,6 +152,71 @@ describe("The restart protocol", () => {
     await until("written again", () => !isThere() && intents(server).length === 1)
     lift()
     await backOnce(server, [life], [job])
+  })
+
+  test("no Job is deleted by an intent whose removal got no answer", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    const lift = forbid(server, "load-a")
+    const lifts = () => {
+      lift()
+      return true
+    }
+    server.fault({ verb: "delete", resource: "jobs", name: /-restart-/, when: lifts }, { status: 504 })
+    await backOnce(server, [live(server)], [job])
+    const [doomed, next] = intentions(server, "load-a")
+    const removed = deletions(server, bodyName(doomed as Call)).findIndex(({ status }) => status === 200)
+    expect(removed).toBe(1)
+    expect(server.calls.indexOf(next as Call)).toBeWithin(
+      0,
+      server.calls.indexOf(deletions(server, "load-a")[0] as Call),
+    )
+  })
+
+  test("an intent is written again that a late removal takes after somebody else deleted the Job", async () => {
+    const server = await serve()
+    const job = stand(server, "held", HELD)
+    const lift = forbid(server, "held")
+    let deletedAt = Number.POSITIVE_INFINITY
+    const isDeleted = () => {
+      person(server, "delete", "held", { propagationPolicy: "Foreground" })
+      deletedAt = server.calls.length
+      return true
+    }
+    server.fault({ verb: "delete", resource: "jobs", name: /-restart-/, when: isDeleted }, { status: 504 })
+    const life = live(server)
+    const looks = () => server.calls.slice(deletedAt).filter(({ verb, name }) => verb === "get" && name === "held")
+    await until("relied on", () => looks().length >= 2)
+    kubectlDelete(server, intents(server)[0]!.metadata.name)
+    await until("written again", () => intents(server).length === 1)
+    lift()
+    release(server, "held")
+    await backOnce(server, [life], [job])
+  })
+
+  test("an intent of an earlier life is written again that a late removal takes after the Job was deleted by it", async () => {
+    const server = await serve()
+    const job = stand(server, "held", HELD)
+    standIntent(server, job)
+    const life = live(server, {}, { rate: 60 })
+    await terminating(server, job)
+    kubectlDelete(server, intents(server)[0]!.metadata.name)
+    await until("written again", () => intents(server).length === 1)
+    release(server, "held")
+    await backOnce(server, [life], [job])
+  })
+
+  test("once a late removal is too late, a person who deletes the intent of an earlier life cancels the restart", async () => {
+    const server = await serve()
+    const job = stand(server, "held", HELD)
+    standIntent(server, job)
+    const life = live(server, {}, { rate: 1_000 })
+    await terminating(server, job)
+    await untilTooLate(life)
+    kubectlDelete(server, intents(server)[0]!.metadata.name)
+    release(server, "held")
+    await until("over", () => outcomesOf(life, "held").length > 0)
+    expect([outcomesOf(life, "held"), creations(server, "held")]).toEqual([["cancelled"], []])
   })
 
   test("a restart ends where its namespace is deleted after the Job", async () => {
