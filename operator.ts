@@ -7,7 +7,7 @@
  *
  * Read it from top to bottom; a chapter uses only earlier ones (a test checks that):
  *   1 Text · 2 Settings · 3 Observed state · 4 Policy · 5 Replacement and intent · 6 Records · 7 Facts ·
- *   8 Kubeconfig · 9 API client · 10 Restart · 11 Controller · 12 Log, health and notifications · 13 Main
+ *   8 Kubeconfig · 9 API client · 10 Restart · 11 Controller · 13 Log, health and notifications · 13 Main
  * Chapters 2 to 7 are pure: `now` is handed down, and only `systemClock` reads the time. `…At` and `…Since` are
  * instants: epoch ms, or ms of the monotonic clock where their type is Monotonic. `…Ms` are durations.
  */
@@ -4261,7 +4261,6 @@ const WATCH_SILENCE_MS = 150_000
 /** A wall clock that is slewed drifts by less between two turns of the loop; one that is set by less does no harm. */
 const CLOCK_SET_MS = 1_000
 
-const CLOCK_RETRY_MS = 5_000
 const REVIEW_MS = 10 * 60_000
 const PRUNE_MS = 86_400_000
 
@@ -4276,17 +4275,11 @@ const WATCH_RIGHTS = { jobs: "watch batch/jobs", pods: "watch /pods" }
 
 const LONGEST_SLEEP_MS = 30_000
 
-/** With the longest sleep added, below a minute. */
-const PODLESS_MS = 25_000
-
 /** Four times the longest sleep. */
 const STUCK_MS = 120_000
 
 /** All pods of Jobs, except those of Jobs with a selector of their own. */
 const POD_SELECTOR = "batch.kubernetes.io/job-name"
-
-/** A fresh intent of another operator is its own to carry out; one that stays is adopted. */
-const ADOPT_AFTER_MS = 60_000
 
 const MOST_TOMBSTONES = 1_000
 const MOST_STRAYS = 200
@@ -4294,11 +4287,8 @@ const MOST_STRAYS = 200
 const MOST_MOMENTS = 20
 /** Items of the workqueue's heap that are left over. */
 const MOST_VOID = 100
-/** Garbage is collected after this many reconciles in one turn. */
-const GARBAGE_AFTER = 500
 const MOST_REPORTED = 25_000
 const CLOCK_SET_BACK_MS = 5_000
-const AGAIN_MS = 200
 
 /**
  * The lifecycle of a watched Job in this operator. `restarting`: a reconcileRestart() is under way. `settled`: its
@@ -4741,9 +4731,6 @@ export class Liveness {
   }
 }
 
-const isPodless = ({ phase, hasPods, deleting }: JobView) => phase === "running" && !hasPods && !deleting
-const isRestarted = (view: JobView) => own(view, "restarted-from") !== undefined
-
 /** What a list keeps of a Job: the whole object only where more than its view will be needed. */
 type KeptJob = { view: JobView; job: Job | undefined; finalizers: string[]; intent: Job | undefined }
 
@@ -4755,67 +4742,37 @@ export function keepJob(job: Job): KeptJob {
   return { view, job: isWhole && !intent ? job : undefined, finalizers: job.metadata?.finalizers ?? [], intent }
 }
 
+/** What a list of Jobs told. `since`: the sighting before it was asked for; `isFirst`: of this life. */
+type ListedJobs = Listed<KeptJob> & { since: number; isFirst: boolean }
+
+/** Hears what a Watcher is told. */
+interface WatchHandler {
+  onJobsListed(namespace: string, list: ListedJobs): Promise<void>
+  onJobEvent(type: WatchEventType, job: Job): void
+  onPodsListed(namespace: string, pods: PodView[]): void
+  onPodEvent(type: WatchEventType, namespace: string, pod: PodView): void
+}
+
+type WatchEventType = "ADDED" | "MODIFIED" | "DELETED"
+
 /**
- * The operator: watches fill the cache, every change enqueues its Job, and reconcile() decides on it. It wires four
- * objects, and holds what concerns more than one of them: the restarts under way, by Job, never two of the same.
+ * Lists and watches the Jobs and pods of a namespace, as far as the Role allows; polls where it does not. Invariant:
+ * after an error, or a gap, there is a list before the next watch.
  */
-export class Operator {
-  readonly cache = new Cache()
-  readonly workqueue: Workqueue
-  readonly permissions = new Permissions()
-  readonly liveness: Liveness
-  /** Those of each Job that is there, and of Jobs that went since records were last pruned. */
-  readonly records = new Map<string, RecordKey[]>()
-  private readonly restarts = new Map<string, { done: Promise<void>; dueAt: number; changed: AbortController }>()
-  private readonly reported = new BoundedMap<true>(MOST_REPORTED)
-  /** Writes that nothing waits for: under way, and waiting. */
-  private readonly writing = new Set<Promise<void>>()
-  private readonly writes: (() => Promise<unknown>)[] = []
-  private postponed = 0
-  private readonly prunedAt = new Map<string, number>()
+class Watcher {
   /** The watch of each namespace's pods. `renew` ends it, so that it is opened with another selector. */
   private readonly podWatches = new Map<string, { ofAll: boolean; renew: AbortController }>()
-  /** The wall clock less the monotonic clock, when the skew was measured. */
-  private clockOffsetMs: number | undefined
-  private readonly listedVersion = new Map<string, string>()
 
-  constructor(private readonly world: World) {
-    const { clock, config } = world
-    this.workqueue = new Workqueue(config.restartSpacingMs)
-    const silenceMs = (namespace: string) =>
-      this.permissions.may(namespace, WATCH_RIGHTS.jobs) ? WATCH_SILENCE_MS : 2 * config.checkIntervalMs
-    this.liveness = new Liveness(clock, (namespace) => silenceMs(namespace) + CALL_LIMIT_MS)
-  }
+  constructor(
+    private readonly world: World,
+    private readonly cache: Pick<Cache, "sighting">,
+    private readonly permissions: Permissions,
+    private readonly liveness: Liveness,
+    private readonly reporter: Reporter,
+    private readonly handler: WatchHandler,
+  ) {}
 
-  /** Runs until `stop` fires, and until restarts under way have ended or `kill` fires. */
-  async run(): Promise<void> {
-    const { config } = this.world
-    await Promise.all([this.runLoop(), ...config.namespaces.map((namespace) => this.listAndWatch(namespace))])
-    if (this.restarts.size > 0) this.emit({ kind: "Stopping", restarts: this.restarts.size })
-    await Promise.all([...this.restarts.values()].map(({ done }) => done))
-    while (this.writing.size > 0) await Promise.all(this.writing)
-  }
-
-  /** The state of each selected Job, and when its restart is due or was, while it is not over. */
-  states(): { key: string; state: string; dueAt: number | undefined }[] {
-    const now = nowOf(this.world)
-    const restarting = [...this.restarts].map(([key, { dueAt }]) => ({ key, state: "restarting", dueAt }))
-    const others = [...this.cache.jobs.values()].filter(
-      ({ view, state }) =>
-        !this.restarts.has(view.key) && state.is !== "settled" && isSelected(view, this.world.config),
-    )
-    return [
-      ...restarting,
-      ...others.map(({ view, decision, rejections, state }) => {
-        const dueAt = state.is === "scheduled" ? state.dueAt : undefined
-        return { key: view.key, state: stateOf(view, decision, rejections), dueAt }
-      }),
-    ].map((one) => (one.state === "restarting" && (one.dueAt ?? 0) > now ? { ...one, state: "waiting" } : one))
-  }
-
-  // Watch.
-
-  private async listAndWatch(namespace: string): Promise<void> {
+  async listAndWatch(namespace: string): Promise<void> {
     const { stop } = this.world
     const trouble = retryBackoff(this.world, `Jobs in ${namespace} cannot be watched`)
     let pods: Promise<void> | undefined
@@ -4842,9 +4799,7 @@ export class Operator {
     this.liveness.noteEvent(namespace)
     // The Role has come since the review.
     if (!this.permissions.may(namespace, "list batch/jobs")) await this.review(namespace, true)
-    this.replaceCache(namespace, items, resourceVersion, since)
-    if (isFirst) await this.reportMissing(namespace, items)
-    this.tidyUp(namespace, items)
+    await this.handler.onJobsListed(namespace, { items, resourceVersion, since, isFirst })
     return resourceVersion
   }
 
@@ -4883,23 +4838,12 @@ export class Operator {
     }
   }
 
-  /** A list of pods: what it lacks went while nothing was watched. */
-  private replacePods(namespace: string, items: PodView[]): void {
-    const listed = new Set(items.map(({ uid }) => uid))
-    for (const { view } of this.cache.jobs.values()) {
-      if (view.namespace !== namespace) continue
-      for (const pod of this.cache.podsOf(view.uid))
-        if (!pod.gone && !listed.has(pod.uid)) this.onPodEvent("DELETED", namespace, pod)
-    }
-    for (const pod of items) this.onPodEvent("ADDED", namespace, pod)
-  }
-
   private async watchPods(namespace: string, selector: string, works: () => void, renew: AbortSignal): Promise<void> {
     const { cluster, stop } = this.world
     const signal = AbortSignal.any([stop, renew])
-    const keep = (pod: Pod) => this.guard(podName(namespace, pod), () => viewOfJobPod(pod))
+    const keep = (pod: Pod) => this.reporter.guard(podName(namespace, pod), () => viewOfJobPod(pod))
     const { items, resourceVersion } = await cluster.listPods(namespace, selector, keep, signal)
-    this.replacePods(namespace, items)
+    this.handler.onPodsListed(namespace, items)
     this.liveness.notePods(namespace, true)
     await this.watch(namespace, "pods", { resourceVersion, works, selector, stop: signal })
   }
@@ -4908,7 +4852,7 @@ export class Operator {
    * Watches the pods of a Job with a selector of its own: they have no label in common with others, so all pods are
    * watched.
    */
-  private watchAllPods({ namespace, ownSelector }: JobView): void {
+  watchAllPods({ namespace, ownSelector }: JobView): void {
     const watched = this.podWatches.get(namespace)
     if (ownSelector === undefined || !watched || watched.ofAll) return
     watched.ofAll = true
@@ -4937,9 +4881,9 @@ export class Operator {
         resourceVersion = object.metadata?.resourceVersion ?? resourceVersion
         if (clock.monotonic() - startedAt > 10_000) noteWorking()
         if (type !== "ADDED" && type !== "MODIFIED" && type !== "DELETED") continue
-        const note = () => this.onPodEvent(type, namespace, viewPod(object as Pod))
-        if (resource === "jobs") this.onJobEvent(type, object as Job)
-        else this.guard(podName(namespace, object as Pod), note)
+        const note = () => this.handler.onPodEvent(type, namespace, viewPod(object as Pod))
+        if (resource === "jobs") this.handler.onJobEvent(type, object as Job)
+        else this.reporter.guard(podName(namespace, object as Pod), note)
       }
       if (clock.monotonic() - startedAt < 1_000 && !stop.aborted) throw new Error("the watch ended at once")
       noteWorking()
@@ -4952,17 +4896,391 @@ export class Operator {
     if (!isForced && !this.permissions.needsReview(namespace, clock.monotonic())) return
     const rules = await cluster.rules(namespace, stop)
     const { missing, isEssential } = this.permissions.review(namespace, rules, clock.monotonic())
-    if (this.firstTime(`rights ${namespace} ${missing.join()}`))
-      this.emit({ kind: "PermissionsReviewed", namespace, missing, isEssential })
+    if (this.reporter.isNew(`rights ${namespace} ${missing.join()}`))
+      this.reporter.emit({ kind: "PermissionsReviewed", namespace, missing, isEssential })
+  }
+}
+
+/**
+ * Writes that nothing waits for: Events, records, settings. Invariant: a few at a time, so that restarts come first on
+ * a busy server, and a bounded number waits.
+ */
+class BackgroundWrites {
+  private readonly running = new Set<Promise<void>>()
+  private readonly waiting: (() => Promise<unknown>)[] = []
+  /** Those that wait until they are tried again. */
+  private postponed = 0
+  /** The failures that were reported. */
+  private readonly failed = new BoundedMap<true>(MOST_TOMBSTONES)
+
+  constructor(
+    private readonly world: World,
+    private readonly permissions: Permissions,
+  ) {}
+
+  /** A failure is reported once. */
+  add(namespace: string, right: string, what: string, work: () => Promise<unknown>): void {
+    if (this.world.config.dryRun || !this.permissions.may(namespace, right)) return
+    const report = (why: string) => {
+      const fact = `${namespace} ${what} ${why}`
+      if (!this.failed.has(fact)) this.world.emit({ kind: "WriteFailed", namespace, what, why })
+      this.failed.set(fact, true)
+    }
+    if (this.waiting.length + this.postponed >= MOST_WAITING_WRITES)
+      return report(`${MOST_WAITING_WRITES} others wait already`)
+    this.waiting.push(() => work().catch((error) => report(messageOf(error))))
+    this.start()
+  }
+
+  /** A write that is repeated until it works, or is rejected for good. Between two tries it takes nobody's place. */
+  keep(namespace: string, right: string, what: string, work: () => Promise<unknown>, attempt = 1): void {
+    const { clock, stop } = this.world
+    const tryAgain = async (error: unknown) => {
+      this.postponed++
+      await clock.sleep(backoffMs(attempt, clock.random(), error), stop)
+      this.postponed--
+      if (!stop.aborted) this.keep(namespace, right, what, work, attempt + 1)
+    }
+    const run = () =>
+      work().catch((error) => {
+        if (!isRejection(error) || attempt < REFUSALS) void tryAgain(error)
+        if (attempt >= REFUSALS) throw error
+      })
+    this.add(namespace, right, what, run)
+  }
+
+  private start(): void {
+    while (this.running.size < MOST_WRITES && this.waiting.length > 0) {
+      const write = this.waiting.shift() as () => Promise<unknown>
+      const done = write().then(() => {
+        this.running.delete(done)
+        this.start()
+      })
+      this.running.add(done)
+    }
+  }
+
+  /** Resolves when none is under way. */
+  async drain(): Promise<void> {
+    while (this.running.size > 0) await Promise.all(this.running)
+  }
+}
+
+/** Passes facts to all sinks, and to the Events of their Job. */
+class Reporter {
+  /** What was reported, for what is to be reported once; the oldest is forgotten. */
+  private readonly told = new BoundedMap<true>(MOST_REPORTED)
+
+  constructor(
+    private readonly world: World,
+    private readonly writes: BackgroundWrites,
+  ) {}
+
+  emit(fact: Fact): void {
+    const { cluster, emit, kill } = this.world
+    emit(fact)
+    const event = eventTextOf(fact)
+    if (!event || !("job" in fact) || !fact.job) return
+    const { job } = fact
+    // Events live for an hour; a rejection that stays is worth one every half an hour.
+    const halfHour = Math.floor(nowOf(this.world) / 1_800_000)
+    if (fact.kind === "RestartRejected" && !this.isNew(`rejected ${job.uid} ${halfHour} ${fact.why}`)) return
+    const body = eventFor(job, event.level, event.reason, event.text, nowOf(this.world))
+    this.writes.add(job.namespace, "create /events", "an Event is not written", () =>
+      cluster.createEvent(job.namespace, body, kill),
+    )
+  }
+
+  /** Whether a fact was not reported yet; from now on it was. */
+  isNew(fact: string): boolean {
+    if (this.told.has(fact)) return false
+    this.told.set(fact, true)
+    return true
+  }
+
+  forget(fact: string): void {
+    this.told.delete(fact)
+  }
+
+  /** An object that breaks our understanding must not hide the others. */
+  guard<T>(job: JobName, work: () => T): T | undefined {
+    try {
+      return work()
+    } catch (error) {
+      if (this.isNew(`not understood ${job.key} ${error}`))
+        this.emit({ kind: "NotUnderstood", job, why: messageOf(error) })
+      return undefined
+    }
+  }
+}
+
+/** Keeps the records of failures, as many as HISTORY_LIMIT, and the settings for the commands. */
+class Recorder {
+  /** The records of each Job that is there, and of Jobs that went since records were last pruned. */
+  readonly known = new Map<string, RecordKey[]>()
+  private readonly prunedAt = new Map<string, Monotonic>()
+
+  constructor(
+    private readonly world: World,
+    private readonly cache: Cache,
+    private readonly writes: BackgroundWrites,
+    private readonly reporter: Reporter,
+  ) {}
+
+  record({ view, job }: JobEntry, evidence: Evidence, failure: Failure): void {
+    const { config } = this.world
+    if (config.historyLimit === 0) return
+    const changed = job !== undefined && isChanged(job)
+    const decision = decide({ ...view, deleting: false }, { ...failure, changed }, config, nowOf(this.world))
+    this.writes.keep(view.namespace, "create /configmaps", "a failure is not recorded", async () => {
+      const record = recordFor(view, evidence, failure.cause, decision)
+      await createRecord(this.world, record)
+      const known = this.know(view.key, [recordKey(record.metadata ?? {})])
+      const stale = new Set(staleRecords([...known], config.historyLimit, () => true, nowOf(this.world)))
+      this.known.set(
+        view.key,
+        known.filter((one) => !stale.has(one)),
+      )
+      await removeRecords(this.world, view.namespace, [...stale])
+    })
+  }
+
+  /**
+   * Once: the settings. Once a day: records of Jobs that are gone for long, and those that an earlier life has left
+   * over.
+   */
+  tidyUp(namespace: string, items: KeptJob[]): void {
+    const { clock, config } = this.world
+    if (this.reporter.isNew(`settings ${namespace}`))
+      this.writes.keep(namespace, "get /configmaps", "settings are not written for the commands", () =>
+        writeSettings(this.world, namespace),
+      )
+    const prunedAt = this.prunedAt.get(namespace) ?? Number.NEGATIVE_INFINITY
+    if (clock.monotonic() - prunedAt < PRUNE_MS || config.historyLimit === 0) return
+    this.prunedAt.set(namespace, clock.monotonic())
+    const existing = new Set(items.map(({ view }) => view.name))
+    const isThere = (key: string) => this.cache.jobs.has(key) || this.cache.intentsOf(key).length > 0
+    // Also where the Role does not let us remove them.
+    for (const key of this.known.keys()) if (key.startsWith(`${namespace}/`) && !isThere(key)) this.known.delete(key)
+    this.writes.keep(namespace, "delete /configmaps", "old records of failures are not removed", async () => {
+      const kept = await pruneRecords(this.world, namespace, (job) => existing.has(job))
+      for (const [key, past] of Map.groupBy(kept, ({ job }) => `${namespace}/${job}`))
+        if (isThere(key)) this.know(key, past)
+    })
+  }
+
+  /** Adds to what is known of a Job's records; a list may come after a record that it does not have yet. */
+  private know(key: string, records: RecordKey[]): RecordKey[] {
+    const names = new Set(records.map(({ name }) => name))
+    const known = [...(this.known.get(key) ?? []).filter(({ name }) => !names.has(name)), ...records]
+    this.known.set(key, known)
+    return known
+  }
+}
+
+/** The API server's clock, which due times are compared with. */
+class ServerClock {
+  /** The wall clock less the monotonic clock, when the skew was measured. */
+  private offsetMs: number | undefined
+
+  constructor(
+    private readonly world: World,
+    private readonly reporter: Reporter,
+    private readonly onSet: () => void,
+  ) {}
+
+  /**
+   * The present, for a failure that lies in the future. It may be our own clock that is wrong, so the server's is
+   * read first; undefined if the failure lies in the past, or there is no answer.
+   */
+  async presentFor(view: JobView): Promise<number | undefined> {
+    const { failedAt = 0 } = view
+    const { clock, kill } = this.world
+    if (failedAt <= nowOf(this.world)) return undefined
+    const offsetMs = clock.now() - clock.monotonic()
+    if (!(await this.read(kill))) return undefined
+    // Of an answer before and after which our clock differs, the server's time cannot be told.
+    const wasSet = Math.abs(clock.now() - clock.monotonic() - offsetMs) >= CLOCK_SET_MS
+    return wasSet ? this.presentFor(view) : nowOf(this.world)
+  }
+
+  /** Whether the server has answered: then its time is known. A rejection tells it too. */
+  private read(signal: AbortSignal): Promise<boolean> {
+    return this.world.cluster.version(signal).then(
+      () => true,
+      (error: unknown) => error instanceof ApiError,
+    )
+  }
+
+  /**
+   * Whether the clock skew is known. It is measured again when the wall clock was set, that is when it parts from the
+   * monotonic clock; until an answer of the API server has told its time, nothing is taken to be due.
+   */
+  async isKnown(): Promise<boolean> {
+    const { clock, stop } = this.world
+    const offsetMs = clock.now() - clock.monotonic()
+    this.offsetMs ??= offsetMs
+    const setByMs = offsetMs - this.offsetMs
+    if (Math.abs(setByMs) < CLOCK_SET_MS) return true
+    if (!(await this.read(stop))) return false
+    this.offsetMs = offsetMs
+    this.reporter.emit({ kind: "ClockSet", byMs: setByMs })
+    this.onSet()
+    return true
+  }
+
+  reportSkew(): void {
+    const skewMs = this.world.cluster.skewMs()
+    if (Math.abs(skewMs) > SKEW_LIMIT_MS && this.reporter.isNew(`skew ${Math.round(skewMs / 60_000)}`))
+      this.reporter.emit({ kind: "ClockSkew", skewMs })
+  }
+}
+
+/**
+ * Collects the evidence of failures while pods are there to be looked at. Invariant: of one Job, a look is under way
+ * and another one waits, at most.
+ */
+class EvidenceCollector {
+  constructor(
+    private readonly world: World,
+    private readonly cache: Cache,
+    private readonly onFailure: (entry: JobEntry, evidence: Evidence) => Promise<void>,
+  ) {}
+
+  /**
+   * Looks at a Job's pods for each moment, one look after the other; after the one at its failure the cause is known.
+   * Besides the look under way one waits at most: it serves all moments that come before it begins.
+   */
+  collect(entry: JobEntry, moment: string): void {
+    if (moment === "failed" && entry.state.is !== "restarting" && entry.state.is !== "settled")
+      moveTo(entry, { is: "collecting evidence" })
+    entry.looks ??= { moments: new Set(), pods: [], isWaiting: false, done: Promise.resolve() }
+    const { looks } = entry
+    if (looks.moments.has(moment) || looks.moments.has("failed")) return
+    looks.moments.add(moment)
+    // A TTL of 0 has the Job forgotten, with its pods, before its turn to be looked at.
+    looks.pods = this.cache.podsOf(entry.view.uid)
+    if (looks.isWaiting) return
+    looks.isWaiting = true
+    looks.done = looks.done.then(() => this.look(entry, looks))
+  }
+
+  private async look(entry: JobEntry, looks: Looks): Promise<void> {
+    looks.isWaiting = false
+    const hasFailed = looks.moments.has("failed")
+    // Where no watch keeps pods, there are those of the look before.
+    const known = [this.cache.podsOf(entry.view.uid), looks.pods, entry.evidence?.pods]
+    const pods = known.find((some) => some?.length) ?? []
+    const evidence = await gatherEvidence(this.world, entry.view, pods, entry.evidence)
+    if (!hasFailed) entry.evidence = evidence
+    else {
+      // Only its record needs it now: where many Jobs have failed, most of the memory would be their logs.
+      entry.evidence = undefined
+      entry.candidates = undefined
+      looks.pods = []
+      if (!this.world.kill.aborted) await this.onFailure(entry, evidence)
+    }
+  }
+
+  onPodStopping(entry: JobEntry, pod: PodView): void {
+    if (entry.looks?.moments.has("failed")) return
+    // With a grace period of 0 the pod is gone a moment after this, before its Job is seen to fail.
+    const states = pod.containers.map(({ state }) => state).join()
+    entry.candidates ??= evidencePods(this.cache.podsOf(pod.jobUid)).pods
+    const at = entry.candidates.findIndex(({ uid }) => uid === pod.uid)
+    // The first may be the one to blame, and that can be another one with each pod that stops.
+    const isLookedAt = at > 0 || (at === 0 && (entry.looks?.moments.size ?? 0) < MOST_MOMENTS)
+    if (isLookedAt) this.collect(entry, `${pod.uid} ${states}`)
+  }
+}
+
+// ──────────────────────────────────────────── 12 Operator ────────────────────────────────────────────────
+
+const CLOCK_RETRY_MS = 5_000
+
+/** With the longest sleep added, below a minute. */
+const PODLESS_MS = 25_000
+
+/** A fresh intent of another operator is its own to carry out; one that stays is adopted. */
+const ADOPT_AFTER_MS = 60_000
+
+/** Garbage is collected after this many reconciles in one turn. */
+const GARBAGE_AFTER = 500
+const AGAIN_MS = 200
+const isPodless = ({ phase, hasPods, deleting }: JobView) => phase === "running" && !hasPods && !deleting
+const isRestarted = (view: JobView) => own(view, "restarted-from") !== undefined
+
+/**
+ * The operator: watches fill the cache, every change enqueues its Job, and reconcile() decides on it. It wires the
+ * objects of the chapter before, and holds the restarts under way, by Job, never two of the same.
+ */
+export class Operator implements WatchHandler {
+  readonly cache = new Cache()
+  readonly workqueue: Workqueue
+  readonly permissions = new Permissions()
+  readonly liveness: Liveness
+  readonly recorder: Recorder
+  private readonly writes: BackgroundWrites
+  private readonly reporter: Reporter
+  private readonly watcher: Watcher
+  private readonly serverClock: ServerClock
+  private readonly evidence: EvidenceCollector
+  private readonly restarts = new Map<string, { done: Promise<void>; dueAt: number; changed: AbortController }>()
+  private readonly listedVersion = new Map<string, string>()
+
+  constructor(private readonly world: World) {
+    const { clock, config } = world
+    this.workqueue = new Workqueue(config.restartSpacingMs)
+    const silenceMs = (namespace: string) =>
+      this.permissions.may(namespace, WATCH_RIGHTS.jobs) ? WATCH_SILENCE_MS : 2 * config.checkIntervalMs
+    this.liveness = new Liveness(clock, (namespace) => silenceMs(namespace) + CALL_LIMIT_MS)
+    this.writes = new BackgroundWrites(world, this.permissions)
+    this.reporter = new Reporter(world, this.writes)
+    this.recorder = new Recorder(world, this.cache, this.writes, this.reporter)
+    this.serverClock = new ServerClock(world, this.reporter, () => this.workqueue.addAll(nowOf(world)))
+    this.evidence = new EvidenceCollector(world, this.cache, (entry, evidence) => this.onFailure(entry, evidence))
+    this.watcher = new Watcher(world, this.cache, this.permissions, this.liveness, this.reporter, this)
+  }
+
+  /** Runs until `stop` fires, and until restarts under way have ended or `kill` fires. */
+  async run(): Promise<void> {
+    const { config } = this.world
+    await Promise.all([this.runLoop(), ...config.namespaces.map((namespace) => this.watcher.listAndWatch(namespace))])
+    if (this.restarts.size > 0) this.reporter.emit({ kind: "Stopping", restarts: this.restarts.size })
+    await Promise.all([...this.restarts.values()].map(({ done }) => done))
+    await this.writes.drain()
+  }
+
+  /** The state of each selected Job, and when its restart is due or was, while it is not over. */
+  states(): { key: string; state: string; dueAt: number | undefined }[] {
+    const now = nowOf(this.world)
+    const restarting = [...this.restarts].map(([key, { dueAt }]) => ({ key, state: "restarting", dueAt }))
+    const others = [...this.cache.jobs.values()].filter(
+      ({ view, state }) =>
+        !this.restarts.has(view.key) && state.is !== "settled" && isSelected(view, this.world.config),
+    )
+    return [
+      ...restarting,
+      ...others.map(({ view, decision, rejections, state }) => {
+        const dueAt = state.is === "scheduled" ? state.dueAt : undefined
+        return { key: view.key, state: stateOf(view, decision, rejections), dueAt }
+      }),
+    ].map((one) => (one.state === "restarting" && (one.dueAt ?? 0) > now ? { ...one, state: "waiting" } : one))
   }
 
   // Cache.
+
+  async onJobsListed(namespace: string, list: ListedJobs): Promise<void> {
+    this.replaceCache(namespace, list)
+    if (list.isFirst) await this.reportMissing(namespace, list.items)
+    this.recorder.tidyUp(namespace, list.items)
+  }
 
   /**
    * A list is one moment: what it has was seen, what it lacks is gone, except where a restart has read more since it
    * was asked for.
    */
-  private replaceCache(namespace: string, items: KeptJob[], version: string, since: number): void {
+  private replaceCache(namespace: string, { items, resourceVersion: version, since }: ListedJobs): void {
     if (compareVersions(version, this.listedVersion.get(namespace) ?? "") < 0) this.cache.clear(namespace)
     this.listedVersion.set(namespace, version)
     const listed = new Set(items.map(({ view }) => view.key))
@@ -4975,30 +5293,19 @@ export class Operator {
         if (!listed.has(`${namespace}/${intent.name}`) && intent.sighting <= since) this.cache.removeIntent(intent)
     // Intents first: a Job is judged by whether one stands for it.
     for (const { intent } of items)
-      if (intent) this.guard(viewJob(intent), () => this.onIntentEvent("LISTED", intent, since))
+      if (intent) this.reporter.guard(viewJob(intent), () => this.onIntentEvent("LISTED", intent, since))
     for (const kept of items)
       if (!kept.intent && (this.cache.jobs.get(kept.view.key)?.sighting ?? 0) <= since)
-        this.guard(kept.view, () => this.onJobSeen(kept, true))
+        this.reporter.guard(kept.view, () => this.onJobSeen(kept, true))
   }
 
-  private onJobEvent(type: "ADDED" | "MODIFIED" | "DELETED", job: Job): void {
+  onJobEvent(type: WatchEventType, job: Job): void {
     const kept = keepJob(job)
-    this.guard(kept.view, () => {
+    this.reporter.guard(kept.view, () => {
       if (kept.intent) this.onIntentEvent(type, job)
       else if (type === "DELETED") this.onJobDeleted(kept.view, job, true)
       else this.onJobSeen(kept, false)
     })
-  }
-
-  /** An object that breaks our understanding must not hide the others. */
-  private guard<T>(job: JobName, work: () => T): T | undefined {
-    try {
-      return work()
-    } catch (error) {
-      if (this.firstTime(`not understood ${job.key} ${error}`))
-        this.emit({ kind: "NotUnderstood", job, why: messageOf(error) })
-      return undefined
-    }
   }
 
   private onIntentEvent(type: string, job: Job, since?: number): void {
@@ -5006,7 +5313,8 @@ export class Operator {
     const intent = rulesOf(this.world).readIntent(job)
     const view = viewJob(job)
     if (!intent) {
-      if (type !== "DELETED" && this.firstTime(`intent ${view.key}`)) this.emit({ kind: "IntentUnreadable", job: view })
+      if (type !== "DELETED" && this.reporter.isNew(`intent ${view.key}`))
+        this.reporter.emit({ kind: "IntentUnreadable", job: view })
       return
     }
     const key = `${intent.namespace}/${intent.jobName}`
@@ -5022,7 +5330,7 @@ export class Operator {
     const known = this.cache.jobs.get(view.key)
     // A Job that is being restarted, whoever started that, is followed too: its last edits count for who finishes it.
     if (!known && !isSelected(view, this.world.config) && this.cache.intentsOf(view.key).length === 0) return
-    this.watchAllPods(view)
+    this.watcher.watchAllPods(view)
     // A late watch tells what a restart has read past already. A list is believed: etcd may have been restored.
     if (known && !isListed && compareVersions(view.resourceVersion, known.view.resourceVersion) < 0) return
     const sighting = this.cache.nextSighting()
@@ -5063,7 +5371,18 @@ export class Operator {
     this.enqueue(view.key)
   }
 
-  private onPodEvent(type: string, namespace: string, pod: PodView): void {
+  /** A list of pods: what it lacks went while nothing was watched. */
+  onPodsListed(namespace: string, items: PodView[]): void {
+    const listed = new Set(items.map(({ uid }) => uid))
+    for (const { view } of this.cache.jobs.values()) {
+      if (view.namespace !== namespace) continue
+      for (const pod of this.cache.podsOf(view.uid))
+        if (!pod.gone && !listed.has(pod.uid)) this.onPodEvent("DELETED", namespace, pod)
+    }
+    for (const pod of items) this.onPodEvent("ADDED", namespace, pod)
+  }
+
+  onPodEvent(type: WatchEventType, namespace: string, pod: PodView): void {
     if (!pod.jobUid) return
     const known = this.cache.pod(pod)
     const isGone = type === "DELETED"
@@ -5082,15 +5401,8 @@ export class Operator {
     if (!entry || !isOfEntry) return
     if (entry.candidates) entry.candidates = evidencePods(withPod(entry.candidates, now)).pods
     this.reportCannotStart(entry.view, pod)
-    if (!pod.deleting || isGone || entry.view.deleting || pod.phase === "Succeeded") return
-    if (entry.looks?.moments.has("failed")) return
-    // With a grace period of 0 the pod is gone a moment after this, before its Job is seen to fail.
-    const states = pod.containers.map(({ state }) => state).join()
-    entry.candidates ??= evidencePods(this.cache.podsOf(pod.jobUid)).pods
-    const at = entry.candidates.findIndex(({ uid }) => uid === pod.uid)
-    // The first may be the one to blame, and that can be another one with each pod that stops.
-    const isLookedAt = at > 0 || (at === 0 && (entry.looks?.moments.size ?? 0) < MOST_MOMENTS)
-    if (isLookedAt) this.collectEvidence(entry, `${pod.uid} ${states}`)
+    if (pod.deleting && !isGone && !entry.view.deleting && pod.phase !== "Succeeded")
+      this.evidence.onPodStopping(entry, pod)
   }
 
   // Enqueue and reconcile.
@@ -5104,11 +5416,11 @@ export class Operator {
     const { clock, stop } = this.world
     while (!stop.aborted) {
       this.liveness.tick()
-      if (!(await this.isClockKnown())) {
+      if (!(await this.serverClock.isKnown())) {
         await clock.sleep(CLOCK_RETRY_MS, stop)
         continue
       }
-      this.reportSkew()
+      this.serverClock.reportSkew()
       for (const [i, key] of this.workqueue.takeDue(nowOf(this.world)).entries()) {
         this.reconcile(key)
         if (i % GARBAGE_AFTER === GARBAGE_AFTER - 1) collectGarbage()
@@ -5142,7 +5454,8 @@ export class Operator {
     if (!intent || this.world.config.dryRun || this.postponeAdoption(key, intent)) return false
     const { namespace, jobName: name, jobUid: uid } = intent
     const job = { key, namespace, name, uid }
-    if (this.firstTime(`adopted ${intent.uid}`)) this.emit({ kind: "IntentAdopted", job, intent: intent.name })
+    if (this.reporter.isNew(`adopted ${intent.uid}`))
+      this.reporter.emit({ kind: "IntentAdopted", job, intent: intent.name })
     this.startRestart({ job }, intent.dueAt ?? nowOf(this.world), viewJob(replacementOf(intent)))
     return true
   }
@@ -5170,12 +5483,12 @@ export class Operator {
     }
     if (!job || view.phase !== "failed" || view.manager) return this.cache.forgetJob(entry)
     if (!this.wasRemovedByTtl(entry)) return this.forgetDeleted(entry, intent !== undefined)
-    if (!failure) return this.collectEvidence(entry, "failed")
+    if (!failure) return this.evidence.collect(entry, "failed")
     const wish = rulesOf(this.world).wishFor(job, failure, config, nowOf(this.world))
     if ("dueAt" in wish.decision && !config.dryRun)
       return this.startRestart(this.restartOf(entry), wish.decision.dueAt, view)
     const because = "dueAt" in wish.decision ? "DRY_RUN" : wish.decision.because
-    this.emit({ kind: "RemovedByTtl", job: view, because })
+    this.reporter.emit({ kind: "RemovedByTtl", job: view, because })
     this.cache.forgetJob(entry)
   }
 
@@ -5183,8 +5496,8 @@ export class Operator {
   private forgetDeleted(entry: JobEntry, isRestart: boolean): void {
     const { view, looks } = entry
     const evidence = entry.evidence ?? { ...evidencePods(this.cache.podsOf(view.uid)), logs: new Map() }
-    if (!looks?.moments.has("failed")) this.record(entry, evidence, failureOf(view, evidence))
-    this.emit({ kind: "DeletedByOthers", job: view, isRestart })
+    if (!looks?.moments.has("failed")) this.recorder.record(entry, evidence, failureOf(view, evidence))
+    this.reporter.emit({ kind: "DeletedByOthers", job: view, isRestart })
     this.cache.forgetJob(entry)
   }
 
@@ -5205,12 +5518,12 @@ export class Operator {
     const decision = decide(view, known, config, now)
     if (decision.do !== "leave" && !failure) {
       this.protectFromTtl(entry, intent)
-      return this.collectEvidence(entry, "failed")
+      return this.evidence.collect(entry, "failed")
     }
-    if (view.phase === "failing" && !view.deleting && !view.manager) this.collectEvidence(entry, "failing")
+    if (view.phase === "failing" && !view.deleting && !view.manager) this.evidence.collect(entry, "failing")
     // With a TTL of 0 its pods go with it: their logs cannot wait until it is gone.
     const isExpiring = view.deleting && view.ttlMs !== undefined && view.phase === "failed"
-    if (isExpiring && !view.manager && isSelected(view, config) && !failure) this.collectEvidence(entry, "failed")
+    if (isExpiring && !view.manager && isSelected(view, config) && !failure) this.evidence.collect(entry, "failed")
     entry.decision = decision
     this.reportDecision(entry, decision, known.cause, now)
     // A leftover of the restart that created this Job: it is cleaned up now.
@@ -5285,16 +5598,16 @@ export class Operator {
   }
 
   private reportDryRun({ view, failure }: JobEntry): void {
-    if (failure && this.firstTime(`dry run ${view.uid} ${view.resourceVersion}`))
-      this.emit({ kind: "RestartStarted", job: view, cause: failure.cause, isDryRun: true })
+    if (failure && this.reporter.isNew(`dry run ${view.uid} ${view.resourceVersion}`))
+      this.reporter.emit({ kind: "RestartStarted", job: view, cause: failure.cause, isDryRun: true })
   }
 
   private startScheduled(entry: JobEntry, dueAt: number): void {
     const { view, failure, retryAt } = entry
     const now = nowOf(this.world)
     const isStart = Math.max(dueAt, this.freeAt(view, now)) <= now
-    if (isStart && failure && this.firstTime(`restarting ${view.uid} ${retryAt}`))
-      this.emit({ kind: "RestartStarted", job: view, cause: failure.cause, isDryRun: false })
+    if (isStart && failure && this.reporter.isNew(`restarting ${view.uid} ${retryAt}`))
+      this.reporter.emit({ kind: "RestartStarted", job: view, cause: failure.cause, isDryRun: false })
     // What a person asks for is due since now.
     this.startRestart(this.restartOf(entry), isWantedNow(view) ? now : dueAt, view)
   }
@@ -5361,7 +5674,7 @@ export class Operator {
       onIntentRead: (intent) => cache.addIntent(intent, this.world.clock.monotonic(), cache.sighting()),
       onIntentGone: (intent) => cache.removeIntent(intent),
       whenChanged: () => this.whenChanged(key, namespace),
-      emit: (fact) => this.emit(fact),
+      emit: (fact) => this.reporter.emit(fact),
     }
   }
 
@@ -5403,10 +5716,10 @@ export class Operator {
       case "changed":
         if (own) own.retryAt = later(this.world.clock.monotonic(), this.world.config.checkIntervalMs)
         if (own) moveTo(own, { is: "idle" })
-        this.emit({ kind: "RestartFinished", job, outcome, tookMs, lateMs })
+        this.reporter.emit({ kind: "RestartFinished", job, outcome, tookMs, lateMs })
         break
       default:
-        this.emit({
+        this.reporter.emit({
           kind: "RestartFinished",
           job: "uid" in outcome ? { ...job, uid: outcome.uid } : job,
           outcome,
@@ -5429,7 +5742,7 @@ export class Operator {
     const longestMs = Math.min(300_000, 30_000 * 2 ** Math.min(entry?.rejections ?? 0, 4))
     const retryMs = longestMs / 2 + (this.world.clock.random() * longestMs) / 2
     const againAt = nowOf(this.world) + retryMs
-    this.emit({ kind: "RestartRejected", job, why: error.message, retryMs })
+    this.reporter.emit({ kind: "RestartRejected", job, why: error.message, retryMs })
     if (entry) {
       entry.rejections++
       entry.retryAt = later(this.world.clock.monotonic(), retryMs)
@@ -5440,191 +5753,24 @@ export class Operator {
 
   // Evidence and records.
 
-  /**
-   * Looks at a Job's pods for each moment, one look after the other; after the one at its failure the cause is known.
-   * Besides the look under way one waits at most: it serves all moments that come before it begins.
-   */
-  private collectEvidence(entry: JobEntry, moment: string): void {
-    if (moment === "failed" && entry.state.is !== "restarting" && entry.state.is !== "settled")
-      moveTo(entry, { is: "collecting evidence" })
-    entry.looks ??= { moments: new Set(), pods: [], isWaiting: false, done: Promise.resolve() }
-    const { looks } = entry
-    if (looks.moments.has(moment) || looks.moments.has("failed")) return
-    looks.moments.add(moment)
-    // A TTL of 0 has the Job forgotten, with its pods, before its turn to be looked at.
-    looks.pods = this.cache.podsOf(entry.view.uid)
-    if (looks.isWaiting) return
-    looks.isWaiting = true
-    looks.done = looks.done.then(() => this.look(entry, looks))
-  }
-
-  private async look(entry: JobEntry, looks: Looks): Promise<void> {
-    looks.isWaiting = false
-    const hasFailed = looks.moments.has("failed")
-    // Where no watch keeps pods, there are those of the look before.
-    const known = [this.cache.podsOf(entry.view.uid), looks.pods, entry.evidence?.pods]
-    const pods = known.find((some) => some?.length) ?? []
-    const evidence = await gatherEvidence(this.world, entry.view, pods, entry.evidence)
-    if (!hasFailed) entry.evidence = evidence
-    else {
-      // Only its record needs it now: where many Jobs have failed, most of the memory would be their logs.
-      entry.evidence = undefined
-      entry.candidates = undefined
-      looks.pods = []
-      if (!this.world.kill.aborted) await this.onFailure(entry, evidence)
-    }
-  }
-
   private async onFailure(entry: JobEntry, evidence: Evidence): Promise<void> {
     const { view } = entry
-    const failure = { ...failureOf(view, evidence), seenAt: await this.presentFor(view) }
+    const failure = { ...failureOf(view, evidence), seenAt: await this.serverClock.presentFor(view) }
     entry.failure = failure
     const reason = [view.reason, view.message].filter(Boolean).join(", ")
-    this.emit({ kind: "FailureSeen", job: view, failedAt: view.failedAt ?? 0, cause: failure.cause, reason, evidence })
-    this.record(entry, evidence, failure)
+    this.reporter.emit({
+      kind: "FailureSeen",
+      job: view,
+      failedAt: view.failedAt ?? 0,
+      cause: failure.cause,
+      reason,
+      evidence,
+    })
+    this.recorder.record(entry, evidence, failure)
     this.enqueue(view.key)
   }
 
-  /**
-   * The present, for a failure that lies in the future. It may be our own clock that is wrong, so the server's is
-   * read first; undefined if the failure lies in the past, or there is no answer.
-   */
-  private async presentFor(view: JobView): Promise<number | undefined> {
-    const { failedAt = 0 } = view
-    const { clock, kill } = this.world
-    if (failedAt <= nowOf(this.world)) return undefined
-    const offsetMs = clock.now() - clock.monotonic()
-    if (!(await this.readServerClock(kill))) return undefined
-    // Of an answer before and after which our clock differs, the server's time cannot be told.
-    const wasSet = Math.abs(clock.now() - clock.monotonic() - offsetMs) >= CLOCK_SET_MS
-    return wasSet ? this.presentFor(view) : nowOf(this.world)
-  }
-
-  /** Whether the server has answered: then its time is known. A rejection tells it too. */
-  private readServerClock(signal: AbortSignal): Promise<boolean> {
-    return this.world.cluster.version(signal).then(
-      () => true,
-      (error: unknown) => error instanceof ApiError,
-    )
-  }
-
-  private record({ view, job }: JobEntry, evidence: Evidence, failure: Failure): void {
-    const { config } = this.world
-    if (config.historyLimit === 0) return
-    const changed = job !== undefined && isChanged(job)
-    const decision = decide({ ...view, deleting: false }, { ...failure, changed }, config, nowOf(this.world))
-    this.keepInBackground(view.namespace, "create /configmaps", "a failure is not recorded", async () => {
-      const record = recordFor(view, evidence, failure.cause, decision)
-      await createRecord(this.world, record)
-      const known = this.knowRecords(view.key, [recordKey(record.metadata ?? {})])
-      const stale = new Set(staleRecords([...known], config.historyLimit, () => true, nowOf(this.world)))
-      this.records.set(
-        view.key,
-        known.filter((one) => !stale.has(one)),
-      )
-      await removeRecords(this.world, view.namespace, [...stale])
-    })
-  }
-
-  /**
-   * Best-effort writes in a bounded queue, a few at a time, so that restarts come first on a busy server. A failure is
-   * reported once.
-   */
-  private writeInBackground(namespace: string, right: string, what: string, work: () => Promise<unknown>): void {
-    if (this.world.config.dryRun || !this.permissions.may(namespace, right)) return
-    const report = (why: string) => {
-      if (this.firstTime(`${namespace} ${what} ${why}`)) this.emit({ kind: "WriteFailed", namespace, what, why })
-    }
-    if (this.writes.length + this.postponed >= MOST_WAITING_WRITES)
-      return report(`${MOST_WAITING_WRITES} others wait already`)
-    this.writes.push(() => work().catch((error) => report(messageOf(error))))
-    this.startWrites()
-  }
-
-  /** A write that is repeated until it works, or is rejected for good. Between two tries it takes nobody's place. */
-  private keepInBackground(
-    namespace: string,
-    right: string,
-    what: string,
-    work: () => Promise<unknown>,
-    attempt = 1,
-  ): void {
-    const { clock, stop } = this.world
-    const tryAgain = async (error: unknown) => {
-      this.postponed++
-      await clock.sleep(backoffMs(attempt, clock.random(), error), stop)
-      this.postponed--
-      if (!stop.aborted) this.keepInBackground(namespace, right, what, work, attempt + 1)
-    }
-    const run = () =>
-      work().catch((error) => {
-        if (!isRejection(error) || attempt < REFUSALS) void tryAgain(error)
-        if (attempt >= REFUSALS) throw error
-      })
-    this.writeInBackground(namespace, right, what, run)
-  }
-
-  private startWrites(): void {
-    while (this.writing.size < MOST_WRITES && this.writes.length > 0) {
-      const write = this.writes.shift() as () => Promise<unknown>
-      const done = write().then(() => {
-        this.writing.delete(done)
-        this.startWrites()
-      })
-      this.writing.add(done)
-    }
-  }
-
-  /**
-   * Once: the settings. Once a day: records of Jobs that are gone for long, and those that an earlier life has left
-   * over.
-   */
-  private tidyUp(namespace: string, items: KeptJob[]): void {
-    const { clock, config } = this.world
-    if (this.firstTime(`settings ${namespace}`))
-      this.keepInBackground(namespace, "get /configmaps", "settings are not written for the commands", () =>
-        writeSettings(this.world, namespace),
-      )
-    const prunedAt = this.prunedAt.get(namespace) ?? Number.NEGATIVE_INFINITY
-    if (clock.monotonic() - prunedAt < PRUNE_MS || config.historyLimit === 0) return
-    this.prunedAt.set(namespace, clock.monotonic())
-    const existing = new Set(items.map(({ view }) => view.name))
-    const isThere = (key: string) => this.cache.jobs.has(key) || this.cache.intentsOf(key).length > 0
-    // Also where the Role does not let us remove them.
-    for (const key of this.records.keys())
-      if (key.startsWith(`${namespace}/`) && !isThere(key)) this.records.delete(key)
-    this.keepInBackground(namespace, "delete /configmaps", "old records of failures are not removed", async () => {
-      const kept = await pruneRecords(this.world, namespace, (job) => existing.has(job))
-      for (const [key, past] of Map.groupBy(kept, ({ job }) => `${namespace}/${job}`))
-        if (isThere(key)) this.knowRecords(key, past)
-    })
-  }
-
-  /** Adds to what is known of a Job's records; a list may come after a record that it does not have yet. */
-  private knowRecords(key: string, records: RecordKey[]): RecordKey[] {
-    const names = new Set(records.map(({ name }) => name))
-    const known = [...(this.records.get(key) ?? []).filter(({ name }) => !names.has(name)), ...records]
-    this.records.set(key, known)
-    return known
-  }
-
   // Reports.
-
-  /** Passes a fact to all sinks, and writes it as an Event where it belongs to a Job's story. */
-  private emit(fact: Fact): void {
-    const { cluster, emit, kill } = this.world
-    emit(fact)
-    const event = eventTextOf(fact)
-    if (!event || !("job" in fact) || !fact.job) return
-    const { job } = fact
-    // Events live for an hour; a rejection that stays is worth one every half an hour.
-    const halfHour = Math.floor(nowOf(this.world) / 1_800_000)
-    if (fact.kind === "RestartRejected" && !this.firstTime(`rejected ${job.uid} ${halfHour} ${fact.why}`)) return
-    const body = eventFor(job, event.level, event.reason, event.text, nowOf(this.world))
-    this.writeInBackground(job.namespace, "create /events", "an Event is not written", () =>
-      cluster.createEvent(job.namespace, body, kill),
-    )
-  }
 
   private reportDecision(entry: JobEntry, decision: Decision, cause: Cause, now: number): void {
     const { view } = entry
@@ -5633,10 +5779,11 @@ export class Operator {
     if (entry.reported === fact) return
     entry.reported = fact
     const phase = view.deleting ? "deleting" : view.phase
-    if (decision.do === "leave") this.emit({ kind: "LeftAlone", job: view, because, healthy: decision.healthy, phase })
-    if (decision.do === "give up") this.emit({ kind: "GaveUp", job: view, because, cause })
-    if ("dueAt" in decision && this.firstTime(`failure ${view.uid} ${fact}`))
-      this.emit({
+    if (decision.do === "leave")
+      this.reporter.emit({ kind: "LeftAlone", job: view, because, healthy: decision.healthy, phase })
+    if (decision.do === "give up") this.reporter.emit({ kind: "GaveUp", job: view, because, cause })
+    if ("dueAt" in decision && this.reporter.isNew(`failure ${view.uid} ${fact}`))
+      this.reporter.emit({
         kind: "RestartScheduled",
         job: view,
         dueAt: decision.dueAt,
@@ -5650,17 +5797,19 @@ export class Operator {
   private reportWarnings(view: JobView): void {
     const { problems } = overridesOf(view, this.world.config)
     for (const problem of problems)
-      if (this.firstTime(`${view.key} ${problem}`)) this.emit({ kind: "WrongAnnotation", job: view, problem })
+      if (this.reporter.isNew(`${view.key} ${problem}`))
+        this.reporter.emit({ kind: "WrongAnnotation", job: view, problem })
     const queue = view.labels["kueue.x-k8s.io/queue-name"]
-    if (queue && this.firstTime(`queue ${view.key} ${queue}`)) this.emit({ kind: "Queued", job: view, queue })
+    if (queue && this.reporter.isNew(`queue ${view.key} ${queue}`))
+      this.reporter.emit({ kind: "Queued", job: view, queue })
   }
 
   private reportCannotStart(view: JobView, { containers, name }: PodView): void {
     const stuck = containers.find(
       ({ state, reason, ended }) => state === "waiting" && !ended && /^(Err|Invalid|Create|RunC)|BackOff/.test(reason),
     )
-    if (stuck && this.firstTime(`start ${view.uid}`))
-      this.emit({ kind: "CannotStart", job: view, pod: name, reason: `${stuck.reason}: ${stuck.message}` })
+    if (stuck && this.reporter.isNew(`start ${view.uid}`))
+      this.reporter.emit({ kind: "CannotStart", job: view, pod: name, reason: `${stuck.reason}: ${stuck.message}` })
   }
 
   /** A configured name that does not exist is reported once: a typo would otherwise go unnoticed. */
@@ -5669,12 +5818,15 @@ export class Operator {
     const existing = new Set(items.map(({ view }) => view.key))
     for (const key of config.jobNames ?? []) {
       if (!key.startsWith(`${namespace}/`) || existing.has(key)) continue
-      this.emit({ kind: "JobMissing", job: { key, namespace, name: key.slice(namespace.length + 1), uid: "" } })
+      this.reporter.emit({
+        kind: "JobMissing",
+        job: { key, namespace, name: key.slice(namespace.length + 1), uid: "" },
+      })
     }
     if (items.length > 0) return
     const isReadable = this.permissions.may(namespace, NAMESPACE_RIGHT)
     const exists = isReadable ? await cluster.namespaceExists(namespace, stop) : undefined
-    this.emit({ kind: "NamespaceEmpty", namespace, isMissing: exists === false })
+    this.reporter.emit({ kind: "NamespaceEmpty", namespace, isMissing: exists === false })
   }
 
   /**
@@ -5682,13 +5834,13 @@ export class Operator {
    * (kubernetes/kubernetes#142142).
    */
   private checkPodless({ view }: JobEntry, now: number): void {
-    if (!isPodless(view) || !isRestarted(view) || this.reported.has(`podless ${view.uid}`)) return
+    if (!isPodless(view) || !isRestarted(view)) return
     const checkAt = view.createdAt + PODLESS_MS
     if (now < checkAt) return this.enqueue(view.key, checkAt)
     const fact = `podless ${view.uid}`
-    if (!this.firstTime(fact)) return
+    if (!this.reporter.isNew(fact)) return
     this.reportPodless(view, now).catch(() => {
-      this.reported.delete(fact)
+      this.reporter.forget(fact)
       this.enqueue(view.key, nowOf(this.world) + CLOCK_RETRY_MS)
     })
   }
@@ -5699,37 +5851,7 @@ export class Operator {
     if (!live) return
     this.onJobRead(live)
     const view = viewJob(live)
-    if (view.uid === uid && isPodless(view)) this.emit({ kind: "NoPod", job: view, forMs: now - createdAt })
-  }
-
-  /**
-   * Whether the clock skew is known. It is measured again when the wall clock was set, that is when it parts from the
-   * monotonic clock; until an answer of the API server has told its time, nothing is taken to be due.
-   */
-  private async isClockKnown(): Promise<boolean> {
-    const { clock, stop } = this.world
-    const offsetMs = clock.now() - clock.monotonic()
-    this.clockOffsetMs ??= offsetMs
-    const setByMs = offsetMs - this.clockOffsetMs
-    if (Math.abs(setByMs) < CLOCK_SET_MS) return true
-    if (!(await this.readServerClock(stop))) return false
-    this.clockOffsetMs = offsetMs
-    this.workqueue.addAll(nowOf(this.world))
-    this.emit({ kind: "ClockSet", byMs: setByMs })
-    return true
-  }
-
-  private reportSkew(): void {
-    const skewMs = this.world.cluster.skewMs()
-    if (Math.abs(skewMs) > SKEW_LIMIT_MS && this.firstTime(`skew ${Math.round(skewMs / 60_000)}`))
-      this.emit({ kind: "ClockSkew", skewMs })
-  }
-
-  /** Whether a fact is new; the memory is bounded, and forgets the oldest. */
-  private firstTime(fact: string): boolean {
-    if (this.reported.has(fact)) return false
-    this.reported.set(fact, true)
-    return true
+    if (view.uid === uid && isPodless(view)) this.reporter.emit({ kind: "NoPod", job: view, forMs: now - createdAt })
   }
 }
 
@@ -5756,7 +5878,7 @@ const newEntry = ({ view, job, finalizers }: KeptJob, sighting: number): JobEntr
   goneAt: undefined,
 })
 
-// ─────────────────────────────────── 12 Log, health and notifications ───────────────────────────────────
+// ─────────────────────────────────── 13 Log, health and notifications ───────────────────────────────────
 
 const JOB_LABELS = ["namespace", "job_name"]
 const LATE_SECONDS = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1_800, 7_200]
@@ -6054,7 +6176,7 @@ export const toAll =
     for (const emit of sinks) emit(fact)
   }
 
-// ─────────────────────────────────────────────── 13 Main ────────────────────────────────────────────────
+// ─────────────────────────────────────────────── 14 Main ────────────────────────────────────────────────
 
 const GRACE_MS = 20_000
 
