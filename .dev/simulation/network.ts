@@ -410,7 +410,8 @@ class Journey {
       world.callsInTrouble++
       if (kind === "record") world.noteRecordTrouble()
     }
-    const slowMs = this.msOf("slow")
+    // A proxy and the server each hold a call for a minute, at most.
+    const slowMs = Math.min(this.msOf("slow"), 120_000)
     world.after(this.latencyMs() + slowMs, () => this.arrive(slowMs > 0))
     if (slowMs + this.msOf("late") < CALL_LIMIT_MS) return
     const timeout = new Error(`${request.verb} ${request.resource} got no answer in 30s`)
