@@ -1064,13 +1064,13 @@ export function decide(job: JobView, failure: Failure, config: Config, now: numb
   if (paused) return leave(`its annotation ${PREFIX}paused is true`, false)
   if (job.phase === "failing") return leave("it is failing: its pods are being stopped")
   if (job.failedAt === undefined) return leave(job.phase === "suspended" ? "it is suspended" : "it is running")
+  const failedAt = Math.min(job.failedAt, failure.seenAt ?? job.failedAt)
   if (isWantedNow(job))
-    return { do: "restart", dueAt: job.failedAt, because: `its annotation ${PREFIX}restart-now asks for it` }
+    return { do: "restart", dueAt: failedAt, because: `its annotation ${PREFIX}restart-now asks for it` }
   if (maxRestarts !== undefined && restartsInRow(job, failure) >= maxRestarts)
     return { do: "give up", because: `it was restarted ${maxRestarts} times in a row without a success` }
   const rule = rules.find((r) => covers(r.cause, failure))
   if (rule?.wait === "never") return { do: "give up", because: `rule ${rule.text}` }
-  const failedAt = Math.min(job.failedAt, failure.seenAt ?? job.failedAt)
   const { waitMs, because } = rule
     ? waitUnder(rule as WaitingRule, restartsUnder(job, rule.cause, failure), failure, failedAt)
     : { waitMs: delayMs, because: `RESTART_DELAY ${durationText(delayMs)}` }
@@ -1736,7 +1736,7 @@ function withMemory(original: Job, memory: Record<string, string>): Job {
   const first = (job.metadata?.annotations?.[`${PREFIX}oom-memory-first`] ?? "").split(",").filter(Boolean)
   for (const { name, resources } of containersOf(job)) {
     const { limits, requests } = resources ?? {}
-    const limit = memory[name]
+    const limit = Object.hasOwn(memory, name) ? memory[name] : undefined
     if (!limits || limit === undefined) continue
     if (!first.some((entry) => entry.startsWith(`${name}=`))) first.push(`${name}=${limits.memory}`)
     if (requests?.memory === limits.memory) Object.assign(requests ?? {}, { memory: limit })
@@ -1985,9 +1985,12 @@ function stepWhileTerminating(seen: Observation, intent: Intent, live: Job): Ste
 }
 
 function stepWhileAbsent(seen: Observation, intent: Intent, now: number): Step {
-  const { intents, latest, deletedByPerson, blockers, atOnce } = seen
+  const { intents, latest, deletedByPerson, blockers, atOnce, wish } = seen
   if (deletedByPerson && intent.dueAt !== undefined && !atOnce)
     return { do: "clean up", intents, outcome: { result: "cancelled" }, withdraw: false }
+  // It was written before the cause was known, which forbids the restart.
+  if (wish?.decision.do === "give up" && intent.dueAt !== undefined && !atOnce)
+    return { do: "clean up", intents, outcome: { result: "changed" }, withdraw: false }
   const edit = latest && editOf(seen, intent, latest)
   if (edit) return edit
   const earlier = !atOnce && latest && uidOf(latest) === intent.jobUid && earlierIntent(seen, intent, latest, now)
@@ -2255,7 +2258,8 @@ const TOLD_OF: { [K in Fact["kind"]]: (fact: Extract<Fact, { kind: K }>) => Told
     told("info", `${isDryRun ? "would be restarted now (DRY_RUN)" : "restarting"}, cause ${cause}`),
   IntentWritten: ({ job, intent, dueAt }) => {
     const when = dueAt ? ` and will happen at ${instantText(dueAt)}, even if its TTL removes it first` : ""
-    const cancel = `kubectl -n ${job.namespace} delete job ${intent}`
+    // While the Job stands, another intent would be written for it.
+    const cancel = `kubectl -n ${job.namespace} delete job ${dueAt === undefined ? "" : `${job.name} `}${intent}`
     return told("info", `its restart is recorded in intent ${intent}${when}; to cancel it: ${cancel}`)
   },
   IntentAdopted: ({ intent }) => told("info", `continuing an unfinished restart from its intent ${intent}`),
@@ -3905,7 +3909,11 @@ class RestartRun {
     const known = watched ?? (isListed ? await this.readPods(() => this.listPodsOf(intent)) : [])
     let blocking = known.filter((pod) => this.rules.blocksReplacement(pod, intent))
     // A watch can be deaf, or have missed the end of a pod while it was reopened.
-    if (watched && waitedMs >= TRUST_WATCH_MS) blocking = await this.readPods(() => this.findPods(blocking))
+    if (watched && waitedMs >= TRUST_WATCH_MS) {
+      const found = await this.readPods(() => this.findPods(blocking))
+      // A pod that was orphaned is no pod of a Job for the watch any more: only here is it seen as it is.
+      blocking = found.filter((pod) => this.rules.blocksReplacement(pod, intent))
+    }
     const held = blocking.map(({ name, phase, node, finalizers }) => ({ pod: name, phase, node, finalizers }))
     return live ? [{ finalizers: live.metadata?.finalizers ?? [] }, ...held] : held
   }
@@ -4650,13 +4658,27 @@ export class Workqueue {
     this.held.get(group)?.delete(key)
     const before = this.lastRestarts.get(group)?.at
     const start = { at: Math.max(at, before ?? 0), before }
+    this.lastRestarts.delete(group)
     this.lastRestarts.set(group, start)
+    this.forgetFree(at)
     return start
+  }
+
+  /** Groups that are free again are forgotten, the longest free first. */
+  private forgetFree(now: number): void {
+    for (const [group, { at }] of this.lastRestarts) {
+      if (at + this.spacingMs > now) return
+      this.lastRestarts.delete(group)
+    }
   }
 
   /** A key waits until its group is free. */
   hold(group: string, key: string): void {
-    this.held.set(group, (this.held.get(group) ?? new Set()).add(key))
+    const keys = (this.held.get(group) ?? new Set()).add(key)
+    this.held.set(group, keys)
+    // Those of Jobs that were deleted meanwhile.
+    if (keys.size > 2 * this.schedules.size + MOST_VOID)
+      for (const one of keys) if (one !== key && !this.schedules.has(one)) keys.delete(one)
   }
 
   /** A restart came to nothing: if no other has started since, the group is free again for the longest overdue. */

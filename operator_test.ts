@@ -1391,6 +1391,8 @@ describe("4 Policy", () => {
     expect(decide(view, seen(HOUR), config, NOW - HOUR)).toMatchObject({ do: "wait", dueAt: NOW - HOUR + 5 * SECOND })
     expect(decide(view, seen(HOUR), config, NOW - HOUR + 5 * SECOND)).toMatchObject({ do: "restart" })
     expect(decide(view, seen(-HOUR), config, NOW)).toMatchObject({ dueAt: NOW + 5 * SECOND })
+    const wanted = viewJob(failedJob({ metadata: { annotations: { [`${PREFIX}restart-now`]: "1" } } }))
+    expect(decide(wanted, seen(HOUR), config, NOW - HOUR)).toMatchObject({ do: "restart", dueAt: NOW - HOUR })
   })
 
   test("decide() pauses after OOM kills though RESTART_DELAY is 0 (J13)", () => {
@@ -2506,6 +2508,14 @@ describe("5 Replacement and intent", () => {
         { intents: [laterIntent()], live: undefined, deletedByPerson: true },
         "clean up U7: cancelled",
       ],
+      "and its TTL has removed the Job, whose cause turns out to forbid a restart": [
+        { intents: [laterIntent()], live: undefined, wish: wish("give up") },
+        "clean up U7: changed",
+      ],
+      "and its TTL has removed the Job, which a person wants now whatever the cause": [
+        { intents: [laterIntent()], live: undefined, wish: wish("give up"), atOnce: true },
+        "create",
+      ],
       "and a person has deleted the Job just before it was due": [
         { intents: [laterIntent(0)], live: undefined, deletedByPerson: true },
         "clean up U7: cancelled",
@@ -2778,6 +2788,15 @@ describe("5 Replacement and intent", () => {
   test.each(Object.entries(bigger))("moreMemory() gives the killed container %s", (_, [limit, most, expected]) => {
     const job = hungryJob({ worker: limit === undefined ? {} : { limits: { memory: limit } } }, most)
     expect(moreMemory(job, failedBy("oom", [], ["worker"]))).toEqual(expected === undefined ? {} : { worker: expected })
+  })
+
+  test("moreMemory() leaves a container alone whose name is that of a property of every object", () => {
+    const resources = { limits: { memory: "1Gi" } }
+    const live = stored(hungryJob({ worker: resources, constructor: resources }, "4Gi"), "U1")
+    const memory = moreMemory(live, failedBy("oom", [], ["worker"]))
+    const { replacement } = draftOf({ live, additions: { annotations: {}, memory }, dueAt: undefined })
+    const limits = replacement.spec?.template.spec?.containers.map((one) => one.resources?.limits?.memory)
+    expect(limits).toEqual(["2Gi", "1Gi"])
   })
 
   test("moreMemory() is for the containers that were killed, init ones too, and for no other", () => {
@@ -3559,7 +3578,9 @@ describe("7 Facts", () => {
 
   test("logLineOf() tells how to cancel a restart when its intent is written", () => {
     const { text } = logLineOf(facts.IntentWritten[0])
-    expect(text).toContain("kubectl -n batch-a delete job load-a-restart-1")
+    expect(text).toContain("kubectl -n batch-a delete job load-a load-a-restart-1")
+    const atOnce = logLineOf({ ...facts.IntentWritten[0], dueAt: undefined } as Fact)
+    expect(atOnce.text).toContain("kubectl -n batch-a delete job load-a-restart-1")
   })
   test("logLineOf() names what holds a restart up, for how long, and what to do about it (J04)", () => {
     const lines = [false, true].map((isAlarm) => logLineOf({ ...heldUp, isAlarm }))
@@ -3720,6 +3741,18 @@ describe("11 Controller", () => {
       }
       queue.forgetRestart("g", start, NOW)
       expect(queue.takeDue(NOW)).toEqual(["a"])
+    })
+
+    test("it forgets Jobs that were deleted while they waited, and groups that are free for long", () => {
+      const queue = new Workqueue(MINUTE)
+      for (let i = 0; i < 10_000; i++) {
+        queue.hold("g", `job-${i}`)
+        queue.noteRestart(`group-${i}`, NOW + i * SECOND)
+      }
+      const { held, lastRestarts } = queue as unknown as Record<string, Map<string, Set<string>>>
+      expect(held?.get("g")?.size).toBeLessThan(1_000)
+      expect(lastRestarts?.size).toBeLessThan(2_000)
+      expect(queue.freeAt("group-9999", NOW + 9_999 * SECOND)).toBe(NOW + 9_999 * SECOND + MINUTE)
     })
 
     test("freeAt() is now where there is no spacing", () => {

@@ -21,6 +21,7 @@ import {
   HELD,
   intentions,
   intents,
+  isBack,
   isDryRun,
   kubectlDelete,
   type Life,
@@ -217,6 +218,20 @@ describe("The restart protocol", () => {
     release(server, "held")
     await until("over", () => outcomesOf(life, "held").length > 0)
     expect([outcomesOf(life, "held"), creations(server, "held")]).toEqual([["cancelled"], []])
+  })
+
+  test("a pod that has ended, and was orphaned while it was watched, holds no restart up", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    standPod(server, job, "q1", { phase: "Failed", containerStatuses: [ended("main", 3)] })
+    const isHeld = (call: Call) => isDryRun(call) && current(server, job) !== undefined
+    server.fault({ verb: "create", resource: "jobs", when: isHeld }, { status: 503 }, { times: 999 })
+    const life = live(server)
+    await until("watched", () => life.operator.cache.podsOf(job.metadata.uid).length === 1)
+    await until("a proof without an answer", () => proofs(server, "load-a").length > 0)
+    // As a client that names no propagation policy does it.
+    person(server, "delete", "load-a", { propagationPolicy: "Orphan" })
+    await until("back", () => isBack(server, job))
   })
 
   test("a restart ends where its namespace is deleted after the Job", async () => {
