@@ -7,7 +7,8 @@
  *
  * Read it from top to bottom; a chapter uses only earlier ones (a test checks that):
  *   1 Text · 2 Settings · 3 Observed state · 4 Policy · 5 Replacement and intent · 6 Records · 7 Facts ·
- *   8 Kubeconfig · 9 API client · 10 Restart · 11 Controller · 13 Log, health and notifications · 13 Main
+ *   8 Kubeconfig · 9 API client · 10 Restart · 11 Controller · 12 Operator ·
+ *   13 Log, health and notifications · 14 Main
  * Chapters 2 to 7 are pure: `now` is handed down, and only `systemClock` reads the time. `…At` and `…Since` are
  * instants: epoch ms, or ms of the monotonic clock where their type is Monotonic. `…Ms` are durations.
  */
@@ -4345,6 +4346,8 @@ interface JobEntry {
   /** After a rejection: not before this. */
   retryAt: Monotonic | undefined
   goneAt: number | undefined
+  /** By what a restart that began after it was gone waits: while that holds, nothing is to be done before it is due. */
+  waiting: { intent: string | undefined; failure: Failure | undefined } | undefined
 }
 
 /** The looks at a Job's pods: for which moments, with which pods; `done`: when the last one is. */
@@ -5229,8 +5232,13 @@ const ADOPT_AFTER_MS = 60_000
 /** Garbage is collected after this many reconciles in one turn. */
 const GARBAGE_AFTER = 500
 const AGAIN_MS = 200
+/** A Job that has changed meanwhile is decided on anew; not at once, so that it cannot spin. */
+const CHANGED_RETRY_MS = 5_000
 const isPodless = ({ phase, hasPods, deleting }: JobView) => phase === "running" && !hasPods && !deleting
 const isRestarted = (view: JobView) => own(view, "restarted-from") !== undefined
+
+/** `again`: its Job was enqueued meanwhile. */
+type RunningRestart = { done: Promise<void>; dueAt: number; changed: AbortController; again: boolean }
 
 /**
  * The operator: watches fill the cache, every change enqueues its Job, and reconcile() decides on it. It wires the
@@ -5247,7 +5255,7 @@ export class Operator implements WatchHandler {
   private readonly watcher: Watcher
   private readonly serverClock: ServerClock
   private readonly evidence: EvidenceCollector
-  private readonly restarts = new Map<string, { done: Promise<void>; dueAt: number; changed: AbortController }>()
+  private readonly restarts = new Map<string, RunningRestart>()
   private readonly listedVersion = new Map<string, string>()
 
   constructor(private readonly world: World) {
@@ -5312,7 +5320,10 @@ export class Operator implements WatchHandler {
     }
     for (const key of this.cache.keysWithIntents(namespace))
       for (const intent of this.cache.intentsOf(key))
-        if (!listed.has(`${namespace}/${intent.name}`) && intent.sighting <= since) this.cache.removeIntent(intent)
+        if (!listed.has(`${namespace}/${intent.name}`) && intent.sighting <= since) {
+          if (listed.has(key)) this.cache.removeIntent(intent)
+          else this.onIntentGone(intent)
+        }
     // Intents first: a Job is judged by whether one stands for it.
     for (const { intent } of items)
       if (intent) this.reporter.guard(viewJob(intent), () => this.onIntentEvent("LISTED", intent, since))
@@ -5340,11 +5351,26 @@ export class Operator implements WatchHandler {
       return
     }
     const key = `${intent.namespace}/${intent.jobName}`
-    if (type === "DELETED" || intent.deleting) this.cache.removeIntent(intent)
+    if (type === "DELETED" || intent.deleting) this.onIntentGone(intent)
     // What a list shows was there before us.
     else this.cache.addIntent(intent, later(clock.monotonic(), type === "LISTED" ? 0 : ADOPT_AFTER_MS), since)
     const now = nowOf(this.world)
     this.enqueue(key, now, Math.min(intent.dueAt ?? now, now))
+  }
+
+  /** Whoever takes the intent away that is all that is left of a Job cancels its restart. */
+  private onIntentGone(intent: Intent): void {
+    const key = `${intent.namespace}/${intent.jobName}`
+    const isNews = this.cache.intentsOf(key).some(({ uid }) => uid === intent.uid) && !this.restarts.has(key)
+    this.cache.removeIntent(intent)
+    const entry = this.cache.jobs.get(key)
+    const isRest = entry?.goneAt !== undefined && entry.view.uid === intent.jobUid
+    if (!isNews || !isRest || intent.dueAt === undefined || intent.spoiled) return
+    if (newestFirst(this.cache.intentsOf(key)).length > 0) return
+    const lateMs = nowOf(this.world) - intent.dueAt
+    const outcome = { result: "cancelled" } as const
+    this.reporter.emit({ kind: "RestartFinished", job: entry.view, outcome, tookMs: 0, lateMs })
+    this.cache.forgetJob(entry)
   }
 
   private onJobSeen(kept: KeptJob, isListed: boolean): void {
@@ -5454,7 +5480,11 @@ export class Operator implements WatchHandler {
 
   /** Looks at one Job as it is now, and decides. A restart under way enqueues its Job again when it ends. */
   private reconcile(key: string): void {
-    if (this.restarts.has(key)) return
+    const running = this.restarts.get(key)
+    if (running) {
+      running.again = true
+      return
+    }
     const entry = this.cache.jobs.get(key)
     const [intent] = newestFirst(this.cache.intentsOf(key))
     if (!entry) this.reconcileIntent(key, intent)
@@ -5476,9 +5506,23 @@ export class Operator implements WatchHandler {
     if (!intent || this.world.config.dryRun || this.postponeAdoption(key, intent)) return false
     const { namespace, jobName: name, jobUid: uid } = intent
     const job = { key, namespace, name, uid }
+    // Of a Job that is not there, a look before its time tells nothing, and it costs a list of pods.
+    const view = viewJob(replacementOf(intent))
+    if (!this.cache.jobs.has(key) && this.postponeWait(view, intent)) return true
     if (this.reporter.isNew(`adopted ${intent.uid}`))
       this.reporter.emit({ kind: "IntentAdopted", job, intent: intent.name })
-    this.startRestart({ job }, intent.dueAt ?? nowOf(this.world), viewJob(replacementOf(intent)))
+    this.startRestart({ job }, intent.dueAt ?? nowOf(this.world), view)
+    return true
+  }
+
+  /** Whether an intent waits for its due time, or for its group. Then its Job is enqueued for when that is over. */
+  private postponeWait(view: JobView, { dueAt }: Intent): boolean {
+    if (dueAt === undefined) return false
+    const now = nowOf(this.world)
+    const startsAt = Math.max(dueAt, this.freeAt(view, now))
+    if (startsAt <= now) return false
+    if (dueAt <= now) this.workqueue.hold(groupOf(view), view.key)
+    this.enqueue(view.key, startsAt, dueAt)
     return true
   }
 
@@ -5501,7 +5545,12 @@ export class Operator implements WatchHandler {
     if (intent && !config.dryRun) {
       // One without a due time is another operator's restart; one with it is a wait that was recorded.
       if (intent.dueAt === undefined && this.postponeAdoption(view.key, intent)) return
-      return this.startRestart(this.restartOf(entry), intent.dueAt ?? nowOf(this.world), view)
+      // A run has found that there is nothing to do before, and nothing more is known.
+      const { waiting } = entry
+      if (waiting?.intent === intent.uid && waiting.failure === failure && this.postponeWait(view, intent)) return
+      // While its cause is not known, nothing but the intent says when it is due.
+      const restart = failure ? this.restartOf(entry) : { job: view }
+      return this.startRestart(restart, intent.dueAt ?? nowOf(this.world), view)
     }
     if (!job || view.phase !== "failed" || view.manager) return this.cache.forgetJob(entry)
     if (!this.wasRemovedByTtl(entry)) return this.forgetDeleted(entry, intent !== undefined)
@@ -5571,11 +5620,14 @@ export class Operator implements WatchHandler {
   private protectFromTtl(entry: JobEntry, intent: Intent | undefined): void {
     const { view } = entry
     const { config } = this.world
-    const { ttlMs = EVIDENCE_LIMIT_MS, failedAt = 0 } = view
-    if (intent || config.dryRun || ttlMs >= EVIDENCE_LIMIT_MS) return
+    const { ttlMs = Number.POSITIVE_INFINITY, failedAt = 0 } = view
+    // A look that is under way, and one that waits, take as long as that.
+    if (intent || config.dryRun || ttlMs >= 2 * EVIDENCE_LIMIT_MS) return
+    const now = nowOf(this.world)
     const protectAt = failedAt + Math.min(1_500, ttlMs / 2)
-    if (nowOf(this.world) < protectAt) return this.enqueue(view.key, protectAt)
-    const dueAt = failedAt + longestWaitMs(view, config)
+    if (now < protectAt) return this.enqueue(view.key, protectAt)
+    // Not before its cause is known: that may forbid the restart.
+    const dueAt = Math.max(failedAt + longestWaitMs(view, config), now + 2 * EVIDENCE_LIMIT_MS)
     const decision: Decision = { do: "wait", dueAt, because: "its cause is not known yet" }
     const wish = (job: Job): Wish => {
       const known = rulesOf(this.world).wishFor(job, UNKNOWN, config, nowOf(this.world))
@@ -5654,17 +5706,20 @@ export class Operator implements WatchHandler {
     const now = nowOf(this.world)
     const freeAt = this.freeAt(view, now)
     const heldUntil = freeAt > now ? freeAt : 0
-    const isStart = Math.max(dueAt, freeAt) <= now
+    const entry = this.cache.jobs.get(key)
+    // What is left of a restart whose new Job stands starts nothing.
+    const isLeftover = entry !== undefined && entry.view.uid !== restart.job.uid
+    const isStart = Math.max(dueAt, freeAt) <= now && !isLeftover
     const group = groupOf(view)
     const start = isStart ? this.workqueue.noteRestart(group, now, key) : undefined
     if (heldUntil > 0) this.workqueue.hold(group, key)
     const startedAt = clock.monotonic()
-    const entry = this.cache.jobs.get(key)
     // An intent may be of an earlier Job than the one that stands.
     if (entry?.view.uid === restart.job.uid && entry.state.is !== "settled") moveTo(entry, { is: "restarting", dueAt })
     const failure = entry?.failure
+    const wasGone = entry?.goneAt !== undefined
     this.workqueue.remove(key)
-    const running = { done: Promise.resolve(), dueAt, changed: new AbortController() }
+    const running = { done: Promise.resolve(), dueAt, changed: new AbortController(), again: false }
     // Before it runs: its first look already asks for changes.
     this.restarts.set(key, running)
     const cache = this.restartCache(restart.job)
@@ -5672,6 +5727,10 @@ export class Operator implements WatchHandler {
       this.restarts.delete(key)
       if (start && !("uid" in outcome)) this.workqueue.forgetRestart(group, start, nowOf(this.world))
       this.finishRestart(restart.job, failure, outcome, clock.monotonic() - startedAt, dueAt)
+      if (wasGone && outcome.result === "waiting")
+        entry.waiting = { intent: newestFirst(this.cache.intentsOf(key))[0]?.uid, failure }
+      // What became known after its last look is looked at; after a pause, so that it cannot spin.
+      if (outcome.result === "waiting" && running.again) this.enqueue(key, nowOf(this.world) + AGAIN_MS, dueAt)
     })
   }
 
@@ -5736,7 +5795,7 @@ export class Operator implements WatchHandler {
         this.finishRejected(job, own, outcome.error)
         return
       case "changed":
-        if (own) own.retryAt = later(this.world.clock.monotonic(), this.world.config.checkIntervalMs)
+        if (own) own.retryAt = later(this.world.clock.monotonic(), CHANGED_RETRY_MS)
         if (own) moveTo(own, { is: "idle" })
         this.reporter.emit({ kind: "RestartFinished", job, outcome, tookMs, lateMs })
         break
@@ -5898,6 +5957,7 @@ const newEntry = ({ view, job, finalizers }: KeptJob, sighting: number): JobEntr
   rejections: 0,
   retryAt: undefined,
   goneAt: undefined,
+  waiting: undefined,
 })
 
 // ─────────────────────────────────── 13 Log, health and notifications ───────────────────────────────────

@@ -1,7 +1,16 @@
-// Chapter 7 of operator.ts: class Operator follows a namespace in the embedded API server over real HTTPS, in any weather, and leaves no
+// Chapter 12 of operator.ts: class Operator follows a namespace in the embedded API server over real HTTPS, in any weather, and leaves no
 // trace but what it should. An id in a name is a report, listed in .github/docs/reports.md.
 import { describe, expect, test } from "bun:test"
-import { type Cluster, labelValueFor, PREFIX, RECORD, RIGHTS, readSettings, SETTINGS_MAP } from "../../operator.ts"
+import {
+  type Cluster,
+  isIntent,
+  labelValueFor,
+  PREFIX,
+  RECORD,
+  RIGHTS,
+  readSettings,
+  SETTINGS_MAP,
+} from "../../operator.ts"
 import type { Policy } from "../apiserver/admission.ts"
 import type { Action, Call, Match } from "../apiserver/http.ts"
 import type { Obj } from "../apiserver/model.ts"
@@ -13,9 +22,11 @@ import {
   backOnce,
   bodyName,
   callsOf,
+  creations,
   cronOwned,
   current,
   deletions,
+  ended,
   exits,
   expectOnce,
   FAULTS,
@@ -25,12 +36,15 @@ import {
   type Hurried,
   intents,
   isBack,
+  isDryRun,
   kubectlDelete,
   live,
   made,
   outcomesOf,
   person,
+  proofs,
   release,
+  removedByTtl,
   restartServer,
   run,
   type Server,
@@ -38,6 +52,7 @@ import {
   serve,
   stand,
   standIntent,
+  standPod,
   terminating,
   tidyUp,
   timestamp,
@@ -344,6 +359,27 @@ describe("Following a namespace", () => {
     }
   })
 
+  test("RESTART_SPACING: Jobs that their TTL took are looked at once for each of their restarts", async () => {
+    const server = await serve()
+    const names = Array.from({ length: 20 }, (_, i) => `load-${i}`)
+    for (const name of names) standIntent(server, stand(server, name), Date.now() - 1_000)
+    for (const name of names) kubectlDelete(server, name)
+    live(server, { RESTART_SPACING: "60" }, { rate: 500 })
+    await until("all are back", () => names.every((name) => server.model.job("default", name)))
+    expect(callsOf(server, "list", "pods").length).toBeLessThan(2 * names.length + 5)
+  })
+
+  test("RESTART_SPACING: what is left of a restart, and is cleaned up, holds no other up", async () => {
+    const server = await serve()
+    standIntent(server, stand(server, "load-a"))
+    kubectlDelete(server, "load-a")
+    stand(server, "load-a", { status: {} })
+    const other = stand(server, "load-b", { status: failedAgo(0) })
+    const life = live(server, { RESTART_SPACING: "86400", RESTART_DELAY: "60" })
+    await until("cleaned up", () => intents(server).length === 0)
+    await backOnce(server, [life], [other])
+  })
+
   test("RESTART_SPACING: after a start of the operator the longest overdue goes first", async () => {
     const server = await serve()
     const jobs = ["load-a", "load-b"].map((name) => stand(server, name))
@@ -362,6 +398,143 @@ describe("Following a namespace", () => {
     const annotations = { [`${PREFIX}restarted-from`]: "U0", [`${PREFIX}restart-now`]: "1" }
     const job = stand(server, "load-a", { metadata: { annotations } })
     await backOnce(server, [live(server, { RESTART_SPACING: "86400" }, { rate: 1 })], [job])
+  })
+
+  test("a Job that is edited while its restart is held up does not wait for the next CHECK_INTERVAL", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    let isHeld = true
+    const when = (call: Call) => isHeld && isDryRun(call)
+    server.fault({ verb: "create", resource: "jobs", when }, { status: 503 }, { times: 999 })
+    const life = live(server, { CHECK_INTERVAL: "86400" })
+    await until("held up", () => proofs(server, "load-a").length > 1)
+    isHeld = false
+    person(server, "patch", "load-a", { metadata: { labels: { app: "next" } } })
+    await until("back", () => isBack(server, job))
+    expect(outcomesOf(life, "load-a")[0]).toBe("changed")
+  })
+
+  test("what a person asks for while an intent is written is done at once", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a", { spec: { ttlSecondsAfterFinished: 3_000 } })
+    /** The answer comes after the watch has told of the intent, and of what the person asks for. */
+    const slow = (cluster: Cluster): Cluster => {
+      const createJob: Cluster["createJob"] = async (namespace, sent, options, signal) => {
+        const made = await cluster.createJob(namespace, sent, options, signal)
+        if (!isIntent(sent) || intents(server).length > 1) return made
+        person(server, "patch", "load-a", { metadata: { annotations: { [`${PREFIX}restart-now`]: "1" } } })
+        const version = current(server, job)?.metadata.resourceVersion
+        const view = () => life.operator.cache.jobs.get("default/load-a")?.view
+        await until("told", () => view()?.resourceVersion === version)
+        await until("taken from the queue", () => !life.operator.workqueue.schedules.has("default/load-a"))
+        return made
+      }
+      return Object.assign(Object.create(cluster), { createJob })
+    }
+    const life = live(server, { RESTART_DELAY: "10h" }, { rate: 1, wrap: slow })
+    await until("back", () => isBack(server, job))
+  })
+
+  /** A Job whose TTL has taken it, and whose intent waits for 300 s. */
+  async function takenByTtl(user: string, settings: Record<string, string> = {}) {
+    const server = await serve()
+    const job = stand(server, "load-a", { spec: { ttlSecondsAfterFinished: 300 }, status: failedAgo(295_000) })
+    const life = live(server, { RESTART_DELAY: "600", CHECK_INTERVAL: "1", ...settings }, { user, rate: 10 })
+    await until("an intent", () => intents(server).length === 1)
+    removedByTtl(server, "load-a")
+    await until("seen gone", () => life.operator.cache.jobs.get("default/load-a")?.goneAt !== undefined)
+    return { server, job, life }
+  }
+
+  test.each(["operator", "old"])(
+    "who deletes the intent of a Job that its TTL took cancels its restart (as %s)",
+    async (user) => {
+      const { server, life } = await takenByTtl(user)
+      await until("waiting", () => life.operator.workqueue.schedules.has("default/load-a"))
+      kubectlDelete(server, intents(server)[0]!.metadata.name)
+      await until("told", () => outcomesOf(life, "load-a").length > 0)
+      life.clock.jump(600_000)
+      await afterLaterFailure(server, life)
+      expect([outcomesOf(life, "load-a"), creations(server, "load-a"), intents(server)]).toEqual([
+        ["cancelled"],
+        [],
+        [],
+      ])
+    },
+  )
+
+  test("who follows the advice of the log cancels the restart of a Job that waits", async () => {
+    const server = await serve()
+    stand(server, "load-a", { spec: { ttlSecondsAfterFinished: 300 }, status: failedAgo(0) })
+    const life = live(server, { RESTART_DELAY: "600" }, { rate: 1 })
+    await until("an intent", () => life.factsOf("IntentWritten", "load-a").length === 1)
+    const [advice] = life.about("load-a", /to cancel it/)
+    for (const name of /delete job (.*)$/.exec(advice?.text ?? "")?.[1]?.split(" ") ?? []) kubectlDelete(server, name)
+    await afterLaterFailure(server, life)
+    life.clock.jump(700_000)
+    await afterLaterFailure(server, life)
+    expect([creations(server, "load-a"), intents(server)]).toEqual([[], []])
+  })
+
+  test("Jobs that their TTL took cost no call at each poll while they wait", async () => {
+    const { server } = await takenByTtl("old", { RESTART_DELAY: "10h" })
+    const lists = () => callsOf(server, "list").filter(({ query }) => !query.labelSelector).length
+    const before = lists()
+    await until("polled twenty times", () => lists() > before + 20)
+    expect(callsOf(server, "list", "pods").length).toBeLessThan(5)
+  })
+
+  test("intents that an earlier life has left cost no call at each poll while they wait", async () => {
+    const server = await serve()
+    for (const name of ["load-a", "load-b", "load-c"]) {
+      standIntent(server, stand(server, name), Date.now() + 36_000_000)
+      kubectlDelete(server, name)
+    }
+    live(server, { CHECK_INTERVAL: "1" }, { user: "old", rate: 20 })
+    await until("polled twenty times", () => callsOf(server, "list").length > 20)
+    expect(callsOf(server, "get")).toEqual([])
+  })
+
+  /** A Job with a TTL shorter than a look at its pods may take; its log comes late. */
+  async function expiring(settings: Record<string, string>, ttlSecondsAfterFinished: number) {
+    const server = await serve()
+    server.fault({ subresource: "log" }, { delayMs: 1_000 }, { times: 99 })
+    const job = stand(server, "load-a", { spec: { ttlSecondsAfterFinished }, status: failedAgo(0) })
+    standPod(server, job, "q1", { phase: "Failed", containerStatuses: [ended("main", 3)] })
+    return { server, life: live(server, settings, { rate: 10 }) }
+  }
+
+  test.each([{ RESTART_RULES: "exit:3=never" }, { MAX_RESTARTS: "0" }])(
+    "a Job is not restarted before its cause is known, which forbids it: %j",
+    async (settings) => {
+      const { server, life } = await expiring(settings, 19)
+      await until("given up", () => life.factsOf("GaveUp", "load-a").length > 0)
+      await until("no intent", () => intents(server).length === 0)
+      expect(deletions(server, "load-a")).toEqual([])
+    },
+  )
+
+  test("a Job that its TTL took before its cause was known does not come back if that forbids it", async () => {
+    const { server, life } = await expiring({ RESTART_RULES: "exit:3=never", RESTART_DELAY: "600" }, 3)
+    await until("an intent", () => intents(server).length === 1)
+    removedByTtl(server, "load-a")
+    await until("its cause is known", () => life.factsOf("FailureSeen", "load-a").length > 0)
+    await until("no intent", () => intents(server).length === 0)
+    life.clock.jump(600_000)
+    await afterLaterFailure(server, life)
+    expect(creations(server, "load-a")).toEqual([])
+  })
+
+  test("a Job that its TTL took before its cause was known waits as long as its cause deserves", async () => {
+    const { server, life } = await expiring({ RESTART_RULES: "exit:3=6h" }, 3)
+    await until("an intent", () => intents(server).length === 1)
+    removedByTtl(server, "load-a")
+    await until("its cause is known", () => life.factsOf("FailureSeen", "load-a").length > 0)
+    life.clock.jump(3_600_000)
+    await afterLaterFailure(server, life)
+    expect(creations(server, "load-a")).toEqual([])
+    life.clock.jump(18_000_000)
+    await until("back", () => server.model.job("default", "load-a"))
   })
 
   test("a restart that is cancelled of a Job that is not selected ends in peace", async () => {
