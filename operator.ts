@@ -4323,15 +4323,13 @@ const TRANSITIONS: Record<JobState["is"], JobState["is"][]> = {
 }
 
 /** What the cache keeps of one Job. */
-interface JobEntry {
+class JobEntry {
   view: JobView
   /** The whole object, as last seen; only of a Job that has failed, or is going. */
   job: Job | undefined
   /** As it stood: from a Job that is being deleted, their controllers take them off. */
   finalizers: string[]
-  /** The number of the sighting that told it; a list does not overwrite what was read after it was asked for. */
-  sighting: number
-  state: JobState
+  state: JobState = { is: "idle" }
   decision: Decision | undefined
   evidence: Evidence | undefined
   /** Known once the evidence of a failure is complete. */
@@ -4341,13 +4339,23 @@ interface JobEntry {
   /** The few of its pods that may become evidence; undefined before the first is told to stop. */
   candidates: PodView[] | undefined
   /** The last decision that was reported. */
-  reported: string
-  rejections: number
+  reported = ""
+  rejections = 0
   /** After a rejection: not before this. */
   retryAt: Monotonic | undefined
   goneAt: number | undefined
   /** By what a restart that began after it was gone waits: while that holds, nothing is to be done before it is due. */
   waiting: { intent: string | undefined; failure: Failure | undefined } | undefined
+
+  /** `sighting`: the number of the one that told it; a list does not overwrite what was read after it was asked for. */
+  constructor(
+    { view, job, finalizers }: KeptJob,
+    public sighting: number,
+  ) {
+    this.view = view
+    this.job = job
+    this.finalizers = finalizers
+  }
 }
 
 /** The looks at a Job's pods: for which moments, with which pods; `done`: when the last one is. */
@@ -5388,7 +5396,7 @@ export class Operator implements WatchHandler {
       Object.assign(known, { job: kept.job, sighting }, view.deleting ? {} : { finalizers: kept.finalizers })
     } else {
       if (known) this.cache.forgetJob(known)
-      this.cache.addJob(newEntry(kept, sighting))
+      this.cache.addJob(new JobEntry(kept, sighting))
       // One of the future is from before the clock was set back: it says nothing.
       const now = nowOf(this.world)
       if (isRestarted(view) && view.createdAt <= now)
@@ -5941,24 +5949,6 @@ function shorterTtlMs(before: JobView, after: JobView): number | undefined {
   const known = [before.ttlMs, after.ttlMs].filter((ttlMs) => ttlMs !== undefined)
   return known.length > 0 ? Math.min(...known) : undefined
 }
-
-const newEntry = ({ view, job, finalizers }: KeptJob, sighting: number): JobEntry => ({
-  view,
-  job,
-  finalizers,
-  sighting,
-  state: { is: "idle" },
-  decision: undefined,
-  evidence: undefined,
-  failure: undefined,
-  looks: undefined,
-  candidates: undefined,
-  reported: "",
-  rejections: 0,
-  retryAt: undefined,
-  goneAt: undefined,
-  waiting: undefined,
-})
 
 // ─────────────────────────────────── 13 Log, health and notifications ───────────────────────────────────
 
