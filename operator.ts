@@ -3446,11 +3446,9 @@ const LONGEST_RETRY_AFTER_MS = 300_000
  * server asks.
  */
 export function backoffMs(attempt: number, random: number, error: unknown): number {
-  const most = Math.min(30_000, 250 * 2 ** Math.min(attempt, 10))
-  return (
-    Math.max(error instanceof ApiError ? Math.min(error.retryAfterMs, LONGEST_RETRY_AFTER_MS) : 0, most / 2) +
-    (random * most) / 2
-  )
+  const most = exponentialBackoffMs({ fromMs: 250, toMs: 30_000 }, attempt)
+  const askedMs = error instanceof ApiError ? Math.min(error.retryAfterMs, LONGEST_RETRY_AFTER_MS) : 0
+  return Math.max(askedMs, most / 2) + (random * most) / 2
 }
 
 /**
@@ -5828,7 +5826,7 @@ export class Operator implements WatchHandler {
   private finishRejected(job: JobName, entry: JobEntry | undefined, error: Error): void {
     // The half that is left to chance lets two restarts that need the same free place of a quota pass one after the
     // other.
-    const longestMs = Math.min(300_000, 30_000 * 2 ** Math.min(entry?.rejections ?? 0, 4))
+    const longestMs = exponentialBackoffMs({ fromMs: 30_000, toMs: 300_000 }, entry?.rejections ?? 0)
     const retryMs = longestMs / 2 + (this.world.clock.random() * longestMs) / 2
     const againAt = nowOf(this.world) + retryMs
     this.reporter.emit({ kind: "RestartRejected", job, why: error.message, retryMs })
