@@ -4308,14 +4308,8 @@ export type JobState =
   | { is: "restarting"; dueAt: number }
   | { is: "settled" }
 
-/**
- * The legal transitions; a settled Job stays so until another uid takes its name. A Job that is first seen while its
- * restart is under way is settled from any state.
- */
-const TRANSITIONS: Record<JobState["is"], JobState["is"][]> = {
-  idle: ["idle", "collecting evidence", "scheduled", "restarting", "settled"],
-  "collecting evidence": ["collecting evidence", "idle", "scheduled", "restarting", "settled"],
-  scheduled: ["scheduled", "idle", "collecting evidence", "restarting", "settled"],
+/** Where a state can lead, if not to every other. A settled Job stays so until another uid takes its name. */
+const TRANSITIONS: { [From in JobState["is"]]?: JobState["is"][] } = {
   restarting: ["scheduled", "idle", "settled"],
   settled: ["settled"],
 }
@@ -4361,7 +4355,8 @@ type Looks = { moments: Set<string>; pods: PodView[]; isWaiting: boolean; done: 
 
 /** Moves a Job to another state. Throws where that transition is not legal. */
 export function moveTo(entry: Pick<JobEntry, "state" | "view">, state: JobState): void {
-  if (!TRANSITIONS[entry.state.is].includes(state.is))
+  const legal = TRANSITIONS[entry.state.is]
+  if (legal && !legal.includes(state.is))
     throw new Error(`[${entry.view.key}] cannot go from ${entry.state.is} to ${state.is}`)
   entry.state = state
 }
