@@ -5238,8 +5238,19 @@ const CHANGED_RETRY_MS = 5_000
 const isPodless = ({ phase, hasPods, deleting }: JobView) => phase === "running" && !hasPods && !deleting
 const isRestarted = (view: JobView) => own(view, "restarted-from") !== undefined
 
-/** `again`: its Job was enqueued meanwhile. */
-type RunningRestart = { done: Promise<void>; dueAt: number; changed: AbortController; again: boolean }
+/**
+ * A restart under way. `failure`, and whether the Job `wasGone`: as it was known at its start. `changed` fires when the
+ * Job, or a pod of it, goes. `again`: its Job was enqueued meanwhile.
+ */
+type RunningRestart = {
+  done: Promise<void>
+  dueAt: number
+  startedAt: Monotonic
+  failure: Failure | undefined
+  wasGone: boolean
+  changed: AbortController
+  again: boolean
+}
 
 /**
  * The operator: watches fill the cache, every change enqueues its Job, and reconcile() decides on it. It wires the
@@ -5702,7 +5713,6 @@ export class Operator implements WatchHandler {
 
   /** Runs one restart beside all others. `view`: of the Job that is restarted, or of its replacement. */
   private startRestart(restart: Restart, dueAt: number, view: JobView): void {
-    const { clock } = this.world
     const { key } = restart.job
     const now = nowOf(this.world)
     const freeAt = this.freeAt(view, now)
@@ -5714,24 +5724,25 @@ export class Operator implements WatchHandler {
     const group = groupOf(view)
     const start = isStart ? this.workqueue.noteRestart(group, now, key) : undefined
     if (heldUntil > 0) this.workqueue.hold(group, key)
-    const startedAt = clock.monotonic()
     // An intent may be of an earlier Job than the one that stands.
     if (entry?.view.uid === restart.job.uid && entry.state.is !== "settled") moveTo(entry, { is: "restarting", dueAt })
-    const failure = entry?.failure
-    const wasGone = entry?.goneAt !== undefined
     this.workqueue.remove(key)
-    const running = { done: Promise.resolve(), dueAt, changed: new AbortController(), again: false }
+    const running: RunningRestart = {
+      done: Promise.resolve(),
+      dueAt,
+      startedAt: this.world.clock.monotonic(),
+      failure: entry?.failure,
+      wasGone: entry?.goneAt !== undefined,
+      changed: new AbortController(),
+      again: false,
+    }
     // Before it runs: its first look already asks for changes.
     this.restarts.set(key, running)
     const cache = this.restartCache(restart.job)
     running.done = reconcileRestart(this.world, cache, { ...restart, heldUntil }).then((outcome) => {
       this.restarts.delete(key)
       if (start && !("uid" in outcome)) this.workqueue.forgetRestart(group, start, nowOf(this.world))
-      this.finishRestart(restart.job, failure, outcome, clock.monotonic() - startedAt, dueAt)
-      if (wasGone && outcome.result === "waiting")
-        entry.waiting = { intent: newestFirst(this.cache.intentsOf(key))[0]?.uid, failure }
-      // What became known after its last look is looked at; after a pause, so that it cannot spin.
-      if (outcome.result === "waiting" && running.again) this.enqueue(key, nowOf(this.world) + AGAIN_MS, dueAt)
+      this.finishRestart(restart.job, running, outcome)
     })
   }
 
@@ -5775,47 +5786,33 @@ export class Operator implements WatchHandler {
     this.onJobEvent("MODIFIED", job)
   }
 
-  private finishRestart(
-    job: JobName,
-    failure: Failure | undefined,
-    outcome: Outcome,
-    tookMs: number,
-    dueAt: number,
-  ): void {
-    const now = nowOf(this.world)
-    const lateMs = now - dueAt
+  private finishRestart(job: JobName, running: RunningRestart, outcome: Outcome): void {
+    const { clock } = this.world
     const entry = this.cache.jobs.get(job.key)
     const own = entry?.view.uid === job.uid && entry.state.is !== "settled" ? entry : undefined
-    switch (outcome.result) {
-      case "waiting":
-        if (own) moveTo(own, { is: "scheduled", dueAt: outcome.dueAt })
-        // If more became known meanwhile, it is decided again; after a pause, so that it cannot spin.
-        this.enqueue(job.key, own?.failure === failure ? outcome.dueAt : now + AGAIN_MS, dueAt)
-        return
-      case "rejected":
-        this.finishRejected(job, own, outcome.error)
-        return
-      case "changed":
-        if (own) own.retryAt = later(this.world.clock.monotonic(), CHANGED_RETRY_MS)
-        if (own) moveTo(own, { is: "idle" })
-        this.reporter.emit({ kind: "RestartFinished", job, outcome, tookMs, lateMs })
-        break
-      default:
-        this.reporter.emit({
-          kind: "RestartFinished",
-          job: "uid" in outcome ? { ...job, uid: outcome.uid } : job,
-          outcome,
-          tookMs,
-          lateMs,
-        })
-        // What has ended may be the restart of an earlier Job, which this one has replaced.
-        if (own && "uid" in outcome && outcome.uid === own.view.uid) moveTo(own, { is: "idle" })
-        else if (own) moveTo(own, { is: "settled" })
-        if (outcome.result === "namespace gone")
-          for (const intent of this.cache.intentsOf(job.key)) this.cache.removeIntent(intent)
-    }
+    if (outcome.result === "rejected") return this.finishRejected(job, own, outcome.error)
+    if (outcome.result === "waiting") return this.finishWaiting(job, own, running, outcome.dueAt)
+    const isChanged = outcome.result === "changed"
+    const restarted = "uid" in outcome ? { ...job, uid: outcome.uid } : job
+    const times = { tookMs: clock.monotonic() - running.startedAt, lateMs: nowOf(this.world) - running.dueAt }
+    this.reporter.emit({ kind: "RestartFinished", job: restarted, outcome, ...times })
+    if (own && isChanged) own.retryAt = later(clock.monotonic(), CHANGED_RETRY_MS)
+    // What has ended may be the restart of an earlier Job, which this one has replaced.
+    const isEarlier = "uid" in outcome && outcome.uid === own?.view.uid
+    if (own) moveTo(own, { is: isChanged || isEarlier ? "idle" : "settled" })
+    if (outcome.result === "namespace gone")
+      for (const intent of this.cache.intentsOf(job.key)) this.cache.removeIntent(intent)
     if (own?.goneAt !== undefined && own.state.is === "settled") this.cache.forgetJob(own)
     this.enqueue(job.key)
+  }
+
+  /** What became known after its last look is looked at; after a pause, so that it cannot spin. */
+  private finishWaiting({ key }: JobName, own: JobEntry | undefined, running: RunningRestart, dueAt: number): void {
+    const { failure, wasGone, again } = running
+    if (own) moveTo(own, { is: "scheduled", dueAt })
+    if (own && wasGone) own.waiting = { intent: newestFirst(this.cache.intentsOf(key))[0]?.uid, failure }
+    const isNews = again || own?.failure !== failure
+    this.enqueue(key, isNews ? nowOf(this.world) + AGAIN_MS : dueAt, running.dueAt)
   }
 
   private finishRejected(job: JobName, entry: JobEntry | undefined, error: Error): void {
