@@ -1300,11 +1300,6 @@ export function stateOf(view: JobView, decision: Decision | undefined, rejection
 
 // ─────────────────────────────────────── 5 Replacement and intent ───────────────────────────────────────
 
-/** Whether a failed Job that is gone was removed by its own TTL, not by a person; ten seconds are for two clocks. */
-export function wasRemovedByTtl({ ttlMs, failedAt }: JobView, goneAt: number): boolean {
-  return ttlMs !== undefined && failedAt !== undefined && goneAt >= failedAt + ttlMs - 10_000
-}
-
 /** What a restart of a Job that failed like this wants: decided anew on the Job as it is now. */
 export function wishFor(job: Job, failure: Failure, config: Config, now: number, judge = decide): Wish {
   const view = viewJob(job)
@@ -5584,12 +5579,13 @@ export class Operator implements WatchHandler {
     this.cache.forgetJob(entry)
   }
 
+  /** Where no watch told of its end, the first look that missed it stands for that. */
   private wasRemovedByTtl({ view, job, goneAt = 0 }: JobEntry): boolean {
-    const isWatched = this.cache.tombstone(view.key)?.watched ?? false
     if (view.ttlMs === undefined || !job) return false
-    return isWatched
-      ? !rulesOf(this.world).wasDeletedByPerson(job, undefined, view.ttlMs)
-      : wasRemovedByTtl(view, goneAt)
+    const deletionTimestamp = new Date(goneAt).toISOString()
+    const isWatched = this.cache.tombstone(view.key)?.watched
+    const last = isWatched ? job : { ...job, metadata: { ...job.metadata, deletionTimestamp } }
+    return !rulesOf(this.world).wasDeletedByPerson(last, undefined, view.ttlMs)
   }
 
   private reconcileJob(entry: JobEntry, intent: Intent | undefined): void {

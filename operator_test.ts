@@ -106,7 +106,6 @@ import {
   type Wish,
   Workqueue,
   wasDeletedByPerson,
-  wasRemovedByTtl,
 } from "./operator.ts"
 
 const NOW = Date.parse("2026-03-01T12:00:00Z")
@@ -1110,21 +1109,6 @@ describe("4 Policy", () => {
         decide(viewJob(failedJob({ spec })), failedBy("exit:1"), config, NOW + passed * SECOND)
       expect(at({ ttlSecondsAfterFinished: ttl })).toEqual(at({}))
     })
-  })
-
-  test("wasRemovedByTtl() tells a person's delete from the TTL's (A13)", () => {
-    const gone = (ttl: number | undefined, afterMs: number) =>
-      wasRemovedByTtl(
-        viewJob(failedJob({ spec: ttl === undefined ? {} : { ttlSecondsAfterFinished: ttl } })),
-        NOW + afterMs,
-      )
-    expect([gone(undefined, 100 * SECOND), gone(600, 100 * SECOND)]).toEqual([false, false])
-    expect([gone(600, 600 * SECOND), gone(0, 0)]).toEqual([true, true])
-    // The control plane may have two clocks.
-    expect([gone(600, 592 * SECOND), gone(600, 580 * SECOND)]).toEqual([true, false])
-    expect(wasRemovedByTtl(viewJob({ ...runningJob(), spec: { ...spec(), ttlSecondsAfterFinished: 0 } }), NOW)).toBe(
-      false,
-    )
   })
 
   test("failureOf() has the lines of the termination message, those of the container that failed last of all", () => {
