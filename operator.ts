@@ -6253,18 +6253,13 @@ function stopSignals(say: Say): { stop: AbortSignal; kill: AbortSignal } {
 }
 
 /** Waits for the API server, for boards come up slowly after a power cut. Returns its version. */
-async function waitForServer({ cluster, clock, emit, stop }: World, say: Say): Promise<string> {
-  let isSkewReported = false
+async function waitForServer({ cluster, clock, stop }: World, say: Say): Promise<string> {
   for (let attempt = 1; !stop.aborted; attempt++) {
     try {
       return await cluster.version(stop)
     } catch (error) {
       if (error instanceof ApiError && error.status === 403) return "of unknown version"
       if (!stop.aborted) say("warning", `waiting for ${cluster.address}, attempt ${attempt}: ${messageOf(error)}`)
-      // A wrong clock may be why credentials are rejected; the rejection itself tells the server's time.
-      const skewMs = cluster.skewMs()
-      if (Math.abs(skewMs) > SKEW_LIMIT_MS && !isSkewReported) emit({ kind: "ClockSkew", skewMs })
-      isSkewReported ||= Math.abs(skewMs) > SKEW_LIMIT_MS
       await clock.sleep(backoffMs(attempt, clock.random(), error), stop)
     }
   }
