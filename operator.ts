@@ -751,12 +751,6 @@ function stopOf({ deletionTimestamp, deletionGracePeriodSeconds }: Metadata): St
   return deletionGracePeriodSeconds ? { toldAt: killAt - deletionGracePeriodSeconds * 1_000, killAt } : undefined
 }
 
-/** The view of a pod that a Job owns; undefined for any other pod. */
-function viewOfJobPod(pod: Pod): PodView | undefined {
-  const view = viewPod(pod)
-  return view.jobUid ? view : undefined
-}
-
 /** How a pod is named where a Job is. */
 function podName(namespace: string, { metadata }: Pod): JobName {
   const { name = "", uid = "" } = metadata ?? {}
@@ -4862,7 +4856,8 @@ class Watcher {
   private async watchPods(namespace: string, selector: string, works: () => void, renew: AbortSignal): Promise<void> {
     const { cluster, stop } = this.world
     const signal = AbortSignal.any([stop, renew])
-    const keep = (pod: Pod) => this.reporter.guard(podName(namespace, pod), () => viewOfJobPod(pod))
+    const keep = (pod: Pod) =>
+      this.reporter.guard(podName(namespace, pod), () => [viewPod(pod)].find(({ jobUid }) => jobUid))
     const { items, resourceVersion } = await cluster.listPods(namespace, selector, keep, signal)
     this.handler.onPodsListed(namespace, items)
     this.liveness.notePods(namespace, true)
