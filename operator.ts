@@ -5286,18 +5286,16 @@ export class Operator implements WatchHandler {
   /** The state of each selected Job, and when its restart is due or was, while it is not over. */
   states(): { key: string; state: string; dueAt: number | undefined }[] {
     const now = nowOf(this.world)
-    const restarting = [...this.restarts].map(([key, { dueAt }]) => ({ key, state: "restarting", dueAt }))
-    const others = [...this.cache.jobs.values()].filter(
-      ({ view, state }) =>
-        !this.restarts.has(view.key) && state.is !== "settled" && isSelected(view, this.world.config),
-    )
-    return [
-      ...restarting,
-      ...others.map(({ view, decision, rejections, state }) => {
-        const dueAt = state.is === "scheduled" ? state.dueAt : undefined
-        return { key: view.key, state: stateOf(view, decision, rejections), dueAt }
-      }),
-    ].map((one) => (one.state === "restarting" && (one.dueAt ?? 0) > now ? { ...one, state: "waiting" } : one))
+    const restarting = [...this.restarts].map(([key, { dueAt }]) => {
+      return { key, state: dueAt > now ? "waiting" : "restarting", dueAt }
+    })
+    const others = [...this.cache.jobs.values()].flatMap(({ view, decision, rejections, state }) => {
+      const { key } = view
+      if (this.restarts.has(key) || state.is === "settled" || !isSelected(view, this.world.config)) return []
+      const dueAt = state.is === "scheduled" ? state.dueAt : undefined
+      return { key, state: stateOf(view, decision, rejections), dueAt }
+    })
+    return [...restarting, ...others]
   }
 
   // Cache.
