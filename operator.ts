@@ -5383,7 +5383,7 @@ export class Operator implements WatchHandler {
     if (known && !isListed && compareVersions(view.resourceVersion, known.view.resourceVersion) < 0) return
     const sighting = this.cache.nextSighting()
     if (known?.view.uid === view.uid) {
-      if (view.deleting) this.wakeIfEdited(known.job, kept.job)
+      if (view.deleting) this.wakeIfEdited(view.key, known.job, kept.job)
       known.view = view.deleting ? { ...view, ttlMs: shorterTtlMs(known.view, view) } : view
       Object.assign(known, { job: kept.job, sighting }, view.deleting ? {} : { finalizers: kept.finalizers })
     } else {
@@ -5400,22 +5400,23 @@ export class Operator implements WatchHandler {
   }
 
   /** An edit of a Job that is going is for the restart under way: the Job may be gone a moment later. */
-  private wakeIfEdited(before: Job | undefined, after: Job | undefined): void {
-    const restart = after && this.restarts.get(viewJob(after).key)
-    if (restart && before && fingerprintOf(before) !== fingerprintOf(after)) restart.changed.abort()
+  private wakeIfEdited(key: string, before: Job | undefined, after: Job | undefined): void {
+    const restart = this.restarts.get(key)
+    if (restart && before && after && fingerprintOf(before) !== fingerprintOf(after)) restart.changed.abort()
   }
 
   private onJobDeleted(view: JobView, job: Job | undefined, isWatched: boolean): void {
     const entry = this.cache.jobs.get(view.key)
+    const own = entry?.view.uid === view.uid ? entry : undefined
+    const ttlMs = own ? shorterTtlMs(own.view, view) : view.ttlMs
+    const last = job && own ? { ...job, metadata: { ...job.metadata, finalizers: own.finalizers } } : job
     const isRelevant = entry !== undefined || this.cache.intentsOf(view.key).length > 0
-    if (job && isRelevant) this.cache.bury(view.key, { job, watched: isWatched, ttlMs: view.ttlMs })
-    if (entry?.view.uid !== view.uid) return this.enqueue(view.key)
-    const ttlMs = shorterTtlMs(entry.view, view)
-    entry.view = { ...view, ttlMs, deleting: true }
-    entry.job = job && { ...job, metadata: { ...job.metadata, finalizers: entry.finalizers } }
-    entry.goneAt ??= nowOf(this.world)
-    if (entry.job) this.cache.bury(view.key, { job: entry.job, watched: isWatched, ttlMs })
-    this.restarts.get(view.key)?.changed.abort()
+    if (last && isRelevant) this.cache.bury(view.key, { job: last, watched: isWatched, ttlMs })
+    if (own) {
+      Object.assign(own, { view: { ...view, ttlMs, deleting: true }, job: last })
+      own.goneAt ??= nowOf(this.world)
+      this.restarts.get(view.key)?.changed.abort()
+    }
     this.enqueue(view.key)
   }
 
