@@ -4819,15 +4819,11 @@ class Watcher {
   }
 
   /** Watches until it is time to list again; or sleeps, where watching is not allowed. */
-  private async watchOrSleep(namespace: string, version: string, works: () => void): Promise<void> {
+  private async watchOrSleep(namespace: string, resourceVersion: string, works: () => void): Promise<void> {
     const { clock, config, stop } = this.world
+    const untilAt = later(clock.monotonic(), RELIST_MS)
     if (this.permissions.may(namespace, WATCH_RIGHTS.jobs))
-      return this.watch(namespace, "jobs", {
-        resourceVersion: version,
-        untilAt: later(clock.monotonic(), RELIST_MS),
-        works,
-        stop,
-      })
+      return this.watch(namespace, "jobs", { resourceVersion, untilAt, works, stop })
     works()
     await clock.sleep(config.checkIntervalMs, stop)
   }
@@ -5053,10 +5049,8 @@ class Recorder {
       await createRecord(this.world, record)
       const known = this.know(view.key, [recordKey(record.metadata ?? {})])
       const stale = new Set(staleRecords([...known], config.historyLimit, () => true, nowOf(this.world)))
-      this.known.set(
-        view.key,
-        known.filter((one) => !stale.has(one)),
-      )
+      const others = known.filter((one) => !stale.has(one))
+      this.known.set(view.key, others)
       await removeRecords(this.world, view.namespace, [...stale])
     })
   }
@@ -5824,17 +5818,12 @@ export class Operator implements WatchHandler {
 
   private async onFailure(entry: JobEntry, evidence: Evidence): Promise<void> {
     const { view } = entry
+    const { failedAt = 0 } = view
     const failure = { ...failureOf(view, evidence), seenAt: await this.serverClock.presentFor(view) }
     entry.failure = failure
+    const { cause } = failure
     const reason = [view.reason, view.message].filter(Boolean).join(", ")
-    this.reporter.emit({
-      kind: "FailureSeen",
-      job: view,
-      failedAt: view.failedAt ?? 0,
-      cause: failure.cause,
-      reason,
-      evidence,
-    })
+    this.reporter.emit({ kind: "FailureSeen", job: view, failedAt, cause, reason, evidence })
     this.recorder.record(entry, evidence, failure)
     this.enqueue(view.key)
   }
@@ -5849,17 +5838,11 @@ export class Operator implements WatchHandler {
     entry.reported = fact
     const phase = view.deleting ? "deleting" : view.phase
     if (decision.do === "leave")
-      this.reporter.emit({ kind: "LeftAlone", job: view, because, healthy: decision.healthy, phase })
-    if (decision.do === "give up") this.reporter.emit({ kind: "GaveUp", job: view, because, cause })
-    if ("dueAt" in decision && this.reporter.isNew(`failure ${view.uid} ${fact}`))
-      this.reporter.emit({
-        kind: "RestartScheduled",
-        job: view,
-        dueAt: decision.dueAt,
-        inMs: decision.dueAt - now,
-        because,
-        cause,
-      })
+      return this.reporter.emit({ kind: "LeftAlone", job: view, because, healthy: decision.healthy, phase })
+    if (decision.do === "give up") return this.reporter.emit({ kind: "GaveUp", job: view, because, cause })
+    const { dueAt } = decision
+    if (this.reporter.isNew(`failure ${view.uid} ${fact}`))
+      this.reporter.emit({ kind: "RestartScheduled", job: view, dueAt, inMs: dueAt - now, because, cause })
   }
 
   /** What an owner should know before the Job fails. */
@@ -5887,10 +5870,8 @@ export class Operator implements WatchHandler {
     const existing = new Set(items.map(({ view }) => view.key))
     for (const key of config.jobNames ?? []) {
       if (!key.startsWith(`${namespace}/`) || existing.has(key)) continue
-      this.reporter.emit({
-        kind: "JobMissing",
-        job: { key, namespace, name: key.slice(namespace.length + 1), uid: "" },
-      })
+      const name = key.slice(namespace.length + 1)
+      this.reporter.emit({ kind: "JobMissing", job: { key, namespace, name, uid: "" } })
     }
     if (items.length > 0) return
     const isReadable = this.permissions.may(namespace, NAMESPACE_RIGHT)
