@@ -4401,16 +4401,8 @@ export class Cache {
   /** The sighting at which an intent was removed, by its uid. */
   private readonly removedIntents = new BoundedMap<number>(MOST_TOMBSTONES)
   private readonly tombstones = new BoundedMap<Tombstone>(MOST_TOMBSTONES)
-  private sightings = 0
-
   /** Counts what is seen of Jobs. */
-  sighting(): number {
-    return this.sightings
-  }
-
-  nextSighting(): number {
-    return ++this.sightings
-  }
+  sightings = 0
 
   intentsOf(key: string): KnownIntent[] {
     return [...(this.intents.get(key)?.values() ?? [])]
@@ -4433,13 +4425,13 @@ export class Cache {
     known.set(intent.name, {
       ...intent,
       adoptAt: earlierAt < adoptAt ? earlierAt : adoptAt,
-      sighting: this.nextSighting(),
+      sighting: ++this.sightings,
     })
     this.intents.set(key, known)
   }
 
   removeIntent({ namespace, jobName, name, uid }: Pick<Intent, "namespace" | "jobName" | "name" | "uid">): void {
-    this.removedIntents.set(uid, this.nextSighting())
+    this.removedIntents.set(uid, ++this.sightings)
     const key = `${namespace}/${jobName}`
     const known = this.intents.get(key)
     if (known?.get(name)?.uid === uid) known.delete(name)
@@ -4697,7 +4689,8 @@ export class Liveness {
   private readonly lastEventAt = new Map<string, Monotonic>()
   /** Namespaces whose Jobs could not be listed or watched since the last event. */
   private readonly broken = new Set<string>()
-  private readonly syncedPods = new Set<string>()
+  /** Namespaces in which a watch of pods has been without a gap since its list. */
+  readonly syncedPods = new Set<string>()
 
   constructor(
     private readonly clock: Pick<Clock, "monotonic">,
@@ -4733,16 +4726,6 @@ export class Liveness {
   noteWatch(namespace: string, resource: string): void {
     const key = `${namespace}/${resource}`
     this.watches.set(key, (this.watches.get(key) ?? 0) + 1)
-  }
-
-  /** Whether a watch of pods has been without a gap since its list. */
-  arePodsSynced(namespace: string): boolean {
-    return this.syncedPods.has(namespace)
-  }
-
-  notePods(namespace: string, isSynced: boolean): void {
-    if (isSynced) this.syncedPods.add(namespace)
-    else this.syncedPods.delete(namespace)
   }
 }
 
@@ -4780,7 +4763,7 @@ class Watcher {
 
   constructor(
     private readonly world: World,
-    private readonly cache: Pick<Cache, "sighting">,
+    private readonly cache: Pick<Cache, "sightings">,
     private readonly permissions: Permissions,
     private readonly liveness: Liveness,
     private readonly reporter: Reporter,
@@ -4809,7 +4792,7 @@ class Watcher {
 
   private async listJobs(namespace: string, isFirst: boolean): Promise<string> {
     const { cluster, stop } = this.world
-    const since = this.cache.sighting()
+    const since = this.cache.sightings
     const { items, resourceVersion } = await cluster.listJobs(namespace, "", keepJob, stop)
     this.liveness.noteEvent(namespace)
     // The Role has come since the review.
@@ -4841,7 +4824,7 @@ class Watcher {
         if (!this.permissions.may(namespace, WATCH_RIGHTS.pods)) await clock.sleep(LONGEST_SLEEP_MS, stop)
         else await this.watchPods(namespace, watched.ofAll ? "" : POD_SELECTOR, trouble.over, watched.renew.signal)
       } catch (error) {
-        this.liveness.notePods(namespace, false)
+        this.liveness.syncedPods.delete(namespace)
         if (watched.renew.signal.aborted) continue
         this.permissions.noteDenied(namespace, WATCH_RIGHTS.pods, error)
         await trouble.wait(error, stop)
@@ -4856,7 +4839,7 @@ class Watcher {
       this.reporter.guard(podName(namespace, pod), () => [viewPod(pod)].find(({ jobUid }) => jobUid))
     const { items, resourceVersion } = await cluster.listPods(namespace, selector, keep, signal)
     this.handler.onPodsListed(namespace, items)
-    this.liveness.notePods(namespace, true)
+    this.liveness.syncedPods.add(namespace)
     await this.watch(namespace, "pods", { resourceVersion, works, selector, stop: signal })
   }
 
@@ -5375,7 +5358,7 @@ export class Operator implements WatchHandler {
     this.watcher.watchAllPods(view)
     // A late watch tells what a restart has read past already. A list is believed: etcd may have been restored.
     if (known && !isListed && compareVersions(view.resourceVersion, known.view.resourceVersion) < 0) return
-    const sighting = this.cache.nextSighting()
+    const sighting = ++this.cache.sightings
     if (known?.view.uid === view.uid) {
       if (view.deleting) this.wakeIfEdited(view.key, known.job, kept.job)
       known.view = view.deleting ? { ...view, ttlMs: shorterTtlMs(known.view, view) } : view
@@ -5739,7 +5722,7 @@ export class Operator implements WatchHandler {
       latest: () => cache.latest(key),
       podsOf: (uid) => {
         // After a stop nothing is watched any more.
-        const pods = liveness.arePodsSynced(namespace) && !this.world.stop.aborted ? cache.podsOf(uid) : []
+        const pods = liveness.syncedPods.has(namespace) && !this.world.stop.aborted ? cache.podsOf(uid) : []
         return pods.length > 0 ? pods : undefined
       },
       deletedByPerson: (uid, dueAt) => {
@@ -5748,7 +5731,7 @@ export class Operator implements WatchHandler {
       },
       ttlMsOf: (uid) => tombstoneOf(uid)?.ttlMs,
       onJobRead: (job) => this.onJobRead(job),
-      onIntentRead: (intent) => cache.addIntent(intent, this.world.clock.monotonic(), cache.sighting()),
+      onIntentRead: (intent) => cache.addIntent(intent, this.world.clock.monotonic(), cache.sightings),
       onIntentGone: (intent) => cache.removeIntent(intent),
       whenChanged: () => this.whenChanged(key, namespace),
       emit: (fact) => this.reporter.emit(fact),

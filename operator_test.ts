@@ -4084,14 +4084,10 @@ describe("11 Controller", () => {
       expect(liveness.staleForMs("a")).toBeUndefined()
     })
 
-    test("counts watches, and knows where pods are watched without a gap", () => {
+    test("counts watches", () => {
       const { liveness } = livenessAt()
       for (const resource of ["jobs", "jobs", "pods"]) liveness.noteWatch("a", resource)
       expect(liveness.watches).toEqual(new Map(Object.entries({ "a/jobs": 2, "a/pods": 1 })))
-      liveness.notePods("a", true)
-      expect([liveness.arePodsSynced("a"), liveness.arePodsSynced("b")]).toEqual([true, false])
-      liveness.notePods("a", false)
-      expect(liveness.arePodsSynced("a")).toBe(false)
     })
   })
 
