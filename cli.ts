@@ -520,33 +520,26 @@ export class Dashboard extends Inventory {
     for (const key of keys) this.looking = this.looking.then(() => this.explain(key)).catch(() => {})
   }
 
-  /** Lists once, then watches; after an error lists again. */
+  /** Lists once, then watches, one watch after the other; after an error lists again. */
   private async listAndWatch(namespace: string, resource: Resource, ready: () => void): Promise<void> {
-    const { clock, stop } = this.world
+    const { clock, cluster, stop } = this.world
     const what = `${resource} in ${namespace}`
-    let version = ""
+    const options = { silenceMs: 150_000, resourceVersion: "", selector: SELECTORS[resource] }
     do {
       try {
-        version ||= await this.list(namespace, resource).finally(ready)
+        options.resourceVersion ||= await this.list(namespace, resource).finally(ready)
         this.report(what)
-        version = await this.watch(namespace, resource, version)
+        for await (const { type, object } of cluster.watch(namespace, resource, options, stop)) {
+          options.resourceVersion = object.metadata?.resourceVersion ?? options.resourceVersion
+          if (type === "BOOKMARK") continue
+          this.take(type, resource === "jobs" ? seeJob(object) : seeConfigMap(object.metadata ?? {}))
+        }
       } catch (error) {
-        version = ""
+        options.resourceVersion = ""
         this.report(what, error)
       }
       await clock.sleep(RETRY_MS, stop)
     } while (!stop.aborted)
-  }
-
-  /** Watches until the server ends it; returns the version to go on from. */
-  private async watch(namespace: string, resource: Resource, resourceVersion: string): Promise<string> {
-    const options = { silenceMs: 150_000, resourceVersion, selector: SELECTORS[resource] }
-    for await (const { type, object } of this.world.cluster.watch(namespace, resource, options, this.world.stop)) {
-      options.resourceVersion = object.metadata?.resourceVersion ?? options.resourceVersion
-      if (type === "BOOKMARK") continue
-      this.take(type, resource === "jobs" ? seeJob(object) : seeConfigMap(object.metadata ?? {}))
-    }
-    return options.resourceVersion
   }
 
   /** Without an error: it can be read again. */
