@@ -6091,17 +6091,12 @@ function isRecovery(fact: Fact): boolean {
 function outbox(url: string, { clock, kill }: Pick<World, "clock" | "kill">, say: Say) {
   const last = new Map<string, Promise<void>>()
   let waiting = 0
-  let turn: Promise<Rejection | undefined> = Promise.resolve(undefined)
+  let turn = Promise.resolve()
   /** One message at a time, and none while the receiver asks for a pause. */
-  let pausedUntilAt = clock.monotonic()
   const postInTurn = (text: string) => {
-    turn = turn.then(async () => {
-      await clock.sleep(pausedUntilAt - clock.monotonic(), kill)
-      const rejection = kill.aborted ? undefined : await post(url, text, clock.now(), kill)
-      pausedUntilAt = later(clock.monotonic(), rejection?.retryAfterMs ?? 0)
-      return rejection
-    })
-    return turn
+    const posted = turn.then(() => (kill.aborted ? undefined : post(url, text, clock.now(), kill)))
+    turn = posted.then((rejection) => clock.sleep(rejection?.retryAfterMs ?? 0, kill))
+    return posted
   }
   const deliver = async (text: string, since: Monotonic) => {
     for (let tries = 0; !kill.aborted; tries++) {

@@ -486,7 +486,8 @@ describe("NOTIFY_URL", () => {
     const { tell, slept } = quickNotifier(phone.NOTIFY_URL)
     tell(gaveUp("load-a"))
     await until("taken", () => phone.posts.length === 2)
-    expect(slept.reduce((sum, ms) => sum + ms, 0)).toBe(waitMs)
+    // The pause and the backoff pass at the same time.
+    expect(Math.max(...slept)).toBe(waitMs)
   })
 
   test("a message is tried for a day, ever more rarely, and no longer (J19)", async () => {
