@@ -3587,18 +3587,9 @@ export async function createRecord({ cluster, kill }: World, record: ConfigMap):
   await cluster.createConfigMap(namespace, record, kill).catch((error) => exceptFor(error, "AlreadyExists"))
 }
 
-async function removeRecords({ cluster, kill }: World, namespace: string, records: RecordKey[]): Promise<void> {
+async function removeRecords({ cluster, kill }: World, namespace: string, records: Iterable<RecordKey>): Promise<void> {
   for (const { name } of records)
     await cluster.deleteConfigMap(namespace, name, kill).catch((error) => exceptFor(error, "NotFound"))
-}
-
-/** Removes the records of a namespace that are too many or too old; returns the others. */
-async function pruneRecords(world: World, namespace: string, exists: (job: string) => boolean): Promise<RecordKey[]> {
-  const { cluster, config, kill } = world
-  const { items: records } = await cluster.listConfigMaps(namespace, `${RECORD}=failure`, recordKey, kill)
-  const stale = new Set(staleRecords(records, config.historyLimit, exists, nowOf(world)))
-  await removeRecords(world, namespace, [...stale])
-  return records.filter((record) => !stale.has(record))
 }
 
 /** Writes the settings for the commands, unless they stand there already. */
@@ -5031,10 +5022,10 @@ class Recorder {
       const record = recordFor(view, evidence, failure.cause, decision)
       await createRecord(this.world, record)
       const known = this.know(view.key, [recordKey(record.metadata ?? {})])
-      const stale = new Set(staleRecords([...known], config.historyLimit, () => true, nowOf(this.world)))
+      const stale = new Set(staleRecords(known, config.historyLimit, () => true, nowOf(this.world)))
       const others = known.filter((one) => !stale.has(one))
       this.known.set(view.key, others)
-      await removeRecords(this.world, view.namespace, [...stale])
+      await removeRecords(this.world, view.namespace, stale)
     })
   }
 
@@ -5043,7 +5034,7 @@ class Recorder {
    * over.
    */
   tidyUp(namespace: string, items: KeptJob[]): void {
-    const { clock, config } = this.world
+    const { clock, cluster, config, kill } = this.world
     if (this.reporter.isNew(`settings ${namespace}`))
       this.writes.keep(namespace, "get /configmaps", "settings are not written for the commands", () =>
         writeSettings(this.world, namespace),
@@ -5056,7 +5047,10 @@ class Recorder {
     // Also where the Role does not let us remove them.
     for (const key of this.known.keys()) if (key.startsWith(`${namespace}/`) && !isThere(key)) this.known.delete(key)
     this.writes.keep(namespace, "delete /configmaps", "old records of failures are not removed", async () => {
-      const kept = await pruneRecords(this.world, namespace, (job) => existing.has(job))
+      const { items: records } = await cluster.listConfigMaps(namespace, `${RECORD}=failure`, recordKey, kill)
+      const stale = new Set(staleRecords(records, config.historyLimit, (job) => existing.has(job), nowOf(this.world)))
+      await removeRecords(this.world, namespace, stale)
+      const kept = records.filter((one) => !stale.has(one))
       for (const [key, past] of Map.groupBy(kept, ({ job }) => `${namespace}/${job}`))
         if (isThere(key)) this.know(key, past)
     })
