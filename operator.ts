@@ -4255,9 +4255,6 @@ const PRUNE_MS = 86_400_000
 const MOST_WRITES = 5
 const MOST_WAITING_WRITES = 2_000
 
-/** With the backoff between them 8 to 16 s. */
-const DENIALS = 7
-
 const WATCH_RIGHTS = { jobs: "watch batch/jobs", pods: "watch /pods" }
 
 const LONGEST_SLEEP_MS = 30_000
@@ -4530,7 +4527,7 @@ export class Permissions {
     if (!(error instanceof ApiError) || error.status !== 403) return
     const denials = (this.denials.get(`${namespace} ${right}`) ?? 0) + 1
     this.denials.set(`${namespace} ${right}`, denials)
-    const mayPass = this.may(namespace, right) && denials < DENIALS
+    const mayPass = this.may(namespace, right) && denials < REFUSALS
     if (!mayPass && !this.reviews.get(namespace)?.allowed.delete(right)) this.reviews.delete(namespace)
   }
 
