@@ -4352,7 +4352,7 @@ type KnownIntent = Intent & { adoptAt: Monotonic; sighting: number }
 /** A Map that forgets what was set first when it is full. */
 class BoundedMap<V> extends Map<string, V> {
   constructor(
-    private readonly most: number,
+    public most: number,
     private readonly onForgotten: (key: string) => void = () => {},
   ) {
     super()
@@ -5916,10 +5916,8 @@ export class Metrics {
   private readonly watches = this.metric(Counter, "watch_restarts_total", "New watches.", "namespace", "resource")
   private readonly ready = this.metric(Gauge, "ready", "Whether what is known of a namespace is fresh.", "namespace")
   private readonly build = this.metric(Gauge, "build_info", "Always 1; the labels tell the version.", "version", "bun")
-  /** When each counted Job was last there, the earliest first. */
-  private readonly thereAt = new Map<string, Monotonic>()
-  /** So many were there when last asked. */
-  private there = 0
+  /** When each counted Job was last there. */
+  private readonly thereAt = new BoundedMap<Monotonic>(MOST_COUNTED_JOBS, (key) => this.forget(key))
 
   constructor(private readonly clock: Pick<Clock, "monotonic"> = systemClock) {
     this.build.set({ version: project.version, bun: Bun.version }, 1)
@@ -5945,10 +5943,7 @@ export class Metrics {
 
   /** The labels of a Job that is there now, and whose counts are kept. */
   private countedLabels(key: string) {
-    this.thereAt.delete(key)
     this.thereAt.set(key, this.clock.monotonic())
-    const [earliest = key] = this.thereAt.keys()
-    if (this.thereAt.size > this.there + MOST_COUNTED_JOBS) this.forget(earliest)
     return jobLabels(key)
   }
 
@@ -5956,7 +5951,7 @@ export class Metrics {
   async text(operator: Operator, namespaces: string[]): Promise<string> {
     for (const metric of [this.state, this.due, this.watches]) metric.reset()
     const states = operator.states()
-    this.there = states.length
+    this.thereAt.most = states.length + MOST_COUNTED_JOBS
     for (const { key, state, dueAt } of states) {
       const labels = this.countedLabels(key)
       this.state.set({ ...labels, state }, 1)
@@ -6051,7 +6046,7 @@ const MOST_ALARMS = 10_000
 /** Tells a person of each alarm of a Job, once, and when it is back; in order, and each is tried for up to a day. */
 export function notifier(url: string, world: Pick<World, "clock" | "kill">, say: Say): Emit {
   /** The last alarm of each Job that is not back. */
-  const alarms = new Map<string, string>()
+  const alarms = new BoundedMap<string>(MOST_ALARMS)
   const send = outbox(url, world, say)
   return (fact) => {
     if (!("job" in fact) || !fact.job) return
@@ -6059,7 +6054,6 @@ export function notifier(url: string, world: Pick<World, "clock" | "kill">, say:
     const alarm = `${fact.kind} ${uid}`
     const { text } = logLineOf(fact)
     if (isAlarmFact(fact) && alarms.get(key) !== alarm) {
-      if (alarms.size >= MOST_ALARMS) alarms.clear()
       alarms.set(key, alarm)
       send(key, text)
     } else if (isRecovery(fact) && alarms.delete(key)) send(key, `back after an alarm: ${text}`)
