@@ -3491,7 +3491,7 @@ export async function gatherEvidence(
       const fresh = listed.filter((pod) => !isKept(pod))
       const others = kept.filter(({ uid }) => !fresh.some((pod) => pod.uid === uid))
       Object.assign(evidence, evidencePods([...others, ...fresh]))
-      await Promise.all(evidence.pods.map((pod) => readLogs(world, job.namespace, pod, evidence.logs, signal)))
+      await readLogs(world, job.namespace, evidence, signal)
     })
   } catch (error) {
     complain(error)
@@ -3535,31 +3535,24 @@ async function podsOfJob({ cluster }: World, job: JobView, signal: AbortSignal):
  * Reads each container's log, unless that was read whole after the container's end. What was read earlier stays if
  * there is nothing better.
  */
-async function readLogs(
-  world: World,
-  namespace: string,
-  pod: PodView,
-  logs: Map<string, Tail>,
-  signal: AbortSignal,
-): Promise<void> {
+async function readLogs(world: World, namespace: string, { pods, logs }: Evidence, signal: AbortSignal) {
   const { cluster, config } = world
   const lines = config.logLines
-  const read = async ({ name, state, ended }: ContainerView) => {
+  const read = async (pod: PodView, { name, state, ended }: ContainerView) => {
     const key = `${pod.uid}/${name}`
     if (lines === 0 || (state === "waiting" && !ended) || logs.get(key)?.final) return
     if (pod.gone)
       return void (logs.has(key) || logs.set(key, { lines: [], note: "log not available, the pod is gone" }))
     // In a container that runs again, the run that failed is the one before; where that is gone the server answers 400.
     const runsAgain = state === "running" && ended
-    const tryToRead = (previous: boolean) => () =>
-      cluster.readLog(namespace, pod.name, name, { lines, previous }, signal)
-    const tail = (previous: boolean) => retry(world, LOG_RETRY, signal, tryToRead(previous))
+    const tail = (previous: boolean) =>
+      retry(world, LOG_RETRY, signal, () => cluster.readLog(namespace, pod.name, name, { lines, previous }, signal))
     const found = await tail(runsAgain)
       .catch((error) => (runsAgain ? tail(false) : Promise.reject(error)))
       .catch((error) => ({ lines: [], note: `log not available: ${messageOf(error)}`, final: false }))
     if (found.lines.length > 0 || !logs.get(key)?.lines.length) logs.set(key, { final: state !== "running", ...found })
   }
-  await Promise.all(pod.containers.map(read))
+  await Promise.all(pods.flatMap((pod) => pod.containers.map((container) => read(pod, container))))
 }
 
 /** An API server that has just started may answer 403 for up to half a minute, until it knows its Roles. */
