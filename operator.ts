@@ -4529,10 +4529,8 @@ export class Permissions {
   }
 }
 
-/** When a key is to be reconciled, and with which others its restart keeps its distance. */
-type Schedule = { at: number; since: number }
-
-type QueueItem = { key: string; at: number }
+/** When to reconcile a key. `since`: from when it is overdue, which decides between keys that are due together. */
+type QueueItem = { key: string; at: number; since: number }
 
 /** When a restart of a group started, and the one before it. */
 type GroupStart = { at: number; before: number | undefined }
@@ -4541,11 +4539,11 @@ const earliestFirst = (a: QueueItem, b: QueueItem) => a.at - b.at || (a.key < b.
 
 /**
  * Keys with due times. Invariant: of a key, the earliest time that was asked for since it was last taken counts, and
- * it stands in `schedules`; items of the heap that say otherwise are void. Restarts of one group are `spacingMs`
+ * it stands in `schedules`; other items of the heap are void. Restarts of one group are `spacingMs`
  * apart.
  */
 export class Workqueue {
-  readonly schedules = new Map<string, Schedule>()
+  readonly schedules = new Map<string, QueueItem>()
   private heap = new TinyQueue<QueueItem>([], earliestFirst)
   private readonly lastRestarts = new Map<string, GroupStart>()
   /** The keys that wait until their group is free. */
@@ -4560,19 +4558,15 @@ export class Workqueue {
     return this.wake.signal
   }
 
-  /** `since`: from when it is overdue, which decides between keys that are due together. */
   add(key: string, at: number, since = at): void {
     const known = this.schedules.get(key)
     if (known && known.at <= at) return
-    this.schedules.set(key, { at, since: Math.min(since, known?.since ?? since) })
-    this.heap.push({ key, at })
-    if (this.heap.peek()?.key === key) this.wake.abort()
-    if (this.heap.length > 2 * this.schedules.size + MOST_VOID) this.dropVoid()
-  }
-
-  private dropVoid(): void {
-    const items = [...this.schedules].map(([key, { at }]) => ({ key, at }))
-    this.heap = new TinyQueue(items, earliestFirst)
+    const item = { key, at, since: Math.min(since, known?.since ?? since) }
+    this.schedules.set(key, item)
+    this.heap.push(item)
+    if (this.heap.peek() === item) this.wake.abort()
+    if (this.heap.length > 2 * this.schedules.size + MOST_VOID)
+      this.heap = new TinyQueue([...this.schedules.values()], earliestFirst)
   }
 
   /** A clock was set: what waits by the old time is looked at again. */
@@ -4589,11 +4583,11 @@ export class Workqueue {
     this.wake = new AbortController()
     if (now < this.lookedAt - CLOCK_SET_BACK_MS) this.addAll(now)
     this.lookedAt = now
-    const due: { key: string; since: number }[] = []
+    const due: QueueItem[] = []
     while ((this.nextAt() ?? Number.POSITIVE_INFINITY) <= now) {
-      const { key } = this.heap.pop() as QueueItem
-      due.push({ key, since: this.schedules.get(key)?.since ?? 0 })
-      this.schedules.delete(key)
+      const item = this.heap.pop() as QueueItem
+      due.push(item)
+      this.schedules.delete(item.key)
     }
     return due.sort((a, b) => a.since - b.since || (a.key < b.key ? -1 : 1)).map(({ key }) => key)
   }
@@ -4601,7 +4595,7 @@ export class Workqueue {
   /** When the next key is due. */
   nextAt(): number | undefined {
     for (let item = this.heap.peek(); item; item = this.heap.peek()) {
-      if (this.schedules.get(item.key)?.at === item.at) return item.at
+      if (this.schedules.get(item.key) === item) return item.at
       this.heap.pop()
     }
     return undefined
