@@ -4715,8 +4715,8 @@ export function keepJob(job: Job): KeptJob {
   return { view, job: isWhole && !intent ? job : undefined, finalizers: job.metadata?.finalizers ?? [], intent }
 }
 
-/** What a list of Jobs told. `since`: the sighting before it was asked for; `isFirst`: of this life. */
-type ListedJobs = Listed<KeptJob> & { since: number; isFirst: boolean }
+/** What a list of Jobs told. `since`: the sighting before it was asked for. */
+type ListedJobs = Listed<KeptJob> & { since: number }
 
 /** Hears what a Watcher is told. */
 interface WatchHandler {
@@ -4749,11 +4749,10 @@ class Watcher {
     const { stop } = this.world
     const trouble = retryBackoff(this.world, `Jobs in ${namespace} cannot be watched`)
     let pods: Promise<void> | undefined
-    for (let isFirst = true; !stop.aborted; ) {
+    while (!stop.aborted) {
       try {
         await this.review(namespace)
-        const version = await this.listJobs(namespace, isFirst)
-        isFirst = false
+        const version = await this.listJobs(namespace)
         pods ??= this.listAndWatchPods(namespace)
         await this.watchOrSleep(namespace, version, trouble.over)
       } catch (error) {
@@ -4765,15 +4764,15 @@ class Watcher {
     await pods
   }
 
-  private async listJobs(namespace: string, isFirst: boolean): Promise<string> {
+  private async listJobs(namespace: string): Promise<string> {
     const { cluster, stop } = this.world
     const since = this.cache.sightings
-    const { items, resourceVersion } = await cluster.listJobs(namespace, "", keepJob, stop)
+    const list = await cluster.listJobs(namespace, "", keepJob, stop)
     this.liveness.noteEvent(namespace)
     // The Role has come since the review.
     if (!this.permissions.may(namespace, "list batch/jobs")) await this.review(namespace, true)
-    await this.handler.onJobsListed(namespace, { items, resourceVersion, since, isFirst })
-    return resourceVersion
+    await this.handler.onJobsListed(namespace, { ...list, since })
+    return list.resourceVersion
   }
 
   /** Watches until it is time to list again; or sleeps, where watching is not allowed. */
@@ -5256,8 +5255,9 @@ export class Operator implements WatchHandler {
   // Cache.
 
   async onJobsListed(namespace: string, list: ListedJobs): Promise<void> {
+    const isFirst = !this.listedVersion.has(namespace)
     this.replaceCache(namespace, list)
-    if (list.isFirst) await this.reportMissing(namespace, list.items)
+    if (isFirst) await this.reportMissing(namespace, list.items)
     this.recorder.tidyUp(namespace, list.items)
   }
 
