@@ -4745,16 +4745,23 @@ class Watcher {
     private readonly handler: WatchHandler,
   ) {}
 
+  /** Lists, then watches until it is time to list again; or sleeps, where watching is not allowed. */
   async listAndWatch(namespace: string): Promise<void> {
-    const { stop } = this.world
+    const { clock, config, stop } = this.world
     const trouble = retryBackoff(this.world, `Jobs in ${namespace} cannot be watched`)
     let pods: Promise<void> | undefined
     while (!stop.aborted) {
       try {
         await this.review(namespace)
-        const version = await this.listJobs(namespace)
+        const resourceVersion = await this.listJobs(namespace)
         pods ??= this.listAndWatchPods(namespace)
-        await this.watchOrSleep(namespace, version, trouble.over)
+        const untilAt = later(clock.monotonic(), RELIST_MS)
+        const from = { resourceVersion, untilAt, works: trouble.over, stop }
+        if (this.permissions.may(namespace, WATCH_RIGHTS.jobs)) await this.watch(namespace, "jobs", from)
+        else {
+          trouble.over()
+          await clock.sleep(config.checkIntervalMs, stop)
+        }
       } catch (error) {
         if (!stop.aborted) this.liveness.noteBroken(namespace)
         this.permissions.noteDenied(namespace, WATCH_RIGHTS.jobs, error)
@@ -4773,16 +4780,6 @@ class Watcher {
     if (!this.permissions.may(namespace, "list batch/jobs")) await this.review(namespace, true)
     await this.handler.onJobsListed(namespace, { ...list, since })
     return list.resourceVersion
-  }
-
-  /** Watches until it is time to list again; or sleeps, where watching is not allowed. */
-  private async watchOrSleep(namespace: string, resourceVersion: string, works: () => void): Promise<void> {
-    const { clock, config, stop } = this.world
-    const untilAt = later(clock.monotonic(), RELIST_MS)
-    if (this.permissions.may(namespace, WATCH_RIGHTS.jobs))
-      return this.watch(namespace, "jobs", { resourceVersion, untilAt, works, stop })
-    works()
-    await clock.sleep(config.checkIntervalMs, stop)
   }
 
   /** Keeps each pod's last outcome, for pods are often gone when their Job has failed. */
