@@ -5440,15 +5440,11 @@ export class Operator implements WatchHandler {
     }
     const entry = this.cache.jobs.get(key)
     const [intent] = newestFirst(this.cache.intentsOf(key))
-    if (!entry) this.reconcileIntent(key, intent)
-    else if (entry.state.is === "settled") this.reconcileSettled(entry, intent)
+    const isSettled = entry?.state.is === "settled"
+    if (isSettled && entry.goneAt !== undefined && !intent) this.cache.forgetJob(entry)
+    if (!entry || isSettled) this.reconcileIntent(key, intent)
     else if (entry.goneAt !== undefined) this.reconcileGone(entry, intent)
     else this.reconcileJob(entry, intent)
-  }
-
-  private reconcileSettled(entry: JobEntry, intent: Intent | undefined): void {
-    if (entry.goneAt !== undefined && !intent) this.cache.forgetJob(entry)
-    this.reconcileIntent(entry.view.key, intent)
   }
 
   /**
