@@ -4876,21 +4876,18 @@ class BackgroundWrites {
   private readonly waiting: (() => Promise<unknown>)[] = []
   /** Those that wait until they are tried again. */
   private postponed = 0
-  /** The failures that were reported. */
-  private readonly failed = new BoundedMap<true>(MOST_TOMBSTONES)
 
   constructor(
     private readonly world: World,
     private readonly permissions: Permissions,
+    private readonly isNew: (failure: string) => boolean,
   ) {}
 
   /** A failure is reported once. */
   add(namespace: string, right: string, what: string, work: () => Promise<unknown>): void {
     if (this.world.config.dryRun || !this.permissions.may(namespace, right)) return
     const report = (why: string) => {
-      const fact = `${namespace} ${what} ${why}`
-      if (!this.failed.has(fact)) this.world.emit({ kind: "WriteFailed", namespace, what, why })
-      this.failed.set(fact, true)
+      if (this.isNew(`${namespace} ${what} ${why}`)) this.world.emit({ kind: "WriteFailed", namespace, what, why })
     }
     if (this.waiting.length + this.postponed >= MOST_WAITING_WRITES)
       return report(`${MOST_WAITING_WRITES} others wait already`)
@@ -5217,7 +5214,7 @@ export class Operator implements WatchHandler {
     const silenceMs = (namespace: string) =>
       this.permissions.may(namespace, WATCH_RIGHTS.jobs) ? WATCH_SILENCE_MS : 2 * config.checkIntervalMs
     this.liveness = new Liveness(clock, (namespace) => silenceMs(namespace) + CALL_LIMIT_MS)
-    this.writes = new BackgroundWrites(world, this.permissions)
+    this.writes = new BackgroundWrites(world, this.permissions, (failure) => this.reporter.isNew(failure))
     this.reporter = new Reporter(world, this.writes)
     this.recorder = new Recorder(world, this.cache, this.writes, this.reporter)
     this.serverClock = new ServerClock(world, this.reporter, () => this.workqueue.addAll(nowOf(world)))
