@@ -1744,7 +1744,7 @@ function withMemory(original: Job, memory: Record<string, string>): Job {
  * The standing intents, the one that counts first: of the newest version, at once before later. Only by what cannot
  * change: of two operators that disagree on the order, each would remove the intent that the other keeps.
  */
-export function newestFirst(intents: Intent[]): Intent[] {
+export function newestFirst<I extends Intent>(intents: I[]): I[] {
   const due = ({ dueAt }: Intent) => dueAt ?? 0
   return intents
     .filter(({ deleting }) => !deleting)
@@ -5448,7 +5448,7 @@ export class Operator implements WatchHandler {
    * A restart that an earlier life or another operator left unfinished, whatever the selection is now. Returns whether
    * it goes on.
    */
-  private reconcileIntent(key: string, intent: Intent | undefined): boolean {
+  private reconcileIntent(key: string, intent: KnownIntent | undefined): boolean {
     if (!intent || this.world.config.dryRun || this.postponeAdoption(key, intent)) return false
     const { namespace, jobName: name, jobUid: uid } = intent
     const job = { key, namespace, name, uid }
@@ -5473,19 +5473,14 @@ export class Operator implements WatchHandler {
   }
 
   /** Whether another operator has just written this intent. Then its Job is enqueued for when it is to be adopted. */
-  private postponeAdoption(key: string, intent: Intent): boolean {
-    const leftMs = this.adoptInMs(intent)
+  private postponeAdoption(key: string, { adoptAt }: KnownIntent): boolean {
+    const leftMs = adoptAt - this.world.clock.monotonic()
     if (leftMs > 0) this.enqueue(key, nowOf(this.world) + leftMs)
     return leftMs > 0
   }
 
-  private adoptInMs({ namespace, jobName, name }: Intent): number {
-    const known = this.cache.intentsOf(`${namespace}/${jobName}`).find((one) => one.name === name)
-    return (known?.adoptAt ?? 0) - this.world.clock.monotonic()
-  }
-
   /** The Job is gone without a restart of ours: its TTL took it, a person, or another operator. */
-  private reconcileGone(entry: JobEntry, intent: Intent | undefined): void {
+  private reconcileGone(entry: JobEntry, intent: KnownIntent | undefined): void {
     const { view, job, failure } = entry
     const { config } = this.world
     if (intent && !config.dryRun) {
@@ -5527,7 +5522,7 @@ export class Operator implements WatchHandler {
     return !rulesOf(this.world).wasDeletedByPerson(last, undefined, view.ttlMs)
   }
 
-  private reconcileJob(entry: JobEntry, intent: Intent | undefined): void {
+  private reconcileJob(entry: JobEntry, intent: KnownIntent | undefined): void {
     const { config } = this.world
     const { view, job, failure } = entry
     const now = nowOf(this.world)
@@ -5547,7 +5542,7 @@ export class Operator implements WatchHandler {
     // A leftover of the restart that created this Job: it is cleaned up now.
     const stray = newestFirst(this.cache.intentsOf(view.key)).find(({ jobUid }) => jobUid !== view.uid)
     if (this.reconcileIntent(view.key, stray)) return
-    if ("dueAt" in decision) return this.schedule(entry, intent, decision)
+    if ("dueAt" in decision) return this.schedule(entry, intent, decision.dueAt)
     moveTo(entry, { is: "idle" })
     if (!intent || config.dryRun) return
     // An earlier life or another operator wrote it, whatever the selection was then; or the cause was still unknown.
@@ -5583,24 +5578,24 @@ export class Operator implements WatchHandler {
     this.startRestart({ job: view, wishFor: wish }, dueAt, view)
   }
 
-  private schedule(entry: JobEntry, intent: Intent | undefined, decision: Extract<Decision, { dueAt: number }>): void {
+  private schedule(entry: JobEntry, intent: KnownIntent | undefined, dueAt: number): void {
     const { view } = entry
     const { dryRun } = this.world.config
     const now = nowOf(this.world)
     const own = intent?.jobUid === view.uid ? intent : undefined
-    const intentAt = dryRun ? undefined : this.actOnIntentAt(entry, own, decision.dueAt)
-    if (intentAt !== undefined && intentAt <= now) return this.startScheduled(entry, decision.dueAt)
-    const wantedAt = Math.min(decision.dueAt, own?.dueAt ?? decision.dueAt)
-    const dueAt = Math.max(wantedAt, now + this.retryInMs(entry))
-    const startsAt = dueAt > now ? dueAt : this.freeAt(view, now)
-    if (startsAt <= now) return dryRun ? this.reportDryRun(entry) : this.startScheduled(entry, decision.dueAt)
-    moveTo(entry, { is: "scheduled", dueAt: decision.dueAt })
-    if (dueAt <= now) this.workqueue.hold(groupOf(view), view.key)
-    this.enqueue(view.key, Math.min(startsAt, intentAt ?? startsAt), dueAt)
+    const intentAt = dryRun ? undefined : this.actOnIntentAt(entry, own, dueAt)
+    if (intentAt !== undefined && intentAt <= now) return this.startScheduled(entry, dueAt)
+    const wantedAt = Math.min(dueAt, own?.dueAt ?? dueAt)
+    const readyAt = Math.max(wantedAt, now + this.retryInMs(entry))
+    const startsAt = readyAt > now ? readyAt : this.freeAt(view, now)
+    if (startsAt <= now) return dryRun ? this.reportDryRun(entry) : this.startScheduled(entry, dueAt)
+    moveTo(entry, { is: "scheduled", dueAt })
+    if (readyAt <= now) this.workqueue.hold(groupOf(view), view.key)
+    this.enqueue(view.key, Math.min(startsAt, intentAt ?? startsAt), readyAt)
   }
 
   /** When an intent is to be written, replaced or adopted, whenever its Job is due; undefined: not at all. */
-  private actOnIntentAt(entry: JobEntry, own: Intent | undefined, dueAt: number): number | undefined {
+  private actOnIntentAt(entry: JobEntry, own: KnownIntent | undefined, dueAt: number): number | undefined {
     const { view } = entry
     const now = nowOf(this.world)
     if (own?.dueAt !== undefined) {
@@ -5608,7 +5603,7 @@ export class Operator implements WatchHandler {
       return isVoid ? now : undefined
     }
     // A restart that an earlier life, or another operator, began does not wait for a due time any more.
-    if (own) return now + Math.max(this.retryInMs(entry), this.adoptInMs(own))
+    if (own) return now + Math.max(this.retryInMs(entry), own.adoptAt - this.world.clock.monotonic())
     const startsAt = Math.max(dueAt, this.freeAt(view, now))
     return isThreatenedByTtl(view, startsAt) ? now + this.retryInMs(entry) : undefined
   }
