@@ -3110,7 +3110,9 @@ class ApiServer {
       at: instant(lastTimestamp) ?? 0,
     })
     const selection = { fieldSelector: `involvedObject.kind=Job,reason=${reason}` }
-    return (await this.list(pathOf("events", namespace), selection, keep, signal)).items
+    // The server lists them by name, which ends in random letters.
+    const { items } = await this.list(pathOf("events", namespace), selection, keep, signal)
+    return items.sort((a, b) => a.at - b.at)
   }
 
   /** As listJobs() does. Metadata alone: a hundredth of what logs would be. */

@@ -142,6 +142,26 @@ describe("status", () => {
     expect(Date.parse(facts[0].nextRestartAt) - Date.parse(facts[0].lastFailureAt)).toBe(7_200_000)
   })
 
+  test("of several rejections of a restart the newest is told, whatever the names of their Events", async () => {
+    const server = await settled({ RESTART_DELAY: "3600" })
+    const job = stand(server, "load-a", { status: failedAgo(7_200_000) })
+    for (const [suffix, minutesAgo, message] of [
+      ["b", 3, "before"],
+      ["a", 1, "now"],
+      ["c", 2, "earlier"],
+    ] as const)
+      server.model.put({
+        kind: "Event",
+        metadata: { name: `load-a.${suffix}`, namespace: "default" },
+        involvedObject: { kind: "Job", namespace: "default", name: "load-a", uid: job.metadata.uid },
+        reason: "CannotRestart",
+        message,
+        lastTimestamp: new Date(Date.now() - minutesAgo * 60_000).toISOString(),
+      } as unknown as Parameters<typeof server.model.put>[0])
+    const { json } = await command(server, "status -o json")
+    expect(json().jobs).toMatchObject([{ state: "rejected", why: "now" }])
+  })
+
   test("without an operator's settings goes by the environment's, and says what is missing where there are none", async () => {
     const server = await serve()
     stand(server, "load-a", { status: failedAgo(0) })
