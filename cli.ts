@@ -558,10 +558,10 @@ export class Dashboard extends Inventory {
       if (this.pages.size === 0) continue
       const answer = cluster.version(AbortSignal.timeout(ANSWER_MS))
       const error = await answer.then(() => undefined).catch((reason: unknown) => reason)
+      this.report("API server", error instanceof ApiError ? undefined : error)
       if (this.problems.has("settings")) await this.readSettings()
       await this.loadRejections()
       this.look(this.entries.keys())
-      this.report("API server", error instanceof ApiError ? undefined : error)
     }
   }
 

@@ -22,6 +22,7 @@ import {
   endings,
   exits,
   fail,
+  failedAgo,
   folder,
   HELD,
   Hurried,
@@ -480,6 +481,17 @@ describe("What it shows", () => {
     server.fault({ resource: "version" }, { hang: true }, { times: 1 })
     await until("an outage", () => page.problems["API server"]?.isOutage)
     await until("back", () => Object.keys(page.problems).length === 0)
+  })
+
+  test("an API server that hangs is said at once, also where a restart is overdue, whose Events are asked for", async () => {
+    const server = await serve()
+    stand(server, "load-a", { status: failedAgo(60_000) })
+    server.fault({ resource: "events" }, { hang: true }, { times: 1e6 })
+    server.fault({ resource: "version" }, { hang: true }, { times: 1e6 })
+    const page = await hurriedPage(server, { settings: { RESTART_DELAY: "0" } })
+    const askedAt = performance.now()
+    await until("an outage", () => page.problems["API server"]?.isOutage)
+    expect(performance.now() - askedAt).toBeLessThan(12_000)
   })
 
   test("records that may not be read are a problem, and no outage; the Jobs are shown", async () => {
