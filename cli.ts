@@ -347,7 +347,7 @@ async function explain({ world, names, from }: CommandContext): Promise<Result> 
 // ───────────────────────────────────────────── 3 Restart ──────────────────────────────────────────────
 
 async function restart({ world, names, options }: CommandContext): Promise<Result> {
-  const jobs = [...new Set(names)].map((name) => jobOf(world, name))
+  const jobs = [...new Map(names.map((name) => [jobOf(world, name).key, jobOf(world, name)])).values()]
   const plans = await Promise.all(jobs.map((job) => planRestart(world, job)))
   const rejections = plans.flatMap((plan) => ("rejection" in plan ? [plan.rejection] : []))
   if (rejections.length > 0) throw new CommandError(rejections.join("\n"))

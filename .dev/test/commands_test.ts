@@ -427,6 +427,14 @@ describe("restart", () => {
     ).toEqual([])
   })
 
+  test("a Job that is named twice, with and without its namespace, is restarted once", async () => {
+    const server = await settled()
+    const job = stand(server, "load-a")
+    const { code, rows } = await command(server, "restart load-a default/load-a --yes")
+    expect([code, rows().length, server.uids.get("default/load-a")?.length]).toEqual([0, 2, 2])
+    expect(current(server, job)?.metadata.uid).not.toBe(job.metadata.uid)
+  })
+
   test("wants --yes where it cannot ask", async () => {
     const server = await settled()
     stand(server, "load-a")
