@@ -769,7 +769,7 @@ function readCommandLine(args: string[]) {
       ...foreign.map((option) => `--${option} goes with ${OWN[option]}`),
       command && isWrong && `write ${`${name} ${command.jobs}`.trim()}`,
       !/^(table|json)$/.test(options.output ?? "table") && "-o is table or json",
-      !/^\d{1,5}$/.test(options.port ?? "0") && "--port is a number from 0 (any free port) to 65535",
+      !(Number(/^\d+$/.exec(options.port ?? "0")?.[0]) <= 65_535) && "--port is a number from 0 (any free) to 65535",
     ].filter(Boolean)
     if (!command || mistakes.length > 0) throw new Error(mistakes.join("\n"))
     return { command, names, options }

@@ -592,6 +592,7 @@ describe("The command line", () => {
     ["--no-color", /there is no command --no-color/],
     ["status --no-color=x", /'--no-color' does not take an argument/],
     ["dashboard --port 655360", /--port is a number from 0/],
+    ["dashboard --port 65536", /--port is a number from 0/],
     ["dashboard load-a", /write dashboard/],
   ]
   test("a mistake is told with exit code 2, and nothing is sent", async () => {
