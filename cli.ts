@@ -439,8 +439,8 @@ const ANSWER_MS = 5_000
 /** So many lanes are sent at once: no text of megabytes is made. */
 const MOST_LANES = 250
 
-/** For JSON.stringify: control and bidi characters become visible. */
-const visible = (_: string, value: unknown) => (typeof value === "string" ? operator.printable(value) : value)
+/** For JSON.stringify: secrets are masked, control and bidi characters visible. Instants stay numbers. */
+const masked = (_: string, value: unknown) => (typeof value === "string" ? operator.safe(value) : value)
 
 /** An inventory that watches keep current; it tells every open page what changes. */
 export class Dashboard extends Inventory {
@@ -509,7 +509,7 @@ export class Dashboard extends Inventory {
       problems: Object.fromEntries(this.problems),
       lanes: Object.fromEntries(keys.map((key) => [key, this.statusOf(key) ?? null])),
     }
-    const event = `data: ${JSON.stringify(facts, visible)}\n\n`
+    const event = `data: ${JSON.stringify(facts, masked)}\n\n`
     for (const key of keys) this.changed.delete(key)
     for (const page of this.pages) page.enqueue(event)
     this.look(keys)

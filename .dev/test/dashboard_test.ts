@@ -494,6 +494,13 @@ describe("What it shows", () => {
     expect(performance.now() - askedAt).toBeLessThan(12_000)
   })
 
+  test("what looks like a secret in an error's words is masked on the page too", async () => {
+    const server = await serve()
+    server.fault({ verb: "list", resource: "jobs" }, { status: 500, message: "bad token=hunter2" }, { times: 1e6 })
+    const page = await hurriedPage(server)
+    expect(page.problems["jobs in default"]?.text).toContain("bad token=***")
+  })
+
   test("records that may not be read are a problem, and no outage; the Jobs are shown", async () => {
     const server = await serve()
     stand(server, "load-a")
