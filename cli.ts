@@ -667,7 +667,7 @@ class Site {
   }
 
   private answer(request: Request): Response | Promise<Response> {
-    const { pathname, searchParams } = new URL(request.url)
+    const { pathname, searchParams } = URL.parse(request.url) ?? new URL("none:")
     const token = pathname === "/" ? searchParams.get("token") : null
     const cookies = new Bun.CookieMap(request.headers.get("cookie") ?? "")
     // Cookies know no ports: without the port in its name, a second dashboard would log the first one out.

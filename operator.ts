@@ -5973,7 +5973,8 @@ export async function answerHealth(request: Request, operator: Operator, metrics
   const answer = (status: number, text: string, headers = {}) => new Response(`${text}\n`, { status, headers })
   if (request.method !== "GET" && request.method !== "HEAD")
     return answer(405, "GET or HEAD only", { Allow: "GET, HEAD" })
-  const { pathname } = new URL(request.url)
+  // A Host header that is none makes it no URL.
+  const pathname = URL.parse(request.url)?.pathname
   const stuck = `the loop has not turned for ${durationText(STUCK_MS)}`
   if (pathname === "/livez") return operator.liveness.isRunning() ? answer(200, "ok") : answer(503, stuck)
   if (pathname === "/metrics")

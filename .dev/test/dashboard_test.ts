@@ -1,6 +1,7 @@
 // The dashboard's server, as a process against the embedded API server: who may ask, what it says, and what it does. The page itself is
 // tried in a real browser, in e2e/dashboard.ts.
 import { describe, expect, test } from "bun:test"
+import { connect as connectTo } from "node:net"
 import { join } from "node:path"
 import { Dashboard } from "../../cli.ts"
 import {
@@ -234,6 +235,19 @@ describe("Access", () => {
       expect([what, answer.headers.get("set-cookie"), answer.headers.get("server")]).toEqual([what, null, null])
     }
     expect(server.calls.slice(from).filter(({ verb }) => verb !== "watch")).toEqual([])
+  })
+
+  test("a stranger's request with a Host that is none gets 403, and nothing of it reaches the terminal", async () => {
+    const { child, address } = await dashboard(await serve())
+    const answered = Promise.withResolvers<string>()
+    const client = connectTo(Number(address.port), "127.0.0.1", () =>
+      client.write("GET / HTTP/1.1\r\nHost: forged:99999999\r\n\r\n"),
+    )
+    client.once("data", (answer) => answered.resolve(String(answer)))
+    expect(await answered.promise).toStartWith("HTTP/1.1 403")
+    client.destroy()
+    child.kill("SIGTERM")
+    expect(await child.stderr.text()).not.toContain("forged")
   })
 
   test("every answer forbids caches, frames, referrers, and scripts but the page's own", async () => {

@@ -308,6 +308,23 @@ describe("/livez and /readyz", () => {
       expect([path, (await get(path)).status]).toEqual([path, 404])
   })
 
+  test("a request with a Host that is none is answered, and nothing of it gets into the log", async () => {
+    const code = `
+      const { answerHealth } = await import(${JSON.stringify(join(import.meta.dir, "../../operator.ts"))})
+      const operator = { liveness: { isRunning: () => true } }
+      const fetch = (request) => answerHealth(request, operator, {}, { namespaces: [] })
+      const { port } = Bun.serve({ port: 0, hostname: "127.0.0.1", development: false, fetch })
+      const asked = Promise.withResolvers()
+      const client = require("node:net").connect(port, "127.0.0.1")
+      client.write("GET /livez HTTP/1.1\\r\\nHost: forged:99999999\\r\\n\\r\\n")
+      client.once("data", (answer) => asked.resolve(answer.toString().split("\\r\\n")[0]))
+      console.log(await asked.promise)
+      process.exit()`
+    const child = Bun.spawn([process.execPath, "-e", code], { stdout: "pipe", stderr: "pipe" })
+    const [out, err] = await Promise.all([child.stdout.text(), child.stderr.text()])
+    expect([out, err]).toEqual([expect.stringMatching(/^HTTP\/1.1 40[04]/), ""])
+  })
+
   test("a port that is taken is said, and stops nothing", async () => {
     const server = await serve()
     const { life, metrics } = observed(server)
