@@ -527,6 +527,20 @@ describe("NOTIFY_URL", () => {
     await until("both sent", () => messages(phone).some((message) => message?.includes("/good]")))
   })
 
+  test("a message goes through the proxy of the environment, also in a pod, as monitoring.md says", async () => {
+    const proxy = receiver()
+    const before = process.env.HTTP_PROXY
+    endings.push(() => {
+      if (before === undefined) delete process.env.HTTP_PROXY
+      else process.env.HTTP_PROXY = before
+    })
+    process.env.HTTP_PROXY = new URL(proxy.NOTIFY_URL).origin
+    quickNotifier("http://hooks.example.test/topic").tell(gaveUp("load-a"))
+    await until("taken by the proxy", () => proxy.posts.length === 1)
+    const text = readFileSync(join(import.meta.dir, "../../.github/docs/monitoring.md"), "utf8").replaceAll("\n", " ")
+    expect(text).toMatch(/They go through `HTTPS_PROXY`, or `HTTP_PROXY` for `http:\/\/`, unless `NO_PROXY`/)
+  })
+
   test("messages that wait are bounded: the next one is dropped, which is said", async () => {
     const { tell, said } = quickNotifier(receiver(() => new Promise(() => {})).NOTIFY_URL)
     for (let i = 0; i <= 500; i++) tell(gaveUp(`load-${i}`))
