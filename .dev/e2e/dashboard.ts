@@ -257,6 +257,22 @@ async function views(ns: Namespace, check: Check, { page, context, seen }: Dashb
     await page.keyboard.press("Escape")
     await until("the Job has it again", async () => (await page.evaluate(focused)) === job)
   })
+  await check("the focus stays on its Job, filter or range while others come and go", async () => {
+    const place = "document.activeElement.dataset.name ?? document.activeElement.closest('.row')?.dataset.job"
+    const places = [
+      row(page, ns, "dave").locator("a"),
+      page.locator("#ranges a").first(),
+      page.locator("#states button").last(),
+    ]
+    for (const [i, at] of places.entries()) {
+      await at.focus()
+      const before = await page.evaluate(place)
+      await ns.create("jobs", failingJob({ name: `grace-${i}`, labels }))
+      await becomes(page, ns, `grace-${i}`, "waiting")
+      const after = await page.evaluate(place)
+      need(before && after === before, `it was on ${before}, and is on ${after}`)
+    }
+  })
 }
 
 async function looks(ns: Namespace, check: Check, { page, text }: Dashboard): Promise<void> {
