@@ -241,6 +241,9 @@ async function views(ns: Namespace, check: Check, { page, context, seen }: Dashb
     await page.locator("#causes button", { hasText: "exit:9" }).click()
     await until("one cause alone", async () => (await shown(page)).join() === "bob")
     await page.locator("#causes button", { hasText: "exit:9" }).click()
+    await page.locator("#search").fill(ns.name)
+    await until("none: no name that is shown has the namespace", async () => (await shown(page)).length === 0)
+    await page.locator("#search").fill("")
     await until("all again", async () => (await shown(page)).length === 5)
   })
   await check("by keyboard alone: Tab to a Job, Enter opens it, Escape returns to it", async () => {
