@@ -350,6 +350,16 @@ const forged = (job: string) => ({
 
 async function access(check: Check, { page, seen, address, program }: Dashboard): Promise<void> {
   await check(
+    "a dashboard that is stopped, as by Ctrl-Z, is said within a minute, and so is that it goes on",
+    async () => {
+      const isLive = async () => (await page.locator("#live").textContent()) === "Live"
+      program.kill("SIGSTOP")
+      await until("it says so", async () => !(await isLive()), 70_000)
+      program.kill("SIGCONT")
+      await until("it is live again", isLive, 30_000)
+    },
+  )
+  await check(
     "no dialog, no error, no report of the content security policy; no other host, no token in a referrer or log",
     async () => {
       const violations = (await page.evaluate("violations")) as string[]
