@@ -496,7 +496,8 @@ type Selector = { text: string; requirements: Requirement[] }
 type Requirement = { key: string; values: string[] | undefined; isNegated: boolean }
 
 const LABEL = "[A-Za-z0-9](?:[-A-Za-z0-9_.]*[A-Za-z0-9])?"
-const LABEL_KEY = `(?:[a-z0-9.-]+/)?${LABEL}`
+const PREFIX_PART = "[a-z0-9](?:[-a-z0-9]*[a-z0-9])?"
+const LABEL_KEY = `(?:${PREFIX_PART}(?:\\.${PREFIX_PART})*/)?${LABEL}`
 const EQUALITY = `\\s*(?<equal>==?|!=)\\s*(?<value>(?:${LABEL})?)`
 const SET = `\\s+(?<set>in|notin)\\s*\\((?<values>\\s*(?:${LABEL})?\\s*(?:,\\s*(?:${LABEL})?\\s*)*)\\)`
 const CONDITION = `!\\s*(?<absent>${LABEL_KEY})|(?<present>${LABEL_KEY})(?:${EQUALITY}|${SET})?`
@@ -512,7 +513,11 @@ export function parseSelector(text: string): Selector {
     if (key === undefined)
       throw new Error(`at character ${at + 1} write a condition: key=value, key!=value, key in (a,b), key or !key`)
     const isNegated = absent !== undefined || equal === "!=" || set === "notin"
-    requirements.push({ key, values: values?.split(",").map((one) => one.trim()), isNegated })
+    const requirement = { key, values: values?.split(",").map((one) => one.trim()), isNegated }
+    // As a label no Job can have it.
+    if (key.indexOf("/") > 253 || [basename(key), ...(requirement.values ?? [])].some(({ length }) => length > 63))
+      throw new Error(`at character ${at + 1} write keys and values of at most 63 characters`)
+    requirements.push(requirement)
   }
   return { text, requirements }
 }

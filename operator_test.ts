@@ -387,6 +387,15 @@ describe("2 Settings", () => {
   test("parseSelector() refuses two conditions side by side", () =>
     expect(() => parseSelector("a||b=c")).toThrow("at character 1"))
 
+  test("parseSelector() refuses what can be no label, as kubectl does", () => {
+    const long = "x".repeat(64)
+    for (const text of [`a=${long}`, `a notin (b,${long})`, `!${long}`, `${"p".repeat(254)}/a`])
+      expect(() => parseSelector(text)).toThrow("at character 1 write keys and values of at most 63 characters")
+    for (const text of ["a..b/c=d", "-a.b/c", "a./c"])
+      expect(() => parseSelector(text)).toThrow("at character 1 write a condition")
+    expect(parseSelector(`example.com/${long.slice(1)}=${long.slice(1)}`).requirements.length).toBe(1)
+  })
+
   test("parseSelector() names the place of a mistake", () => {
     expect(mistakesOf({ JOB_SELECTOR: "app=load, team in (x" })).toEqual([
       'JOB_SELECTOR cannot be "app=load, team in (x": at character 10 write a condition: key=value, key!=value, key in (a,b), key or !key',
