@@ -2501,7 +2501,11 @@ function readEntry<T>(kind: string, read: Reader<T>, name: unknown, files: Kubec
   for (const file of files) {
     const [first, second] = entriesOf(file).filter((entry) => entry.name === name)
     if (second) problems.push(`${file.path} has two entries for ${what}`)
-    if (first) return read(first[kind] ?? {}, { what, beside: {}, folder: dirname(file.path), problems })
+    if (!first) continue
+    // As where the lines under `user:` are not indented.
+    const outside = Object.keys(first).filter((field) => !["name", kind].includes(field))
+    problems.push(...outside.map((field) => `${what}: the field ${shownValue(field)} is not supported beside ${kind}`))
+    return read(first[kind] ?? {}, { what, beside: {}, folder: dirname(file.path), problems })
   }
   const names = new Set(files.flatMap(entriesOf).map((entry) => shownName(entry.name)))
   problems.push(`there is no ${what}; the file has ${[...names].join(", ") || "none"}`)

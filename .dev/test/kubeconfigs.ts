@@ -283,6 +283,11 @@ const unknown: Case[] = [
     },
     TOKEN,
   ),
+  by(
+    "a token beside the user it should stand in",
+    { more: { users: [{ name: "me", user: null, token: "t0ken" }] } },
+    /^(?!.*t0ken).*user me: the field token is not supported beside user$/,
+  ),
   by("a user that is a list", { more: { users: [{ name: "me", user: ["token"] }] } }, /user me must be a mapping/),
   by(
     "a flag that is a string",
