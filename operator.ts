@@ -162,6 +162,11 @@ export function maskSecrets(text: string): string {
 }
 
 export const safe = (text: string) => printable(maskSecrets(text))
+/** At most 1,000 characters, none of them half: receivers reject JSON with a half of an emoji. */
+const bounded = (text: string) =>
+  safe(text)
+    .slice(0, 1_000)
+    .replace(/[\ud800-\udbff]$/, "")
 export const quote = (text: string) => JSON.stringify(text.length > 200 ? `${text.slice(0, 200)}…` : text)
 
 /** `1h30m`, `45s`, `250ms`. */
@@ -2087,7 +2092,6 @@ export function staleRecords(records: RecordKey[], limit: number, isThere: (job:
 }
 
 const RECORD_BYTES = 256 << 10
-const bounded = (text: string) => safe(text).slice(0, 1_000)
 
 /**
  * The record of a failure: an immutable ConfigMap, named by the Job's uid and the failure's instant, so that it is
@@ -2185,7 +2189,7 @@ export function eventFor({ namespace, name, uid }: JobName, level: Level, reason
     involvedObject: { apiVersion: "batch/v1", kind: "Job", namespace, name, uid },
     type: level === "info" || level === "debug" ? "Normal" : "Warning",
     reason,
-    message: safe(text).slice(0, 1_000),
+    message: bounded(text),
     source: { component: project.name },
     firstTimestamp: at,
     lastTimestamp: at,
@@ -6102,7 +6106,7 @@ const slackText = (text: string) => text.replaceAll("&", "&amp;").replaceAll("<"
 
 /** Sends one message; returns why it was rejected. */
 async function post(url: string, text: string, now: number, signal: AbortSignal): Promise<Rejection | undefined> {
-  const message = safe(text).slice(0, 1_000)
+  const message = bounded(text)
   const body = JSON.stringify({ title: project.name, message, text: slackText(message) })
   const limit = AbortSignal.any([signal, AbortSignal.timeout(NOTIFY_LIMIT_MS)])
   try {

@@ -541,6 +541,14 @@ describe("NOTIFY_URL", () => {
     expect(text).toMatch(/They go through `HTTPS_PROXY`, or `HTTP_PROXY` for `http:\/\/`, unless `NO_PROXY`/)
   })
 
+  test("a long message is cut between characters, for receivers reject half of an emoji", async () => {
+    const phone = receiver()
+    const { tell } = quickNotifier(phone.NOTIFY_URL)
+    for (const more of ["", "x"]) tell(gaveUp(`load${more}`, "😀".repeat(600)))
+    await until("told", () => phone.posts.length === 2)
+    expect(phone.posts.map(({ message, text }) => `${message}${text}`.isWellFormed())).toEqual([true, true])
+  })
+
   test("messages that wait are bounded: the next one is dropped, which is said", async () => {
     const { tell, said } = quickNotifier(receiver(() => new Promise(() => {})).NOTIFY_URL)
     for (let i = 0; i <= 500; i++) tell(gaveUp(`load-${i}`))
