@@ -43,6 +43,15 @@ describe("operator.ts", () => {
     )
   })
 
+  test("has them all in the list at its beginning", () => {
+    const list = source.slice(0, source.indexOf("Chapters 2 to 7")).replaceAll(/\s+\*\s+/g, " ")
+    expect(list).toContain(
+      chaptersOf(source)
+        .map(({ title }) => title)
+        .join(" · "),
+    )
+  })
+
   test("a chapter uses only earlier ones", () => {
     expect(violationsIn(source)).toEqual([])
   })

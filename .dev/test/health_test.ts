@@ -1,4 +1,4 @@
-// Chapter 8 of operator.ts: what probes and Prometheus are told, over real HTTP, beside an Operator at work on the embedded API server.
+// Chapter 13 of operator.ts: what probes and Prometheus are told, over real HTTP, beside an Operator at work on the embedded API server.
 import { describe, expect, test } from "bun:test"
 import { readFileSync } from "node:fs"
 import { join } from "node:path"
