@@ -85,7 +85,7 @@ class Inventory {
   /** The Jobs that may have to be reported differently now. */
   readonly changed = new Set<string>()
   /** What the cluster answered to restarts that are overdue, as the operator's Events quote it, by uid. */
-  readonly rejections = new Map<string, string>()
+  rejections = new Map<string, string>()
 
   /** `isNamed`: its Jobs are shown whatever is selected. */
   constructor(
@@ -223,12 +223,12 @@ class Inventory {
 
   async loadRejections(): Promise<void> {
     const { cluster, stop } = this.world
-    const now = nowOf(this.world)
-    const due = this.statuses().filter(({ nextRestartAt }) => nextRestartAt !== undefined && nextRestartAt <= now)
-    this.rejections.clear()
+    const due = this.statuses().filter(({ nextRestartAt = Infinity }) => nextRestartAt <= nowOf(this.world))
+    const found = new Map<string, string>()
     for (const namespace of new Set(due.map(({ job }) => job.slice(0, job.indexOf("/")))))
       for (const { uid, text } of await cluster.listEvents(namespace, "CannotRestart", stop).catch(() => []))
-        this.rejections.set(uid, text)
+        found.set(uid, text)
+    this.rejections = found
     for (const { job } of due) this.changed.add(job)
   }
 }
@@ -560,7 +560,7 @@ export class Dashboard extends Inventory {
       const error = await answer.then(() => undefined).catch((reason: unknown) => reason)
       this.report("API server", error instanceof ApiError ? undefined : error)
       if (this.problems.has("settings")) await this.readSettings()
-      await this.loadRejections()
+      if (!this.problems.has("API server")) await this.loadRejections()
       this.look(this.entries.keys())
     }
   }

@@ -555,6 +555,26 @@ describe("What it shows", () => {
     await until("forgotten", () => page.dashboard.rejections.size === 0)
   })
 
+  test("a rejected restart stays rejected on the page while the API server does not answer", async () => {
+    const server = await serve()
+    stand(server, "load-a")
+    server.fault({ verb: "create", resource: "jobs" }, { status: 403, message: "exceeded quota" }, { times: 1e6 })
+    live(server, { RESTART_DELAY: "0" })
+    const page = await hurriedPage(server, { settings: { RESTART_DELAY: "0" } })
+    await until("rejected", () => page.lanes.get("default/load-a")?.state === "rejected")
+    const from = page.messages.length
+    const liftEvents = server.fault({ verb: "list", resource: "events" }, { drop: "before" }, { times: 1e6 })
+    const lift = server.fault({ resource: "version" }, { drop: "before" }, { times: 1e6 })
+    await until("an outage", () => page.problems["API server"]?.isOutage)
+    const asked = callsOf(server, "get", "version").length
+    await until("two more looks", () => callsOf(server, "get", "version").length > asked + 1)
+    liftEvents()
+    lift()
+    await until("over", () => page.problems["API server"] === undefined)
+    const states = page.messages.slice(from).flatMap(({ lanes }) => lanes["default/load-a"]?.state ?? [])
+    expect(states.filter((state) => state !== "rejected")).toEqual([])
+  })
+
   test("settings that an operator writes meanwhile hold at once, for every Job and without another list", async () => {
     const server = await serve()
     stand(server, "load-a")
