@@ -290,8 +290,7 @@ async function status({ world, from }: CommandContext): Promise<Result> {
 }
 
 async function history({ world, names }: CommandContext): Promise<Result> {
-  const [name] = names
-  if (name !== undefined) return historyOf(world, jobOf(world, name))
+  if (names[0] !== undefined) return historyOf(world, jobOf(world, names[0]))
   const inventory = new Inventory(world)
   await inventory.listAll("configmaps")
   const records = [...inventory.entries.values()].flatMap((entry) => entry.records()).sort(byTime)
@@ -318,9 +317,10 @@ async function historyOf(world: World, job: JobName): Promise<Result> {
 }
 
 function jobOf({ config: { namespaces } }: World, text: string): JobName {
-  const [name = "", namespace = namespaces.length === 1 ? namespaces[0] : undefined] = text.split("/").reverse()
-  if (operator.JOB_NAME.test(text) && namespace) return { key: `${namespace}/${name}`, namespace, name, uid: "" }
-  throw new SettingsError([`${operator.quote(text)} names no Job; with several namespaces write namespace/name`])
+  const [name = "", wanted = namespaces.join()] = text.split("/").reverse()
+  const namespace = operator.JOB_NAME.test(text) && namespaces.find((one) => one === wanted)
+  if (namespace) return { key: `${namespace}/${name}`, namespace, name, uid: "" }
+  throw new SettingsError([`${operator.quote(text)} names no Job in ${namespaces}; with several write namespace/name`])
 }
 
 async function explain({ world, names, from }: CommandContext): Promise<Result> {

@@ -435,6 +435,14 @@ describe("restart", () => {
     expect(current(server, job)?.metadata.uid).not.toBe(job.metadata.uid)
   })
 
+  test("of another namespace than -n names is a mistake, and nothing is done", async () => {
+    const server = await settled()
+    const job = stand(server, "load-a")
+    const { code, err } = await command(server, "restart default/load-a --yes -n there", { JOB_NAMES: "load-a" })
+    expect([code, current(server, job)?.metadata.uid]).toEqual([2, job.metadata.uid])
+    expect(err).toContain('"default/load-a" names no Job in there')
+  })
+
   test("wants --yes where it cannot ask", async () => {
     const server = await settled()
     stand(server, "load-a")
