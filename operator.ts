@@ -6178,8 +6178,8 @@ function stopSignals(say: Say): { stop: AbortSignal; kill: AbortSignal } {
   return { stop: stop.signal, kill: kill.signal }
 }
 
-/** Waits for the API server, for boards come up slowly after a power cut. Returns its version. */
-async function waitForServer({ cluster, clock, stop }: World, say: Say): Promise<string> {
+/** Waits for the API server, for boards come up slowly after a power cut. Returns its version; none after a stop. */
+async function waitForServer({ cluster, clock, stop }: World, say: Say): Promise<string | undefined> {
   for (let attempt = 1; !stop.aborted; attempt++) {
     try {
       return await cluster.version(stop)
@@ -6189,7 +6189,7 @@ async function waitForServer({ cluster, clock, stop }: World, say: Say): Promise
       await clock.sleep(backoffMs(attempt, clock.random(), error), stop)
     }
   }
-  return "of unknown version"
+  return undefined
 }
 
 function announce(say: Say, rows: SettingRow[], warnings: string[], source: Source, env: Env): void {
@@ -6234,15 +6234,17 @@ export async function main(args: string[], env: Env): Promise<number> {
       serveHealth(config.healthPort, operator, metrics, config, say)
     else if (config.healthPort > 0) say("info", "outside a pod there are no health endpoints unless HEALTH_PORT is set")
     announceWay(say, world.cluster, env)
-    const server = `Kubernetes ${await waitForServer(world, say)} at ${cluster.address}`
-    const facts = [
-      ["name", project.name],
-      ["version", project.version],
-      ["runtime", `Bun ${Bun.version}, ${process.platform} ${process.arch}`],
-      ["cluster", server],
-    ]
-    say("info", `starting${config.dryRun ? "; DRY_RUN: nothing will be changed" : ""}`, { lines: alignedRows(facts) })
-    await operator.run()
+    const version = await waitForServer(world, say)
+    if (version) {
+      const facts = [
+        ["name", project.name],
+        ["version", project.version],
+        ["runtime", `Bun ${Bun.version}, ${process.platform} ${process.arch}`],
+        ["cluster", `Kubernetes ${version} at ${cluster.address}`],
+      ]
+      say("info", `starting${config.dryRun ? "; DRY_RUN: nothing will be changed" : ""}`, { lines: alignedRows(facts) })
+      await operator.run()
+    }
     say("info", "stopped cleanly")
     return 0
   } catch (error) {
