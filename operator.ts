@@ -3022,7 +3022,7 @@ class ApiServer {
   readonly proxy: Proxy | undefined
   private skew = 0
   private isOutdated = false
-  private prepared: { at: number; init: Promise<Init> } | undefined
+  private prepared: { at: number; init: Promise<Init>; isReady: boolean } | undefined
   private readonly session = new Bun.FetchSession({ keepAlive: { idleTimeout: 60 } })
 
   constructor(
@@ -3252,12 +3252,17 @@ class ApiServer {
 
   /** Read again after 10 s, for files change. Parallel calls share one reading, and one run of a plugin. */
   private credentials(): Promise<Init> {
-    if (this.prepared && Math.abs(systemClock.now() - this.prepared.at) < 10_000) return this.prepared.init
-    const fresh = { at: systemClock.now(), init: this.prepare() }
+    const keptMs = this.prepared?.isReady ? 10_000 : CALL_LIMIT_MS
+    if (this.prepared && Math.abs(systemClock.now() - this.prepared.at) < keptMs) return this.prepared.init
+    const fresh = { at: systemClock.now(), init: this.prepare(), isReady: false }
     this.prepared = fresh
-    fresh.init.catch(() => {
+    const keep = () => {
+      fresh.isReady = true
+    }
+    const drop = () => {
       if (this.prepared === fresh) this.prepared = undefined
-    })
+    }
+    fresh.init.then(keep, drop)
     return fresh.init
   }
 

@@ -241,6 +241,21 @@ describe("The clock", () => {
     expect(await said()).not.toMatch(/clock/)
   })
 
+  test("a plugin that takes more than 10 s is not run a second time beside itself", async () => {
+    const { address } = await serve(quiet())
+    const runs = file("")
+    const script = `echo run >> ${runs}; sleep 1; printf '%s' '{"kind":"ExecCredential","status":{"token":"t0ken"}}'`
+    const user = { exec: { interactiveMode: "Never", command: "sh", args: ["-c", script] } }
+    const authority = { "certificate-authority-data": base64(trusted.cert) }
+    const KUBECONFIG = file(kubeconfigOf(address, authority, user))
+    const cluster = connect(await findSource({ KUBECONFIG }), {})
+    const first = cluster.version(never)
+    await Bun.sleep(300)
+    setSystemTime(new Date(Date.now() + 11_000))
+    await Promise.all([first, cluster.version(never)])
+    expect(await Bun.file(runs).text()).toBe("run\n")
+  })
+
   test("J09 what this machine takes for the time is named beside a certificate that is not valid now", async () => {
     const cluster = await connected(await serve(quiet()))
     setSystemTime(new Date("2031-01-01T00:00:00Z"))
