@@ -101,6 +101,7 @@ export interface Observed {
   readonly processes: Process[]
   readonly isNamespaceGone: boolean
   readonly haveClocksMoved: boolean
+  readonly serverForwardMs: number
   readonly recordTroubles: number
   readonly historyLimit: number
   readonly tally: Map<string, number>
@@ -440,7 +441,9 @@ export class Invariants {
     if (job.metadata.annotations?.[`${PREFIX}restart-now`] !== undefined) return [Number.NEGATIVE_INFINITY, latest]
     // Where the clock was set back, a failure in the future counts as one of now.
     const sinceMs = this.sim.now - this.pastOf(job.metadata.name).failedAt
-    const from = Math.min(failedAt(job), this.sim.serverNow() - sinceMs)
+    const present = this.sim.serverNow() - sinceMs
+    // It was seen before the clock was set forward again.
+    const from = present < failedAt(job) - 2_000 ? present - this.sim.serverForwardMs : Math.min(failedAt(job), present)
     return [maybeOom ? from : from + delayMs, latest]
   }
   /** For how long a Job may wait for others: the other Job may come first, and a finalizer hold its restart up. */

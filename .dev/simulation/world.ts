@@ -60,6 +60,8 @@ export class Simulation implements World, Observed {
   readonly historyLimit = HISTORY_LIMIT
   isNamespaceGone = false
   haveClocksMoved = false
+  /** How far the server's clock was set forward, in all. */
+  serverForwardMs = 0
   /** What may leave more records than there should be. */
   recordTroubles = 0
   callsInTrouble = 0
@@ -382,7 +384,10 @@ export class Simulation implements World, Observed {
   }
   private moveClock(whose: "server" | "operator", byMs: number): void {
     if (whose === "operator") for (const process of this.processes) process.aheadMs += byMs
-    else this.serverAheadMs += byMs
+    else {
+      this.serverAheadMs += byMs
+      this.serverForwardMs += Math.max(0, byMs)
+    }
     this.haveClocksMoved = true
     this.jump = { untilAt: this.now + 2 * CALL_LIMIT_MS, ms: this.toleranceMs() + Math.abs(byMs) }
   }
