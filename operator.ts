@@ -1485,6 +1485,7 @@ export interface Intent {
   namespace: string
   name: string
   uid: string
+  writtenAt: number | undefined
   deleting: boolean
   /**
    * A webhook took its label, or gave it a finalizer, or an owner, with which the garbage collector may remove it; or
@@ -1613,8 +1614,9 @@ const isSpoiled = ({ metadata: { labels, ownerReferences = [], finalizers = [] }
 /** Reads an intent back; undefined for a Job that is none, or that somebody made unreadable. */
 export function readIntent(job: Job): Intent | undefined {
   if (!isIntent(job)) return undefined
-  const { namespace = "", name = "", uid = "", annotations, deletionTimestamp } = job.metadata ?? {}
-  const identity = { namespace, name, uid, deleting: deletionTimestamp != null, spoiled: isSpoiled(job) }
+  const { namespace = "", name = "", uid = "", annotations, creationTimestamp, deletionTimestamp } = job.metadata ?? {}
+  const status = { writtenAt: instant(creationTimestamp), deleting: deletionTimestamp != null, spoiled: isSpoiled(job) }
+  const identity = { namespace, name, uid, ...status }
   return attempt(() => {
     if (annotations?.[REPLACEMENT] === undefined) return readIntentOfV1(job, identity)
     const replacement = JSON.parse(unpacked(annotations[REPLACEMENT])) as Job
@@ -1651,7 +1653,7 @@ interface HiddenOfV1 {
 /** An intent of version 1.0.0: a suspended copy of the Job, completed by what it hid in its annotation. */
 function readIntentOfV1(
   job: Job,
-  identity: Pick<Intent, "namespace" | "name" | "uid" | "deleting" | "spoiled">,
+  identity: Pick<Intent, "namespace" | "name" | "uid" | "writtenAt" | "deleting" | "spoiled">,
 ): Intent | undefined {
   const hidden = JSON.parse(job.metadata?.annotations?.[INTENT] ?? "") as HiddenOfV1
   const { name: jobName, uid: jobUid, resourceVersion: jobVersion, memory = {} } = hidden
@@ -1842,13 +1844,19 @@ export const isThreatenedByTtl = ({ ttlMs, failedAt }: JobView, dueAt: number) =
  * Whether a Job that is gone was deleted by a person, from its last state as a watch told it. The TTL controller and
  * we delete Foreground, so that state carries a deletionTimestamp; a plain `kubectl delete` leaves none. Both times
  * are the API server's; ten seconds are for control planes with two clocks. `knownTtlMs`: the shortest that was
- * seen, for the TTL may be edited while it takes the Job.
+ * seen, for the TTL may be edited while it takes the Job; an operator that had seen more wrote the intent after that.
  */
-export function wasDeletedByPerson(last: Job, dueAt: number | undefined, knownTtlMs = viewJob(last).ttlMs): boolean {
+export function wasDeletedByPerson(
+  last: Job,
+  intent: Pick<Intent, "dueAt" | "writtenAt"> | undefined,
+  knownTtlMs = viewJob(last).ttlMs,
+): boolean {
   const deletedAt = instant(last.metadata?.deletionTimestamp)
+  if (deletedAt === undefined) return true
+  if (intent?.writtenAt !== undefined && intent.writtenAt >= deletedAt) return false
   const { failedAt = 0 } = viewJob(last)
-  const ttlMs = knownTtlMs ?? Number.POSITIVE_INFINITY
-  return deletedAt === undefined || deletedAt < Math.min(failedAt + ttlMs, dueAt ?? Number.POSITIVE_INFINITY) - 10_000
+  const expiresAt = failedAt + (knownTtlMs ?? Number.POSITIVE_INFINITY)
+  return deletedAt < Math.min(expiresAt, intent?.dueAt ?? Number.POSITIVE_INFINITY) - 10_000
 }
 
 /**
@@ -3643,7 +3651,7 @@ export interface RestartCache {
   latest(): Job | undefined
   /** The pods of a Job; undefined where a watch has not shown them, and they must be listed. */
   podsOf?(uid: string): PodView[] | undefined
-  deletedByPerson?(uid: string, dueAt: number | undefined): boolean
+  deletedByPerson?(uid: string, intent: Intent | undefined): boolean
   /** The shortest TTL that was seen of a Job that is gone. */
   ttlMsOf?(uid: string): number | undefined
   onJobRead(job: Job): void
@@ -3728,6 +3736,7 @@ class RestartRun {
   /** When the removal of an intent without a clear answer was sent, by the intent's uid: it may still be applied. */
   private readonly unansweredRemovals = new Map<string, Monotonic>()
   private readonly startedSince: Monotonic
+  private readonly startedAt: number
   /** The names of the intents that this run has written. */
   private readonly written = new Set<string>()
   /** Since the last pause. */
@@ -3737,7 +3746,8 @@ class RestartRun {
   /** How often the server has refused to tell of pods. */
   private podRefusals = 0
   private reportAtMs = REPORT_AFTER_MS
-  private rejectedEdit: string | undefined
+  /** The version of an edited Job that the cluster has rejected, and whether the Job was going then. */
+  private rejectedEdit: { version: string; isGoing: boolean } | undefined
 
   constructor(
     private readonly world: World,
@@ -3747,6 +3757,12 @@ class RestartRun {
     this.job = restart.job
     this.rules = rulesOf(world)
     this.startedSince = world.clock.monotonic()
+    this.startedAt = nowOf(world)
+  }
+
+  /** A wall clock that was set since the start says nothing before the server's time has been read again. */
+  private now(): number {
+    return this.startedAt + this.world.clock.monotonic() - this.startedSince
   }
 
   async run(): Promise<Outcome> {
@@ -3757,7 +3773,7 @@ class RestartRun {
         if (this.steps++ === MOST_STEPS) await this.pause()
         const seen = this.seen ?? (await this.observe())
         this.seen = undefined
-        const step = this.rules.nextStep(seen, nowOf(this.world))
+        const step = this.rules.nextStep(seen, this.now())
         if (step.do !== "done" && stop.aborted && !this.isPastDelete) break
         const outcome = step.do === "done" ? step.outcome : await this.perform(step, seen)
         trouble.over()
@@ -3819,12 +3835,13 @@ class RestartRun {
       ended,
       live,
       latest,
-      deletedByPerson: this.deletedUid !== uid && cache.deletedByPerson?.(uid, intent?.dueAt) === true,
+      deletedByPerson: this.deletedUid !== uid && cache.deletedByPerson?.(uid, intent) === true,
       hadTtl: (cache.ttlMsOf?.(uid) ?? (latest && viewJob(latest).ttlMs)) !== undefined,
       wish: source && uidOf(source) === job.uid ? wishFor?.(source) : undefined,
       blockers,
       unblockedForMs: this.measureUnblockedMs(live, blockers),
-      rejectedEdit: this.rejectedEdit,
+      // What was rejected while the Job stood, as by a full quota, may be accepted when it is all that is left of it.
+      rejectedEdit: this.rejectedEdit?.isGoing === isGoing ? this.rejectedEdit.version : undefined,
       mayBeDeleted: this.lateDeleteMs() > 0,
       wasRejected,
       atOnce,
@@ -4018,7 +4035,7 @@ class RestartRun {
     }
     if (isNamespaceGone(written)) throw written
     if (isEdit) {
-      this.rejectedEdit = versionOf(plan.live)
+      this.rejectedEdit = { version: versionOf(plan.live), isGoing }
       return void cache.emit({ kind: "EditRejected", job, why: written.message })
     }
     // The Job exists only in memory now: this is retried until it works.
@@ -4026,7 +4043,7 @@ class RestartRun {
     // The void intent goes first: it may hold the last place of a quota.
     const isVoid = newest !== undefined && newest.jobVersion !== versionOf(seen.live)
     if (!isVoid) return { result: "rejected", error: written }
-    this.rejectedEdit = versionOf(seen.live)
+    this.rejectedEdit = { version: versionOf(seen.live), isGoing }
     return undefined
   }
 
@@ -5708,9 +5725,9 @@ export class Operator implements WatchHandler {
         const pods = liveness.syncedPods.has(namespace) && !this.world.stop.aborted ? cache.podsOf(uid) : []
         return pods.length > 0 ? pods : undefined
       },
-      deletedByPerson: (uid, dueAt) => {
+      deletedByPerson: (uid, intent) => {
         const { job, watched, ttlMs } = tombstoneOf(uid) ?? {}
-        return job !== undefined && watched === true && rulesOf(this.world).wasDeletedByPerson(job, dueAt, ttlMs)
+        return job !== undefined && watched === true && rulesOf(this.world).wasDeletedByPerson(job, intent, ttlMs)
       },
       ttlMsOf: (uid) => tombstoneOf(uid)?.ttlMs,
       onJobRead: (job) => this.onJobRead(job),

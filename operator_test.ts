@@ -1160,18 +1160,25 @@ describe("4 Policy", () => {
     (_, [spec, deletedAfter, dueAfter, expected]) => {
       const at = (seconds: number) => NOW + seconds * SECOND
       const metadata = deletedAfter === undefined ? {} : { deletionTimestamp: instantText(at(deletedAfter)) }
-      const dueAt = dueAfter === undefined ? undefined : at(dueAfter)
-      expect(wasDeletedByPerson(failedJob({ spec, metadata: { ...metadata } }), dueAt)).toBe(expected)
+      const intent = dueAfter === undefined ? undefined : { dueAt: at(dueAfter), writtenAt: at(-1) }
+      expect(wasDeletedByPerson(failedJob({ spec, metadata: { ...metadata } }), intent)).toBe(expected)
     },
   )
 
   test("wasDeletedByPerson() counts the shorter TTL of a Job that was edited while it went", () => {
     const metadata = { deletionTimestamp: instantText(NOW + 30 * SECOND) }
     const edited = failedJob({ spec: { ttlSecondsAfterFinished: 600 }, metadata })
-    expect([wasDeletedByPerson(edited, NOW + HOUR), wasDeletedByPerson(edited, NOW + HOUR, 30 * SECOND)]).toEqual([
-      true,
-      false,
-    ])
+    const intent = { dueAt: NOW + HOUR, writtenAt: NOW }
+    expect([wasDeletedByPerson(edited, intent), wasDeletedByPerson(edited, intent, 30 * SECOND)]).toEqual([true, false])
+  })
+
+  test("wasDeletedByPerson() believes who wrote an intent when the Job was being deleted: its TTL took it", () => {
+    const metadata = { deletionTimestamp: instantText(NOW + 30 * SECOND) }
+    const edited = failedJob({ spec: { ttlSecondsAfterFinished: 600 }, metadata })
+    const writtenAfter = (seconds: number) => ({ dueAt: NOW + HOUR, writtenAt: NOW + seconds * SECOND })
+    const results = [29, 30, 31].map((seconds) => wasDeletedByPerson(edited, writtenAfter(seconds)))
+    expect(results).toEqual([true, false, false])
+    expect(wasDeletedByPerson(failedJob({}), writtenAfter(31))).toBe(true)
   })
 
   const threats: Record<string, [spec: object, dueAfter: number, boolean]> = {
@@ -1974,6 +1981,7 @@ describe("5 Replacement and intent", () => {
         expect(known).toEqual({
           namespace: "batch-a",
           uid: "U7",
+          writtenAt: Date.parse("2026-03-01T00:00:00Z"),
           deleting: false,
           spoiled: false,
           jobName: "load-a",

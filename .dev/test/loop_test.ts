@@ -435,6 +435,30 @@ describe("Following a namespace", () => {
     await until("back", () => isBack(server, job))
   })
 
+  test("a clock that is set while an intent is written makes no restart early", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a", { spec: { ttlSecondsAfterFinished: 3_000 } })
+    const setMs = 72_000_000
+    const sets = (call: Call) => {
+      if (bodyName(call).includes("-restart-")) life.clock.set(setMs)
+      return false
+    }
+    server.fault({ verb: "create", resource: "jobs", when: sets }, {})
+    /** The skew of this clock, which is known once the server's time was read again. */
+    let skewMs = 0
+    const skewed = (cluster: Cluster): Cluster => {
+      const version: Cluster["version"] = (signal) => {
+        skewMs = -setMs
+        return cluster.version(signal)
+      }
+      return Object.assign(Object.create(cluster), { version, skewMs: () => skewMs })
+    }
+    const life = live(server, { RESTART_DELAY: "10h" }, { rate: 1, wrap: skewed })
+    await until("noticed", () => life.factsOf("ClockSet").length > 0)
+    await afterLaterFailure(server, life)
+    expect([current(server, job)?.metadata.uid, deletions(server, "load-a")]).toEqual([job.metadata.uid, []])
+  })
+
   /** A Job whose TTL has taken it, and whose intent waits for 300 s. */
   async function takenByTtl(user: string, settings: Record<string, string> = {}) {
     const server = await serve()

@@ -234,6 +234,25 @@ describe("The restart protocol", () => {
     await until("back", () => isBack(server, job))
   })
 
+  test("an edit that was rejected while the Job stood is tried again when its TTL has taken the Job", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a", { spec: { ttlSecondsAfterFinished: 300 }, status: failedAgo(295_000) })
+    const life = live(server, { RESTART_DELAY: "600" }, { rate: 10, user: "old" })
+    await until("an intent", () => intents(server).length === 1)
+    let isClosed = true
+    const isIntent = ({ name, body }: Call) => isClosed && /-restart-/.test(name ?? JSON.stringify(body))
+    for (const verb of ["create", "delete"] as const)
+      server.fault({ verb, resource: "jobs", when: isIntent }, { status: 403, message: "closed" }, { times: 999 })
+    person(server, "patch", "load-a", { metadata: { labels: { edit: "1" } } })
+    const refused = () => callsOf(server, "delete", "jobs", ({ status }) => status === 403)
+    await until("the intent before the edit cannot be removed", () => refused().length > 1)
+    isClosed = false
+    person(server, "delete", "load-a", { propagationPolicy: "Foreground" })
+    life.clock.jump(600_000)
+    await until("back", () => isBack(server, job))
+    expect(server.model.job("default", "load-a")?.metadata.labels?.edit).toBe("1")
+  })
+
   test("a restart ends where its namespace is deleted after the Job", async () => {
     const server = await serve()
     stand(server, "load-a")
