@@ -1485,7 +1485,7 @@ export interface Intent {
   namespace: string
   name: string
   uid: string
-  writtenAt: number | undefined
+  version: string
   deleting: boolean
   /**
    * A webhook took its label, or gave it a finalizer, or an owner, with which the garbage collector may remove it; or
@@ -1614,9 +1614,9 @@ const isSpoiled = ({ metadata: { labels, ownerReferences = [], finalizers = [] }
 /** Reads an intent back; undefined for a Job that is none, or that somebody made unreadable. */
 export function readIntent(job: Job): Intent | undefined {
   if (!isIntent(job)) return undefined
-  const { namespace = "", name = "", uid = "", annotations, creationTimestamp, deletionTimestamp } = job.metadata ?? {}
-  const status = { writtenAt: instant(creationTimestamp), deleting: deletionTimestamp != null, spoiled: isSpoiled(job) }
-  const identity = { namespace, name, uid, ...status }
+  const { namespace = "", name = "", uid = "", annotations, deletionTimestamp } = job.metadata ?? {}
+  const status = { deleting: deletionTimestamp != null, spoiled: isSpoiled(job) }
+  const identity = { namespace, name, uid, version: versionOf(job), ...status }
   return attempt(() => {
     if (annotations?.[REPLACEMENT] === undefined) return readIntentOfV1(job, identity)
     const replacement = JSON.parse(unpacked(annotations[REPLACEMENT])) as Job
@@ -1653,7 +1653,7 @@ interface HiddenOfV1 {
 /** An intent of version 1.0.0: a suspended copy of the Job, completed by what it hid in its annotation. */
 function readIntentOfV1(
   job: Job,
-  identity: Pick<Intent, "namespace" | "name" | "uid" | "writtenAt" | "deleting" | "spoiled">,
+  identity: Pick<Intent, "namespace" | "name" | "uid" | "version" | "deleting" | "spoiled">,
 ): Intent | undefined {
   const hidden = JSON.parse(job.metadata?.annotations?.[INTENT] ?? "") as HiddenOfV1
   const { name: jobName, uid: jobUid, resourceVersion: jobVersion, memory = {} } = hidden
@@ -1844,16 +1844,16 @@ export const isThreatenedByTtl = ({ ttlMs, failedAt }: JobView, dueAt: number) =
  * Whether a Job that is gone was deleted by a person, from its last state as a watch told it. The TTL controller and
  * we delete Foreground, so that state carries a deletionTimestamp; a plain `kubectl delete` leaves none. Both times
  * are the API server's; ten seconds are for control planes with two clocks. `knownTtlMs`: the shortest that was
- * seen, for the TTL may be edited while it takes the Job; an operator that had seen more wrote the intent after that.
+ * seen, for the TTL may be edited while it takes the Job. Who wrote an intent after that had seen that it was the TTL.
  */
 export function wasDeletedByPerson(
   last: Job,
-  intent: Pick<Intent, "dueAt" | "writtenAt"> | undefined,
+  intent: Pick<Intent, "dueAt" | "version"> | undefined,
   knownTtlMs = viewJob(last).ttlMs,
 ): boolean {
   const deletedAt = instant(last.metadata?.deletionTimestamp)
   if (deletedAt === undefined) return true
-  if (intent?.writtenAt !== undefined && intent.writtenAt >= deletedAt) return false
+  if (intent && compareVersions(intent.version, versionOf(last)) > 0) return false
   const { failedAt = 0 } = viewJob(last)
   const expiresAt = failedAt + (knownTtlMs ?? Number.POSITIVE_INFINITY)
   return deletedAt < Math.min(expiresAt, intent?.dueAt ?? Number.POSITIVE_INFINITY) - 10_000

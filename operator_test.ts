@@ -1160,7 +1160,7 @@ describe("4 Policy", () => {
     (_, [spec, deletedAfter, dueAfter, expected]) => {
       const at = (seconds: number) => NOW + seconds * SECOND
       const metadata = deletedAfter === undefined ? {} : { deletionTimestamp: instantText(at(deletedAfter)) }
-      const intent = dueAfter === undefined ? undefined : { dueAt: at(dueAfter), writtenAt: at(-1) }
+      const intent = dueAfter === undefined ? undefined : { dueAt: at(dueAfter), version: "6" }
       expect(wasDeletedByPerson(failedJob({ spec, metadata: { ...metadata } }), intent)).toBe(expected)
     },
   )
@@ -1168,17 +1168,16 @@ describe("4 Policy", () => {
   test("wasDeletedByPerson() counts the shorter TTL of a Job that was edited while it went", () => {
     const metadata = { deletionTimestamp: instantText(NOW + 30 * SECOND) }
     const edited = failedJob({ spec: { ttlSecondsAfterFinished: 600 }, metadata })
-    const intent = { dueAt: NOW + HOUR, writtenAt: NOW }
+    const intent = { dueAt: NOW + HOUR, version: "6" }
     expect([wasDeletedByPerson(edited, intent), wasDeletedByPerson(edited, intent, 30 * SECOND)]).toEqual([true, false])
   })
 
-  test("wasDeletedByPerson() believes who wrote an intent when the Job was being deleted: its TTL took it", () => {
-    const metadata = { deletionTimestamp: instantText(NOW + 30 * SECOND) }
+  test("wasDeletedByPerson() believes who wrote an intent after the Job was gone: its TTL took it", () => {
+    const metadata = { deletionTimestamp: instantText(NOW + 30 * SECOND), resourceVersion: "9" }
     const edited = failedJob({ spec: { ttlSecondsAfterFinished: 600 }, metadata })
-    const writtenAfter = (seconds: number) => ({ dueAt: NOW + HOUR, writtenAt: NOW + seconds * SECOND })
-    const results = [29, 30, 31].map((seconds) => wasDeletedByPerson(edited, writtenAfter(seconds)))
-    expect(results).toEqual([true, false, false])
-    expect(wasDeletedByPerson(failedJob({}), writtenAfter(31))).toBe(true)
+    const results = ["8", "10"].map((version) => wasDeletedByPerson(edited, { dueAt: NOW + HOUR, version }))
+    expect(results).toEqual([true, false])
+    expect(wasDeletedByPerson(failedJob({}), { dueAt: NOW + HOUR, version: "10" })).toBe(true)
   })
 
   const threats: Record<string, [spec: object, dueAfter: number, boolean]> = {
@@ -1981,7 +1980,7 @@ describe("5 Replacement and intent", () => {
         expect(known).toEqual({
           namespace: "batch-a",
           uid: "U7",
-          writtenAt: Date.parse("2026-03-01T00:00:00Z"),
+          version: "7",
           deleting: false,
           spoiled: false,
           jobName: "load-a",

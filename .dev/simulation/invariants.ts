@@ -487,9 +487,11 @@ export class Invariants {
       !process.dryRun &&
       process.version === "current" &&
       (process.seen.get(name) ?? 0) >= Math.max(past.failedVersion, past.editedAt)
+    const mayGo = !sim.isSelected(job) || sim.haveClocksMoved || past.cancelled.has(uid)
+    // Without the TTL that it had, its end looks like a person's delete to whoever has not seen it before.
     const wasTtlEdited = ttlMsOf(job) !== past.deletedTtlMs
-    const mayGo = !sim.isSelected(job) || sim.haveClocksMoved || wasTtlEdited || past.cancelled.has(uid)
-    past.ttlTook = mayGo ? [] : sim.processes.filter(knew)
+    const hadSeen = (process: Process) => !wasTtlEdited || process.stood.has(uid)
+    past.ttlTook = mayGo ? [] : sim.processes.filter((process) => knew(process) && hadSeen(process))
     this.except("ttlFirst")
     const isLongEnough = ttlMsOf(job) > sim.latestMs() + 3_000
     if (isLongEnough && sim.isFair(600_000) && sim.isSelected(job))

@@ -163,7 +163,8 @@ const RULE_MUTANTS: Mutant[] = [
       rules: { wasDeletedByPerson: (last, dueAt) => RULES.wasDeletedByPerson(last, dueAt) },
     }),
     history: {
-      flavour: { ...PLAIN, jobs: [{ ...PLAIN_JOB, ttlSeconds: 30 }], delayMs: 200_000 },
+      // A finalizer holds the Job, so that the intent for the edit is written before the Job is gone.
+      flavour: { ...PLAIN, jobs: [{ ...PLAIN_JOB, ttlSeconds: 30, holdMs: 10_000 }], delayMs: 200_000 },
       events: [{ at: { on: "getJob", nth: 1, after: false }, action: { do: "edit", name: "a", what: "ttl" } }],
     },
   },
