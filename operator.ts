@@ -3712,6 +3712,16 @@ const isNamespaceGone = (error: unknown) =>
 
 const protects = ({ spoiled }: Intent) => !spoiled
 
+/** A wall clock that is slewed drifts by less within a look or a turn; one that is set by less does no harm. */
+const CLOCK_SET_MS = 1_000
+
+/** The wall clock less the monotonic clock: it changes when the wall clock is set. */
+const clockOffset = (clock: Clock) => clock.now() - clock.monotonic()
+
+/** Of an answer before and after which our clock differs, the server's time cannot be told. */
+const wasClockSet = (clock: Clock, offsetBeforeMs: number) =>
+  Math.abs(clockOffset(clock) - offsetBeforeMs) >= CLOCK_SET_MS
+
 /** One run of reconcileRestart(), and what it remembers from step to step. */
 class RestartRun {
   private readonly job: JobName
@@ -3736,7 +3746,8 @@ class RestartRun {
   /** When the removal of an intent without a clear answer was sent, by the intent's uid: it may still be applied. */
   private readonly unansweredRemovals = new Map<string, Monotonic>()
   private readonly startedSince: Monotonic
-  private readonly startedAt: number
+  /** When the last look at the Job began, whose answer told the server's time. */
+  private clockOffsetMs = 0
   /** The names of the intents that this run has written. */
   private readonly written = new Set<string>()
   /** Since the last pause. */
@@ -3757,12 +3768,6 @@ class RestartRun {
     this.job = restart.job
     this.rules = rulesOf(world)
     this.startedSince = world.clock.monotonic()
-    this.startedAt = nowOf(world)
-  }
-
-  /** A wall clock that was set since the start says nothing before the server's time has been read again. */
-  private now(): number {
-    return this.startedAt + this.world.clock.monotonic() - this.startedSince
   }
 
   async run(): Promise<Outcome> {
@@ -3773,7 +3778,8 @@ class RestartRun {
         if (this.steps++ === MOST_STEPS) await this.pause()
         const seen = this.seen ?? (await this.observe())
         this.seen = undefined
-        const step = this.rules.nextStep(seen, this.now())
+        if (wasClockSet(this.world.clock, this.clockOffsetMs)) continue
+        const step = this.rules.nextStep(seen, nowOf(this.world))
         if (step.do !== "done" && stop.aborted && !this.isPastDelete) break
         const outcome = step.do === "done" ? step.outcome : await this.perform(step, seen)
         trouble.over()
@@ -3805,6 +3811,7 @@ class RestartRun {
   private async observe(): Promise<Observation> {
     const { cache, job } = this
     const { wishFor, wasRejected = false, atOnce = false, heldUntil = 0 } = this.restart
+    this.clockOffsetMs = clockOffset(this.world.clock)
     const before = cache.intents()
     this.changed = cache.whenChanged?.()
     const live = await this.getJob()
@@ -4275,9 +4282,6 @@ const RELIST_MS = 30 * 60_000
 /** Bookmarks come about once a minute: more than two are missing. */
 const WATCH_SILENCE_MS = 150_000
 
-/** A wall clock that is slewed drifts by less between two turns of the loop; one that is set by less does no harm. */
-const CLOCK_SET_MS = 1_000
-
 const REVIEW_MS = 10 * 60_000
 const PRUNE_MS = 86_400_000
 
@@ -4343,8 +4347,11 @@ class JobEntry {
   /** After a rejection: not before this. */
   retryAt: Monotonic | undefined
   goneAt: number | undefined
-  /** By what a restart that began after it was gone waits: while that holds, nothing is to be done before it is due. */
-  waiting: { intent: string | undefined; failure: Failure | undefined } | undefined
+  /**
+   * By what a restart that began after it was gone has ended waiting: while that holds, nothing is to be done before it
+   * is due. If the intent is gone, all that was left of the Job was taken away, which cancels its restart.
+   */
+  waiting: { intentUid: string | undefined; failure: Failure | undefined; dueAt: number } | undefined
 
   /** `sighting`: the number of the one that told it; a list does not overwrite what was read after it was asked for. */
   constructor(
@@ -5098,11 +5105,9 @@ class ServerClock {
     const { failedAt = 0 } = view
     const { clock, kill } = this.world
     if (failedAt <= nowOf(this.world)) return undefined
-    const offsetMs = clock.now() - clock.monotonic()
+    const offsetMs = clockOffset(clock)
     if (!(await this.read(kill))) return undefined
-    // Of an answer before and after which our clock differs, the server's time cannot be told.
-    const wasSet = Math.abs(clock.now() - clock.monotonic() - offsetMs) >= CLOCK_SET_MS
-    return wasSet ? this.presentFor(view) : nowOf(this.world)
+    return wasClockSet(clock, offsetMs) ? this.presentFor(view) : nowOf(this.world)
   }
 
   /** Whether the server has answered: then its time is known. A rejection tells it too. */
@@ -5119,10 +5124,10 @@ class ServerClock {
    */
   async isKnown(): Promise<boolean> {
     const { clock, stop } = this.world
-    const offsetMs = clock.now() - clock.monotonic()
+    const offsetMs = clockOffset(clock)
     this.offsetMs ??= offsetMs
     const setByMs = offsetMs - this.offsetMs
-    if (Math.abs(setByMs) < CLOCK_SET_MS) return true
+    if (!wasClockSet(clock, this.offsetMs)) return true
     if (!(await this.read(stop))) return false
     this.offsetMs = offsetMs
     this.reporter.emit({ kind: "ClockSet", byMs: setByMs })
@@ -5306,10 +5311,7 @@ export class Operator implements WatchHandler {
     }
     for (const key of this.cache.keysWithIntents(namespace))
       for (const intent of this.cache.intentsOf(key))
-        if (!listed.has(`${namespace}/${intent.name}`) && intent.sighting <= since) {
-          if (listed.has(key)) this.cache.removeIntent(intent)
-          else this.onIntentGone(intent)
-        }
+        if (!listed.has(`${namespace}/${intent.name}`) && intent.sighting <= since) this.cache.removeIntent(intent)
     // Intents first: a Job is judged by whether one stands for it.
     for (const { intent } of items)
       if (intent) this.reporter.guard(viewJob(intent), () => this.onIntentEvent("LISTED", intent, since))
@@ -5337,26 +5339,11 @@ export class Operator implements WatchHandler {
       return
     }
     const key = `${intent.namespace}/${intent.jobName}`
-    if (type === "DELETED" || intent.deleting) this.onIntentGone(intent)
+    if (type === "DELETED" || intent.deleting) this.cache.removeIntent(intent)
     // What a list shows was there before us.
     else this.cache.addIntent(intent, later(clock.monotonic(), type === "LISTED" ? 0 : ADOPT_AFTER_MS), since)
     const now = nowOf(this.world)
     this.enqueue(key, now, Math.min(intent.dueAt ?? now, now))
-  }
-
-  /** Whoever takes the intent away that is all that is left of a Job cancels its restart. */
-  private onIntentGone(intent: Intent): void {
-    const key = `${intent.namespace}/${intent.jobName}`
-    const isNews = this.cache.intentsOf(key).some(({ uid }) => uid === intent.uid) && !this.restarts.has(key)
-    this.cache.removeIntent(intent)
-    const entry = this.cache.jobs.get(key)
-    const isRest = entry?.goneAt !== undefined && entry.view.uid === intent.jobUid
-    if (!isNews || !isRest || intent.dueAt === undefined || intent.spoiled) return
-    if (newestFirst(this.cache.intentsOf(key)).length > 0) return
-    const lateMs = nowOf(this.world) - intent.dueAt
-    const outcome = { result: "cancelled" } as const
-    this.reporter.emit({ kind: "RestartFinished", job: entry.view, outcome, tookMs: 0, lateMs })
-    this.cache.forgetJob(entry)
   }
 
   private onJobSeen(kept: KeptJob, isListed: boolean): void {
@@ -5518,18 +5505,18 @@ export class Operator implements WatchHandler {
 
   /** The Job is gone without a restart of ours: its TTL took it, a person, or another operator. */
   private reconcileGone(entry: JobEntry, intent: KnownIntent | undefined): void {
-    const { view, job, failure } = entry
+    const { view, job, failure, waiting } = entry
     const { config } = this.world
     if (intent && !config.dryRun) {
       // One without a due time is another operator's restart; one with it is a wait that was recorded.
       if (intent.dueAt === undefined && this.postponeAdoption(view.key, intent)) return
-      // A run has found that there is nothing to do before, and nothing more is known.
-      const { waiting } = entry
-      if (waiting?.intent === intent.uid && waiting.failure === failure && this.postponeWait(view, intent)) return
+      const isNothingNew = waiting?.intentUid === intent.uid && waiting.failure === failure && !intent.spoiled
+      if (isNothingNew && this.postponeWait(view, intent)) return
       // While its cause is not known, nothing but the intent says when it is due.
       const restart = failure ? this.restartOf(entry) : { job: view }
       return this.startRestart(restart, intent.dueAt ?? nowOf(this.world), view)
     }
+    if (waiting) return this.finishCancelled(entry, waiting.dueAt)
     if (!job || view.phase !== "failed" || view.manager) return this.cache.forgetJob(entry)
     if (!this.wasRemovedByTtl(entry)) return this.forgetDeleted(entry, intent !== undefined)
     if (!failure) return this.evidence.collect(entry, "failed")
@@ -5538,6 +5525,13 @@ export class Operator implements WatchHandler {
       return this.startRestart(this.restartOf(entry), wish.decision.dueAt, view)
     const because = "dueAt" in wish.decision ? "DRY_RUN" : wish.decision.because
     this.reporter.emit({ kind: "RemovedByTtl", job: view, because })
+    this.cache.forgetJob(entry)
+  }
+
+  private finishCancelled(entry: JobEntry, dueAt: number): void {
+    const outcome: Outcome = { result: "cancelled" }
+    const lateMs = nowOf(this.world) - dueAt
+    this.reporter.emit({ kind: "RestartFinished", job: entry.view, outcome, tookMs: 0, lateMs })
     this.cache.forgetJob(entry)
   }
 
@@ -5693,6 +5687,7 @@ export class Operator implements WatchHandler {
     if (heldUntil > 0) this.workqueue.hold(group, key)
     // An intent may be of an earlier Job than the one that stands.
     if (entry?.view.uid === restart.job.uid && entry.state.is !== "settled") moveTo(entry, { is: "restarting", dueAt })
+    if (entry) entry.waiting = undefined
     this.workqueue.remove(key)
     const running: RunningRestart = {
       done: Promise.resolve(),
@@ -5776,8 +5771,9 @@ export class Operator implements WatchHandler {
   /** What became known after its last look is looked at; after a pause, so that it cannot spin. */
   private finishWaiting({ key }: JobName, own: JobEntry | undefined, running: RunningRestart, dueAt: number): void {
     const { failure, wasGone, again } = running
+    const [intent] = newestFirst(this.cache.intentsOf(key))
     if (own) moveTo(own, { is: "scheduled", dueAt })
-    if (own && wasGone) own.waiting = { intent: newestFirst(this.cache.intentsOf(key))[0]?.uid, failure }
+    if (own && wasGone && !intent?.spoiled) own.waiting = { intentUid: intent?.uid, failure, dueAt }
     const isNews = again || own?.failure !== failure
     this.enqueue(key, isNews ? nowOf(this.world) + AGAIN_MS : dueAt, running.dueAt)
   }

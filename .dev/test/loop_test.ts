@@ -444,14 +444,16 @@ describe("Following a namespace", () => {
       return false
     }
     server.fault({ verb: "create", resource: "jobs", when: sets }, {})
-    /** The skew of this clock, which is known once the server's time was read again. */
+    /** The skew of this clock, which the answer to the next call tells. */
     let skewMs = 0
     const skewed = (cluster: Cluster): Cluster => {
-      const version: Cluster["version"] = (signal) => {
-        skewMs = -setMs
-        return cluster.version(signal)
+      const told = <T>(answer: Promise<T>) => {
+        if (life.clock.now() - Date.now() > setMs / 2) skewMs = -setMs
+        return answer
       }
-      return Object.assign(Object.create(cluster), { version, skewMs: () => skewMs })
+      const version: Cluster["version"] = (...call) => told(cluster.version(...call))
+      const getJob: Cluster["getJob"] = (...call) => told(cluster.getJob(...call))
+      return Object.assign(Object.create(cluster), { version, getJob, skewMs: () => skewMs })
     }
     const life = live(server, { RESTART_DELAY: "10h" }, { rate: 1, wrap: skewed })
     await until("noticed", () => life.factsOf("ClockSet").length > 0)
@@ -474,7 +476,7 @@ describe("Following a namespace", () => {
     "who deletes the intent of a Job that its TTL took cancels its restart (as %s)",
     async (user) => {
       const { server, life } = await takenByTtl(user)
-      await until("waiting", () => life.operator.workqueue.schedules.has("default/load-a"))
+      await until("waiting", () => life.operator.cache.jobs.get("default/load-a")?.waiting !== undefined)
       kubectlDelete(server, intents(server)[0]!.metadata.name)
       await until("told", () => outcomesOf(life, "load-a").length > 0)
       life.clock.jump(600_000)
