@@ -5631,7 +5631,7 @@ export class Operator implements WatchHandler {
     const now = nowOf(this.world)
     if (own?.dueAt !== undefined) {
       const isVoid = own.jobVersion !== view.resourceVersion || dueAt < own.dueAt - 1_000
-      return isVoid ? now : undefined
+      return isVoid ? now + this.retryInMs(entry) : undefined
     }
     // A restart that an earlier life, or another operator, began does not wait for a due time any more.
     if (own) return now + Math.max(this.retryInMs(entry), own.adoptAt - this.world.clock.monotonic())

@@ -540,6 +540,20 @@ describe("Following a namespace", () => {
     },
   )
 
+  test("after a rejection an intent is not replaced before the next try, whatever is told of it", async () => {
+    const { server, life } = await expiring({ RESTART_DELAY: "30" }, 19)
+    await until("an intent that waits too long", () => intents(server).length === 1)
+    const isIntent = (call: Call) => bodyName(call).includes("-restart-")
+    server.fault({ verb: "create", resource: "jobs", when: isIntent }, { status: 403 }, { times: 999 })
+    await until("rejected", () => life.factsOf("RestartRejected", "load-a").length === 1)
+    life.clock.go(1)
+    for (const label of ["1", "2", "3"]) {
+      person(server, "patch", intents(server)[0]!.metadata.name, { metadata: { labels: { label } } })
+      await afterLaterEvent(server, life)
+    }
+    expect(life.factsOf("RestartRejected", "load-a")).toHaveLength(1)
+  })
+
   test("a Job that its TTL took before its cause was known does not come back if that forbids it", async () => {
     const { server, life } = await expiring({ RESTART_RULES: "exit:3=never", RESTART_DELAY: "600" }, 3)
     await until("an intent", () => intents(server).length === 1)
