@@ -395,7 +395,7 @@ export const SETTINGS = [
   }),
   setting("LOG_LINES", "logLines", "20", wholeNumber(0, 10_000), { help: "last log lines kept of each container" }),
   setting("HISTORY_LIMIT", "historyLimit", "10", wholeNumber(0, 1_000), {
-    help: "failures kept per Job, as ConfigMaps; 0 keeps none",
+    help: "failures kept per Job, as ConfigMaps; 0 writes none",
   }),
   setting("DRY_RUN", "dryRun", "false", oneOf(BOOLEANS), { help: "log what would be done and change nothing" }),
   setting("HEALTH_PORT", "healthPort", "8080", wholeNumber(0, 65_535), {
@@ -3438,6 +3438,7 @@ function eventFrom<T>(line: string): { type: string; object: T } {
 export interface World {
   cluster: Cluster
   clock: Clock
+  /** To the log, metrics and notifications. What belongs into a Job's Events too is told by a Reporter. */
   emit: Emit
   config: Config
   stop: AbortSignal
@@ -3583,19 +3584,19 @@ async function readLogs(world: World, namespace: string, { pods, logs }: Evidenc
   await Promise.all(pods.flatMap((pod) => pod.containers.map((container) => read(pod, container))))
 }
 
-/** An API server that has just started may answer 403 for up to half a minute, until it knows its Roles. */
-const REFUSALS = 7
-
 /**
- * Tries until it works or the program ends, in silence: it is nothing that a restart waits for. Throws a refusal that
- * stays.
+ * An API server that has just started may answer 403 for up to half a minute, until it knows its Roles. With the
+ * backoff between them, seven tries take that long.
  */
-async function persist({ clock, stop }: World, work: () => Promise<unknown>): Promise<void> {
+const MOST_REJECTIONS = 7
+
+/** Retries without logging, until it works or the program is stopped. Throws a rejection that stays. */
+async function retryUntilDone({ clock, stop }: World, work: () => Promise<unknown>): Promise<void> {
   for (let attempt = 1; ; attempt++) {
     try {
       return void (await work())
     } catch (error) {
-      if (isRejection(error) && attempt >= REFUSALS) throw error
+      if (isRejection(error) && attempt >= MOST_REJECTIONS) throw error
       if (stop.aborted) return
       await clock.sleep(backoffMs(attempt, clock.random(), error), stop)
     }
@@ -3666,8 +3667,11 @@ export interface RestartCache {
 export interface Restart {
   job: JobName
   wishFor?: (job: Job) => Wish
+  /** The cluster has rejected it before: it is asked before anything is written. */
   wasRejected?: boolean
+  /** A person asked for it by a command: due times do not count. */
   atOnce?: boolean
+  /** RESTART_SPACING: what waits, waits until then too. */
   heldUntil?: number
 }
 
@@ -3676,7 +3680,7 @@ type StepTo<D extends Step["do"]> = Extract<Step, { do: D }>
 const FIRST_LOOK_MS = 120
 
 /** The API server works on a request for up to a minute (--request-timeout); a proxy may hold it for as long. */
-const LATE_DELETE_MS = 130_000
+const REQUEST_MAY_APPLY_MS = 130_000
 
 const LOOK_AFTER_STOP_MS = 1_000
 
@@ -3731,27 +3735,31 @@ class RestartRun {
   /** The intent that was written a moment ago: its answer is as good as a read. */
   private fresh: string | undefined
   /**
-   * The intent by which this run has, or may have, deleted the Job, as long as its absence does not mean that somebody
-   * has cancelled the restart: until the first look that finds the Job going, or until a removal of it is too late.
+   * The intent to write again if it is missing once the Job is going: the Job was, or may have been, deleted by it, and
+   * a request of ours, or another operator, may have removed it. Cleared by the first look that finds the Job going
+   * with an intent that no earlier request can remove any more; from then on, its removal cancels the restart.
    */
-  private deletedBy: Intent | undefined
+  private intentToRestore: Intent | undefined
   /** The uid of the Job that this run has, or may have, deleted. */
   private deletedUid: string | undefined
   /** What a clean up ends with, until it is through. */
   private ended: Outcome | undefined
+  /** Fires when a watch tells something new of the Job or its pods. */
   private changed: AbortSignal | undefined
-  private isPastDelete = false
+  /** The Job may exist in an intent only: a stop does not end the run, only a kill does. */
+  private mustFinish = false
   /** When the last delete without a clear answer was sent: it may still be applied. */
   private unansweredSince: Monotonic | undefined
   /** When the removal of an intent without a clear answer was sent, by the intent's uid: it may still be applied. */
   private readonly unansweredRemovals = new Map<string, Monotonic>()
   private readonly startedSince: Monotonic
-  /** When the last look at the Job began, whose answer told the server's time. */
+  /** clockOffset() when the last look began, whose answers told the server's time. */
   private clockOffsetMs = 0
   /** The names of the intents that this run has written. */
   private readonly written = new Set<string>()
   /** Since the last pause. */
   private steps = 0
+  /** Since the first pause of this run. */
   private waitingSince: Monotonic | undefined
   private unblockedSince: Monotonic | undefined
   /** How often the server has refused to tell of pods. */
@@ -3780,14 +3788,14 @@ class RestartRun {
         this.seen = undefined
         if (wasClockSet(this.world.clock, this.clockOffsetMs)) continue
         const step = this.rules.nextStep(seen, nowOf(this.world))
-        if (step.do !== "done" && stop.aborted && !this.isPastDelete) break
+        if (step.do !== "done" && stop.aborted && !this.mustFinish) break
         const outcome = step.do === "done" ? step.outcome : await this.perform(step, seen)
         trouble.over()
         if (outcome) return outcome
       } catch (error) {
         if (isNamespaceGone(error)) return { result: "namespace gone" }
-        if (stop.aborted && !this.isPastDelete) break
-        await trouble.wait(error, this.isPastDelete ? kill : stop)
+        if (stop.aborted && !this.mustFinish) break
+        await trouble.wait(error, this.mustFinish ? kill : stop)
         this.forgetSeen()
       }
     }
@@ -3805,8 +3813,9 @@ class RestartRun {
   }
 
   /**
-   * Reads what nextStep() decides on. Intents that something relies on are read after the Job; all were known before
-   * it.
+   * Reads what nextStep() decides on, in this order: the intents that are known, the Job, then those intents again that
+   * a step may rely on, the pods, and last what the watches have told meanwhile. An intent that is read after the Job
+   * protected it at that moment; one that was not known before it may be of a restart that has ended since.
    */
   private async observe(): Promise<Observation> {
     const { cache, job } = this
@@ -3815,21 +3824,22 @@ class RestartRun {
     const before = cache.intents()
     this.changed = cache.whenChanged?.()
     const live = await this.getJob()
+    // A false 404 of the Job does no harm: its create would be answered 409.
     if (live) cache.onJobRead(live)
     const isGoing = !live || isTerminating(live)
     // We relied on an intent; the watch may have dropped it from the cache before this look.
-    const wasReliedOn = this.isPastDelete
-    const { known, confirmed } = await this.restoreWithdrawn(before, live)
-    // Of two, the older one is removed: only if the newer one stands.
+    const hadToFinish = this.mustFinish
+    const { known, confirmed } = await this.restoreIntent(before, live)
+    // They are read again where the Job is gone, where it would be deleted by one, and where the older of two goes.
     const isReliedOn = !live || known.length > 1 || (!isGoing && known.some(({ jobUid }) => jobUid === uidOf(live)))
     const fresh = confirmed ?? (live && this.fresh)
     const standing = newestFirst(isReliedOn ? await this.readIntents(known, fresh) : known)
     // No Job is deleted by an intent that a removal of ours may still take away.
     const intents = standing.map((one) => (this.unansweredRemovals.has(one.uid) ? { ...one, spoiled: true } : one))
     this.fresh = undefined
-    this.isPastDelete = isGoing && standing.some(protects)
+    this.mustFinish = isGoing && standing.some(protects)
     const [intent] = intents
-    const intentWasRemoved = (known.some(protects) || wasReliedOn) && !intent
+    const intentWasRemoved = (known.some(protects) || hadToFinish) && !intent
     const uid = intent?.jobUid ?? job.uid
     const blockers = intent && isGoing ? await this.blockersOf(intent, live) : []
     const ended = this.ended ?? (intentWasRemoved ? await this.completedByOther() : undefined)
@@ -3866,16 +3876,15 @@ class RestartRun {
   }
 
   /**
-   * Another operator's proof may have been rejected just after ours was admitted, and have withdrawn the intent by
-   * which we deleted, or may have: a delete without an answer may still be applied. At the first look that finds the
-   * Job going, and as long as a removal that was sent earlier may be applied, a missing intent is written again, unless
-   * another operator has gone on to a newer one; from then on, its removal cancels the restart. Returns the intents as
-   * known after that, and the one that was read here.
+   * Writes intentToRestore again if the Job is going and the intent is missing, unless another operator has gone on to
+   * a newer one. Three things may have removed it: another operator whose proof was rejected just after ours was
+   * admitted, a withdrawal of ours before a delete without an answer was applied, and a removal without an answer.
+   * Returns the intents as known after that, and the name of the one that was read here.
    */
-  private async restoreWithdrawn(known: Intent[], live: Job | undefined) {
-    const intent = this.deletedBy
+  private async restoreIntent(known: Intent[], live: Job | undefined) {
+    const intent = this.intentToRestore
     const isReplaced = live !== undefined && uidOf(live) !== intent?.jobUid
-    if (isReplaced) this.deletedBy = undefined
+    if (isReplaced) this.intentToRestore = undefined
     if (!intent || isReplaced || (live && !isTerminating(live))) return { known, confirmed: undefined }
     let [standing] = await this.readIntents([intent], undefined)
     standing ??= await this.newerIntent(intent)
@@ -3886,7 +3895,7 @@ class RestartRun {
       standing = written ?? this.cache.intents().find(({ name }) => name === intent.name)
       if (!standing) throw new Error(`intent ${intent.name} cannot be read`)
     }
-    this.deletedBy = this.lateRemovalMs(standing) > 0 ? standing : undefined
+    this.intentToRestore = this.lateRemovalMs(standing) > 0 ? standing : undefined
     const others = known.filter(({ name }) => name !== intent.name && name !== standing.name)
     return { known: [...others, standing], confirmed: standing.name }
   }
@@ -3946,7 +3955,7 @@ class RestartRun {
       exceptFor(error, "Forbidden")
       const isGranted = allowed(await cluster.rules(this.job.namespace, kill)).has("list /pods")
       this.podRefusals++
-      if (isGranted && this.podRefusals < REFUSALS) throw error
+      if (isGranted && this.podRefusals < MOST_REJECTIONS) throw error
       return []
     }
   }
@@ -4058,7 +4067,7 @@ class RestartRun {
   private async writeIntent(draft: Draft, proveFirst: boolean): Promise<Intent | Error | undefined> {
     if (proveFirst) {
       const verdict = await this.proveAdmission(draft.replacement)
-      if (verdict !== "absent" && !verdict.admitted) return verdict.error
+      if (verdict !== "name free" && !verdict.admitted) return verdict.error
     }
     const sent = this.rules.intentFor(draft)
     let rejection: Error | undefined
@@ -4066,7 +4075,7 @@ class RestartRun {
       try {
         return await this.createIntent(intent)
       } catch (error) {
-        if (isNameTaken(error, sent.metadata?.name ?? "")) return this.takeUpIntent(sent.metadata?.name ?? "")
+        if (isNameTaken(error, sent.metadata?.name ?? "")) return this.adoptExisting(sent.metadata?.name ?? "")
         if (!isReason(error, "AlreadyExists") && !isRejection(error)) throw error
         rejection = error as Error
       }
@@ -4088,13 +4097,13 @@ class RestartRun {
     const { name = "", uid = "" } = made.metadata ?? {}
     // It protects nothing: that it goes cancels no restart, whatever a watch tells of it.
     this.cache.onIntentGone({ namespace, jobName, name, uid })
-    // Nothing but this call knows of it: whatever becomes of the Job meanwhile, it is removed.
-    await persist(this.world, () => this.deleteInBackground(name, uid))
+    // Nothing but this call knows of it. After a stop it is left, and a later life recognises it as spoiled.
+    await retryUntilDone(this.world, () => this.deleteInBackground(name, uid))
     return new Error(`a webhook changed the intent ${name}: ${flaw ?? "it cannot be read back"}`)
   }
 
   /** Another operator, or an earlier life, wrote this intent. One that is being deleted protects nothing. */
-  private async takeUpIntent(name: string): Promise<Intent | Error | undefined> {
+  private async adoptExisting(name: string): Promise<Intent | Error | undefined> {
     const found = await this.getJob(name)
     if (!found) return undefined
     const intent = this.rules.readIntent(found)
@@ -4108,7 +4117,7 @@ class RestartRun {
     }
     // A webhook spoiled it, and it could not be removed at once: it protects nothing, and its name is in the way.
     try {
-      await persist(this.world, () => this.deleteInBackground(name, uidOf(found) ?? ""))
+      await retryUntilDone(this.world, () => this.deleteInBackground(name, uidOf(found) ?? ""))
       return undefined
     } catch (error) {
       if (!isRejection(error)) throw error
@@ -4121,7 +4130,7 @@ class RestartRun {
     const { cluster, kill } = this.world
     try {
       await cluster.createJob(this.job.namespace, replacement, { dryRun: true, strict: true }, kill)
-      return "absent" as const
+      return "name free" as const
     } catch (error) {
       return this.rules.verdictOf(error, this.job.name)
     }
@@ -4137,7 +4146,7 @@ class RestartRun {
     }
     const verdict = await this.proveAdmission(intent.replacement)
     // Absent, or the server could not read it: neither is a yes.
-    if (verdict === "absent") return undefined
+    if (verdict === "name free") return undefined
     if (!verdict.admitted) return reject(verdict.error)
     this.changed = this.cache.whenChanged?.()
     const sentSince = clock.monotonic()
@@ -4152,13 +4161,13 @@ class RestartRun {
       this.noteDelete(intent)
       throw error
     }
-    this.isPastDelete = true
+    this.mustFinish = true
     this.noteDelete(intent)
     return this.pause()
   }
 
   private noteDelete(intent: Intent): void {
-    this.deletedBy = intent
+    this.intentToRestore = intent
     this.deletedUid = intent.jobUid
   }
 
@@ -4178,8 +4187,8 @@ class RestartRun {
   }
 
   /**
-   * For how long a delete without an answer may still be applied: ours, or one by an intent of another operator or of
-   * an earlier life, which may have been sent just before this run.
+   * For how long a delete of the Job without an answer may still be applied: ours or, with intents, one by an intent of
+   * another operator or of an earlier life, which may have been sent just before this run.
    */
   private lateDeleteMs(intents: Intent[] = []): number {
     return this.lateMs(this.unansweredSince ?? this.foreignSince(intents))
@@ -4196,7 +4205,7 @@ class RestartRun {
   }
 
   private lateMs(sentSince: Monotonic | undefined): number {
-    return sentSince === undefined ? 0 : sentSince + LATE_DELETE_MS - this.world.clock.monotonic()
+    return sentSince === undefined ? 0 : sentSince + REQUEST_MAY_APPLY_MS - this.world.clock.monotonic()
   }
 
   /**
@@ -4217,13 +4226,13 @@ class RestartRun {
     const isUnchanged = before && !isTerminating(before) && versionOf(before) === intent?.jobVersion
     if (!isUnchanged) return false
     // From here on the Job may exist in memory only: then the next look writes the intent again, until that works.
-    this.deletedBy = intent
-    this.isPastDelete = true
+    this.intentToRestore = intent
+    this.mustFinish = true
     await this.removeIntents(intents)
     const live = await this.getJob()
     if (!live || isTerminating(live)) return false
-    this.deletedBy = undefined
-    this.isPastDelete = false
+    this.intentToRestore = undefined
+    this.mustFinish = false
     return true
   }
 
@@ -4319,13 +4328,16 @@ export type JobState =
   | { is: "restarting"; dueAt: number }
   | { is: "settled" }
 
-/** Where a state can lead, if not to every other. A settled Job stays so until another uid takes its name. */
+/** A state that is not named here may lead to any. A settled Job stays so until another uid takes its name. */
 const TRANSITIONS: { [From in JobState["is"]]?: JobState["is"][] } = {
   restarting: ["scheduled", "idle", "settled"],
   settled: ["settled"],
 }
 
-/** What the cache keeps of one Job. */
+/**
+ * What the cache keeps of one Job. `decision` and `reported` are of the last reconcile; `evidence` and `candidates` are
+ * kept until its failure is known, `failure` and `looks` from then on. All of it ends with the Job's uid.
+ */
 class JobEntry {
   view: JobView
   /** The whole object, as last seen; only of a Job that has failed, or is going. */
@@ -4344,14 +4356,15 @@ class JobEntry {
   /** The last decision that was reported. */
   reported = ""
   rejections = 0
-  /** After a rejection: not before this. */
+  /** After a rejection, or where the Job had changed: not before this. */
   retryAt: Monotonic | undefined
+  /** When it was first missed. */
   goneAt: number | undefined
   /**
-   * By what a restart that began after it was gone has ended waiting: while that holds, nothing is to be done before it
-   * is due. If the intent is gone, all that was left of the Job was taken away, which cancels its restart.
+   * Set where a restart of a Job that was gone already has ended as waiting. While its intent and its failure stay the
+   * same, there is nothing to do before it is due. If the intent goes, a person has cancelled the restart.
    */
-  waiting: { intentUid: string | undefined; failure: Failure | undefined; dueAt: number } | undefined
+  waitAfterGone: { intentUid: string | undefined; failure: Failure | undefined; dueAt: number } | undefined
 
   /** `sighting`: the number of the one that told it; a list does not overwrite what was read after it was asked for. */
   constructor(
@@ -4412,7 +4425,8 @@ const withPod = (pods: PodView[], pod: PodView) => [...withoutPod(pods, pod), po
 /**
  * What the watches have told, indexed so that every lookup is O(1).
  *
- * Invariants: an entry holds the newest version that was seen of its Job. Pods are kept by the uid of their Job;
+ * Invariants: an entry holds the newest version that was seen of its Job; the view of one that is gone says that it is
+ * being deleted. Pods are kept by the uid of their Job;
  * those of Jobs without an entry are few, and the oldest go first. Of a Job's pods that are gone there are the few
  * that may become evidence. A removed intent does not come back by a late watch.
  */
@@ -4559,13 +4573,13 @@ export class Permissions {
     }
   }
 
-  /** A right that is denied for long is given up until the next review; denied after that, it is reviewed at once. */
+  /** A right that is denied for long is given up. If what is given up is denied again, the review is forgotten. */
   noteDenied(namespace: string, right: string, error: unknown): void {
     if (!(error instanceof ApiError) || error.status !== 403) return
     const denials = (this.denials.get(`${namespace} ${right}`) ?? 0) + 1
     this.denials.set(`${namespace} ${right}`, denials)
-    const mayPass = this.may(namespace, right) && denials < REFUSALS
-    if (!mayPass && !this.reviews.get(namespace)?.allowed.delete(right)) this.reviews.delete(namespace)
+    if (!this.may(namespace, right)) this.reviews.delete(namespace)
+    else if (denials >= MOST_REJECTIONS) this.reviews.get(namespace)?.allowed.delete(right)
   }
 
   noteWorking(namespace: string, right: string): void {
@@ -4583,8 +4597,8 @@ const earliestFirst = (a: QueueItem, b: QueueItem) => a.at - b.at || (a.key < b.
 
 /**
  * Keys with due times. Invariant: of a key, the earliest time that was asked for since it was last taken counts, and
- * it stands in `schedules`; other items of the heap are void. Restarts of one group are `spacingMs`
- * apart.
+ * it stands in `schedules`; other items of the heap are void. Restarts of one group are `spacingMs` apart: a restart
+ * that starts takes its group for that long, and gives it back if it comes to nothing.
  */
 export class Workqueue {
   readonly schedules = new Map<string, QueueItem>()
@@ -4656,7 +4670,7 @@ export class Workqueue {
     return last.at + this.spacingMs
   }
 
-  /** A restart of a group starts, that of a key; also told by the Jobs of an earlier life. */
+  /** The restart of a key takes its group; a Job that an earlier life has restarted took it when it was created. */
   noteRestart(group: string, at: number, key = ""): GroupStart | undefined {
     if (this.spacingMs === 0) return undefined
     this.held.get(group)?.delete(key)
@@ -4950,8 +4964,8 @@ class BackgroundWrites {
     }
     const run = () =>
       work().catch((error) => {
-        if (!isRejection(error) || attempt < REFUSALS) void tryAgain(error)
-        if (attempt >= REFUSALS) throw error
+        if (!isRejection(error) || attempt < MOST_REJECTIONS) void tryAgain(error)
+        if (attempt >= MOST_REJECTIONS) throw error
       })
     this.add(namespace, right, what, run)
   }
@@ -5065,7 +5079,7 @@ class Recorder {
     this.prunedAt.set(namespace, clock.monotonic())
     const existing = new Set(items.map(({ view }) => view.name))
     const isThere = (key: string) => this.cache.jobs.has(key) || this.cache.intentsOf(key).length > 0
-    // Also where the Role does not let us remove them.
+    // They are forgotten even where the Role does not let us remove them.
     for (const key of this.known.keys()) if (key.startsWith(`${namespace}/`) && !isThere(key)) this.known.delete(key)
     this.writes.keep(namespace, "delete /configmaps", "old records of failures are not removed", async () => {
       const { items: records } = await cluster.listConfigMaps(namespace, `${RECORD}=failure`, recordKey, kill)
@@ -5119,10 +5133,10 @@ class ServerClock {
   }
 
   /**
-   * Whether the clock skew is known. It is measured again when the wall clock was set, that is when it parts from the
-   * monotonic clock; until an answer of the API server has told its time, nothing is taken to be due.
+   * Reads the server's time again if the wall clock was set, that is if it has parted from the monotonic clock. Returns
+   * whether the time is known: until an answer of the API server has told it, nothing is taken to be due.
    */
-  async isKnown(): Promise<boolean> {
+  async sync(): Promise<boolean> {
     const { clock, stop } = this.world
     const offsetMs = clockOffset(clock)
     this.offsetMs ??= offsetMs
@@ -5194,7 +5208,7 @@ class EvidenceCollector {
     const states = pod.containers.map(({ state }) => state).join()
     entry.candidates ??= evidencePods(this.cache.podsOf(pod.jobUid)).pods
     const at = entry.candidates.findIndex(({ uid }) => uid === pod.uid)
-    // The first may be the one to blame, and that can be another one with each pod that stops.
+    // The first candidate is the pod to blame so far, and that can be another one with each pod that stops.
     const isLookedAt = at > 0 || (at === 0 && (entry.looks?.moments.size ?? 0) < MOST_MOMENTS)
     if (isLookedAt) this.collect(entry, `${pod.uid} ${states}`)
   }
@@ -5204,7 +5218,7 @@ class EvidenceCollector {
 
 const CLOCK_RETRY_MS = 5_000
 
-/** With the longest sleep added, below a minute. */
+/** A restarted Job that has no pod for so long is reported; with the longest sleep added, within a minute. */
 const PODLESS_MS = 25_000
 
 /** A fresh intent of another operator is its own to carry out; one that stays is adopted. */
@@ -5212,6 +5226,7 @@ const ADOPT_AFTER_MS = 60_000
 
 /** Garbage is collected after this many reconciles in one turn. */
 const GARBAGE_AFTER = 500
+/** What became known while a restart was under way is looked at after this pause, so that it cannot spin. */
 const AGAIN_MS = 200
 /** A Job that has changed meanwhile is decided on anew; not at once, so that it cannot spin. */
 const CHANGED_RETRY_MS = 5_000
@@ -5220,7 +5235,7 @@ const isRestarted = (view: JobView) => own(view, "restarted-from") !== undefined
 
 /**
  * A restart under way. `failure`, and whether the Job `wasGone`: as it was known at its start. `changed` fires when the
- * Job, or a pod of it, goes. `again`: its Job was enqueued meanwhile.
+ * Job, or a pod of it, goes, or the Job is edited. `again`: its key was to be reconciled meanwhile.
  */
 type RunningRestart = {
   done: Promise<void>
@@ -5362,7 +5377,8 @@ export class Operator implements WatchHandler {
     } else {
       if (known) this.cache.forgetJob(known)
       this.cache.addJob(new JobEntry(kept, sighting))
-      // One of the future is from before the clock was set back: it says nothing.
+      // A creation time in the future is from before the clock was set back: it says nothing. It has whole seconds, and
+      // the spacing must not end early: hence 999 ms.
       const now = nowOf(this.world)
       if (isRestarted(view) && view.createdAt <= now)
         this.workqueue.noteRestart(groupOf(view), Math.min(view.createdAt + 999, now))
@@ -5438,7 +5454,7 @@ export class Operator implements WatchHandler {
     const { clock, stop } = this.world
     while (!stop.aborted) {
       this.liveness.tick()
-      if (!(await this.serverClock.isKnown())) {
+      if (!(await this.serverClock.sync())) {
         await clock.sleep(CLOCK_RETRY_MS, stop)
         continue
       }
@@ -5469,8 +5485,8 @@ export class Operator implements WatchHandler {
   }
 
   /**
-   * A restart that an earlier life or another operator left unfinished, whatever the selection is now. Returns whether
-   * it goes on.
+   * Carries out an intent that an earlier life or another operator has left, whatever the selection is now. Returns
+   * true where that is under way, or waits: then there is nothing else to do for its Job.
    */
   private reconcileIntent(key: string, intent: KnownIntent | undefined): boolean {
     if (!intent || this.world.config.dryRun || this.postponeAdoption(key, intent)) return false
@@ -5505,18 +5521,19 @@ export class Operator implements WatchHandler {
 
   /** The Job is gone without a restart of ours: its TTL took it, a person, or another operator. */
   private reconcileGone(entry: JobEntry, intent: KnownIntent | undefined): void {
-    const { view, job, failure, waiting } = entry
+    const { view, job, failure, waitAfterGone } = entry
     const { config } = this.world
     if (intent && !config.dryRun) {
       // One without a due time is another operator's restart; one with it is a wait that was recorded.
       if (intent.dueAt === undefined && this.postponeAdoption(view.key, intent)) return
-      const isNothingNew = waiting?.intentUid === intent.uid && waiting.failure === failure && !intent.spoiled
+      const isNothingNew =
+        waitAfterGone?.intentUid === intent.uid && waitAfterGone.failure === failure && !intent.spoiled
       if (isNothingNew && this.postponeWait(view, intent)) return
       // While its cause is not known, nothing but the intent says when it is due.
       const restart = failure ? this.restartOf(entry) : { job: view }
       return this.startRestart(restart, intent.dueAt ?? nowOf(this.world), view)
     }
-    if (waiting) return this.finishCancelled(entry, waiting.dueAt)
+    if (waitAfterGone) return this.finishCancelled(entry, waitAfterGone.dueAt)
     if (!job || view.phase !== "failed" || view.manager) return this.cache.forgetJob(entry)
     if (!this.wasRemovedByTtl(entry)) return this.forgetDeleted(entry, intent !== undefined)
     if (!failure) return this.evidence.collect(entry, "failed")
@@ -5544,7 +5561,7 @@ export class Operator implements WatchHandler {
     this.cache.forgetJob(entry)
   }
 
-  /** Where no watch told of its end, the first look that missed it stands for that. */
+  /** If no watch saw it go, the moment at which it was first missed is taken for its deletionTimestamp. */
   private wasRemovedByTtl({ view, job, goneAt = 0 }: JobEntry): boolean {
     if (view.ttlMs === undefined || !job) return false
     const deletionTimestamp = new Date(goneAt).toISOString()
@@ -5576,12 +5593,12 @@ export class Operator implements WatchHandler {
     if ("dueAt" in decision) return this.schedule(entry, intent, decision.dueAt)
     moveTo(entry, { is: "idle" })
     if (!intent || config.dryRun) return
-    // An earlier life or another operator wrote it, whatever the selection was then; or the cause was still unknown.
-    // What is decided of a Job that its TTL is removing may want the intent to be due earlier.
-    // One that does not wait is somebody's restart under way, such as a person's of a Job that was given up.
+    // This life wants no restart, but an intent stands. One of a Job that is left alone is carried out as it is, unless
+    // its TTL is removing the Job: then what is known of the failure may forbid the restart, or want it earlier. One of
+    // a Job that was given up is carried out if it does not wait: that is a restart that a person has asked for.
     const isGoing = view.deleting && failure !== undefined
-    const isForeign = decision.do === "leave" ? !isGoing : intent.dueAt === undefined
-    if (isForeign) return void this.reconcileIntent(view.key, intent)
+    const isCarriedOut = decision.do === "leave" ? !isGoing : intent.dueAt === undefined
+    if (isCarriedOut) return void this.reconcileIntent(view.key, intent)
     if (intent.jobUid === view.uid && this.retryInMs(entry) <= 0)
       this.startRestart(this.restartOf(entry), intent.dueAt ?? now, view)
   }
@@ -5687,7 +5704,7 @@ export class Operator implements WatchHandler {
     if (heldUntil > 0) this.workqueue.hold(group, key)
     // An intent may be of an earlier Job than the one that stands.
     if (entry?.view.uid === restart.job.uid && entry.state.is !== "settled") moveTo(entry, { is: "restarting", dueAt })
-    if (entry) entry.waiting = undefined
+    if (entry) entry.waitAfterGone = undefined
     this.workqueue.remove(key)
     const running: RunningRestart = {
       done: Promise.resolve(),
@@ -5768,12 +5785,11 @@ export class Operator implements WatchHandler {
     this.enqueue(job.key)
   }
 
-  /** What became known after its last look is looked at; after a pause, so that it cannot spin. */
   private finishWaiting({ key }: JobName, own: JobEntry | undefined, running: RunningRestart, dueAt: number): void {
     const { failure, wasGone, again } = running
     const [intent] = newestFirst(this.cache.intentsOf(key))
     if (own) moveTo(own, { is: "scheduled", dueAt })
-    if (own && wasGone && !intent?.spoiled) own.waiting = { intentUid: intent?.uid, failure, dueAt }
+    if (own && wasGone && !intent?.spoiled) own.waitAfterGone = { intentUid: intent?.uid, failure, dueAt }
     const isNews = again || own?.failure !== failure
     this.enqueue(key, isNews ? nowOf(this.world) + AGAIN_MS : dueAt, running.dueAt)
   }

@@ -348,7 +348,7 @@ export const terminating = (server: Server, { metadata: { name } }: Job) =>
     return deletedAt >= 0 && looks.length >= 2
   })
 
-/** Waits until nothing that was sent before this can still be applied: for the operator's LATE_DELETE_MS, and a look more. */
+/** Waits until nothing that was sent before this can still be applied: for the operator's REQUEST_MAY_APPLY_MS, and a look more. */
 export async function untilTooLate({ clock }: Life): Promise<void> {
   const since = clock.monotonic()
   await until("too late", () => clock.monotonic() - since > 170_000)

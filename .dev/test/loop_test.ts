@@ -476,7 +476,7 @@ describe("Following a namespace", () => {
     "who deletes the intent of a Job that its TTL took cancels its restart (as %s)",
     async (user) => {
       const { server, life } = await takenByTtl(user)
-      await until("waiting", () => life.operator.cache.jobs.get("default/load-a")?.waiting !== undefined)
+      await until("waiting", () => life.operator.cache.jobs.get("default/load-a")?.waitAfterGone !== undefined)
       kubectlDelete(server, intents(server)[0]!.metadata.name)
       await until("told", () => outcomesOf(life, "load-a").length > 0)
       life.clock.jump(600_000)
