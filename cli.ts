@@ -226,8 +226,12 @@ class Inventory {
     const due = this.statuses().filter(({ nextRestartAt = Infinity }) => nextRestartAt <= nowOf(this.world))
     const found = new Map<string, string>()
     for (const namespace of new Set(due.map(({ job }) => job.slice(0, job.indexOf("/")))))
-      for (const { uid, text } of await cluster.listEvents(namespace, "CannotRestart", stop).catch(() => []))
-        found.set(uid, text)
+      try {
+        for (const { uid, text } of await cluster.listEvents(namespace, "CannotRestart", stop)) found.set(uid, text)
+      } catch {
+        // What was known stays: only what is due asks for it.
+        for (const [uid, text] of this.rejections) if (!found.has(uid)) found.set(uid, text)
+      }
     this.rejections = found
     for (const { job } of due) this.changed.add(job)
   }

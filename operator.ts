@@ -1947,7 +1947,7 @@ function stepBeforeDelete(seen: Observation, intent: Intent, live: Job, now: num
   // Its writer was stopped before it could remove it. Another one is written, and checked.
   if (intent.spoiled) return { do: "clean up", intents: [intent], outcome: undefined, withdraw: true }
   // It was written before the cause was known, or by other settings. One that does not wait is a restart under way.
-  if (wish && !("dueAt" in wish.decision) && intent.dueAt !== undefined)
+  if (wish && !("dueAt" in wish.decision) && intent.dueAt !== undefined && !knewMore(intent, wish))
     return { do: "clean up", intents, outcome: { result: "changed" }, withdraw: true }
   const earlier = earlierIntent(seen, intent, live, now)
   if (earlier) return earlier
@@ -1958,6 +1958,17 @@ function stepBeforeDelete(seen: Observation, intent: Intent, live: Job, now: num
   if (intent.dueAt !== undefined)
     return writeStep({ live, additions: wish?.additions ?? intent.additions, dueAt: undefined }, false)
   return { do: "prove and delete", intent, ttl: viewJob(live).ttlMs !== undefined }
+}
+
+const LAST_CAUSE = `${PREFIX}last-cause`
+
+/**
+ * Whether the writer of an intent knew the cause of a failure that this life gives up because it does not: the pods
+ * may have gone before this operator came.
+ */
+function knewMore({ additions }: Intent, wish: Wish): boolean {
+  const { [LAST_CAUSE]: known = "unknown" } = additions.annotations
+  return wish.decision.do === "give up" && wish.additions.annotations[LAST_CAUSE] === "unknown" && known !== "unknown"
 }
 
 /**
@@ -1997,7 +2008,7 @@ function stepWhileAbsent(seen: Observation, intent: Intent, now: number): Step {
   if (deletedByPerson && intent.dueAt !== undefined && !atOnce)
     return { do: "clean up", intents, outcome: { result: "cancelled" }, withdraw: false }
   // It was written before the cause was known, which forbids the restart.
-  if (wish?.decision.do === "give up" && intent.dueAt !== undefined && !atOnce)
+  if (wish?.decision.do === "give up" && intent.dueAt !== undefined && !atOnce && !knewMore(intent, wish))
     return { do: "clean up", intents, outcome: { result: "changed" }, withdraw: false }
   const edit = latest && editOf(seen, intent, latest)
   if (edit) return edit
@@ -3808,8 +3819,15 @@ class RestartRun {
     this.fresh = undefined
   }
 
-  private getJob(name = this.job.name): Promise<Job | undefined> {
+  private getJob(name: string): Promise<Job | undefined> {
     return this.world.cluster.getJob(this.job.namespace, name, this.world.kill)
+  }
+
+  /** Every look at the Job is news for the cache: it may have been edited. */
+  private async readJob(): Promise<Job | undefined> {
+    const live = await this.getJob(this.job.name)
+    if (live) this.cache.onJobRead(live)
+    return live
   }
 
   /**
@@ -3823,9 +3841,8 @@ class RestartRun {
     this.clockOffsetMs = clockOffset(this.world.clock)
     const before = cache.intents()
     this.changed = cache.whenChanged?.()
-    const live = await this.getJob()
     // A false 404 of the Job does no harm: its create would be answered 409.
-    if (live) cache.onJobRead(live)
+    const live = await this.readJob()
     const isGoing = !live || isTerminating(live)
     // We relied on an intent; the watch may have dropped it from the cache before this look.
     const hadToFinish = this.mustFinish
@@ -3871,7 +3888,7 @@ class RestartRun {
    * anything.
    */
   private async completedByOther(): Promise<Outcome | undefined> {
-    const { uid } = (await this.getJob())?.metadata ?? {}
+    const { uid } = (await this.readJob())?.metadata ?? {}
     return uid === undefined || uid === this.job.uid ? undefined : { result: "replaced", uid }
   }
 
@@ -4221,7 +4238,7 @@ class RestartRun {
       this.forgetSeen()
       return false
     }
-    const before = await this.getJob()
+    const before = await this.readJob()
     const [intent] = intents
     const isUnchanged = before && !isTerminating(before) && versionOf(before) === intent?.jobVersion
     if (!isUnchanged) return false
@@ -4229,7 +4246,7 @@ class RestartRun {
     this.intentToRestore = intent
     this.mustFinish = true
     await this.removeIntents(intents)
-    const live = await this.getJob()
+    const live = await this.readJob()
     if (!live || isTerminating(live)) return false
     this.intentToRestore = undefined
     this.mustFinish = false
@@ -4245,7 +4262,7 @@ class RestartRun {
     } catch (error) {
       if (!isReason(error, "AlreadyExists")) throw error
       // Somebody else created it, or our own answer was lost. A webhook can say so too, and then the Job is not there.
-      if (!(await this.getJob())) throw error
+      if (!(await this.readJob())) throw error
     }
   }
 
@@ -5228,7 +5245,7 @@ const ADOPT_AFTER_MS = 60_000
 const GARBAGE_AFTER = 500
 /** What became known while a restart was under way is looked at after this pause, so that it cannot spin. */
 const AGAIN_MS = 200
-/** A Job that has changed meanwhile is decided on anew; not at once, so that it cannot spin. */
+/** A watched Job that has changed meanwhile is decided on anew; not at once, so that it cannot spin. */
 const CHANGED_RETRY_MS = 5_000
 const isPodless = ({ phase, hasPods, deleting }: JobView) => phase === "running" && !hasPods && !deleting
 const isRestarted = (view: JobView) => own(view, "restarted-from") !== undefined
@@ -5354,6 +5371,9 @@ export class Operator implements WatchHandler {
       return
     }
     const key = `${intent.namespace}/${intent.jobName}`
+    const entry = this.cache.jobs.get(key)
+    // Nothing may rely on it: that it goes, even before the next reconcile, cancels nothing.
+    if (intent.spoiled && entry?.waitAfterGone?.intentUid === intent.uid) entry.waitAfterGone = undefined
     if (type === "DELETED" || intent.deleting) this.cache.removeIntent(intent)
     // What a list shows was there before us.
     else this.cache.addIntent(intent, later(clock.monotonic(), type === "LISTED" ? 0 : ADOPT_AFTER_MS), since)
@@ -5494,7 +5514,9 @@ export class Operator implements WatchHandler {
     const job = { key, namespace, name, uid }
     // Of a Job that is not there, a look before its time tells nothing, and it costs a list of pods.
     const view = viewJob(replacementOf(intent))
-    if (!this.cache.jobs.has(key) && this.postponeWait(view, intent)) return true
+    // One that does not wait is a restart under way, whatever stands beside it.
+    const isWait = this.cache.intentsOf(key).every(({ dueAt }) => dueAt !== undefined)
+    if (!this.cache.jobs.has(key) && isWait && this.postponeWait(view, intent)) return true
     if (this.reporter.isNew(`adopted ${intent.uid}`))
       this.reporter.emit({ kind: "IntentAdopted", job, intent: intent.name })
     this.startRestart({ job }, intent.dueAt ?? nowOf(this.world), view)
@@ -5598,6 +5620,8 @@ export class Operator implements WatchHandler {
     // a Job that was given up is carried out if it does not wait: that is a restart that a person has asked for.
     const isGoing = view.deleting && failure !== undefined
     const isCarriedOut = decision.do === "leave" ? !isGoing : intent.dueAt === undefined
+    const isAsWritten = intent.jobVersion === view.resourceVersion && !intent.spoiled
+    if (isCarriedOut && isAsWritten && !view.deleting && this.postponeWait(view, intent)) return
     if (isCarriedOut) return void this.reconcileIntent(view.key, intent)
     if (intent.jobUid === view.uid && this.retryInMs(entry) <= 0)
       this.startRestart(this.restartOf(entry), intent.dueAt ?? now, view)
@@ -5766,16 +5790,18 @@ export class Operator implements WatchHandler {
   }
 
   private finishRestart(job: JobName, running: RunningRestart, outcome: Outcome): void {
-    const { clock } = this.world
+    const { clock, config } = this.world
     const entry = this.cache.jobs.get(job.key)
     const own = entry?.view.uid === job.uid && entry.state.is !== "settled" ? entry : undefined
-    if (outcome.result === "rejected") return this.finishRejected(job, own, outcome.error)
+    if (outcome.result === "rejected") return this.finishRejected(job, own, running, outcome.error)
     if (outcome.result === "waiting") return this.finishWaiting(job, own, running, outcome.dueAt)
     const isChanged = outcome.result === "changed"
     const restarted = "uid" in outcome ? { ...job, uid: outcome.uid } : job
     const times = { tookMs: clock.monotonic() - running.startedAt, lateMs: nowOf(this.world) - running.dueAt }
     this.reporter.emit({ kind: "RestartFinished", job: restarted, outcome, ...times })
-    if (own && isChanged) own.retryAt = later(clock.monotonic(), CHANGED_RETRY_MS)
+    const isWatched = this.permissions.may(job.namespace, WATCH_RIGHTS.jobs)
+    const retryMs = isWatched ? CHANGED_RETRY_MS : config.checkIntervalMs
+    if (own && isChanged) own.retryAt = later(clock.monotonic(), retryMs)
     // What has ended may be the restart of an earlier Job, which this one has replaced.
     const isEarlier = "uid" in outcome && outcome.uid === own?.view.uid
     if (own) moveTo(own, { is: isChanged || isEarlier ? "idle" : "settled" })
@@ -5794,7 +5820,7 @@ export class Operator implements WatchHandler {
     this.enqueue(key, isNews ? nowOf(this.world) + AGAIN_MS : dueAt, running.dueAt)
   }
 
-  private finishRejected(job: JobName, entry: JobEntry | undefined, error: Error): void {
+  private finishRejected(job: JobName, entry: JobEntry | undefined, { again }: RunningRestart, error: Error): void {
     // The half that is left to chance lets two restarts that need the same free place of a quota pass one after the
     // other.
     const longestMs = exponentialBackoffMs({ fromMs: 30_000, toMs: 300_000 }, entry?.rejections ?? 0)
@@ -5806,7 +5832,8 @@ export class Operator implements WatchHandler {
       entry.retryAt = later(this.world.clock.monotonic(), retryMs)
       moveTo(entry, { is: "scheduled", dueAt: entry.state.is === "restarting" ? entry.state.dueAt : againAt })
     }
-    this.enqueue(job.key, againAt)
+    // A Job that was taken away meanwhile is in the way of nothing any more.
+    this.enqueue(job.key, again && entry?.goneAt !== undefined ? nowOf(this.world) + AGAIN_MS : againAt)
   }
 
   // Evidence and records.
@@ -6212,13 +6239,15 @@ function stopSignals(say: Say): { stop: AbortSignal; kill: AbortSignal } {
   return { stop: stop.signal, kill: kill.signal }
 }
 
+const UNKNOWN_VERSION = "of unknown version"
+
 /** Waits for the API server, for boards come up slowly after a power cut. Returns its version; none after a stop. */
 async function waitForServer({ cluster, clock, stop }: World, say: Say): Promise<string | undefined> {
   for (let attempt = 1; !stop.aborted; attempt++) {
     try {
-      return await cluster.version(stop)
+      return (await cluster.version(stop)) || UNKNOWN_VERSION
     } catch (error) {
-      if (error instanceof ApiError && error.status === 403) return "of unknown version"
+      if (error instanceof ApiError && error.status === 403) return UNKNOWN_VERSION
       if (!stop.aborted) say("warning", `waiting for ${cluster.address}, attempt ${attempt}: ${messageOf(error)}`)
       await clock.sleep(backoffMs(attempt, clock.random(), error), stop)
     }

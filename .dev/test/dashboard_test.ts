@@ -575,6 +575,21 @@ describe("What it shows", () => {
     expect(states.filter((state) => state !== "rejected")).toEqual([])
   })
 
+  test("a rejected restart stays rejected on the page while Events alone cannot be read", async () => {
+    const server = await serve()
+    stand(server, "load-a")
+    server.fault({ verb: "create", resource: "jobs" }, { status: 403, message: "exceeded quota" }, { times: 1e6 })
+    live(server, { RESTART_DELAY: "0" })
+    const page = await hurriedPage(server, { settings: { RESTART_DELAY: "0" } })
+    await until("rejected", () => page.lanes.get("default/load-a")?.state === "rejected")
+    const from = page.messages.length
+    server.fault({ verb: "list", resource: "events" }, { status: 429, retryAfterSeconds: 1 }, { times: 1e6 })
+    const asked = callsOf(server, "get", "version").length
+    await until("three more looks", () => callsOf(server, "get", "version").length > asked + 2)
+    const states = page.messages.slice(from).flatMap(({ lanes }) => lanes["default/load-a"]?.state ?? [])
+    expect(states.filter((state) => state !== "rejected")).toEqual([])
+  })
+
   test("settings that an operator writes meanwhile hold at once, for every Job and without another list", async () => {
     const server = await serve()
     stand(server, "load-a")

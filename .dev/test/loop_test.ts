@@ -577,6 +577,80 @@ describe("Following a namespace", () => {
     await until("back", () => server.model.job("default", "load-a"))
   })
 
+  test("a restart under way that an edit's waiting intent stands beside is taken up at once", async () => {
+    const server = await serve()
+    const job = stand(server, "held", HELD)
+    standIntent(server, job)
+    removedByTtl(server, "held")
+    const edited = person(server, "patch", "held", { metadata: { labels: { edit: "1" } } })
+    standIntent(server, edited, Date.now() + 36_000_000)
+    release(server, "held")
+    expect(current(server, job)).toBeUndefined()
+    const life = live(server)
+    await afterLaterFailure(server, life)
+    await until("back", () => isBack(server, job), 5_000)
+    expect(current(server, job)?.metadata.labels?.edit).toBe("1")
+  })
+
+  test("a waiting intent that is taken away by an owner that it was given cancels nothing", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a", { spec: { ttlSecondsAfterFinished: 300 }, status: failedAgo(295_000) })
+    const life = live(server, { RESTART_DELAY: "600" }, { rate: 10 })
+    await until("an intent", () => intents(server).length === 1)
+    removedByTtl(server, "load-a")
+    await until("waiting", () => life.operator.cache.jobs.get("default/load-a")?.waitAfterGone !== undefined)
+    const { name } = intents(server)[0]!.metadata
+    const ownerReferences = [{ apiVersion: "v1", kind: "ConfigMap", name: "gone", uid: "gone" }]
+    person(server, "patch", name, { metadata: { ownerReferences } })
+    if (server.model.job("default", name)) kubectlDelete(server, name)
+    await afterLaterFailure(server, life)
+    life.clock.jump(600_000)
+    await until("back", () => isBack(server, job), 5_000)
+  })
+
+  test("the intent of a standing Job that is not selected costs no call at each poll while it waits", async () => {
+    const server = await serve()
+    for (const name of ["load-a", "load-b", "load-c"]) standIntent(server, stand(server, name), Date.now() + 36_000_000)
+    live(server, { CHECK_INTERVAL: "1", JOB_SELECTOR: "app=none" }, { user: "old", rate: 20 })
+    await until("polled twenty times", () => callsOf(server, "list").length > 20)
+    expect(callsOf(server, "get").length).toBeLessThan(10)
+  })
+
+  test("a Job that its TTL takes while its restart is rejected is created at once when it is due", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a", { spec: { ttlSecondsAfterFinished: 300 }, status: failedAgo(299_000) })
+    let isTaken = false
+    const when = (call: Call) => {
+      if (isTaken || !isDryRun(call)) return false
+      isTaken = true
+      removedByTtl(server, "load-a")
+      return true
+    }
+    server.fault({ verb: "create", resource: "jobs", when }, { delayMs: 500, status: 403, message: "closed" })
+    const life = live(server, {}, { rate: 1 })
+    await until("rejected", () => life.factsOf("RestartRejected", "load-a").length > 0)
+    await until("back", () => isBack(server, job), 5_000)
+  })
+
+  test("an operator that came too late for the evidence does not take away the intent of one that knows the cause", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a", { spec: { ttlSecondsAfterFinished: 300 }, status: failedAgo(290_000) })
+    standPod(server, job, "q1", { phase: "Failed", containerStatuses: [ended("main", 3)] })
+    const settings = { RESTART_RULES: "exit:3=10m, unknown=never", RESTART_DELAY: "600" }
+    const first = live(server, settings, { rate: 1 })
+    await until("an intent", () => first.factsOf("IntentWritten", "load-a").length > 0)
+    person(server, "delete", "q1", { gracePeriodSeconds: 0 }, "pods")
+    const second = live(server, settings, { rate: 1 })
+    await until("the second has looked", () => second.factsOf("FailureSeen", "load-a").length > 0)
+    await afterLaterEvent(server, second)
+    removedByTtl(server, "load-a")
+    await until("seen gone", () => second.operator.cache.jobs.get("default/load-a")?.goneAt !== undefined)
+    await afterLaterEvent(server, second)
+    expect(callsOf(server, "delete", "jobs", ({ name }) => name?.includes("-restart-"))).toEqual([])
+    for (const life of [first, second]) life.clock.jump(700_000)
+    await until("back", () => isBack(server, job), 5_000)
+  })
+
   test("a restart that is cancelled of a Job that is not selected ends in peace", async () => {
     const server = await serve()
     const life = live(server, { JOB_SELECTOR: "app=none" }, { rate: 1_000 })

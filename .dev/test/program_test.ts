@@ -157,6 +157,12 @@ describe("Without a cluster", () => {
 })
 
 describe("The way to the cluster", () => {
+  test("a server that does not tell its version is served", async () => {
+    const server = await serve(quiet(({ line }) => (line === "GET /version" ? {} : undefined)))
+    await start(at(server)).says(/cluster +Kubernetes of unknown version at https/)
+    await until(() => server.calls.some(({ line }) => line.endsWith("/jobs")))
+  })
+
   test("F01 F17 the binary alone reaches a private CA with a plugin and with a client certificate", async () => {
     const server = await serve(quiet())
     const users = [

@@ -30,6 +30,7 @@ import {
   person,
   proofs,
   release,
+  removedByTtl,
   run,
   type Server,
   serve,
@@ -251,6 +252,23 @@ describe("The restart protocol", () => {
     life.clock.jump(600_000)
     await until("back", () => isBack(server, job))
     expect(server.model.job("default", "load-a")?.metadata.labels?.edit).toBe("1")
+  })
+
+  test("an edit that is read while an intent is withdrawn counts when the TTL that it brought has taken the Job", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a", { status: failedAgo(60_000) })
+    const lift = forbid(server, "load-a")
+    const edits = () => {
+      person(server, "patch", "load-a", { spec: { ttlSecondsAfterFinished: 120 } })
+      return false
+    }
+    server.fault({ verb: "delete", resource: "jobs", name: /-restart-/, when: edits }, {}, { times: 1 })
+    const life = live(server, { CHECK_INTERVAL: "3600" }, { user: "old" })
+    await rejected(life, "load-a")
+    removedByTtl(server, "load-a")
+    lift()
+    life.clock.jump(3_600_000)
+    await until("back", () => isBack(server, job))
   })
 
   test("a restart ends where its namespace is deleted after the Job", async () => {
