@@ -3263,7 +3263,7 @@ class ApiServer {
       throw error
     })
     this.onCall(verb, String(response.status))
-    const skew = skewFrom(response.headers.get("date"), sentAt, systemClock.now()) ?? this.skew
+    const skew = skewFrom(response.headers.get("date"), sentAt, systemClock.now(), this.skew) ?? this.skew
     // A Date header has whole seconds: two of them may differ by one though no clock has moved.
     if (Math.abs(skew - this.skew) > SKEW_STEP_MS) this.skew = skew
     return response
@@ -3357,15 +3357,15 @@ function proxyFor({ inCluster, config }: Source, env: Env): Proxy | undefined {
 
 /**
  * How far the server's clock is ahead in ms, by the Date header of an answer: it was written somewhere in the
- * server's second, at about half of the way. Undefined where the answer took so long that this tells less than it
- * hides, or our clock was set back.
+ * server's second, at about half of the way. Undefined where the answer took so long that this tells less than is
+ * known already, or our clock was set back. What is known is wrong if it differs by more than the answer took.
  */
-export function skewFrom(date: string | null, sentAt: number, receivedAt: number): number | undefined {
+export function skewFrom(date: string | null, sentAt: number, receivedAt: number, knownMs = 0): number | undefined {
   const serverAt = instant(date)
   const tookMs = receivedAt - sentAt
   if (serverAt === undefined || tookMs < 0) return undefined
   const skewMs = serverAt + 500 - (sentAt + receivedAt) / 2
-  return tookMs < 2_000 || Math.abs(skewMs) > tookMs ? skewMs : undefined
+  return tookMs < 2_000 || Math.abs(skewMs - knownMs) > tookMs ? skewMs : undefined
 }
 
 async function errorFrom(response: Response): Promise<ApiError> {
@@ -5512,13 +5512,15 @@ export class Operator implements WatchHandler {
     if (!intent || this.world.config.dryRun || this.postponeAdoption(key, intent)) return false
     const { namespace, jobName: name, jobUid: uid } = intent
     const job = { key, namespace, name, uid }
-    // Of a Job that is not there, a look before its time tells nothing, and it costs a list of pods.
     const view = viewJob(replacementOf(intent))
-    // One that does not wait is a restart under way, whatever stands beside it.
-    const isWait = this.cache.intentsOf(key).every(({ dueAt }) => dueAt !== undefined)
-    if (!this.cache.jobs.has(key) && isWait && this.postponeWait(view, intent)) return true
     if (this.reporter.isNew(`adopted ${intent.uid}`))
       this.reporter.emit({ kind: "IntentAdopted", job, intent: intent.name })
+    // One that does not wait is a restart under way, whatever stands beside it.
+    const isWait = this.cache.intentsOf(key).every(({ dueAt }) => dueAt !== undefined)
+    const live = this.cache.jobs.get(key)?.view
+    const isAsWritten = live?.resourceVersion === intent.jobVersion && !live.deleting && !intent.spoiled
+    // Of a Job that is not there, or as it was, a look before its time tells nothing, and it costs a list of pods.
+    if (isWait && (!live || isAsWritten) && this.postponeWait(view, intent)) return true
     this.startRestart({ job }, intent.dueAt ?? nowOf(this.world), view)
     return true
   }
@@ -5620,8 +5622,6 @@ export class Operator implements WatchHandler {
     // a Job that was given up is carried out if it does not wait: that is a restart that a person has asked for.
     const isGoing = view.deleting && failure !== undefined
     const isCarriedOut = decision.do === "leave" ? !isGoing : intent.dueAt === undefined
-    const isAsWritten = intent.jobVersion === view.resourceVersion && !intent.spoiled
-    if (isCarriedOut && isAsWritten && !view.deleting && this.postponeWait(view, intent)) return
     if (isCarriedOut) return void this.reconcileIntent(view.key, intent)
     if (intent.jobUid === view.uid && this.retryInMs(entry) <= 0)
       this.startRestart(this.restartOf(entry), intent.dueAt ?? now, view)

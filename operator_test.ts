@@ -3174,6 +3174,13 @@ describe("1 Text", () => {
     expect(skewFrom(new Date(NOW + aheadMs).toUTCString(), NOW + sentMs, NOW + receivedMs)).toBe(skewMs)
   })
 
+  test.each([
+    ["tells nothing where it agrees with what is known", HOUR, HOUR, undefined],
+    ["tells that what is known is wrong: the clock was set", HOUR, 5_000, 500],
+  ])("skewFrom() a slow answer %s", (_, knownMs, aheadMs, skewMs) => {
+    expect(skewFrom(new Date(NOW + aheadMs).toUTCString(), NOW, NOW + 10_000, knownMs)).toBe(skewMs)
+  })
+
   // What kubelet 1.32 to 1.36 answers with status 200, from its source, with what a %v may be.
   const kubeletMessages = [
     "unable to retrieve container logs for containerd://abc",

@@ -366,7 +366,8 @@ export class Network {
   learn({ kind }: Call, answer: Answer, sentAt: number, serverAt: number): void {
     const { world, process } = this
     const date = new Date(serverAt).toUTCString()
-    process.skewMs = operator.skewFrom(date, sentAt, START + world.now + process.aheadMs) ?? process.skewMs
+    const receivedAt = START + world.now + process.aheadMs
+    process.skewMs = operator.skewFrom(date, sentAt, receivedAt, process.skewMs) ?? process.skewMs
     if (answer.status >= 400) throw this.apiError(answer.body, answer.status)
     if (kind === "getJob") this.show(answer.body as Obj)
     if (kind === "listJobs") for (const item of (answer.body as { items: Obj[] }).items) this.show(item)

@@ -651,6 +651,15 @@ describe("Following a namespace", () => {
     await until("back", () => isBack(server, job), 5_000)
   })
 
+  test("the log tells at the start of a Job that is gone and waits by an intent", async () => {
+    const server = await serve()
+    standIntent(server, stand(server, "load-a"), Date.now() + 36_000_000)
+    kubectlDelete(server, "load-a")
+    const life = live(server)
+    await afterLaterFailure(server, life)
+    expect(life.factsOf("IntentAdopted", "load-a").length).toBe(1)
+  })
+
   test("a restart that is cancelled of a Job that is not selected ends in peace", async () => {
     const server = await serve()
     const life = live(server, { JOB_SELECTOR: "app=none" }, { rate: 1_000 })
