@@ -531,7 +531,7 @@ export class Invariants {
       else if (isWide && actor === "sweeper") this.except("prunedWide")
       else sim.violate(`a tool pruned the intent ${object.metadata.name}`)
     }
-    past.ttlTook = undefined
+    past.ttlTook = past.withdrawn = undefined
     past.cancelled.add(uid)
     past.cancelledAt = sim.step
   }
