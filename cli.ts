@@ -351,8 +351,8 @@ async function explain({ world, names, from }: CommandContext): Promise<Result> 
 // ───────────────────────────────────────────── 3 Restart ──────────────────────────────────────────────
 
 async function restart({ world, names, options }: CommandContext): Promise<Result> {
-  const jobs = [...new Map(names.map((name) => [jobOf(world, name).key, jobOf(world, name)])).values()]
-  const plans = await Promise.all(jobs.map((job) => planRestart(world, job)))
+  const jobs = new Map(names.map((name) => jobOf(world, name)).map((job) => [job.key, job]))
+  const plans = await Promise.all([...jobs.values()].map((job) => planRestart(world, job)))
   const rejections = plans.flatMap((plan) => ("rejection" in plan ? [plan.rejection] : []))
   if (rejections.length > 0) throw new CommandError(rejections.join("\n"))
   const ready = plans.filter((plan) => "run" in plan)

@@ -4443,9 +4443,9 @@ const withPod = (pods: PodView[], pod: PodView) => [...withoutPod(pods, pod), po
  * What the watches have told, indexed so that every lookup is O(1).
  *
  * Invariants: an entry holds the newest version that was seen of its Job; the view of one that is gone says that it is
- * being deleted. Pods are kept by the uid of their Job;
- * those of Jobs without an entry are few, and the oldest go first. Of a Job's pods that are gone there are the few
- * that may become evidence. A removed intent does not come back by a late watch.
+ * being deleted. Pods are kept by the uid of their Job; those of Jobs without an entry are few, and the oldest go
+ * first. Of a Job's pods that are gone there are the few that may become evidence. A removed intent does not come back
+ * by a late watch.
  */
 export class Cache {
   readonly jobs = new Map<string, JobEntry>()
@@ -5231,7 +5231,7 @@ class EvidenceCollector {
   }
 }
 
-// ──────────────────────────────────────────── 12 Operator ────────────────────────────────────────────────
+// ───────────────────────────────────────────── 12 Operator ──────────────────────────────────────────────
 
 const CLOCK_RETRY_MS = 5_000
 

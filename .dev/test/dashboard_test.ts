@@ -543,25 +543,30 @@ describe("What it shows", () => {
     await until("said", () => page.problems["jobs in default"]?.text.includes("403"))
   })
 
-  test("a restart that the cluster rejects is shown as rejected, with the cluster's words", async () => {
+  /** A page that shows a Job whose restart the cluster rejects. `otherStates`: what it was shown as since a message. */
+  async function rejectedPage() {
     const server = await serve()
     stand(server, "load-a")
     server.fault({ verb: "create", resource: "jobs" }, { status: 403, message: "exceeded quota" }, { times: 1e6 })
     live(server, { RESTART_DELAY: "0" })
     const page = await hurriedPage(server, { settings: { RESTART_DELAY: "0" } })
     await until("rejected", () => page.lanes.get("default/load-a")?.state === "rejected")
+    const otherStates = (from: number) => {
+      const states = page.messages.slice(from).flatMap(({ lanes }) => lanes["default/load-a"]?.state ?? [])
+      return states.filter((state) => state !== "rejected")
+    }
+    return { server, page, otherStates }
+  }
+
+  test("a restart that the cluster rejects is shown as rejected, with the cluster's words", async () => {
+    const { server, page } = await rejectedPage()
     expect(page.lanes.get("default/load-a")?.why).toContain("exceeded quota")
     person(server, "delete", "load-a")
     await until("forgotten", () => page.dashboard.rejections.size === 0)
   })
 
   test("a rejected restart stays rejected on the page while the API server does not answer", async () => {
-    const server = await serve()
-    stand(server, "load-a")
-    server.fault({ verb: "create", resource: "jobs" }, { status: 403, message: "exceeded quota" }, { times: 1e6 })
-    live(server, { RESTART_DELAY: "0" })
-    const page = await hurriedPage(server, { settings: { RESTART_DELAY: "0" } })
-    await until("rejected", () => page.lanes.get("default/load-a")?.state === "rejected")
+    const { server, page, otherStates } = await rejectedPage()
     const from = page.messages.length
     const liftEvents = server.fault({ verb: "list", resource: "events" }, { drop: "before" }, { times: 1e6 })
     const lift = server.fault({ resource: "version" }, { drop: "before" }, { times: 1e6 })
@@ -571,23 +576,16 @@ describe("What it shows", () => {
     liftEvents()
     lift()
     await until("over", () => page.problems["API server"] === undefined)
-    const states = page.messages.slice(from).flatMap(({ lanes }) => lanes["default/load-a"]?.state ?? [])
-    expect(states.filter((state) => state !== "rejected")).toEqual([])
+    expect(otherStates(from)).toEqual([])
   })
 
   test("a rejected restart stays rejected on the page while Events alone cannot be read", async () => {
-    const server = await serve()
-    stand(server, "load-a")
-    server.fault({ verb: "create", resource: "jobs" }, { status: 403, message: "exceeded quota" }, { times: 1e6 })
-    live(server, { RESTART_DELAY: "0" })
-    const page = await hurriedPage(server, { settings: { RESTART_DELAY: "0" } })
-    await until("rejected", () => page.lanes.get("default/load-a")?.state === "rejected")
+    const { server, page, otherStates } = await rejectedPage()
     const from = page.messages.length
     server.fault({ verb: "list", resource: "events" }, { status: 429, retryAfterSeconds: 1 }, { times: 1e6 })
     const asked = callsOf(server, "get", "version").length
     await until("three more looks", () => callsOf(server, "get", "version").length > asked + 2)
-    const states = page.messages.slice(from).flatMap(({ lanes }) => lanes["default/load-a"]?.state ?? [])
-    expect(states.filter((state) => state !== "rejected")).toEqual([])
+    expect(otherStates(from)).toEqual([])
   })
 
   test("settings that an operator writes meanwhile hold at once, for every Job and without another list", async () => {

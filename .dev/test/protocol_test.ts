@@ -69,6 +69,17 @@ describe("The restart protocol", () => {
     await until("deleted, without an answer", () => deletions(server, "load-a").length > 0)
     return { server, job, life }
   }
+
+  /** A Job, held by a finalizer, that was deleted by the intent of an earlier life. */
+  async function goingByEarlierIntent(rate: number) {
+    const server = await serve()
+    const job = stand(server, "held", HELD)
+    standIntent(server, job)
+    const life = live(server, {}, { rate })
+    await terminating(server, job)
+    return { server, job, life }
+  }
+
   test("H27 J05 a Job that the cluster would not take back stands, and its intent is removed", async () => {
     const server = await serve()
     const job = stand(server, "load-a")
@@ -197,11 +208,7 @@ describe("The restart protocol", () => {
   })
 
   test("an intent of an earlier life is written again that a late removal takes after the Job was deleted by it", async () => {
-    const server = await serve()
-    const job = stand(server, "held", HELD)
-    standIntent(server, job)
-    const life = live(server, {}, { rate: 60 })
-    await terminating(server, job)
+    const { server, job, life } = await goingByEarlierIntent(60)
     kubectlDelete(server, intents(server)[0]!.metadata.name)
     await until("written again", () => intents(server).length === 1)
     release(server, "held")
@@ -209,11 +216,7 @@ describe("The restart protocol", () => {
   })
 
   test("once a late removal is too late, a person who deletes the intent of an earlier life cancels the restart", async () => {
-    const server = await serve()
-    const job = stand(server, "held", HELD)
-    standIntent(server, job)
-    const life = live(server, {}, { rate: 1_000 })
-    await terminating(server, job)
+    const { server, life } = await goingByEarlierIntent(1_000)
     await untilTooLate(life)
     kubectlDelete(server, intents(server)[0]!.metadata.name)
     release(server, "held")
