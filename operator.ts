@@ -1617,7 +1617,7 @@ export function readIntent(job: Job): Intent | undefined {
   const { namespace = "", name = "", uid = "", annotations, deletionTimestamp } = job.metadata ?? {}
   const status = { deleting: deletionTimestamp != null, spoiled: isSpoiled(job) }
   const identity = { namespace, name, uid, version: versionOf(job), ...status }
-  return attempt(() => {
+  const read = (): Intent | undefined => {
     if (annotations?.[REPLACEMENT] === undefined) return readIntentOfV1(job, identity)
     const replacement = JSON.parse(unpacked(annotations[REPLACEMENT])) as Job
     const replaces = JSON.parse(annotations[REPLACES] ?? "") as Replaces
@@ -1626,6 +1626,11 @@ export function readIntent(job: Job): Intent | undefined {
     if (intentName(jobName, replaces) !== name || !jobUid || !jobVersion) return undefined
     const additions = { annotations: bookkeepingOf(replacement), memory }
     return { ...identity, jobName, jobUid, jobVersion, dueAt: instant(dueAt), replacement, fingerprint, additions }
+  }
+  return attempt(() => {
+    const intent = read()
+    // Whoever may create Jobs may have written it: it throws if its replacement is no Job.
+    return intent && viewJob(intent.replacement) && intent
   })
 }
 

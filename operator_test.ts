@@ -2162,6 +2162,7 @@ describe("5 Replacement and intent", () => {
     "with a list for a replacement": { [REPLACEMENT]: "[]" },
     "with an empty replacement": { [REPLACEMENT]: "{}" },
     "with what is no gzip": { [REPLACEMENT]: "H4sIAAAAAAAA" },
+    "with a replacement that is no Job": { [REPLACEMENT]: '{"metadata":{"name":"load-a","ownerReferences":5}}' },
     "with another Job's replacement": { [REPLACEMENT]: '{"metadata":{"name":"load-b"}}' },
     "without a uid": { [REPLACES]: '{"uid":"","resourceVersion":"7"}' },
     "without a version": { [REPLACES]: '{"uid":"U1"}' },
@@ -2249,7 +2250,9 @@ describe("5 Replacement and intent", () => {
   })
 
   test.each(
-    `|{|null|[]|3|{}|{"name":"a","uid":"","resourceVersion":"1"}|{"name":1,"uid":"u","resourceVersion":"1"}`.split("|"),
+    `|{|null|[]|3|{}|{"name":"a","uid":"","resourceVersion":"1"}|{"name":1,"uid":"u","resourceVersion":"1"}|{"name":"a","uid":"u","resourceVersion":"1","metadata":{"ownerReferences":5}}`.split(
+      "|",
+    ),
   )("readIntent() is undefined for an intent of version 1.0.0 with %j", (text) => {
     const intent = intentOfV1()
     expect(readIntent({ ...intent, metadata: { ...intent.metadata, annotations: { [INTENT]: text } } })).toBeUndefined()

@@ -3,6 +3,8 @@
 import { describe, expect, test } from "bun:test"
 import {
   type Cluster,
+  draftOf,
+  intentFor,
   isIntent,
   labelValueFor,
   PREFIX,
@@ -658,6 +660,20 @@ describe("Following a namespace", () => {
     const life = live(server)
     await afterLaterFailure(server, life)
     expect(life.factsOf("IntentAdopted", "load-a").length).toBe(1)
+  })
+
+  test("an intent whose replacement is no Job is told of, and stops no other restart", async () => {
+    const server = await serve()
+    const draft = draftOf({
+      live: stand(server, "load-a"),
+      additions: { annotations: {}, memory: {} },
+      dueAt: undefined,
+    })
+    const metadata = { ...draft.replacement.metadata, ownerReferences: 5 as never }
+    person(server, "create", "", intentFor({ ...draft, replacement: { ...draft.replacement, metadata } }))
+    const life = live(server)
+    await afterLaterFailure(server, life)
+    expect(life.factsOf("IntentUnreadable")).toHaveLength(1)
   })
 
   test("a restart that is cancelled of a Job that is not selected ends in peace", async () => {
