@@ -4808,13 +4808,15 @@ interface WatchHandler {
 
 type WatchEventType = "ADDED" | "MODIFIED" | "DELETED"
 
+/** The watch of a namespace's pods. `renew` ends it, so that it is opened with another selector. */
+type PodWatch = { ofAll: boolean; renew: AbortController }
+
 /**
  * Lists and watches the Jobs and pods of a namespace, as far as the Role allows; polls where it does not. Invariant:
  * after an error, or a gap, there is a list before the next watch.
  */
 class Watcher {
-  /** The watch of each namespace's pods. `renew` ends it, so that it is opened with another selector. */
-  private readonly podWatches = new Map<string, { ofAll: boolean; renew: AbortController }>()
+  private readonly podWatches = new Map<string, PodWatch>()
 
   constructor(
     private readonly world: World,
@@ -4829,12 +4831,15 @@ class Watcher {
   async listAndWatch(namespace: string): Promise<void> {
     const { clock, config, stop } = this.world
     const trouble = retryBackoff(this.world, `Jobs in ${namespace} cannot be watched`)
+    const watched = { ofAll: false, renew: new AbortController() }
+    // Before the first list, which may tell of a Job with a selector of its own.
+    this.podWatches.set(namespace, watched)
     let pods: Promise<void> | undefined
     while (!stop.aborted) {
       try {
         await this.review(namespace)
         const resourceVersion = await this.listJobs(namespace)
-        pods ??= this.listAndWatchPods(namespace)
+        pods ??= this.listAndWatchPods(namespace, watched)
         const untilAt = later(clock.monotonic(), RELIST_MS)
         const from = { resourceVersion, untilAt, works: trouble.over, stop }
         if (this.permissions.may(namespace, WATCH_RIGHTS.jobs)) await this.watch(namespace, "jobs", from)
@@ -4863,11 +4868,9 @@ class Watcher {
   }
 
   /** Keeps each pod's last outcome, for pods are often gone when their Job has failed. */
-  private async listAndWatchPods(namespace: string): Promise<void> {
+  private async listAndWatchPods(namespace: string, watched: PodWatch): Promise<void> {
     const { clock, stop } = this.world
     const trouble = retryBackoff(this.world, `pods in ${namespace} cannot be watched`)
-    const watched = { ofAll: false, renew: new AbortController() }
-    this.podWatches.set(namespace, watched)
     while (!stop.aborted) {
       watched.renew = new AbortController()
       try {

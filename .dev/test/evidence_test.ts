@@ -86,6 +86,15 @@ describe("The evidence", () => {
     },
   )
 
+  test("from the start all pods are watched where there is a Job with its own selector", async () => {
+    const server = await serve()
+    const spec = { manualSelector: true, selector: { matchLabels: { run: "own-7" } } }
+    stand(server, "load-a", { status: { active: 1 }, spec })
+    live(server)
+    await until("watching", () => callsOf(server, "watch", "pods").length > 0)
+    expect(callsOf(server, "watch", "pods")[0]?.query.labelSelector).toBeUndefined()
+  })
+
   test("C01 each container's state and log are kept, with one request that names it", async () => {
     const server = await serve()
     const container = (name: string) => ({ name, image: "load:1" })
