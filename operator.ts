@@ -5566,7 +5566,8 @@ export class Operator implements WatchHandler {
       return this.startRestart(restart, intent.dueAt ?? nowOf(this.world), view)
     }
     if (waitAfterGone) return this.finishCancelled(entry, waitAfterGone.dueAt)
-    if (!job || view.phase !== "failed" || view.manager) return this.cache.forgetJob(entry)
+    const isOurs = isSelected(view, config) && !view.manager
+    if (!job || view.phase !== "failed" || !isOurs) return this.cache.forgetJob(entry)
     if (!this.wasRemovedByTtl(entry)) return this.forgetDeleted(entry, intent !== undefined)
     if (!failure) return this.evidence.collect(entry, "failed")
     const wish = rulesOf(this.world).wishFor(job, failure, config, nowOf(this.world))

@@ -304,6 +304,24 @@ describe("Following a namespace", () => {
     expect([deletions(server, "load-a"), life.about("load-a", /not selected/).length]).toEqual([[], 1])
   })
 
+  test.each(Object.entries({ "a person": kubectlDelete, "its TTL": removedByTtl }))(
+    "no failure is told of a Job that has lost the selected label, when %s deletes it",
+    async (_, remove) => {
+      const server = await serve()
+      const spec = { ttlSecondsAfterFinished: 1 }
+      stand(server, "load-a", { metadata: { labels: { app: "load" } }, spec, status: {} })
+      const life = live(server, { JOB_SELECTOR: "app!=other" })
+      await until("known", () => life.operator.cache.jobs.size === 1)
+      person(server, "patch", "load-a", { metadata: { labels: { app: "other" } } })
+      fail(server, "load-a")
+      await afterLaterEvent(server, life)
+      remove(server, "load-a")
+      await until("forgotten", () => !life.operator.cache.jobs.has("default/load-a"))
+      const told = life.facts.flatMap((fact) => ("job" in fact && fact.job?.name === "load-a" ? fact.kind : []))
+      expect(told.filter((kind) => kind !== "LeftAlone")).toEqual([])
+    },
+  )
+
   const earlier: [string, object, boolean][] = [
     ["a Job that an earlier life has restarted just now holds up", { restartedFrom: "U0" }, true],
     ["a Job that someone else has created just now does not hold up", {}, false],
