@@ -5872,8 +5872,7 @@ export class Operator implements WatchHandler {
       return this.reporter.emit({ kind: "LeftAlone", job: view, because, healthy: decision.healthy, phase })
     if (decision.do === "give up") return this.reporter.emit({ kind: "GaveUp", job: view, because, cause })
     const { dueAt } = decision
-    if (this.reporter.isNew(`failure ${view.uid} ${fact}`))
-      this.reporter.emit({ kind: "RestartScheduled", job: view, dueAt, inMs: dueAt - now, because, cause })
+    this.reporter.emit({ kind: "RestartScheduled", job: view, dueAt, inMs: dueAt - now, because, cause })
   }
 
   /** What an owner should know before the Job fails. */

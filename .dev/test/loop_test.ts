@@ -322,6 +322,20 @@ describe("Following a namespace", () => {
     },
   )
 
+  test("a restart that was paused is told again when it goes on", async () => {
+    const server = await serve()
+    stand(server, "load-a")
+    const life = live(server, { RESTART_DELAY: "3600" }, { rate: 1 })
+    const pause = (paused: string | null) =>
+      person(server, "patch", "load-a", { metadata: { annotations: { [`${PREFIX}paused`]: paused } } })
+    await until("scheduled", () => life.factsOf("RestartScheduled", "load-a").length === 1)
+    pause("true")
+    await until("paused", () => life.factsOf("LeftAlone", "load-a").length === 1)
+    pause(null)
+    await afterLaterEvent(server, life)
+    expect(life.factsOf("RestartScheduled", "load-a")).toHaveLength(2)
+  })
+
   const earlier: [string, object, boolean][] = [
     ["a Job that an earlier life has restarted just now holds up", { restartedFrom: "U0" }, true],
     ["a Job that someone else has created just now does not hold up", {}, false],
