@@ -4577,11 +4577,11 @@ export class Permissions {
     return this.reviews.get(namespace)?.allowed.has(right) ?? false
   }
 
-  /** A Role that lacks a watch is reviewed again after some minutes, for Roles get mended. */
+  /** A Role that lacks a right is reviewed again after some minutes, for Roles get mended. */
   needsReview(namespace: string, at: Monotonic): boolean {
     const reviewedAt = this.reviews.get(namespace)?.at ?? Number.NEGATIVE_INFINITY
-    const mayWatch = this.may(namespace, WATCH_RIGHTS.jobs) && this.may(namespace, WATCH_RIGHTS.pods)
-    return !mayWatch && at - reviewedAt >= REVIEW_MS
+    const isComplete = Object.keys(RIGHTS).every((right) => this.may(namespace, right))
+    return !isComplete && at - reviewedAt >= REVIEW_MS
   }
 
   /** Takes a review; returns what is missing, with what each lack costs. */
@@ -4966,9 +4966,13 @@ class BackgroundWrites {
     private readonly isNew: (failure: string) => boolean,
   ) {}
 
+  isAllowed(namespace: string, right: string): boolean {
+    return !this.world.config.dryRun && this.permissions.may(namespace, right)
+  }
+
   /** A failure is reported once. */
   add(namespace: string, right: string, what: string, work: () => Promise<unknown>): void {
-    if (this.world.config.dryRun || !this.permissions.may(namespace, right)) return
+    if (!this.isAllowed(namespace, right)) return
     const report = (why: string) => {
       if (this.isNew(`${namespace} ${what} ${why}`)) this.world.emit({ kind: "WriteFailed", namespace, what, why })
     }
@@ -5091,10 +5095,11 @@ class Recorder {
 
   /**
    * Once: the settings. Once a day: records of Jobs that are gone for long, and those that an earlier life has left
-   * over.
+   * over. Not before the Role allows it.
    */
   tidyUp(namespace: string, items: KeptJob[]): void {
     const { clock, cluster, config, kill } = this.world
+    if (!this.writes.isAllowed(namespace, "create /configmaps")) return
     if (this.reporter.isNew(`settings ${namespace}`))
       this.writes.keep(namespace, "get /configmaps", "settings are not written for the commands", () =>
         writeSettings(this.world, namespace),

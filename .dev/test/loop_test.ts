@@ -16,7 +16,7 @@ import {
 import type { Policy } from "../apiserver/admission.ts"
 import type { Action, Call, Match } from "../apiserver/http.ts"
 import type { Obj } from "../apiserver/model.ts"
-import { OLD_ROLE } from "../apiserver/roles.ts"
+import { OLD_ROLE, OPERATOR_ROLE } from "../apiserver/roles.ts"
 import {
   afterLaterEvent,
   afterLaterFailure,
@@ -242,6 +242,24 @@ describe("Following a namespace", () => {
       .join("\n")
     expect(lines).toMatch(/watch batch\/jobs: .*polling[\s\S]*watch pods/)
     expect(lines).not.toMatch(/create batch\/jobs|list pods/)
+  })
+
+  test("once the Role is mended, Events, records and settings are written", async () => {
+    const server = await serve()
+    const watch = ["batch/jobs", "/pods"].map((right) => right.split("/") as [string, string])
+    const watches = watch.map(([group, resource]) => ({ apiGroups: [group], resources: [resource], verbs: ["watch"] }))
+    server.addUser("late", [...OLD_ROLE, ...watches])
+    const life = live(server, { RESTART_DELAY: "3600" }, { user: "late", rate: 1 })
+    await until("watching", () => callsOf(server, "watch", "pods").length === 1)
+    server.addUser("late", OPERATOR_ROLE)
+    life.clock.jump(601_000)
+    await restartServer(server, 10)
+    await until("reviewed again", () => life.factsOf("PermissionsReviewed").length === 2, 5_000)
+    stand(server, "load-a")
+    const written = (name: string) => callsOf(server, "create", "configmaps", (call) => bodyName(call).startsWith(name))
+    await until("an Event", () => callsOf(server, "create", "events").length > 0)
+    await until("a record", () => written("load-a").length > 0)
+    await until("settings", () => written(SETTINGS_MAP).length > 0, 5_000)
   })
 
   test("where a review promised too much, it polls after seven 403 answers to each watch", async () => {
