@@ -3005,9 +3005,8 @@ const CLOCK_LIMIT_MS = 60_000
 
 const LOG_LIMIT_MS = 10_000
 const BODY_BYTES = 128 << 20
-const LOG_BYTES = 1 << 20
-/** Runtimes store a long line in pieces of 16 KiB, and each counts as a line (CRI); this many fit into LOG_BYTES. */
-const LINES_THAT_FIT = 60
+/** A runtime stores a long line in pieces of 16 KiB, and each counts as a line (CRI): 1,000 lines take no more. */
+const LOG_BYTES = 16 << 20
 const TAIL_CHARACTERS = 256 << 10
 const EVENT_CHARACTERS = 16 << 20
 
@@ -3123,16 +3122,9 @@ class ApiServer {
 
   async readLog(namespace: string, pod: string, container: string, options: LogOptions, signal: AbortSignal) {
     const { lines, previous } = options
-    const path = `${pathOf("pods", namespace, pod)}/log`
-    const readLast = (most: number) => {
-      const limits = { tailLines: String(most), limitBytes: String(LOG_BYTES) }
-      const query = { container, ...limits, previous: previous ? "true" : "" }
-      const read = (response: Response) => readTail(response, most)
-      return this.send("GET", path, signal, { query, limitMs: LOG_LIMIT_MS, read })
-    }
-    const { tail, isCut } = await readLast(lines)
-    // The limit has cut the end off, where the error is: fewer lines have room for it.
-    return isCut && lines > LINES_THAT_FIT ? (await readLast(LINES_THAT_FIT)).tail : tail
+    const query = { container, tailLines: String(lines), previous: previous ? "true" : "" }
+    const read = (response: Response) => readTail(response, lines)
+    return this.send("GET", `${pathOf("pods", namespace, pod)}/log`, signal, { query, limitMs: LOG_LIMIT_MS, read })
   }
 
   createEvent(namespace: string, event: object, signal: AbortSignal): Promise<unknown> {
@@ -3427,16 +3419,15 @@ async function* textOf(response: Response, limits: BodyLimits): AsyncGenerator<s
   }
 }
 
-/** The last lines of a log. `limitBytes` cuts at the end, and a server may ignore it: it is far above the need. */
-async function readTail(response: Response, lines: number): Promise<{ tail: Tail; isCut: boolean }> {
+/** The last lines of a log. The server's own limit, limitBytes, would cut off their end, where the error is. */
+async function readTail(response: Response, lines: number): Promise<Tail> {
   let text = ""
   let length = 0
   for await (const part of textOf(response, { bytes: LOG_BYTES, silenceMs: LOG_LIMIT_MS })) {
     text = (text + part).slice(-TAIL_CHARACTERS)
     length += part.length
   }
-  const isCut = length >= LOG_BYTES
-  return { tail: tailOf(text, lines, isCut || length > text.length), isCut }
+  return tailOf(text, lines, length > text.length)
 }
 
 function eventFrom<T>(line: string): { type: string; object: T } {

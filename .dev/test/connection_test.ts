@@ -562,7 +562,7 @@ describe("What it answers", () => {
         `DELETE ${jobs}/load-a {"propagationPolicy":"Foreground","preconditions":{"uid":"U1","resourceVersion":"1"}}`,
         "GET /api/v1/namespaces/demo/pods?limit=500&fieldSelector=metadata.name%3Dload-a-1",
         "GET /api/v1/namespaces/demo/pods?limit=500&labelSelector=app%3Dload",
-        "GET /api/v1/namespaces/demo/pods/q1/log?container=worker&tailLines=20&limitBytes=1048576",
+        "GET /api/v1/namespaces/demo/pods/q1/log?container=worker&tailLines=20",
         `GET ${jobs}?watch=true&allowWatchBookmarks=true&timeoutSeconds=SOME&resourceVersion=1`,
       ].sort(),
     )
