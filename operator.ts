@@ -433,10 +433,6 @@ export function readSettings(env: Record<string, string | undefined>) {
       const value = parse(text || fallback)
       values[key] = value
       rows.push({ variable, value: showSetting(key, value), from: text ? from : "default" })
-      // The Python operator took only the word true for true, and quotes as a part of the word.
-      const pythonRead = env[from]?.trim().toLowerCase() === "true"
-      if (key === "skipDelayOnOom" && text && pythonRead !== value)
-        warnings.push(`${from}=${quote(text)} is read as ${value}; the Python operator read it as ${pythonRead}`)
     } catch (error) {
       mistakes.push(`${from} cannot be ${quote(secret ? "***" : (env[from] ?? ""))}: ${messageOf(error)}`)
     }

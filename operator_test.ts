@@ -260,18 +260,6 @@ describe("2 Settings", () => {
       ])
   })
 
-  test("readSettings() warns where the Python operator read SKIP_DELAY_ON_OOM otherwise", () => {
-    const warningsOf = (text: string) => readSettings({ JOB_NAMES: "a", SKIP_DELAY_ON_OOM: text }).warnings
-    for (const text of ["true", "TRUE", " true ", "false", "no", "0", "", "off"]) expect(warningsOf(text)).toEqual([])
-    for (const text of ["yes", "on", "1", "YES"])
-      expect(warningsOf(text)).toEqual([
-        `SKIP_DELAY_ON_OOM="${text}" is read as true; the Python operator read it as false`,
-      ])
-    expect(warningsOf('"true"')).toEqual([
-      'SKIP_DELAY_ON_OOM="true" is read as true; the Python operator read it as false',
-    ])
-  })
-
   test("readSettings() takes LOG_LEVEL before LOGURU_LEVEL, and names the one that is wrong", () => {
     const levelOf = (env: Env) => settings(env).logLevel
     for (const [text, level] of Object.entries({
