@@ -6239,22 +6239,6 @@ function stopSignals(say: Say): { stop: AbortSignal; kill: AbortSignal } {
   return { stop: stop.signal, kill: kill.signal }
 }
 
-const UNKNOWN_VERSION = "of unknown version"
-
-/** Waits for the API server, for boards come up slowly after a power cut. Returns its version; none after a stop. */
-async function waitForServer({ cluster, clock, stop }: World, say: Say): Promise<string | undefined> {
-  for (let attempt = 1; !stop.aborted; attempt++) {
-    try {
-      return (await cluster.version(stop)) || UNKNOWN_VERSION
-    } catch (error) {
-      if (error instanceof ApiError && error.status === 403) return UNKNOWN_VERSION
-      if (!stop.aborted) say("warning", `waiting for ${cluster.address}, attempt ${attempt}: ${messageOf(error)}`)
-      await clock.sleep(backoffMs(attempt, clock.random(), error), stop)
-    }
-  }
-  return undefined
-}
-
 function announce(say: Say, rows: SettingRow[], warnings: string[], source: Source, env: Env): void {
   const table = [["setting", "value", "from"], ...rows.map(({ variable, value, from }) => [variable, value, from])]
   say("info", "settings", { lines: alignedRows(table) })
@@ -6297,17 +6281,16 @@ export async function main(args: string[], env: Env): Promise<number> {
       serveHealth(config.healthPort, operator, metrics, config, say)
     else if (config.healthPort > 0) say("info", "outside a pod there are no health endpoints unless HEALTH_PORT is set")
     announceWay(say, world.cluster, env)
-    const version = await waitForServer(world, say)
-    if (version) {
-      const facts = [
-        ["name", project.name],
-        ["version", project.version],
-        ["runtime", `Bun ${Bun.version}, ${process.platform} ${process.arch}`],
-        ["cluster", `Kubernetes ${version} at ${cluster.address}`],
-      ]
-      say("info", `starting${config.dryRun ? "; DRY_RUN: nothing will be changed" : ""}`, { lines: alignedRows(facts) })
-      await operator.run()
-    }
+    // A server that is not up yet, as after a power cut, is waited for where its Jobs are listed.
+    const version = await cluster.version(signals.stop).catch(() => "")
+    const facts = [
+      ["name", project.name],
+      ["version", project.version],
+      ["runtime", `Bun ${Bun.version}, ${process.platform} ${process.arch}`],
+      ["cluster", `Kubernetes ${version || "of unknown version"} at ${cluster.address}`],
+    ]
+    say("info", `starting${config.dryRun ? "; DRY_RUN: nothing will be changed" : ""}`, { lines: alignedRows(facts) })
+    await operator.run()
     say("info", "stopped cleanly")
     return 0
   } catch (error) {

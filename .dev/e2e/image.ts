@@ -482,13 +482,13 @@ const restricted = () =>
       async () => {
         await deploy(ns, { host: false })
         const pod = await operatorPod(ns)
-        const line = await says(ns, "that it waits", [/waiting for https:\/\/10\.96\.0\.1:443, attempt 3/], 60_000)
+        const line = await says(ns, "that it waits", [/Jobs in \S+ cannot be watched, next try in/], 60_000)
         need(
           (await podsOf(ns)).every((p) => p.metadata.uid === pod.metadata.uid && restartsOf(p) === 0),
           "the pod was restarted",
         )
         need(!isReady((await podsOf(ns))[0]), "it is ready")
-        return `${line.slice(line.indexOf("waiting"))}; ${await confinement(pod)}`
+        return `${line.slice(line.indexOf("Jobs in"))}; ${await confinement(pod)}`
       },
     )
     await check("the example's pod runs there, and ends with exit code 3", async () => {
