@@ -809,7 +809,7 @@ configuration; 3 no such Job, or a restart that was rejected; 130 a command that
 `
 }
 
-const reportToStderr: operator.Say = (level, text, { lines = [] } = {}) => {
+const reportToStderr: operator.Log = (level, text, { lines = [] } = {}) => {
   const all = [level === "fatal" ? `error: ${text}` : text, ...lines.map((line) => `    ${line}`)]
   process.stderr.write(all.map((line) => `${operator.safe(line)}\n`).join(""))
 }

@@ -2193,8 +2193,8 @@ export function recordLines({ past, reason, evidence }: NonNullable<ReturnType<t
 
 // ─────────────────────────────────────────────── 7 Facts ────────────────────────────────────────────────
 
-/** Says one fact, to whoever listens: the log, the metrics, a person's phone. */
-export type Say = (level: Level, text: string, details?: Details) => void
+/** Writes a line of the log. */
+export type Log = (level: Level, text: string, details?: Details) => void
 
 /** What goes with a line: `lines` stand indented under it, the rest are fields for log collectors. */
 type Details = { lines?: string[] | undefined; [field: string]: unknown }
@@ -2256,90 +2256,90 @@ type FinalOutcome = Exclude<Outcome, { result: "rejected" | "waiting" }>
 /** Takes facts, and passes them on. Never throws. */
 type Emit = (fact: Fact) => void
 
-/** What is told of a fact: a line of the log, and lines that stand under it. */
-type Told = { level: Level; text: string; lines?: string[] | undefined }
+/** What people read of a fact; `lines` stand indented under it. */
+type Message = { level: Level; text: string; lines?: string[] | undefined }
 
-const told = (level: Level, text: string, lines?: string[]): Told => ({ level, text, lines })
+const message = (level: Level, text: string, lines?: string[]): Message => ({ level, text, lines })
 
-/** What is told of each fact. The Job's name is put in front of the line. */
-const TOLD_OF: { [K in Fact["kind"]]: (fact: Extract<Fact, { kind: K }>) => Told } = {
+/** The message of each fact; its Job's name is put in front of it. */
+const MESSAGES: { [K in Fact["kind"]]: (fact: Extract<Fact, { kind: K }>) => Message } = {
   FailureSeen: ({ failedAt, cause, reason, evidence }) => {
     const why = [cause, reason].filter(Boolean).join(", ")
-    return told("warning", `failed at ${instantText(failedAt)}: ${why}`, evidenceLines(evidence))
+    return message("warning", `failed at ${instantText(failedAt)}: ${why}`, evidenceLines(evidence))
   },
-  LeftAlone: ({ because, healthy }) => told(healthy ? "debug" : "info", `left alone: ${because}`),
+  LeftAlone: ({ because, healthy }) => message(healthy ? "debug" : "info", `left alone: ${because}`),
   RestartScheduled: ({ dueAt, inMs, because }) => {
     const left = durationText(Math.max(0, inMs))
-    return told("info", `will be restarted at ${instantText(dueAt)} (in ${left}): ${because}`)
+    return message("info", `will be restarted at ${instantText(dueAt)} (in ${left}): ${because}`)
   },
-  GaveUp: ({ because, cause }) => told("error", `${gaveUpText(because)} (cause ${cause})`),
+  GaveUp: ({ because, cause }) => message("error", `${gaveUpText(because)} (cause ${cause})`),
   RestartStarted: ({ cause, isDryRun }) =>
-    told("info", `${isDryRun ? "would be restarted now (DRY_RUN)" : "restarting"}, cause ${cause}`),
+    message("info", `${isDryRun ? "would be restarted now (DRY_RUN)" : "restarting"}, cause ${cause}`),
   IntentWritten: ({ job, intent, dueAt }) => {
     const when = dueAt ? ` and will happen at ${instantText(dueAt)}, even if its TTL removes it first` : ""
     // While the Job stands, another intent would be written for it.
     const cancel = `kubectl -n ${job.namespace} delete job ${dueAt === undefined ? "" : `${job.name} `}${intent}`
-    return told("info", `its restart is recorded in intent ${intent}${when}; to cancel it: ${cancel}`)
+    return message("info", `its restart is recorded in intent ${intent}${when}; to cancel it: ${cancel}`)
   },
-  IntentAdopted: ({ intent }) => told("info", `continuing an unfinished restart from its intent ${intent}`),
+  IntentAdopted: ({ intent }) => message("info", `continuing an unfinished restart from its intent ${intent}`),
   IntentUnreadable: () => {
     const advice = "if no restart is under way, delete it"
-    return told("error", `is labelled as an intent, but its annotations cannot be read; ${advice}`)
+    return message("error", `is labelled as an intent, but its annotations cannot be read; ${advice}`)
   },
   RestartFinished: ({ outcome, tookMs }) =>
-    told(outcome.result === "namespace gone" ? "warning" : "info", finishedText(outcome, tookMs)),
+    message(outcome.result === "namespace gone" ? "warning" : "info", finishedText(outcome, tookMs)),
   RestartRejected: ({ why, retryMs }) => {
     const next = `next try in ${durationText(retryMs)}`
-    return told("error", `not deleted, because the cluster would not take it back: ${why}; ${next}`)
+    return message("error", `not deleted, because the cluster would not take it back: ${why}; ${next}`)
   },
   HeldUp: ({ waitsFor, blockers, forMs, isAlarm }) => {
     const text = `has waited ${durationText(forMs)} for ${waitsFor}`
     const advice = blockers && `: ${blockers}; remove what holds it, and the restart continues`
-    return told(isAlarm ? "error" : "warning", text + advice)
+    return message(isAlarm ? "error" : "warning", text + advice)
   },
-  EditTaken: () => told("info", "was edited while being deleted; the new Job gets the edit"),
+  EditTaken: () => message("info", "was edited while being deleted; the new Job gets the edit"),
   EditRejected: ({ why }) => {
     const what = "was edited while being deleted, but the cluster rejects the edit"
-    return told("warning", `${what}; the new Job will lack it: ${why}`)
+    return message("warning", `${what}; the new Job will lack it: ${why}`)
   },
   DeletedByOthers: ({ isRestart }) =>
-    told("info", isRestart ? "is being restarted by someone else" : "was deleted by someone; it is not restarted"),
-  RemovedByTtl: ({ because }) => told("warning", `was removed by its TTL and is not restarted: ${because}`),
-  WrongAnnotation: ({ problem }) => told("warning", problem),
+    message("info", isRestart ? "is being restarted by someone else" : "was deleted by someone; it is not restarted"),
+  RemovedByTtl: ({ because }) => message("warning", `was removed by its TTL and is not restarted: ${because}`),
+  WrongAnnotation: ({ problem }) => message("warning", problem),
   Queued: ({ queue }) =>
-    told("warning", `waits in queue ${queue}; its suspend field stays as it is for the queue's controller`),
+    message("warning", `waits in queue ${queue}; its suspend field stays as it is for the queue's controller`),
   NoPod: ({ forMs }) => {
     const text = `was restarted, but has had no pod for ${durationText(forMs)}`
-    return told("warning", `${text}; kubectl describe job tells of quota and policy`)
+    return message("warning", `${text}; kubectl describe job tells of quota and policy`)
   },
   CannotStart: ({ pod, reason }) => {
     const advice = "a Job that never starts fails only with activeDeadlineSeconds"
-    return told("warning", `pod ${pod} cannot start: ${reason}; ${advice}`)
+    return message("warning", `pod ${pod} cannot start: ${reason}; ${advice}`)
   },
-  EvidenceUnavailable: ({ why }) => told("warning", `its pods cannot be inspected: ${why}`),
-  NotUnderstood: ({ why }) => told("error", `cannot be understood: ${why}`),
-  JobMissing: () => told("warning", "there is no such Job yet; it is watched as soon as it appears"),
+  EvidenceUnavailable: ({ why }) => message("warning", `its pods cannot be inspected: ${why}`),
+  NotUnderstood: ({ why }) => message("error", `cannot be understood: ${why}`),
+  JobMissing: () => message("warning", "there is no such Job yet; it is watched as soon as it appears"),
   NamespaceEmpty: ({ namespace, isMissing }) => {
     const what = isMissing ? "does not exist" : "has no Jobs yet"
-    return told("warning", `namespace ${namespace} ${what}; if that is wrong, see NAMESPACE`)
+    return message("warning", `namespace ${namespace} ${what}; if that is wrong, see NAMESPACE`)
   },
   PermissionsReviewed: ({ namespace, missing, isEssential }) => {
-    if (missing.length === 0) return told("debug", `${namespace}: the Role allows everything that is needed`)
+    if (missing.length === 0) return message("debug", `${namespace}: the Role allows everything that is needed`)
     const lack = `the Role lacks ${missing.length} rules, or the namespace is missing`
-    return told(isEssential ? "error" : "warning", `${namespace}: ${lack}; see deploy/rbac.yaml:`, missing)
+    return message(isEssential ? "error" : "warning", `${namespace}: ${lack}; see deploy/rbac.yaml:`, missing)
   },
-  WriteFailed: ({ namespace, what, why }) => told("warning", `${namespace}: ${what}: ${why}`),
+  WriteFailed: ({ namespace, what, why }) => message("warning", `${namespace}: ${what}: ${why}`),
   Retrying: ({ what, why, retryMs, isAlarm }) =>
-    told(isAlarm ? "error" : "warning", `${what}, next try in ${durationText(retryMs)}: ${why}`),
-  Recovered: ({ what, afterMs }) => told("info", `${what}: over after ${durationText(afterMs)}`),
+    message(isAlarm ? "error" : "warning", `${what}, next try in ${durationText(retryMs)}: ${why}`),
+  Recovered: ({ what, afterMs }) => message("info", `${what}: over after ${durationText(afterMs)}`),
   ClockSkew: ({ skewMs }) => {
     const skew = `${durationText(Math.abs(skewMs))} ${skewMs > 0 ? "ahead of" : "behind"} this machine's`
     const advice = "due times follow the server's; set the clock that is wrong"
-    return told("warning", `the API server's clock is ${skew}; ${advice}`)
+    return message("warning", `the API server's clock is ${skew}; ${advice}`)
   },
   ClockSet: ({ byMs }) =>
-    told("info", `this machine's clock was set by ${durationText(byMs)}; the API server's time was read again`),
-  Stopping: ({ restarts }) => told("info", `finishing ${restarts} restarts`),
+    message("info", `this machine's clock was set by ${durationText(byMs)}; the API server's time was read again`),
+  Stopping: ({ restarts }) => message("info", `finishing ${restarts} restarts`),
 }
 
 /** How a restart has ended without a new Job. */
@@ -2357,11 +2357,11 @@ function finishedText(outcome: FinalOutcome, tookMs: number): string {
   return `was created again by someone else, uid ${outcome.uid}; that completes its restart`
 }
 
-const toldOf = (fact: Fact) => (TOLD_OF[fact.kind] as (fact: Fact) => Told)(fact)
+const messageOfFact = (fact: Fact) => (MESSAGES[fact.kind] as (fact: Fact) => Message)(fact)
 
 /** A fact as a line of the log, with its fields for log collectors. */
 export function logLineOf(fact: Fact) {
-  const { level, text, lines } = toldOf(fact)
+  const { level, text, lines } = messageOfFact(fact)
   const fields = Object.entries(fact).filter(([name, value]) => name !== "kind" && typeof value !== "object")
   const job = "job" in fact ? fact.job?.key : undefined
   const result = fact.kind === "RestartFinished" ? fact.outcome.result : undefined
@@ -2385,7 +2385,7 @@ const EVENT_REASONS: Partial<Record<Fact["kind"], string>> = {
 /** A fact as an Event; undefined if it is none. */
 export function eventTextOf(fact: Fact): { level: Level; reason: string; text: string } | undefined {
   const reason = EVENT_REASONS[fact.kind]
-  const { level, text } = toldOf(fact)
+  const { level, text } = messageOfFact(fact)
   if (reason === undefined || (fact.kind === "HeldUp" && !fact.isAlarm)) return undefined
   if (fact.kind === "RestartFinished" && fact.outcome.result !== "restarted") return undefined
   if (fact.kind !== "RestartScheduled") return { level, reason, text }
@@ -6065,7 +6065,7 @@ export async function answerHealth(request: Request, operator: Operator, metrics
 }
 
 /** Serves health on all addresses, IPv6 and IPv4. A port that is taken is reported, and stops nothing. */
-export function serveHealth(port: number, operator: Operator, metrics: Metrics, config: Config, say: Say): void {
+export function serveHealth(port: number, operator: Operator, metrics: Metrics, config: Config, log: Log): void {
   let problem: unknown
   // Where the kernel has no IPv6, the second serves alone.
   for (const hostname of ["::", "0.0.0.0"]) {
@@ -6073,12 +6073,12 @@ export function serveHealth(port: number, operator: Operator, metrics: Metrics, 
       const answer = (request: Request) => answerHealth(request, operator, metrics, config)
       // Without reusePort, Bun 1.4.5 shares the port with other processes if development is off.
       Bun.serve({ hostname, port, development: false, reusePort: false, fetch: answer })
-      return say("debug", `health on port ${port}: /livez, /readyz, /metrics`)
+      return log("debug", `health on port ${port}: /livez, /readyz, /metrics`)
     } catch (error) {
       problem = error
     }
   }
-  say("warning", `health endpoints are disabled: cannot listen on HEALTH_PORT ${port}: ${messageOf(problem)}`)
+  log("warning", `health endpoints are disabled: cannot listen on HEALTH_PORT ${port}: ${messageOf(problem)}`)
 }
 
 const NOTIFY_LIMIT_MS = 10_000
@@ -6093,10 +6093,10 @@ const MOST_MESSAGES = 500
 const MOST_ALARMS = 10_000
 
 /** Tells a person of each alarm of a Job, once, and when it is back; in order, and each is tried for up to a day. */
-export function notifier(url: string, world: Pick<World, "clock" | "kill">, say: Say): Emit {
+export function notifier(url: string, world: Pick<World, "clock" | "kill">, log: Log): Emit {
   /** The last alarm of each Job that is not back. */
   const alarms = new BoundedMap<string>(MOST_ALARMS)
-  const send = outbox(url, world, say)
+  const send = outbox(url, world, log)
   return (fact) => {
     if (!("job" in fact) || !fact.job) return
     const { key, uid } = fact.job
@@ -6122,7 +6122,7 @@ function isRecovery(fact: Fact): boolean {
 }
 
 /** Messages that wait to be taken by the receiver, in bounded memory. */
-function outbox(url: string, { clock, kill }: Pick<World, "clock" | "kill">, say: Say) {
+function outbox(url: string, { clock, kill }: Pick<World, "clock" | "kill">, log: Log) {
   const last = new Map<string, Promise<void>>()
   let waiting = 0
   let turn = Promise.resolve()
@@ -6139,14 +6139,14 @@ function outbox(url: string, { clock, kill }: Pick<World, "clock" | "kill">, say
       const isTooOld = clock.monotonic() - since > NOTIFY_FOR_MS
       const next = isTooOld ? "given up after a day" : "trying again for up to a day"
       if (tries === 0 || isTooOld)
-        say("warning", `a notification was not taken by NOTIFY_URL, ${next}: ${rejection.why}`)
+        log("warning", `a notification was not taken by NOTIFY_URL, ${next}: ${rejection.why}`)
       if (isTooOld) return
       await clock.sleep(exponentialBackoffMs(NOTIFY_BACKOFF, tries), kill)
     }
   }
   return (job: string, text: string): void => {
     if (waiting >= MOST_MESSAGES)
-      return say("warning", `a notification is dropped: ${MOST_MESSAGES} wait for NOTIFY_URL already`)
+      return log("warning", `a notification is dropped: ${MOST_MESSAGES} wait for NOTIFY_URL already`)
     waiting++
     const since = clock.monotonic()
     const delivered = (last.get(job) ?? Promise.resolve())
@@ -6193,7 +6193,7 @@ async function post(url: string, text: string, now: number, signal: AbortSignal)
 }
 
 /** Sends the log to stderr. The text is a property, because LogTape replaces braces in a message. */
-function configureLog({ logLevel, logFormat }: Pick<Config, "logLevel" | "logFormat">): Say {
+function configureLog({ logLevel, logFormat }: Pick<Config, "logLevel" | "logFormat">): Log {
   const sink = ({ level, timestamp, properties }: LogRecord) => {
     const { text, ...details } = properties as { text: string; lines?: string[] }
     const record = logFormat === "json" ? jsonRecord : textRecord
@@ -6208,10 +6208,10 @@ function configureLog({ logLevel, logFormat }: Pick<Config, "logLevel" | "logFor
 
 /** Writes each fact as a line of the log. */
 export const logSink =
-  (say: Say): Emit =>
+  (log: Log): Emit =>
   (fact) => {
     const { level, text, details } = logLineOf(fact)
-    say(level, text, details)
+    log(level, text, details)
   }
 
 /** Passes each fact to all sinks. */
@@ -6226,12 +6226,12 @@ export const toAll =
 const GRACE_MS = 20_000
 
 /** `stop` fires at the first signal, `kill` after the grace period or at the second; process 1 has no handlers. */
-function stopSignals(say: Say): { stop: AbortSignal; kill: AbortSignal } {
+function stopSignals(log: Log): { stop: AbortSignal; kill: AbortSignal } {
   const stop = new AbortController()
   const kill = new AbortController()
   const onSignal = (name: string) => {
     if (stop.signal.aborted) return kill.abort(new Error("stopped"))
-    say("info", `${name}: stopping`)
+    log("info", `${name}: stopping`)
     stop.abort(new Error("stopped"))
     systemClock.after(GRACE_MS, () => kill.abort(new Error("stopped")))
   }
@@ -6239,48 +6239,48 @@ function stopSignals(say: Say): { stop: AbortSignal; kill: AbortSignal } {
   return { stop: stop.signal, kill: kill.signal }
 }
 
-function announce(say: Say, rows: SettingRow[], warnings: string[], source: Source, env: Env): void {
+function announce(log: Log, rows: SettingRow[], warnings: string[], source: Source, env: Env): void {
   const table = [["setting", "value", "from"], ...rows.map(({ variable, value, from }) => [variable, value, from])]
-  say("info", "settings", { lines: alignedRows(table) })
-  for (const warning of warnings) say("warning", warning)
+  log("info", "settings", { lines: alignedRows(table) })
+  for (const warning of warnings) log("warning", warning)
   const { context } = source.config
-  say("info", `connecting with ${source.from}${context ? `, context ${context}` : ""}`)
-  if (env.BUN_OPTIONS) say("warning", "the environment has BUN_OPTIONS, which changes how this program runs")
+  log("info", `connecting with ${source.from}${context ? `, context ${context}` : ""}`)
+  if (env.BUN_OPTIONS) log("warning", "the environment has BUN_OPTIONS, which changes how this program runs")
 }
 
 /** What is unusual about the way to the API server. */
-function announceWay(say: Say, { address, isVerified, proxy }: Cluster, env: Env): void {
+function announceWay(log: Log, { address, isVerified, proxy }: Cluster, env: Env): void {
   const isOpen = address.startsWith("http:")
-  if (isOpen) say("warning", `INSECURE: the connection to ${address} is not encrypted; no credentials are sent`)
+  if (isOpen) log("warning", `INSECURE: the connection to ${address} is not encrypted; no credentials are sent`)
   const risk = `anyone could answer in place of ${address} and get the credentials`
-  if (!isOpen && !isVerified) say("warning", `INSECURE: insecure-skip-tls-verify is set: ${risk}`)
+  if (!isOpen && !isVerified) log("warning", `INSECURE: insecure-skip-tls-verify is set: ${risk}`)
   const unused = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"].filter((name) => env[name])
-  if (proxy) say("info", `connecting through ${proxy.url}, as ${proxy.from}`)
-  else if (unused.length > 0) say("info", `${unused.join(", ")}: not used for the API server of this cluster`)
+  if (proxy) log("info", `connecting through ${proxy.url}, as ${proxy.from}`)
+  else if (unused.length > 0) log("info", `${unused.join(", ")}: not used for the API server of this cluster`)
 }
 
 /** Runs the program; returns its exit code. */
 export async function main(args: string[], env: Env): Promise<number> {
-  let say = configureLog({ logLevel: "info", logFormat: "text" })
-  const signals = stopSignals((...fact) => say(...fact))
+  let log = configureLog({ logLevel: "info", logFormat: "text" })
+  const signals = stopSignals((...line) => log(...line))
   if (args.length > 0) return (await import("./cli.ts")).runCommandLine(args, env, signals)
   try {
     const { config, rows, warnings } = readSettings(env)
-    say = configureLog(config)
+    log = configureLog(config)
     const source = await findSource(env, SERVICE_ACCOUNT, undefined, signals.stop)
-    announce(say, rows, warnings, source, env)
+    announce(log, rows, warnings, source, env)
     const metrics = new Metrics()
     const cluster = connect(source, env, metrics.countCall)
-    const sinks = [logSink(say), metrics.observe]
+    const sinks = [logSink(log), metrics.observe]
     if (config.notifyUrl && !config.dryRun)
-      sinks.push(notifier(config.notifyUrl, { clock: systemClock, kill: signals.kill }, say))
+      sinks.push(notifier(config.notifyUrl, { clock: systemClock, kill: signals.kill }, log))
     const world: World = { cluster, clock: systemClock, emit: toAll(...sinks), config, ...signals }
     const operator = new Operator(world)
     const isPortSet = rows.some(({ variable, from }) => variable === "HEALTH_PORT" && from !== "default")
     if (config.healthPort > 0 && (source.inCluster || isPortSet))
-      serveHealth(config.healthPort, operator, metrics, config, say)
-    else if (config.healthPort > 0) say("info", "outside a pod there are no health endpoints unless HEALTH_PORT is set")
-    announceWay(say, world.cluster, env)
+      serveHealth(config.healthPort, operator, metrics, config, log)
+    else if (config.healthPort > 0) log("info", "outside a pod there are no health endpoints unless HEALTH_PORT is set")
+    announceWay(log, world.cluster, env)
     // A server that is not up yet, as after a power cut, is waited for where its Jobs are listed.
     const version = await cluster.version(signals.stop).catch(() => "")
     const facts = [
@@ -6289,14 +6289,14 @@ export async function main(args: string[], env: Env): Promise<number> {
       ["runtime", `Bun ${Bun.version}, ${process.platform} ${process.arch}`],
       ["cluster", `Kubernetes ${version || "of unknown version"} at ${cluster.address}`],
     ]
-    say("info", `starting${config.dryRun ? "; DRY_RUN: nothing will be changed" : ""}`, { lines: alignedRows(facts) })
+    log("info", `starting${config.dryRun ? "; DRY_RUN: nothing will be changed" : ""}`, { lines: alignedRows(facts) })
     await operator.run()
-    say("info", "stopped cleanly")
+    log("info", "stopped cleanly")
     return 0
   } catch (error) {
     if (error instanceof SettingsError)
-      say("fatal", "the settings are wrong; nothing was done", { lines: error.mistakes })
-    else say("fatal", messageOf(error))
+      log("fatal", "the settings are wrong; nothing was done", { lines: error.mistakes })
+    else log("fatal", messageOf(error))
     return error instanceof SettingsError || error instanceof ConfigError ? 2 : 1
   }
 }

@@ -12,6 +12,7 @@ import {
   type Fact,
   INTENT,
   intentFor,
+  type Log,
   logSink,
   type Metrics,
   type Monotonic,
@@ -19,7 +20,6 @@ import {
   Operator,
   PREFIX,
   readSettings,
-  type Say,
   toAll,
 } from "../../operator.ts"
 import {
@@ -136,7 +136,7 @@ export function live(
   const cluster = wrap(connect(server.sourceFor(user), {}, metrics?.countCall), clock)
   const facts: Fact[] = []
   const said: { level: string; text: string; lines: string[] }[] = []
-  const record: Say = (level, text, details) => void said.push({ level, text, lines: details?.lines ?? [] })
+  const record: Log = (level, text, details) => void said.push({ level, text, lines: details?.lines ?? [] })
   const sinks = [logSink(record), ...(metrics ? [metrics.observe] : [])]
   if (config.notifyUrl) sinks.push(notifier(config.notifyUrl, { clock, kill: kill.signal }, record))
   const tell = toAll(...sinks)

@@ -7,13 +7,13 @@ import {
   type Cause,
   type Clock,
   type Fact,
+  type Log,
   Metrics,
   type Monotonic,
   notifier,
   type Operator,
   PREFIX,
   RESULTS,
-  type Say,
   type ShownState,
   serveHealth,
 } from "../../operator.ts"
@@ -331,7 +331,7 @@ describe("/livez and /readyz", () => {
     const taken = Bun.serve({ port: 0, hostname: "::", fetch: () => new Response() })
     endings.push(() => taken.stop(true))
     const said: string[] = []
-    const say: Say = (level, text) => void said.push(`${level}: ${text}`)
+    const say: Log = (level, text) => void said.push(`${level}: ${text}`)
     serveHealth(taken.port!, life.operator, metrics, life.config, say)
     expect(said).toEqual([
       expect.stringMatching(
@@ -369,7 +369,7 @@ function quickNotifier(url: string) {
       await Promise.resolve()
     },
   }
-  const say: Say = (level, text) => void said.push(`${level}: ${text}`)
+  const say: Log = (level, text) => void said.push(`${level}: ${text}`)
   return { tell: notifier(url, { clock, kill: kill.signal }, say), said, slept }
 }
 
