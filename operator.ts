@@ -3420,10 +3420,11 @@ async function readTail(response: Response, lines: number): Promise<Tail> {
   let text = ""
   let length = 0
   for await (const part of textOf(response, { bytes: LOG_BYTES, silenceMs: LOG_LIMIT_MS })) {
-    text = (text + part).slice(-TAIL_CHARACTERS)
+    text += part
+    if (text.length > 2 * TAIL_CHARACTERS) text = text.slice(-TAIL_CHARACTERS)
     length += part.length
   }
-  return tailOf(text, lines, length > text.length)
+  return tailOf(text.slice(-TAIL_CHARACTERS), lines, length > TAIL_CHARACTERS)
 }
 
 function eventFrom<T>(line: string): { type: string; object: T } {
