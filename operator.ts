@@ -2256,90 +2256,90 @@ type FinalOutcome = Exclude<Outcome, { result: "rejected" | "waiting" }>
 /** Takes facts, and passes them on. Never throws. */
 type Emit = (fact: Fact) => void
 
-/** What people read of a fact; `lines` stand indented under it. */
-type Message = { level: Level; text: string; lines?: string[] | undefined }
+/** What people are told of a fact; `lines` stand indented under it. */
+type Report = { level: Level; text: string; lines?: string[] | undefined }
 
-const message = (level: Level, text: string, lines?: string[]): Message => ({ level, text, lines })
+const report = (level: Level, text: string, lines?: string[]): Report => ({ level, text, lines })
 
-/** The message of each fact; its Job's name is put in front of it. */
-const MESSAGES: { [K in Fact["kind"]]: (fact: Extract<Fact, { kind: K }>) => Message } = {
+/** The report of each fact; its Job's name is put in front of it. */
+const REPORTS: { [K in Fact["kind"]]: (fact: Extract<Fact, { kind: K }>) => Report } = {
   FailureSeen: ({ failedAt, cause, reason, evidence }) => {
     const why = [cause, reason].filter(Boolean).join(", ")
-    return message("warning", `failed at ${instantText(failedAt)}: ${why}`, evidenceLines(evidence))
+    return report("warning", `failed at ${instantText(failedAt)}: ${why}`, evidenceLines(evidence))
   },
-  LeftAlone: ({ because, healthy }) => message(healthy ? "debug" : "info", `left alone: ${because}`),
+  LeftAlone: ({ because, healthy }) => report(healthy ? "debug" : "info", `left alone: ${because}`),
   RestartScheduled: ({ dueAt, inMs, because }) => {
     const left = durationText(Math.max(0, inMs))
-    return message("info", `will be restarted at ${instantText(dueAt)} (in ${left}): ${because}`)
+    return report("info", `will be restarted at ${instantText(dueAt)} (in ${left}): ${because}`)
   },
-  GaveUp: ({ because, cause }) => message("error", `${gaveUpText(because)} (cause ${cause})`),
+  GaveUp: ({ because, cause }) => report("error", `${gaveUpText(because)} (cause ${cause})`),
   RestartStarted: ({ cause, isDryRun }) =>
-    message("info", `${isDryRun ? "would be restarted now (DRY_RUN)" : "restarting"}, cause ${cause}`),
+    report("info", `${isDryRun ? "would be restarted now (DRY_RUN)" : "restarting"}, cause ${cause}`),
   IntentWritten: ({ job, intent, dueAt }) => {
     const when = dueAt ? ` and will happen at ${instantText(dueAt)}, even if its TTL removes it first` : ""
     // While the Job stands, another intent would be written for it.
     const cancel = `kubectl -n ${job.namespace} delete job ${dueAt === undefined ? "" : `${job.name} `}${intent}`
-    return message("info", `its restart is recorded in intent ${intent}${when}; to cancel it: ${cancel}`)
+    return report("info", `its restart is recorded in intent ${intent}${when}; to cancel it: ${cancel}`)
   },
-  IntentAdopted: ({ intent }) => message("info", `continuing an unfinished restart from its intent ${intent}`),
+  IntentAdopted: ({ intent }) => report("info", `continuing an unfinished restart from its intent ${intent}`),
   IntentUnreadable: () => {
     const advice = "if no restart is under way, delete it"
-    return message("error", `is labelled as an intent, but its annotations cannot be read; ${advice}`)
+    return report("error", `is labelled as an intent, but its annotations cannot be read; ${advice}`)
   },
   RestartFinished: ({ outcome, tookMs }) =>
-    message(outcome.result === "namespace gone" ? "warning" : "info", finishedText(outcome, tookMs)),
+    report(outcome.result === "namespace gone" ? "warning" : "info", finishedText(outcome, tookMs)),
   RestartRejected: ({ why, retryMs }) => {
     const next = `next try in ${durationText(retryMs)}`
-    return message("error", `not deleted, because the cluster would not take it back: ${why}; ${next}`)
+    return report("error", `not deleted, because the cluster would not take it back: ${why}; ${next}`)
   },
   HeldUp: ({ waitsFor, blockers, forMs, isAlarm }) => {
     const text = `has waited ${durationText(forMs)} for ${waitsFor}`
     const advice = blockers && `: ${blockers}; remove what holds it, and the restart continues`
-    return message(isAlarm ? "error" : "warning", text + advice)
+    return report(isAlarm ? "error" : "warning", text + advice)
   },
-  EditTaken: () => message("info", "was edited while being deleted; the new Job gets the edit"),
+  EditTaken: () => report("info", "was edited while being deleted; the new Job gets the edit"),
   EditRejected: ({ why }) => {
     const what = "was edited while being deleted, but the cluster rejects the edit"
-    return message("warning", `${what}; the new Job will lack it: ${why}`)
+    return report("warning", `${what}; the new Job will lack it: ${why}`)
   },
   DeletedByOthers: ({ isRestart }) =>
-    message("info", isRestart ? "is being restarted by someone else" : "was deleted by someone; it is not restarted"),
-  RemovedByTtl: ({ because }) => message("warning", `was removed by its TTL and is not restarted: ${because}`),
-  WrongAnnotation: ({ problem }) => message("warning", problem),
+    report("info", isRestart ? "is being restarted by someone else" : "was deleted by someone; it is not restarted"),
+  RemovedByTtl: ({ because }) => report("warning", `was removed by its TTL and is not restarted: ${because}`),
+  WrongAnnotation: ({ problem }) => report("warning", problem),
   Queued: ({ queue }) =>
-    message("warning", `waits in queue ${queue}; its suspend field stays as it is for the queue's controller`),
+    report("warning", `waits in queue ${queue}; its suspend field stays as it is for the queue's controller`),
   NoPod: ({ forMs }) => {
     const text = `was restarted, but has had no pod for ${durationText(forMs)}`
-    return message("warning", `${text}; kubectl describe job tells of quota and policy`)
+    return report("warning", `${text}; kubectl describe job tells of quota and policy`)
   },
   CannotStart: ({ pod, reason }) => {
     const advice = "a Job that never starts fails only with activeDeadlineSeconds"
-    return message("warning", `pod ${pod} cannot start: ${reason}; ${advice}`)
+    return report("warning", `pod ${pod} cannot start: ${reason}; ${advice}`)
   },
-  EvidenceUnavailable: ({ why }) => message("warning", `its pods cannot be inspected: ${why}`),
-  NotUnderstood: ({ why }) => message("error", `cannot be understood: ${why}`),
-  JobMissing: () => message("warning", "there is no such Job yet; it is watched as soon as it appears"),
+  EvidenceUnavailable: ({ why }) => report("warning", `its pods cannot be inspected: ${why}`),
+  NotUnderstood: ({ why }) => report("error", `cannot be understood: ${why}`),
+  JobMissing: () => report("warning", "there is no such Job yet; it is watched as soon as it appears"),
   NamespaceEmpty: ({ namespace, isMissing }) => {
     const what = isMissing ? "does not exist" : "has no Jobs yet"
-    return message("warning", `namespace ${namespace} ${what}; if that is wrong, see NAMESPACE`)
+    return report("warning", `namespace ${namespace} ${what}; if that is wrong, see NAMESPACE`)
   },
   PermissionsReviewed: ({ namespace, missing, isEssential }) => {
-    if (missing.length === 0) return message("debug", `${namespace}: the Role allows everything that is needed`)
+    if (missing.length === 0) return report("debug", `${namespace}: the Role allows everything that is needed`)
     const lack = `the Role lacks ${missing.length} rules, or the namespace is missing`
-    return message(isEssential ? "error" : "warning", `${namespace}: ${lack}; see deploy/rbac.yaml:`, missing)
+    return report(isEssential ? "error" : "warning", `${namespace}: ${lack}; see deploy/rbac.yaml:`, missing)
   },
-  WriteFailed: ({ namespace, what, why }) => message("warning", `${namespace}: ${what}: ${why}`),
+  WriteFailed: ({ namespace, what, why }) => report("warning", `${namespace}: ${what}: ${why}`),
   Retrying: ({ what, why, retryMs, isAlarm }) =>
-    message(isAlarm ? "error" : "warning", `${what}, next try in ${durationText(retryMs)}: ${why}`),
-  Recovered: ({ what, afterMs }) => message("info", `${what}: over after ${durationText(afterMs)}`),
+    report(isAlarm ? "error" : "warning", `${what}, next try in ${durationText(retryMs)}: ${why}`),
+  Recovered: ({ what, afterMs }) => report("info", `${what}: over after ${durationText(afterMs)}`),
   ClockSkew: ({ skewMs }) => {
     const skew = `${durationText(Math.abs(skewMs))} ${skewMs > 0 ? "ahead of" : "behind"} this machine's`
     const advice = "due times follow the server's; set the clock that is wrong"
-    return message("warning", `the API server's clock is ${skew}; ${advice}`)
+    return report("warning", `the API server's clock is ${skew}; ${advice}`)
   },
   ClockSet: ({ byMs }) =>
-    message("info", `this machine's clock was set by ${durationText(byMs)}; the API server's time was read again`),
-  Stopping: ({ restarts }) => message("info", `finishing ${restarts} restarts`),
+    report("info", `this machine's clock was set by ${durationText(byMs)}; the API server's time was read again`),
+  Stopping: ({ restarts }) => report("info", `finishing ${restarts} restarts`),
 }
 
 /** How a restart has ended without a new Job. */
@@ -2357,11 +2357,11 @@ function finishedText(outcome: FinalOutcome, tookMs: number): string {
   return `was created again by someone else, uid ${outcome.uid}; that completes its restart`
 }
 
-const messageOfFact = (fact: Fact) => (MESSAGES[fact.kind] as (fact: Fact) => Message)(fact)
+const reportOf = (fact: Fact) => (REPORTS[fact.kind] as (fact: Fact) => Report)(fact)
 
 /** A fact as a line of the log, with its fields for log collectors. */
 export function logLineOf(fact: Fact) {
-  const { level, text, lines } = messageOfFact(fact)
+  const { level, text, lines } = reportOf(fact)
   const fields = Object.entries(fact).filter(([name, value]) => name !== "kind" && typeof value !== "object")
   const job = "job" in fact ? fact.job?.key : undefined
   const result = fact.kind === "RestartFinished" ? fact.outcome.result : undefined
@@ -2385,7 +2385,7 @@ const EVENT_REASONS: Partial<Record<Fact["kind"], string>> = {
 /** A fact as an Event; undefined if it is none. */
 export function eventTextOf(fact: Fact): { level: Level; reason: string; text: string } | undefined {
   const reason = EVENT_REASONS[fact.kind]
-  const { level, text } = messageOfFact(fact)
+  const { level, text } = reportOf(fact)
   if (reason === undefined || (fact.kind === "HeldUp" && !fact.isAlarm)) return undefined
   if (fact.kind === "RestartFinished" && fact.outcome.result !== "restarted") return undefined
   if (fact.kind !== "RestartScheduled") return { level, reason, text }
