@@ -867,10 +867,13 @@ function isFailedPod(pod: PodView): boolean {
   return pod.phase === "Failed" || pod.evicted || pod.containers.some(hasFailed)
 }
 
-/** Whether nothing more is to be learned of a pod: what it shows after it was told to stop is the stopping. */
-function isOverPod({ phase, gone, deleting, containers }: PodView): boolean {
-  return gone || phase === "Failed" || phase === "Succeeded" || (deleting && containers.some(({ ended }) => ended))
-}
+/** Whether a worker had failed when its pod was told to stop: what the pod shows after that is the stopping. */
+const isStoppedAfterFailure = ({ deleting, containers }: PodView) =>
+  deleting && containers.some((c) => c.role !== "sidecar" && hasFailed(c))
+
+/** Whether nothing more is to be learned of a pod. */
+const isOverPod = (pod: PodView) =>
+  pod.gone || pod.phase === "Failed" || pod.phase === "Succeeded" || isStoppedAfterFailure(pod)
 
 /** The pod of the last failed attempt; one that is being deleted only if there is no other, for its Job had failed. */
 function lastFailedPod(pods: PodView[]): PodView | undefined {
@@ -5446,11 +5449,9 @@ export class Operator implements WatchHandler {
     const known = this.cache.pod(pod)
     const isGone = type === "DELETED"
     if (isGone && !known) return
-    // What a pod shows after it was told to stop is the stopping: only what was not known yet counts.
-    const isFrozen = known?.deleting && known.containers.some(({ ended }) => ended)
     const entry = this.cache.jobs.get(`${namespace}/${pod.jobName}`)
     const isOfEntry = entry?.view.uid === pod.jobUid
-    const kept = isFrozen ? known : pod
+    const kept = known && isStoppedAfterFailure(known) ? known : pod
     // It shares the entry's strings: copies are not kept.
     if (isOfEntry) Object.assign(kept, { jobUid: entry.view.uid, jobName: entry.view.name })
     const now = isGone ? { ...kept, gone: true } : kept

@@ -17,6 +17,7 @@ import {
   kubectlDelete,
   live,
   logs,
+  person,
   run,
   type Server,
   serve,
@@ -181,6 +182,30 @@ describe("The evidence", () => {
     expect(life.evidence("load-a")).toMatch(
       /init container fetch\W+exit code 9[\s\S]*\| no route[\s\S]*container main\W+never started/,
     )
+  })
+
+  const init = (name: string, restartPolicy?: string) => ({
+    name,
+    image: "load:1",
+    ...(restartPolicy && { restartPolicy }),
+  })
+  test.each([
+    ["no other container", []],
+    ["an init container", [init("fetch")]],
+    ["a sidecar", [init("mesh", "Always")]],
+  ])("how its container ended is known of a pod that somebody deletes, with %s in it", async (_, initContainers) => {
+    const server = await serve()
+    const life = live(server, { DRY_RUN: "true" })
+    const script = [{ containers: { main: { log: "one\n" }, fetch: { exitCode: 0 } }, graceMs: 20 }]
+    const job = run(server, "load-a", script, { pod: { initContainers } })
+    const main = () =>
+      life.operator.cache
+        .podsOf(job.metadata.uid)
+        .flatMap(({ containers }) => containers.filter((c) => c.name === "main"))
+    await until("running", () => main().some(({ state }) => state === "running"))
+    person(server, "delete", server.model.pods()[0]!.metadata.name, {}, "pods")
+    await until("failed", () => life.factsOf("FailureSeen", "load-a").length > 0)
+    expect(life.factsOf("FailureSeen", "load-a")[0]?.cause).toMatch(/^exit:1(37|43)$/)
   })
 
   test("B09 a deadline is the cause, whether the Job or the pod tells it", async () => {
