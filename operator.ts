@@ -4329,6 +4329,7 @@ const MOST_MOMENTS = 20
 const MOST_VOID = 100
 const MOST_REPORTED = 25_000
 const CLOCK_SET_BACK_MS = 5_000
+const CLOCK_RETRY_MS = 5_000
 
 /**
  * The lifecycle of a watched Job in this operator. `restarting`: a reconcileRestart() is under way. `settled`: its
@@ -5134,15 +5135,16 @@ class ServerClock {
 
   /**
    * The present, for a failure that lies in the future. It may be our own clock that is wrong, so the server's is
-   * read first; undefined if the failure lies in the past, or there is no answer.
+   * read first, until it answers; undefined if the failure lies in the past, or after a stop.
    */
-  async presentFor(view: JobView): Promise<number | undefined> {
-    const { failedAt = 0 } = view
-    const { clock, kill } = this.world
-    if (failedAt <= nowOf(this.world)) return undefined
-    const offsetMs = clockOffset(clock)
-    if (!(await this.read(kill))) return undefined
-    return wasClockSet(clock, offsetMs) ? this.presentFor(view) : nowOf(this.world)
+  async presentFor({ failedAt = 0 }: JobView): Promise<number | undefined> {
+    const { clock, stop } = this.world
+    while (failedAt > nowOf(this.world) && !stop.aborted) {
+      const offsetMs = clockOffset(clock)
+      if ((await this.read(stop)) && !wasClockSet(clock, offsetMs)) return nowOf(this.world)
+      await clock.sleep(CLOCK_RETRY_MS, stop)
+    }
+    return undefined
   }
 
   /** Whether the server has answered: then its time is known. A rejection tells it too. */
@@ -5236,8 +5238,6 @@ class EvidenceCollector {
 }
 
 // ───────────────────────────────────────────── 12 Operator ──────────────────────────────────────────────
-
-const CLOCK_RETRY_MS = 5_000
 
 /** A restarted Job that has no pod for so long is reported; with the longest sleep added, within a minute. */
 const PODLESS_MS = 25_000

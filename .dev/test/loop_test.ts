@@ -771,6 +771,14 @@ describe("Following a namespace", () => {
     await backOnce(server, [live(server, { RESTART_DELAY: "5" })], [job])
   })
 
+  test("J09 a failure that lies a day ahead counts from when it is seen, though the server does not answer then", async () => {
+    const server = await serve()
+    server.fault({ resource: "version" }, { drop: "before" }, { times: 4 })
+    const job = stand(server, "load-a", { status: failedAgo(-86_400_000) })
+    live(server, { RESTART_DELAY: "60" })
+    await until("back", () => isBack(server, job), 10_000)
+  })
+
   test("J09 a clock that is set back by an hour during the delay does not make the restart late", async () => {
     const server = await serve()
     // The server's clock is right: it goes on as the monotonic one does.
