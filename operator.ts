@@ -5395,7 +5395,7 @@ export class Operator implements WatchHandler {
     if (known && !isListed && compareVersions(view.resourceVersion, known.view.resourceVersion) < 0) return
     const sighting = ++this.cache.sightings
     if (known?.view.uid === view.uid) {
-      if (view.deleting) this.wakeIfEdited(view.key, known.job, kept.job)
+      if (view.deleting || known.retryAt !== undefined) this.noteEdit(known, kept.job)
       known.view = view.deleting ? { ...view, ttlMs: shorterTtlMs(known.view, view) } : view
       Object.assign(known, { job: kept.job, sighting }, view.deleting ? {} : { finalizers: kept.finalizers })
     } else {
@@ -5412,10 +5412,16 @@ export class Operator implements WatchHandler {
     this.enqueue(view.key)
   }
 
-  /** An edit of a Job that is going is for the restart under way: the Job may be gone a moment later. */
-  private wakeIfEdited(key: string, before: Job | undefined, after: Job | undefined): void {
-    const restart = this.restarts.get(key)
-    if (restart && before && after && fingerprintOf(before) !== fingerprintOf(after)) restart.changed.abort()
+  /**
+   * An edit of a Job that is going is for the restart under way: the Job may be gone a moment later. One of a Job whose
+   * restart was rejected may be what mends that.
+   */
+  private noteEdit(entry: JobEntry, after: Job | undefined): void {
+    const { view, job: before, retryAt } = entry
+    if (!before || !after || fingerprintOf(before) === fingerprintOf(after)) return
+    this.restarts.get(view.key)?.changed.abort()
+    const soon = later(this.world.clock.monotonic(), CHANGED_RETRY_MS)
+    if (retryAt !== undefined && soon < retryAt) entry.retryAt = soon
   }
 
   private onJobDeleted(view: JobView, job: Job | undefined, isWatched: boolean): void {

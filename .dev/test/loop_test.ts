@@ -391,6 +391,27 @@ describe("Following a namespace", () => {
     expect(life.factsOf("RestartRejected", "load-a")).toHaveLength(1)
   })
 
+  test.each([
+    ["is given the label that a policy wants", { labels: { ok: "" } }, "back"],
+    ["a person asks for now", { annotations: { [`${PREFIX}restart-now`]: "1" } }, "rejected"],
+  ])("a rejected Job that %s is tried again soon", async (_, metadata, result) => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    const deny: Policy["deny"] = ({ object }) =>
+      object.metadata.name === "load-a" && object.metadata.labels?.ok === undefined ? "it lacks a label" : undefined
+    server.model.admission.policies.push({ name: "denies", deny })
+    const life = live(server, {}, { rate: 5 })
+    const rejections = () => life.factsOf("RestartRejected", "load-a")
+    // From the fourth on, the next try is two minutes away at least.
+    life.clock.go(500)
+    await until("rejected four times", () => rejections().length === 4)
+    life.clock.go(5)
+    person(server, "patch", "load-a", { metadata })
+    const since = life.clock.monotonic()
+    await until("tried again", () => (result === "back" ? isBack(server, job) : rejections().length === 5))
+    expect(life.clock.monotonic() - since).toBeLessThan(60_000)
+  })
+
   test("RESTART_SPACING: holds for Jobs that their TTL has removed, the longest overdue first", async () => {
     const server = await serve()
     const names = ["load-a", "load-b", "load-c"]
