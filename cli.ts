@@ -20,19 +20,19 @@ export interface CommandContext {
   world: World
   /** Where the settings come from, in words. */
   from: string
-  readSettings(): Promise<{ config: Config; from: string }>
+  readSettings(signal: AbortSignal): Promise<{ config: Config; from: string }>
   names: string[]
   options: { namespace?: string; context?: string; output?: string; port?: string; [flag: string]: unknown }
 }
 
-/** The result of a command as JSON and as rows, with the states of their Jobs, if any; and its exit code if not 0. */
-type Result = { json: unknown; rows: string[][]; states?: string[]; code?: number }
+/** The result of a command as JSON and as rows; where these have the state of a Job; and the exit code if not 0. */
+type Result = { json: unknown; rows: string[][]; stateColumn?: number; code?: number }
 
 /** Something that is not there, or was rejected: exit code 3. Usage errors are SettingsErrors: exit code 2. */
 class CommandError extends Error {}
 
-/** Of all Jobs; and of what operators keep in ConfigMaps: records of failures, and their settings. */
-const SELECTORS = { jobs: "", configmaps: operator.RECORD }
+/** Of all Jobs, and of the records of failures. */
+const SELECTORS = { jobs: "", configmaps: `${operator.RECORD}=failure` }
 
 type Resource = keyof typeof SELECTORS
 
@@ -54,10 +54,9 @@ function seeIntent(intent: Intent): Sighting {
   return { key: `${intent.namespace}/${intent.jobName}`, id: `jobs/${intent.name}`, intent }
 }
 
-function seeConfigMap(metadata: operator.Metadata): Sighting {
+function seeRecord(metadata: operator.Metadata): Sighting {
   const past = operator.readPast(metadata)
-  const sighting = { key: `${past.namespace}/${past.job}`, id: `configmaps/${past.name}` }
-  return past.job ? { ...sighting, past } : sighting
+  return { key: `${past.namespace}/${past.job}`, id: `configmaps/${past.name}`, past }
 }
 
 /** What is known of one Job: itself, its intents, and the records of its failures. */
@@ -85,20 +84,19 @@ class Inventory {
   /** The Jobs that may have to be reported differently now. */
   readonly changed = new Set<string>()
   /** What the cluster answered to restarts that are overdue, as the operator's Events quote it, by uid. */
-  rejections = new Map<string, string>()
+  private readonly rejections = new Map<string, string>()
 
-  /** `isNamed`: its Jobs are shown whatever is selected. */
-  constructor(
-    protected readonly world: World,
-    private readonly isNamed = false,
-  ) {}
+  /** Its Jobs are shown whatever is selected. */
+  isNamed = false
+
+  constructor(protected readonly world: World) {}
 
   /** Lists a namespace, in place of what was known of it; returns the version to watch from. */
   async list(namespace: string, resource: Resource, selector = SELECTORS[resource]): Promise<string> {
     const { cluster, stop } = this.world
     const { items, resourceVersion } = await (resource === "jobs"
       ? cluster.listJobs(namespace, selector, seeJob, stop)
-      : cluster.listConfigMaps(namespace, selector, seeConfigMap, stop))
+      : cluster.listConfigMaps(namespace, selector, seeRecord, stop))
     for (const item of items) this.take("ADDED", item)
     const listed = new Set(items)
     for (const [key, { seen }] of this.entries)
@@ -119,7 +117,7 @@ class Inventory {
     const [job] = await Promise.all([
       cluster.getJob(namespace, name, stop),
       this.list(namespace, "jobs", `${operator.INTENT}=${label}`),
-      this.list(namespace, "configmaps", `${SELECTORS.configmaps}=failure,${operator.RECORD_JOB}=${label}`),
+      this.list(namespace, "configmaps", `${SELECTORS.configmaps},${operator.RECORD_JOB}=${label}`),
     ])
     if (job) this.take("ADDED", seeJob(job))
     return this.entryOf(key)
@@ -221,18 +219,13 @@ class Inventory {
     this.changed.add(key)
   }
 
+  /** Where Events cannot be read, what was known stays. */
   async loadRejections(): Promise<void> {
     const { cluster, stop } = this.world
     const due = this.statuses().filter(({ nextRestartAt = Infinity }) => nextRestartAt <= nowOf(this.world))
-    const found = new Map<string, string>()
     for (const namespace of new Set(due.map(({ job }) => job.slice(0, job.indexOf("/")))))
-      try {
-        for (const { uid, text } of await cluster.listEvents(namespace, "CannotRestart", stop)) found.set(uid, text)
-      } catch {
-        // What was known stays: only what is due asks for it.
-        for (const [uid, text] of this.rejections) if (!found.has(uid)) found.set(uid, text)
-      }
-    this.rejections = found
+      for (const { uid, text } of await cluster.listEvents(namespace, "CannotRestart", stop).catch(() => []))
+        this.rejections.set(uid, text)
     for (const { job } of due) this.changed.add(job)
   }
 }
@@ -258,7 +251,8 @@ async function findEvidence(world: World, view: JobView, entry: Entry): Promise<
 
 /** The status of every selected Job, or of one, whatever is selected; failures explained, and rejections read. */
 async function loadStatuses(world: World, only?: JobName): Promise<Status[]> {
-  const inventory = new Inventory(world, only !== undefined)
+  const inventory = new Inventory(world)
+  inventory.isNamed = only !== undefined
   await (only ? inventory.read(only) : inventory.listAll(...RESOURCES))
   for (const key of inventory.entries.keys()) await inventory.explain(key)
   await inventory.loadRejections()
@@ -289,8 +283,8 @@ async function status({ world, from }: CommandContext): Promise<Result> {
   ])
   const head = ["JOB", "STATE", "NEXT RESTART", "CAUSE", "IN A ROW", "LAST FAILURE", "WHY"]
   reportToStderr("info", `settings ${from}`)
-  const states = ["", ...jobs.map(({ state }) => state)]
-  return { json: { settings: from, now: operator.instantText(now), jobs }, rows: [head, ...rows], states }
+  const json = { settings: from, now: operator.instantText(now), jobs }
+  return { json, rows: [head, ...rows], stateColumn: head.indexOf("STATE") }
 }
 
 async function history({ world, names }: CommandContext): Promise<Result> {
@@ -313,9 +307,7 @@ async function historyOf(world: World, job: JobName): Promise<Result> {
   const json = whole.map(({ past, reason, evidence: { logs, ...evidence } }) => {
     return { ...past, reason, ...evidence, logs: Object.fromEntries(logs) }
   })
-  const lines = whole.flatMap((record) =>
-    operator.recordLines(record).map((line, i) => (i === 0 ? line : `    ${line}`)),
-  )
+  const lines = whole.flatMap(operator.recordLines)
   const shown = lines.length > 0 ? lines : [`no failure of ${job.key} is recorded`]
   return { json, rows: shown.map((line) => [line]) }
 }
@@ -440,16 +432,14 @@ const BEAT_MS = 10_000
 const RETRY_MS = 2_000
 /** A watch notices a server that hangs only after minutes. */
 const ANSWER_MS = 5_000
-/** So many lanes are sent at once: no text of megabytes is made. */
-const MOST_LANES = 250
 
 /** For JSON.stringify: secrets are masked, control and bidi characters visible. Instants stay numbers. */
 const masked = (_: string, value: unknown) => (typeof value === "string" ? operator.safe(value) : value)
 
 /** An inventory that watches keep current; it tells every open page what changes. */
 export class Dashboard extends Inventory {
-  /** What cannot be read right now. `isOutage`: there is no answer at all. */
-  private readonly problems = new Map<string, { text: string; isOutage: boolean; sinceAt: number }>()
+  /** What cannot be read right now, and why. */
+  private readonly problems = new Map<string, string>()
   private readonly pages = new Set<ReadableStreamDefaultController<string>>()
   private looking: Promise<unknown> = Promise.resolve()
 
@@ -468,53 +458,36 @@ export class Dashboard extends Inventory {
     void this.beat()
   }
 
-  /** What an open page reads: everything, a piece after the other, and every change later. */
+  /** What an open page reads: everything at first, then every change. */
   events(): ReadableStream<string> {
     let page: ReadableStreamDefaultController<string>
     const start = (controller: ReadableStreamDefaultController<string>) => {
       page = controller
       this.pages.add(page)
-      for (const key of this.entries.keys()) this.changed.add(key)
-      this.send({ jobs: [...this.entries.keys()] })
+      this.sendAll()
     }
     return new ReadableStream({ start, cancel: () => void this.pages.delete(page) })
   }
 
-  override take(type: string, sighting: Sighting): void {
-    if (sighting.id === `configmaps/${operator.SETTINGS_MAP}`) void this.readSettings()
-    else super.take(type, sighting)
+  private sendAll(): void {
+    for (const key of this.entries.keys()) this.changed.add(key)
+    this.send()
   }
 
-  /** The settings have changed: every Job is judged anew. The namespaces stay those that are watched. */
-  private async readSettings(): Promise<void> {
-    try {
-      const { config, from } = await this.context.readSettings()
-      this.world.config = { ...config, namespaces: this.world.config.namespaces }
-      this.context.from = from
-      for (const key of this.entries.keys()) this.changed.add(key)
-      this.report("settings")
-    } catch (error) {
-      this.report("settings", error)
-    }
-  }
-
-  private send(more: object = {}): void {
+  private send(): void {
     if (this.pages.size === 0) return this.changed.clear()
     const { cluster, config } = this.world
-    const keys = [...this.changed].slice(0, MOST_LANES)
+    const keys = [...this.changed]
+    this.changed.clear()
     const facts = {
-      ...more,
       now: nowOf(this.world),
       address: cluster.address,
       namespaces: config.namespaces,
-      jobNames: config.jobNames,
-      jobSelector: config.jobSelector?.text,
       settings: [this.context.from, ...operator.settingsLines(config)],
       problems: Object.fromEntries(this.problems),
       lanes: Object.fromEntries(keys.map((key) => [key, this.statusOf(key) ?? null])),
     }
     const event = `data: ${JSON.stringify(facts, masked)}\n\n`
-    for (const key of keys) this.changed.delete(key)
     for (const page of this.pages) page.enqueue(event)
     this.look(keys)
   }
@@ -536,7 +509,7 @@ export class Dashboard extends Inventory {
         for await (const { type, object } of cluster.watch(namespace, resource, options, stop)) {
           options.resourceVersion = object.metadata?.resourceVersion ?? options.resourceVersion
           if (type === "BOOKMARK") continue
-          this.take(type, resource === "jobs" ? seeJob(object) : seeConfigMap(object.metadata ?? {}))
+          this.take(type, resource === "jobs" ? seeJob(object) : seeRecord(object.metadata ?? {}))
         }
       } catch (error) {
         options.resourceVersion = ""
@@ -548,25 +521,32 @@ export class Dashboard extends Inventory {
 
   /** Without an error: it can be read again. */
   private report(what: string, error?: unknown): void {
-    const isOutage = !(error instanceof SettingsError || (error instanceof ApiError && error.status < 500))
-    const sinceAt = this.problems.get(what)?.sinceAt ?? nowOf(this.world)
     if (error === undefined) this.problems.delete(what)
-    else this.problems.set(what, { text: messageOf(error), isOutage, sinceAt })
+    else this.problems.set(what, messageOf(error))
     this.send()
   }
 
-  /** While a page is open: asks for the server's version and for rejections, and keeps its connection alive. */
+  /** While a page is open: reads the settings, which also shows whether the API server answers, and rejections. */
   private async beat(): Promise<void> {
-    const { cluster, clock, stop } = this.world
+    const { clock, stop } = this.world
     for (; !stop.aborted; await clock.sleep(BEAT_MS, stop)) {
       if (this.pages.size === 0) continue
-      const answer = cluster.version(AbortSignal.timeout(ANSWER_MS))
-      const error = await answer.then(() => undefined).catch((reason: unknown) => reason)
-      this.report("API server", error instanceof ApiError ? undefined : error)
-      if (this.problems.has("settings")) await this.readSettings()
-      if (!this.problems.has("API server")) await this.loadRejections()
+      const error = await this.readSettings().catch((reason: unknown) => reason)
+      const isAnswer = error instanceof SettingsError || error instanceof ApiError
+      this.report("settings", isAnswer ? error : undefined)
+      this.report("API server", isAnswer ? undefined : error)
+      if (!error) await this.loadRejections()
       this.look(this.entries.keys())
     }
+  }
+
+  /** By changed settings every Job is judged anew. The namespaces stay those that are watched. */
+  private async readSettings(): Promise<void> {
+    const { config, from } = await this.context.readSettings(AbortSignal.timeout(ANSWER_MS))
+    if (from === this.context.from) return
+    this.context.from = from
+    this.world.config = { ...config, namespaces: this.world.config.namespaces }
+    this.sendAll()
   }
 
   /** The evidence of one failure: from its record or, without a name, from the pods that are left. */
@@ -584,7 +564,6 @@ export class Dashboard extends Inventory {
   /** Does what a person has confirmed on the page. Throws an error whose words the page shows. */
   async act({ action, job: key, uid }: Record<string, unknown>): Promise<{ text: string }> {
     const { cluster, kill } = this.world
-    if (!this.statusOf(String(key))) throw new CommandError(`${key} is not shown here`)
     const job = jobOf(this.world, String(key))
     const live = await cluster.getJob(job.namespace, job.name, kill)
     if ((live?.metadata?.uid ?? "") !== uid) throw new CommandError(`${key} was replaced in the meantime: look again`)
@@ -643,15 +622,13 @@ class Site {
   readonly token = newSecret()
   /** Valid once: the command line of a browser can be read by every user of the machine. */
   tokenForBrowser = newSecret()
-  /** Actions under way: a stop lets them end. */
-  readonly actions = new Set<Promise<unknown>>()
-  readonly servers: Bun.Server<undefined>[] = []
-  readonly port: number
+  /** The actions under way: a stop lets them end. */
+  acting: Promise<unknown> = Promise.resolve()
+  port = 0
 
-  constructor(
-    private readonly dashboard: Dashboard,
-    port: number,
-  ) {
+  constructor(private readonly dashboard: Dashboard) {}
+
+  open(port: number): void {
     this.port = this.listen("127.0.0.1", port)
     operator.attempt(() => this.listen("::1", this.port))
   }
@@ -666,7 +643,6 @@ class Site {
       idleTimeout: 0,
       fetch: (request) => this.answer(request),
     })
-    this.servers.push(server)
     return server.port ?? 0
   }
 
@@ -707,9 +683,9 @@ class Site {
   private async act(request: Request): Promise<Response> {
     // A form of another site cannot send JSON.
     if (request.headers.get("content-type") !== "application/json") return reply("", {}, 403)
-    const acting = this.dashboard.act((await request.json()) as Record<string, unknown>)
-    this.actions.add(acting)
-    return replyJson(acting, 409).finally(() => this.actions.delete(acting))
+    const action = this.dashboard.act((await request.json()) as Record<string, unknown>)
+    this.acting = Promise.allSettled([this.acting, action])
+    return replyJson(action, 409)
   }
 }
 
@@ -718,15 +694,15 @@ async function dashboard(context: CommandContext): Promise<undefined> {
   const content = new Dashboard(context)
   await content.start()
   world.stop.throwIfAborted()
-  const site = new Site(content, Number(options.port ?? 0))
+  const site = new Site(content)
+  site.open(Number(options.port ?? 0))
   const opening = `http://127.0.0.1:${site.port}/?token=`
   // Not with printResult(), which masks secrets.
   await print(`Dashboard: ${opening}${site.token}\n`)
   reportToStderr("info", "open this address in a browser; Ctrl-C ends the dashboard")
   if (!options["no-open"]) openBrowser(opening + site.tokenForBrowser)
   await world.clock.sleep(Number.POSITIVE_INFINITY, world.stop)
-  await Promise.allSettled(site.actions)
-  await Promise.all(site.servers.map((server) => server.stop(true)))
+  await site.acting
 }
 
 /** Opens the browser, if there is one; whoever has none has the printed address. */
@@ -766,12 +742,11 @@ function readCommandLine(args: string[]) {
     const [name = args.join(" "), ...names] = positionals
     const command = Object.entries(COMMANDS).find(([known]) => known === name)?.[1]
     const [least = 0, most = 0] = command?.count ?? []
-    const isWrong = names.length < least || names.length > most
     const foreign = Object.keys(options).filter((option) => (OWN[option] ?? name) !== name)
     const mistakes = [
       !command && `there is no command ${name}; there are ${Object.keys(COMMANDS).join(", ")}`,
       ...foreign.map((option) => `--${option} goes with ${OWN[option]}`),
-      command && isWrong && `write ${`${name} ${command.jobs}`.trim()}`,
+      command && (names.length < least || names.length > most) && `write ${`${name} ${command.jobs}`.trim()}`,
       !/^(table|json)$/.test(options.output ?? "table") && "-o is table or json",
       !(Number(/^\d+$/.exec(options.port ?? "0")?.[0]) <= 65_535) && "--port is a number from 0 (any free) to 65535",
     ].filter(Boolean)
@@ -823,9 +798,9 @@ async function confirm(question: string, signal: AbortSignal): Promise<boolean> 
 const COLORS = { given_up: "red", waiting: "yellow", restarting: "cyan", succeeded: "green" } as const
 
 /** Prints results: on a terminal with a colour for each state, unless NO_COLOR is set. */
-async function printResult({ json, rows, states }: Result, options: CommandContext["options"]): Promise<void> {
+async function printResult({ json, rows, stateColumn = -1 }: Result, options: CommandContext["options"]) {
   const lines = operator.alignedRows(rows).map((line, i) => {
-    const color = COLORS[states?.[i] as keyof typeof COLORS]
+    const color = COLORS[rows[i]?.[stateColumn] as keyof typeof COLORS]
     return color && !options["no-color"] ? styleText(color, line) : line
   })
   await print(`${options.output === "json" ? operator.jsonText(json) : lines.join("\n")}\n`)
@@ -837,26 +812,18 @@ async function print(text: string): Promise<number> {
   return 0
 }
 
-/** The settings that the operator wrote, else the environment's, else, with `isLenient`, the defaults for every Job. */
-async function settingsFor(world: Omit<World, "config">, namespace: string, env: Env, isLenient: boolean) {
-  const map = await world.cluster.getConfigMap(namespace, operator.SETTINGS_MAP, world.stop)
-  if (map) {
-    const writtenAt = map.metadata?.annotations?.[`${PREFIX}written-at`]
-    const from = `as the operator wrote them in ${namespace} at ${writtenAt}`
-    return { config: operator.readSettings(map.data ?? {}).config, from }
-  }
-  const all = operator.written(env.NAMESPACE)
-  const NAMESPACE = all.split(/[,\s]/).includes(namespace) ? all : namespace
-  try {
-    const { config } = operator.readSettings({ ...env, NAMESPACE })
-    return { config, from: "of the environment; no operator has written any" }
-  } catch (error) {
-    const missing = `no operator has written its settings in namespace ${namespace}`
-    const { config } = operator.readSettings({ NAMESPACE, JOB_SELECTOR: `!${operator.INTENT}` })
-    if (isLenient) return { config, from: `are the defaults, for every Job: ${missing}` }
-    const advice = `${missing}: name another with -n, or set them in the environment`
-    throw new SettingsError([advice, messageOf(error)])
-  }
+/** The settings that the operator wrote, else the environment's; where these select no Job, those of every Job. */
+async function settingsFor(cluster: operator.Cluster, namespace: string, env: Env, signal: AbortSignal) {
+  const map = await cluster.getConfigMap(namespace, operator.SETTINGS_MAP, signal)
+  const { data = {}, metadata } = map ?? {}
+  const from = `as the operator wrote them in ${namespace} at ${metadata?.annotations?.[`${PREFIX}written-at`]}`
+  if (map) return { config: operator.readSettings(data).config, from }
+  const isSelection = operator.written(env.JOB_NAMES) || operator.written(env.JOB_SELECTOR)
+  const NAMESPACE = operator.written(env.NAMESPACE) || namespace
+  const JOB_SELECTOR = isSelection ? env.JOB_SELECTOR : `!${operator.INTENT}`
+  const { config } = operator.readSettings({ ...env, NAMESPACE, JOB_SELECTOR })
+  const whose = isSelection ? "of the environment" : "are the defaults, for every Job"
+  return { config, from: `${whose}; no operator has written any in ${namespace}` }
 }
 
 /** Runs a command with a kubeconfig, or in the operator's pod. Returns its exit code. */
@@ -868,11 +835,11 @@ async function runCommand(args: string[], env: Env, world: Omit<World, "cluster"
   const cluster = operator.connect(source, env)
   const nearest = operator.written(env.NAMESPACE) || source.config.namespace || "flickr-downloader"
   const namespace = options.namespace || (nearest.split(/[,\s]/)[0] as string)
-  const readSettings = async () => {
-    const { config, from } = await settingsFor({ ...world, cluster }, namespace, env, command.run === dashboard)
+  const readSettings = async (signal: AbortSignal) => {
+    const { config, from } = await settingsFor(cluster, namespace, env, signal)
     return { from, config: options.namespace ? { ...config, namespaces: [options.namespace] } : config }
   }
-  const { config, from } = await readSettings()
+  const { config, from } = await readSettings(world.stop)
   // Only a restart must not be cut off in the middle.
   const kill = command.run === restart || command.run === dashboard ? world.kill : world.stop
   const result = await command.run({ world: { ...world, kill, cluster, config }, names, options, from, readSettings })

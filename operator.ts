@@ -2188,10 +2188,11 @@ export function readRecord({ metadata = {}, data = {} }: ConfigMap) {
   }
 }
 
-/** A record as lines of text: the failure and what followed, then its evidence. */
+/** A record as lines of text: the failure and what followed, then, indented, its evidence. */
 export function recordLines({ past, reason, evidence }: NonNullable<ReturnType<typeof readRecord>>): string[] {
   const ended = `${instantText(past.failedAt)} ${[past.cause, reason].filter(Boolean).join(", ")}`
-  return [`${ended}; failure ${past.restarts + 1} in a row; ${past.decided}`, ...evidenceLines(evidence)]
+  const lines = evidenceLines(evidence).map((line) => `    ${line}`)
+  return [`${ended}; failure ${past.restarts + 1} in a row; ${past.decided}`, ...lines]
 }
 
 // ─────────────────────────────────────────────── 7 Facts ────────────────────────────────────────────────
