@@ -3005,8 +3005,8 @@ const CLOCK_LIMIT_MS = 60_000
 
 const LOG_LIMIT_MS = 10_000
 const BODY_BYTES = 128 << 20
-/** A runtime stores a long line in pieces of 16 KiB, and each counts as a line (CRI): 1,000 lines take no more. */
-const LOG_BYTES = 16 << 20
+/** A runtime stores a long line in pieces of 16 KiB, and each counts as a line (CRI): 256 lines take no more. */
+const LOG_BYTES = 4 << 20
 const TAIL_CHARACTERS = 256 << 10
 const EVENT_CHARACTERS = 16 << 20
 
