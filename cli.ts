@@ -630,7 +630,7 @@ class Site {
 
   open(port: number): void {
     this.port = this.listen("127.0.0.1", port)
-    operator.attempt(() => this.listen("::1", this.port))
+    operator.tryOrUndefined(() => this.listen("::1", this.port))
   }
 
   private listen(hostname: string, port: number): number {
@@ -818,8 +818,8 @@ async function settingsFor(cluster: operator.Cluster, namespace: string, env: En
   const { data = {}, metadata } = map ?? {}
   const from = `as the operator wrote them in ${namespace} at ${metadata?.annotations?.[`${PREFIX}written-at`]}`
   if (map) return { config: operator.readSettings(data).config, from }
-  const isSelection = operator.written(env.JOB_NAMES) || operator.written(env.JOB_SELECTOR)
-  const NAMESPACE = operator.written(env.NAMESPACE) || namespace
+  const isSelection = operator.normalizeInput(env.JOB_NAMES) || operator.normalizeInput(env.JOB_SELECTOR)
+  const NAMESPACE = operator.normalizeInput(env.NAMESPACE) || namespace
   const JOB_SELECTOR = isSelection ? env.JOB_SELECTOR : `!${operator.INTENT}`
   const { config } = operator.readSettings({ ...env, NAMESPACE, JOB_SELECTOR })
   const whose = isSelection ? "of the environment" : "are the defaults, for every Job"
@@ -833,7 +833,7 @@ async function runCommand(args: string[], env: Env, world: Omit<World, "cluster"
   const { command, names, options } = readCommandLine(args)
   const source = await operator.findSource(env, operator.SERVICE_ACCOUNT, options.context, world.stop)
   const cluster = operator.connect(source, env)
-  const nearest = operator.written(env.NAMESPACE) || source.config.namespace || "flickr-downloader"
+  const nearest = operator.normalizeInput(env.NAMESPACE) || source.config.namespace || "flickr-downloader"
   const namespace = options.namespace || (nearest.split(/[,\s]/)[0] as string)
   const readSettings = async (signal: AbortSignal) => {
     const { config, from } = await settingsFor(cluster, namespace, env, signal)

@@ -88,13 +88,13 @@ export const systemClock: Clock & { after(ms: number, run: () => void): () => vo
 type Level = "trace" | "debug" | "info" | "warning" | "error" | "fatal"
 
 /** What people write in ConfigMaps and Secrets: a byte order mark, blanks, a last newline, quotes around it. */
-export function written(text: string | undefined): string {
+export function normalizeInput(text: string | undefined): string {
   const bare = (text ?? "").trim()
   return bare.length > 1 && /^(["']).*\1$/s.test(bare) ? bare.slice(1, -1).trim() : bare
 }
 
 /** What `work` returns; undefined where it throws. */
-export function attempt<T>(work: () => T): T | undefined {
+export function tryOrUndefined<T>(work: () => T): T | undefined {
   try {
     return work()
   } catch {
@@ -208,14 +208,14 @@ export function textRecord(at: number, level: string, text: string, { lines = []
 
 /** One log record for collectors: one line of JSON. */
 export function jsonRecord(at: number, level: string, text: string, details: object = {}): string {
-  return `${JSON.stringify({ time: new Date(at).toISOString(), level, message: text, ...details }, forOthers)}\n`
+  return `${JSON.stringify({ time: new Date(at).toISOString(), level, message: text, ...details }, safeReplacer)}\n`
 }
 
 /** JSON for people. */
-export const jsonText = (value: unknown) => JSON.stringify(value, forOthers, 1)
+export const jsonText = (value: unknown) => JSON.stringify(value, safeReplacer, 1)
 
 /** What JSON.stringify() writes of a value: texts and keys masked and printable, instants (`…At`) as text. */
-function forOthers(key: string, value: unknown): unknown {
+function safeReplacer(key: string, value: unknown): unknown {
   if (typeof value === "string") return safe(value)
   if (typeof value === "number" && key.endsWith("At")) return instantText(value)
   if (value === null || typeof value !== "object" || Array.isArray(value)) return value
@@ -256,7 +256,7 @@ function shortLine(line: string): string {
 type Work<T> = (signal: AbortSignal) => Promise<T>
 
 /** Runs `work` with a signal that fires when the limit has passed or the caller stops; it never outlives that. */
-export async function within<T>(limitMs: number, signal: AbortSignal, what: string, work: Work<T>): Promise<T> {
+export async function withTimeout<T>(limitMs: number, signal: AbortSignal, what: string, work: Work<T>): Promise<T> {
   const limit = new AbortController()
   const stop = () => limit.abort(signal.reason)
   const tooLate = () => limit.abort(new Error(`${what} got no answer in ${durationText(limitMs)}`))
@@ -303,7 +303,7 @@ function setting<K extends string, T>(
 }
 
 /** Reads a text; throws where `read` finds nothing. */
-const reader =
+const parser =
   <T>(rule: string, read: (text: string) => T | undefined) =>
   (text: string): T => {
     const value = read(text)
@@ -313,20 +313,20 @@ const reader =
 
 /** A reader of durations in ms: whole seconds, or like 90s, 1h30m, 7d; at most ten years, which every date can hold. */
 export const duration = (leastMs: number) =>
-  reader(`whole seconds or a duration like 90s, 15m, 1h30m, from ${durationText(leastMs)} to 3650d`, (text) => {
+  parser(`whole seconds or a duration like 90s, 15m, 1h30m, from ${durationText(leastMs)} to 3650d`, (text) => {
     const ms = Math.round(/^\d+$/.test(text) ? Number(text) * 1_000 : (readSpan(text) ?? Number.NaN))
     return ms % 1_000 === 0 && ms >= leastMs && ms <= 3650 * 86_400_000 ? ms : undefined
   })
 
 const wholeNumber = (least: number, most: number) =>
-  reader(`a whole number from ${least} to ${most}`, (text) =>
+  parser(`a whole number from ${least} to ${most}`, (text) =>
     /^\d+$/.test(text) && Number(text) >= least && Number(text) <= most ? Number(text) : undefined,
   )
 
 const oneOf = <T>(words: Record<string, T>) =>
-  reader(`one of ${Object.keys(words).join(", ")}`, (text) => new Map(Object.entries(words)).get(text.toLowerCase()))
+  parser(`one of ${Object.keys(words).join(", ")}`, (text) => new Map(Object.entries(words)).get(text.toLowerCase()))
 
-const httpUrl = reader("a URL with http or https", (text) => (webUrl(text) ? text : undefined))
+const httpUrl = parser("a URL with http or https", (text) => (webUrl(text) ? text : undefined))
 
 const orNone =
   <T>(parse: (text: string) => T) =>
@@ -366,10 +366,10 @@ export const SETTINGS = [
   setting("LOG_FORMAT", "logFormat", "text", oneOf(FORMATS), {
     help: "`text` for people, `json` (one object per line) for log collectors",
   }),
-  setting("NAMESPACE", "namespaces", "flickr-downloader", names(NAMESPACE_NAME, MOST_NAMESPACES), {
+  setting("NAMESPACE", "namespaces", "flickr-downloader", nameList(NAMESPACE_NAME, MOST_NAMESPACES), {
     help: "the Jobs' namespace, or at most 100 separated by commas",
   }),
-  setting("JOB_NAMES", "jobNames", "", orNone(names(JOB_NAME)), {
+  setting("JOB_NAMES", "jobNames", "", orNone(nameList(JOB_NAME)), {
     help: "Job names separated by commas; `namespace/name` if there are several namespaces",
   }),
   setting("JOB_SELECTOR", "jobSelector", "", orNone(parseSelector), {
@@ -427,8 +427,8 @@ export function readSettings(env: Record<string, string | undefined>) {
   const warnings: string[] = []
   const mistakes: string[] = []
   for (const { variable, olderName, key, default: fallback, parse, secret } of SETTINGS) {
-    const from = olderName && !written(env[variable]) && written(env[olderName]) ? olderName : variable
-    const text = written(env[from])
+    const from = olderName && !normalizeInput(env[variable]) && normalizeInput(env[olderName]) ? olderName : variable
+    const text = normalizeInput(env[from])
     try {
       const value = parse(text || fallback)
       values[key] = value
@@ -479,7 +479,7 @@ function showSetting(key: keyof Config, value: unknown): string {
 }
 
 /** A reader of names: of any number, or of at most `most`, which are then watched. */
-export function names(pattern: RegExp, most = Number.POSITIVE_INFINITY) {
+export function nameList(pattern: RegExp, most = Number.POSITIVE_INFINITY) {
   return (text: string): string[] => {
     const all = [...new Set(text.split(/[,\s]+/).filter((name) => name !== ""))]
     const wrong = all.filter((name) => !pattern.test(name) || name.split("/").some((part) => part.length > 63))
@@ -1125,7 +1125,7 @@ export function overridesOf(job: JobView, config: Config) {
   const read = <T>(name: string, parse: (text: string) => T): T | undefined => {
     const text = own(job, name)
     try {
-      return text === undefined ? undefined : parse(written(text))
+      return text === undefined ? undefined : parse(normalizeInput(text))
     } catch (error) {
       const wrong = `annotation ${PREFIX}${name} cannot be ${quote(text ?? "")}`
       problems.push(`${wrong}, so the operator's setting holds: ${messageOf(error)}`)
@@ -1626,7 +1626,7 @@ export function readIntent(job: Job): Intent | undefined {
     const additions = { annotations: bookkeepingOf(replacement), memory }
     return { ...identity, jobName, jobUid, jobVersion, dueAt: instant(dueAt), replacement, fingerprint, additions }
   }
-  return attempt(() => {
+  return tryOrUndefined(() => {
     const intent = read()
     // Whoever may create Jobs may have written it: it throws if its replacement is no Job.
     return intent && viewJob(intent.replacement) && intent
@@ -1716,7 +1716,7 @@ export function flawOf(sent: Job, made: Job): string | undefined {
  * `oom-memory-max`. Empty where there is no such annotation, no limit, or the most is reached.
  */
 export function moreMemory(job: Job, { killed }: Failure): Record<string, string> {
-  const most = written(job.metadata?.annotations?.[`${PREFIX}oom-memory-max`])
+  const most = normalizeInput(job.metadata?.annotations?.[`${PREFIX}oom-memory-max`])
   return Object.fromEntries(
     containersOf(job).flatMap(({ name, resources }) => {
       const limit = String(resources?.limits?.memory ?? "")
@@ -1728,7 +1728,7 @@ export function moreMemory(job: Job, { killed }: Failure): Record<string, string
 }
 
 /** A quantity's value; 0 for text that is none, and for a limit of 0, which limits nothing. */
-const bytesOf = (text: string) => attempt(() => quantity(text)) ?? 0
+const bytesOf = (text: string) => tryOrUndefined(() => quantity(text)) ?? 0
 
 const containersOf = ({ spec }: Job) => [
   ...(spec?.template.spec?.initContainers ?? []),
@@ -2414,12 +2414,12 @@ export async function findSource(env: Env, account = SERVICE_ACCOUNT, context?: 
   // Bun reads this variable when the process starts: removing it here would be too late.
   if (!/^(|0|false)$/.test(env.BUN_CONFIG_VERBOSE_FETCH ?? ""))
     throw new ConfigError("BUN_CONFIG_VERBOSE_FETCH is set, which prints every request with its credentials: unset it")
-  const named = [...new Set(written(env.KUBECONFIG).split(delimiter).filter(Boolean))]
+  const named = [...new Set(normalizeInput(env.KUBECONFIG).split(delimiter).filter(Boolean))]
   const home = join(env.HOME || env.USERPROFILE || "/", ".kube", "config")
   const inCluster = named.length === 0 && context === undefined && existsSync(join(account, "token"))
   const paths = named.length > 0 ? named : [home]
   const load = async (name?: string) => (inCluster ? readServiceAccount(env, account) : readKubeconfigs(paths, name))
-  const config = await within(2 ** 31 - 1, stop, "the kubeconfig", () => load(context))
+  const config = await withTimeout(2 ** 31 - 1, stop, "the kubeconfig", () => load(context))
   if (!config)
     throw new ConfigError(
       named.length > 0
@@ -2615,7 +2615,7 @@ const asFields =
     return fields as Fields<T>
   }
 
-const asPemData = asTextLike("the base64 of PEM", (text) => attempt(() => pemOf(fromBase64(text))))
+const asPemData = asTextLike("the base64 of PEM", (text) => tryOrUndefined(() => pemOf(fromBase64(text))))
 
 const asServer = asTextLike("an https:// URL without user name or query; http:// only for this machine", (text) => {
   const url = /[?#@]/.test(text) ? null : webUrl(text)
@@ -2807,7 +2807,7 @@ async function readTls(config: Kubeconfig): Promise<Tls> {
 
 /** As for Go, blocks that are no certificates do not matter beside one. */
 function certificatesIn(pem: string): string[] {
-  const certificates = (pem.match(PEM) ?? []).filter((block) => attempt(() => new X509Certificate(block)))
+  const certificates = (pem.match(PEM) ?? []).filter((block) => tryOrUndefined(() => new X509Certificate(block)))
   if (certificates.length > 0) return certificates
   throw new ConfigError("certificate-authority must have a certificate")
 }
@@ -2855,7 +2855,7 @@ async function readToken(path: string): Promise<string> {
 
 /** It is not refreshed: kubectl would not learn of the new refresh-token, and its login would end. */
 function validIdToken(token: string): string {
-  const claims = attempt(() => JSON.parse(Buffer.from(token.split(".")[1] ?? "", "base64url").toString()))
+  const claims = tryOrUndefined(() => JSON.parse(Buffer.from(token.split(".")[1] ?? "", "base64url").toString()))
   if (claims?.exp * 1_000 > systemClock.now() + RENEW_AHEAD_MS) return token
   throw new Error("auth-provider oidc: the id-token has expired; log in again with kubectl, or use exec")
 }
@@ -2887,7 +2887,7 @@ async function runPlugin(config: Kubeconfig): Promise<ExecStatus> {
   const program = Bun.which(command)
   if (!program) throw new Error(`${plugin} is not installed or not in PATH. ${installHint}`.trim())
   const child = Bun.spawn([program, ...args], { env, stderr: "pipe", detached: true })
-  const end = () => attempt(() => child.exitCode === null && process.kill(-child.pid, "SIGKILL"))
+  const end = () => tryOrUndefined(() => child.exitCode === null && process.kill(-child.pid, "SIGKILL"))
   process.on("exit", end)
   let complaint = ""
   const listen = async () => {
@@ -2897,7 +2897,7 @@ async function runPlugin(config: Kubeconfig): Promise<ExecStatus> {
   }
   try {
     const ended = Promise.all([child.stdout.text(), child.exited, listen()])
-    const [output, code] = await within(PLUGIN_LIMIT_MS, NEVER, "we", () => ended)
+    const [output, code] = await withTimeout(PLUGIN_LIMIT_MS, NEVER, "we", () => ended)
     if (code !== 0) throw new Error(`exit code ${code}`)
     return readStatus(output, apiVersion)
   } catch (error) {
@@ -2913,7 +2913,7 @@ async function runPlugin(config: Kubeconfig): Promise<ExecStatus> {
 
 function readStatus(output: string, apiVersion: string): ExecStatus {
   // The parser's own message would show a piece of what may be a secret.
-  const answer = attempt(() => JSON.parse(output) as { apiVersion?: string; status?: ExecStatus })
+  const answer = tryOrUndefined(() => JSON.parse(output) as { apiVersion?: string; status?: ExecStatus })
   const { token, clientCertificateData: cert, clientKeyData: key } = answer?.status ?? {}
   const isPem = [cert, key].every((text) => text === undefined || pemOf(Buffer.from(text)))
   if (!answer?.status || !(token || cert) || !cert !== !key || !isPem)
@@ -3209,14 +3209,14 @@ class ApiServer {
       }
     }
     return readPages().catch((error) => {
-      exceptFor(error, "Expired")
+      rethrowUnless(error, "Expired")
       return readPages()
     })
   }
 
   /** Undefined where there is none. */
   private find<T>(path: string, signal: AbortSignal): Promise<T | undefined> {
-    return this.send<T>("GET", path, signal).catch((error) => exceptFor(error, "NotFound"))
+    return this.send<T>("GET", path, signal).catch((error) => rethrowUnless(error, "NotFound"))
   }
 
   private async send<T>(method: string, path: string, signal: AbortSignal, call: Call<T> = {}): Promise<T> {
@@ -3224,7 +3224,7 @@ class ApiServer {
     for (let again = false; ; again = true) {
       const used = this.credentials()
       try {
-        return await within(limitMs, signal, `${method} ${path}`, async (limit) => {
+        return await withTimeout(limitMs, signal, `${method} ${path}`, async (limit) => {
           const response = await this.fetch(method, path, call, await used, limit)
           if (!response.ok) throw await errorFrom(response)
           return read(response)
@@ -3232,7 +3232,7 @@ class ApiServer {
       } catch (error) {
         // The pool's idle connections may have died like this one: the next call opens a new one.
         if (!(error instanceof ApiError)) this.session.close()
-        if (again || !isOutdated(error)) throw withClock(error, this.skew)
+        if (again || !isOutdated(error)) throw explainClock(error, this.skew)
         this.forget(used)
       }
     }
@@ -3297,7 +3297,7 @@ class ApiServer {
 }
 
 /** A wrong clock makes good credentials and certificates look expired, so it is named. */
-function withClock(error: unknown, skewMs: number): unknown {
+function explainClock(error: unknown, skewMs: number): unknown {
   if (!(error instanceof Error)) return error
   const { status, code } = error as { status?: number; code?: unknown }
   const offBy = `${durationText(Math.abs(skewMs))} ${skewMs > 0 ? "behind" : "ahead of"} the server's`
@@ -3327,7 +3327,7 @@ const isOutdated = (error: unknown) =>
     : /CERT|SIGNATURE/.test(String((error as { code?: unknown } | null)?.code))
 
 /** Undefined for errors of these reasons; any other goes on. */
-function exceptFor(error: unknown, ...reasons: string[]): undefined {
+function rethrowUnless(error: unknown, ...reasons: string[]): undefined {
   if (!reasons.some((reason) => isReason(error, reason))) throw error
 }
 
@@ -3368,7 +3368,12 @@ export function skewFrom(date: string | null, sentAt: number, receivedAt: number
 async function errorFrom(response: Response): Promise<ApiError> {
   const text = await textUntil(response, 64 << 10)
   // A proxy's page, or half an answer, is no Status: 404 alone does not say that an object is gone.
-  const status = { message: text, reason: "", ...attempt(() => JSON.parse(text) as Status), code: response.status }
+  const status = {
+    message: text,
+    reason: "",
+    ...tryOrUndefined(() => JSON.parse(text) as Status),
+    code: response.status,
+  }
   // A number of seconds, or a date, which is of the same clock as the Date header.
   const date = response.headers.get("date")
   const askedMs = readAskedWait(response.headers.get("retry-after") ?? "", instant(date) ?? 0)
@@ -3433,7 +3438,7 @@ async function readTail(response: Response, lines: number): Promise<Tail> {
 
 function eventFrom<T>(line: string): { type: string; object: T } {
   type Event = { type: string; object: T & { metadata?: object | null } }
-  const event = attempt(() => JSON.parse(line) as Partial<Event> | null)
+  const event = tryOrUndefined(() => JSON.parse(line) as Partial<Event> | null)
   if (event?.type === "ERROR") throw errorOf({ message: "the watch ended with an error", ...(event.object as Status) })
   const isOfObject = /^(ADDED|MODIFIED|DELETED|BOOKMARK)$/.test(event?.type ?? "")
   if (typeof event?.type === "string" && (event.object?.metadata || !isOfObject)) return event as Event
@@ -3518,7 +3523,7 @@ export async function gatherEvidence(
   const evidence: Evidence = { ...evidencePods(kept), logs: new Map(earlier?.logs) }
   const complain = (error: unknown) => world.emit({ kind: "EvidenceUnavailable", job, why: messageOf(error) })
   try {
-    await within(EVIDENCE_LIMIT_MS, world.kill, "looking at its pods", async (signal) => {
+    await withTimeout(EVIDENCE_LIMIT_MS, world.kill, "looking at its pods", async (signal) => {
       const tryToList = () => podsOfJob(world, job, signal)
       const list = () => retry(world, LIST_RETRY, signal, tryToList).catch((error) => complain(error) ?? [])
       // The watch of pods may be behind that of Jobs: what it has kept is enough only if it tells of the end of each
@@ -3614,12 +3619,12 @@ async function retryUntilDone({ clock, stop }: World, work: () => Promise<unknow
 /** Writes the record of a failure, unless another operator or an earlier life has done so. */
 export async function createRecord({ cluster, kill }: World, record: ConfigMap): Promise<void> {
   const { namespace = "" } = record.metadata ?? {}
-  await cluster.createConfigMap(namespace, record, kill).catch((error) => exceptFor(error, "AlreadyExists"))
+  await cluster.createConfigMap(namespace, record, kill).catch((error) => rethrowUnless(error, "AlreadyExists"))
 }
 
 async function removeRecords({ cluster, kill }: World, namespace: string, records: Iterable<RecordKey>): Promise<void> {
   for (const { name } of records)
-    await cluster.deleteConfigMap(namespace, name, kill).catch((error) => exceptFor(error, "NotFound"))
+    await cluster.deleteConfigMap(namespace, name, kill).catch((error) => rethrowUnless(error, "NotFound"))
 }
 
 /** Writes the settings for the commands, unless they stand there already. */
@@ -3966,7 +3971,7 @@ class RestartRun {
     try {
       return await read()
     } catch (error) {
-      exceptFor(error, "Forbidden")
+      rethrowUnless(error, "Forbidden")
       const isGranted = allowed(await cluster.rules(this.job.namespace, kill)).has("list /pods")
       this.podRefusals++
       if (isGranted && this.podRefusals < MOST_REJECTIONS) throw error
@@ -4195,7 +4200,7 @@ class RestartRun {
       await cluster.deleteJob(this.job.namespace, name, { uid, propagationPolicy: "Background" }, kill)
       return undefined
     } catch (error) {
-      exceptFor(error, "NotFound", "Conflict")
+      rethrowUnless(error, "NotFound", "Conflict")
       return error
     }
   }
@@ -5974,7 +5979,7 @@ export class Metrics {
   private readonly ready = this.metric(Gauge, "ready", "Whether what is known of a namespace is fresh.", "namespace")
   private readonly build = this.metric(Gauge, "build_info", "Always 1; the labels tell the version.", "version", "bun")
   /** When each counted Job was last there. */
-  private readonly thereAt = new BoundedMap<Monotonic>(MOST_COUNTED_JOBS, (key) => this.forget(key))
+  private readonly lastSeenAt = new BoundedMap<Monotonic>(MOST_COUNTED_JOBS, (key) => this.forget(key))
 
   constructor(private readonly clock: Pick<Clock, "monotonic"> = systemClock) {
     this.build.set({ version: project.version, bun: Bun.version }, 1)
@@ -6000,7 +6005,7 @@ export class Metrics {
 
   /** The labels of a Job that is there now, and whose counts are kept. */
   private countedLabels(key: string) {
-    this.thereAt.set(key, this.clock.monotonic())
+    this.lastSeenAt.set(key, this.clock.monotonic())
     return jobLabels(key)
   }
 
@@ -6008,7 +6013,7 @@ export class Metrics {
   async text(operator: Operator, namespaces: string[]): Promise<string> {
     for (const metric of [this.state, this.due, this.watches]) metric.reset()
     const states = operator.states()
-    this.thereAt.most = states.length + MOST_COUNTED_JOBS
+    this.lastSeenAt.most = states.length + MOST_COUNTED_JOBS
     for (const { key, state, dueAt } of states) {
       const labels = this.countedLabels(key)
       this.state.set({ ...labels, state }, 1)
@@ -6026,14 +6031,14 @@ export class Metrics {
 
   /** increase() needs a 0 before the first 1, so each Job has all series. Those of a Job gone for an hour go. */
   private completeCounts(): void {
-    for (const [key, thereAt] of this.thereAt) {
-      if (this.clock.monotonic() - thereAt > COUNTS_KEPT_MS) this.forget(key)
+    for (const [key, lastSeenAt] of this.lastSeenAt) {
+      if (this.clock.monotonic() - lastSeenAt > COUNTS_KEPT_MS) this.forget(key)
       else for (const [counter, labels] of this.countsOf(key)) counter.inc(labels, 0)
     }
   }
 
   private forget(key: string): void {
-    this.thereAt.delete(key)
+    this.lastSeenAt.delete(key)
     for (const [counter, labels] of this.countsOf(key)) counter.remove(labels)
   }
 
@@ -6258,7 +6263,7 @@ function announce(log: Log, rows: SettingRow[], warnings: string[], source: Sour
 }
 
 /** What is unusual about the way to the API server. */
-function announceWay(log: Log, { address, isVerified, proxy }: Cluster, env: Env): void {
+function announceConnection(log: Log, { address, isVerified, proxy }: Cluster, env: Env): void {
   const isOpen = address.startsWith("http:")
   if (isOpen) log("warning", `INSECURE: the connection to ${address} is not encrypted; no credentials are sent`)
   const risk = `anyone could answer in place of ${address} and get the credentials`
@@ -6289,7 +6294,7 @@ export async function main(args: string[], env: Env): Promise<number> {
     if (config.healthPort > 0 && (source.inCluster || isPortSet))
       serveHealth(config.healthPort, operator, metrics, config, log)
     else if (config.healthPort > 0) log("info", "outside a pod there are no health endpoints unless HEALTH_PORT is set")
-    announceWay(log, world.cluster, env)
+    announceConnection(log, world.cluster, env)
     // A server that is not up yet, as after a power cut, is waited for where its Jobs are listed.
     const version = await cluster.version(signals.stop).catch(() => "")
     const facts = [
