@@ -5327,7 +5327,14 @@ export class Operator implements WatchHandler {
       const dueAt = state.is === "scheduled" ? state.dueAt : undefined
       return { key, state: stateOf(view, decision, rejections), dueAt }
     })
-    return [...restarting, ...others]
+    // The Jobs that their TTL took before this life wait by their intents alone.
+    const keys = this.world.config.namespaces.flatMap((namespace) => this.cache.keysWithIntents(namespace))
+    const gone = keys.flatMap((key) => {
+      const dueAt = newestFirst(this.cache.intentsOf(key))[0]?.dueAt
+      const isKnown = this.cache.jobs.has(key) || this.restarts.has(key)
+      return isKnown || dueAt === undefined ? [] : [{ key, state: "waiting", dueAt }]
+    })
+    return [...restarting, ...others, ...gone]
   }
 
   // Cache.

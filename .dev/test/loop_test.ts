@@ -724,13 +724,18 @@ describe("Following a namespace", () => {
     await until("back", () => isBack(server, job), 5_000)
   })
 
-  test("the log tells at the start of a Job that is gone and waits by an intent", async () => {
+  test("the log and the metrics tell at the start of a Job that is gone and waits by an intent", async () => {
     const server = await serve()
     standIntent(server, stand(server, "load-a"), Date.now() + 36_000_000)
     kubectlDelete(server, "load-a")
     const life = live(server)
     await afterLaterFailure(server, life)
     expect(life.factsOf("IntentAdopted", "load-a").length).toBe(1)
+    expect(life.operator.states()).toContainEqual({
+      key: "default/load-a",
+      state: "waiting",
+      dueAt: expect.any(Number),
+    })
   })
 
   test("an intent whose replacement is no Job is told of, and stops no other restart", async () => {
