@@ -4702,11 +4702,12 @@ export class Workqueue {
     return start
   }
 
-  /** Groups that are free again are forgotten, the longest free first. */
+  /** Groups that are free again are forgotten, the longest free first; what waited for them is due. */
   private forgetFree(now: number): void {
     for (const [group, { at }] of this.lastRestarts) {
       if (at + this.spacingMs > now) return
       this.lastRestarts.delete(group)
+      this.held.delete(group)
     }
   }
 
@@ -4725,7 +4726,6 @@ export class Workqueue {
     if (start.before === undefined) this.lastRestarts.delete(group)
     else this.lastRestarts.set(group, { at: start.before, before: start.before })
     const waiting = [...(this.held.get(group) ?? [])].filter((key) => this.schedules.has(key))
-    this.held.set(group, new Set(waiting))
     const sinceOf = (key: string) => this.schedules.get(key)?.since ?? 0
     const [next] = waiting.sort((a, b) => sinceOf(a) - sinceOf(b))
     if (next !== undefined) this.add(next, now)
