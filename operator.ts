@@ -4806,8 +4806,11 @@ interface WatchHandler {
 
 type WatchEventType = "ADDED" | "MODIFIED" | "DELETED"
 
-/** The watch of a namespace's pods. `renew` ends it, so that it is opened with another selector. */
-type PodWatch = { ofAll: boolean; renew: AbortController }
+/**
+ * The watch of a namespace's pods. `listed` fires once they are listed. `renew` ends it, so that it is opened with
+ * another selector.
+ */
+type PodWatch = { ofAll: boolean; listed: AbortController; renew: AbortController }
 
 /**
  * Lists and watches the Jobs and pods of a namespace, as far as the Role allows; polls where it does not. Invariant:
@@ -4829,7 +4832,7 @@ class Watcher {
   async listAndWatch(namespace: string): Promise<void> {
     const { clock, config, stop } = this.world
     const trouble = retryBackoff(this.world, `Jobs in ${namespace} cannot be watched`)
-    const watched = { ofAll: false, renew: new AbortController() }
+    const watched = { ofAll: false, listed: new AbortController(), renew: new AbortController() }
     // Before the first list, which may tell of a Job with a selector of its own.
     this.podWatches.set(namespace, watched)
     let pods: Promise<void> | undefined
@@ -4873,10 +4876,11 @@ class Watcher {
       watched.renew = new AbortController()
       try {
         await this.review(namespace)
-        if (!this.permissions.may(namespace, WATCH_RIGHTS.pods)) await clock.sleep(LONGEST_SLEEP_MS, stop)
-        else await this.watchPods(namespace, watched.ofAll ? "" : POD_SELECTOR, trouble.over, watched.renew.signal)
+        if (this.permissions.may(namespace, WATCH_RIGHTS.pods)) await this.watchPods(namespace, watched, trouble.over)
+        else await clock.sleep(LONGEST_SLEEP_MS, stop)
       } catch (error) {
         this.liveness.syncedPods.delete(namespace)
+        if (watched.listed.signal.aborted) watched.listed = new AbortController()
         if (watched.renew.signal.aborted) continue
         this.permissions.noteDenied(namespace, WATCH_RIGHTS.pods, error)
         await trouble.wait(error, stop)
@@ -4884,15 +4888,25 @@ class Watcher {
     }
   }
 
-  private async watchPods(namespace: string, selector: string, works: () => void, renew: AbortSignal): Promise<void> {
+  private async watchPods(namespace: string, { ofAll, listed, renew }: PodWatch, works: () => void): Promise<void> {
     const { cluster, stop } = this.world
-    const signal = AbortSignal.any([stop, renew])
+    const selector = ofAll ? "" : POD_SELECTOR
+    const signal = AbortSignal.any([stop, renew.signal])
     const keep = (pod: Pod) =>
       this.reporter.guard(podName(namespace, pod), () => [viewPod(pod)].find(({ jobUid }) => jobUid))
     const { items, resourceVersion } = await cluster.listPods(namespace, selector, keep, signal)
     this.handler.onPodsListed(namespace, items)
     this.liveness.syncedPods.add(namespace)
+    listed.abort()
     await this.watch(namespace, "pods", { resourceVersion, works, selector, stop: signal })
+  }
+
+  /** Waits until the pods of a namespace are listed, where they are watched; not for long. */
+  async untilPodsListed(namespace: string): Promise<void> {
+    const { clock, stop } = this.world
+    const listed = this.podWatches.get(namespace)?.listed.signal
+    if (listed && this.permissions.may(namespace, WATCH_RIGHTS.pods))
+      await clock.sleep(EVIDENCE_LIMIT_MS / 2, stop, listed)
   }
 
   /**
@@ -5193,6 +5207,7 @@ class EvidenceCollector {
   constructor(
     private readonly world: World,
     private readonly cache: Cache,
+    private readonly watcher: Watcher,
     private readonly onFailure: (entry: JobEntry, evidence: Evidence) => Promise<void>,
   ) {}
 
@@ -5215,6 +5230,8 @@ class EvidenceCollector {
   }
 
   private async look(entry: JobEntry, looks: Looks): Promise<void> {
+    // Else at a start, or after an outage, each of many Jobs would have them listed.
+    await this.watcher.untilPodsListed(entry.view.namespace)
     looks.isWaiting = false
     const hasFailed = looks.moments.has("failed")
     // Where no watch keeps pods, there are those of the look before.
@@ -5302,8 +5319,9 @@ export class Operator implements WatchHandler {
     this.reporter = new Reporter(world, this.writes)
     this.recorder = new Recorder(world, this.cache, this.writes, this.reporter)
     this.serverClock = new ServerClock(world, this.reporter, () => this.workqueue.addAll(nowOf(world)))
-    this.evidence = new EvidenceCollector(world, this.cache, (entry, evidence) => this.onFailure(entry, evidence))
     this.watcher = new Watcher(world, this.cache, this.permissions, this.liveness, this.reporter, this)
+    const onFailure = (entry: JobEntry, evidence: Evidence) => this.onFailure(entry, evidence)
+    this.evidence = new EvidenceCollector(world, this.cache, this.watcher, onFailure)
   }
 
   /** Runs until `stop` fires, and until restarts under way have ended or `kill` fires. */

@@ -326,6 +326,28 @@ describe("The evidence", () => {
     expect(pods.every(({ uid }) => kept.has(`${uid}/main`))).toBe(true)
   })
 
+  test("at a start, and after an outage, pods are listed once for all Jobs that have failed", async () => {
+    const server = await serve()
+    const names = Array.from({ length: 30 }, (_, i) => `load-${i}`)
+    const lists = () => callsOf(server, "list", "pods").length
+    const status = { phase: "Failed", containerStatuses: [ended("main", 3)] }
+    const failAll = (at: number) => {
+      for (const [i, name] of names.slice(at, at + 15).entries())
+        standPod(server, stand(server, name), `q${at + i}`, status)
+    }
+    failAll(0)
+    const life = live(server, { RESTART_DELAY: "3600" }, { rate: 1 })
+    await until("the first 15 are looked at", () => life.factsOf("FailureSeen").length === 15)
+    expect(lists()).toBe(1)
+    await server.stop()
+    failAll(15)
+    server.fault({ verb: "list", resource: "pods" }, { delayMs: 500 })
+    await server.start()
+    await until("the others, too", () => life.factsOf("FailureSeen").length === 30)
+    expect(lists()).toBe(2)
+    expect(life.factsOf("FailureSeen").every(({ cause }) => cause === "exit:3")).toBe(true)
+  })
+
   test("once the failure is recorded, no pod and no log of it is kept but the lines that rules look at", async () => {
     const server = await serve()
     const life = live(server, { RESTART_DELAY: "3600" })
