@@ -19,7 +19,7 @@ import { isIPv4, isIPv6 } from "node:net"
 import { basename, delimiter, dirname, join, resolve } from "node:path"
 import { createSecureContext, getCACertificates, type SecureContextOptions } from "node:tls"
 import type { V1ConfigMap, V1Job, V1LabelSelector, V1ObjectMeta, V1Pod } from "@kubernetes/client-node"
-import { configureSync, getLogger, type LogRecord } from "@logtape/logtape"
+import { configureSync, getLogger, type LogLevel, type LogRecord } from "@logtape/logtape"
 import { Counter, Gauge, Histogram, type MetricConfiguration, Registry } from "prom-client"
 import TinyQueue from "tinyqueue"
 import project from "./package.json" with { type: "json" }
@@ -84,8 +84,6 @@ export const systemClock: Clock & { after(ms: number, run: () => void): () => vo
     }
   },
 }
-
-type Level = "trace" | "debug" | "info" | "warning" | "error" | "fatal"
 
 /** What people write in ConfigMaps and Secrets: a byte order mark, blanks, a last newline, quotes around it. */
 export function normalizeInput(text: string | undefined): string {
@@ -162,11 +160,8 @@ export function maskSecrets(text: string): string {
 }
 
 export const safe = (text: string) => printable(maskSecrets(text))
-/** At most 1,000 characters, none of them half: receivers reject JSON with a half of an emoji. */
-const bounded = (text: string) =>
-  safe(text)
-    .slice(0, 1_000)
-    .replace(/[\ud800-\udbff]$/, "")
+/** At most 1,000 characters, well formed: receivers reject JSON with a half of an emoji. */
+const bounded = (text: string) => safe(text).slice(0, 1_000).toWellFormed()
 export const quote = (text: string) => JSON.stringify(text.length > 200 ? `${text.slice(0, 200)}…` : text)
 
 /** `1h30m`, `45s`, `250ms`. */
@@ -248,8 +243,8 @@ const LINE_CHARACTERS = 1_000
 /** A line of at most LINE_CHARACTERS, from its beginning and its end, with a mark for what is left out. */
 function shortLine(line: string): string {
   if (line.length <= LINE_CHARACTERS) return line
-  const head = line.slice(0, LINE_CHARACTERS / 2).replace(/[\ud800-\udbff]$/, "")
-  const tail = line.slice(-LINE_CHARACTERS / 2).replace(/^[\udc00-\udfff]/, "")
+  const head = line.slice(0, LINE_CHARACTERS / 2).toWellFormed()
+  const tail = line.slice(-LINE_CHARACTERS / 2).toWellFormed()
   return `${head} … ${line.length - head.length - tail.length} characters left out … ${tail}`
 }
 
@@ -2198,13 +2193,19 @@ export function recordLines({ past, reason, evidence }: NonNullable<ReturnType<t
 // ─────────────────────────────────────────────── 7 Facts ────────────────────────────────────────────────
 
 /** Writes a line of the log. */
-export type Log = (level: Level, text: string, details?: Details) => void
+export type Log = (level: LogLevel, text: string, details?: Details) => void
 
 /** What goes with a line: `lines` stand indented under it, the rest are fields for log collectors. */
 type Details = { lines?: string[] | undefined; [field: string]: unknown }
 
 /** An Event on a Job, for `kubectl describe`. Core v1, which every Kubernetes shows. */
-export function eventFor({ namespace, name, uid }: JobName, level: Level, reason: string, text: string, now: number) {
+export function eventFor(
+  { namespace, name, uid }: JobName,
+  level: LogLevel,
+  reason: string,
+  text: string,
+  now: number,
+) {
   const at = instantText(now)
   return {
     apiVersion: "v1",
@@ -2261,9 +2262,9 @@ type FinalOutcome = Exclude<Outcome, { result: "rejected" | "waiting" }>
 type Emit = (fact: Fact) => void
 
 /** What people are told of a fact; `lines` stand indented under it. */
-type Report = { level: Level; text: string; lines?: string[] | undefined }
+type Report = { level: LogLevel; text: string; lines?: string[] | undefined }
 
-const report = (level: Level, text: string, lines?: string[]): Report => ({ level, text, lines })
+const report = (level: LogLevel, text: string, lines?: string[]): Report => ({ level, text, lines })
 
 /** The report of each fact; its Job's name is put in front of it. */
 const REPORTS: { [K in Fact["kind"]]: (fact: Extract<Fact, { kind: K }>) => Report } = {
@@ -2387,7 +2388,7 @@ const EVENT_REASONS: Partial<Record<Fact["kind"], string>> = {
 }
 
 /** A fact as an Event; undefined if it is none. */
-export function eventTextOf(fact: Fact): { level: Level; reason: string; text: string } | undefined {
+export function eventTextOf(fact: Fact): { level: LogLevel; reason: string; text: string } | undefined {
   const reason = EVENT_REASONS[fact.kind]
   const { level, text } = reportOf(fact)
   if (reason === undefined || (fact.kind === "HeldUp" && !fact.isAlarm)) return undefined
