@@ -3046,7 +3046,7 @@ class ApiServer {
   readonly proxy: Proxy | undefined
   private skew = 0
   private isOutdated = false
-  private prepared: { at: number; init: Promise<Init>; isReady: boolean } | undefined
+  private prepared: { at: number; keptMs: number; init: Promise<Init> } | undefined
   private readonly session = new Bun.FetchSession({ keepAlive: { idleTimeout: 60 } })
 
   constructor(
@@ -3269,17 +3269,14 @@ class ApiServer {
 
   /** Read again after 10 s, for files change. Parallel calls share one reading, and one run of a plugin. */
   private credentials(): Promise<Init> {
-    const keptMs = this.prepared?.isReady ? 10_000 : CALL_LIMIT_MS
-    if (this.prepared && Math.abs(systemClock.now() - this.prepared.at) < keptMs) return this.prepared.init
-    const fresh = { at: systemClock.now(), init: this.prepare(), isReady: false }
+    const { at = 0, keptMs = 0, init } = this.prepared ?? {}
+    if (init && Math.abs(systemClock.now() - at) < keptMs) return init
+    const fresh = { at: systemClock.now(), keptMs: CALL_LIMIT_MS, init: this.prepare() }
     this.prepared = fresh
-    const keep = () => {
-      fresh.isReady = true
+    const keepFor = (ms: number) => () => {
+      fresh.keptMs = ms
     }
-    const drop = () => {
-      if (this.prepared === fresh) this.prepared = undefined
-    }
-    fresh.init.then(keep, drop)
+    fresh.init.then(keepFor(10_000), keepFor(0))
     return fresh.init
   }
 
