@@ -32,10 +32,10 @@ export const PREFIX = "flickr-immich-k8s-sync-operator/"
 /** An instant of the monotonic clock in ms, for durations. The type keeps it apart from epoch ms. */
 export type Monotonic = number & { readonly clock: "monotonic" }
 
-/** So many ms after an instant of the monotonic clock. */
+/** Adds ms to an instant of the monotonic clock. */
 const later = (at: Monotonic, ms: number) => (at + ms) as Monotonic
 
-/** Time, as far as it can be replaced. `sleep` ends early, without an error, when a signal fires. */
+/** Time and randomness, which tests replace. `sleep` ends early, without an error, when a signal fires. */
 export interface Clock {
   /** Wall-clock time in epoch ms. */
   now(): number
@@ -45,12 +45,12 @@ export interface Clock {
   random(): number
 }
 
-/** Collects garbage at once: JavaScriptCore lets the heap double first; with 10,000 Jobs the peak is 15 MiB higher. */
+/** JavaScriptCore lets the heap double before it collects: with 10,000 Jobs the peak would be 15 MiB higher. */
 const collectGarbage = () => Bun.gc(true)
 
 const abortListeners = new WeakMap<AbortSignal, Set<() => void>>()
 
-/** Runs something at a signal; returns what cancels it. An EventTarget compares each new listener with all it has. */
+/** Calls `run` on abort; returns how to cancel that. addEventListener() compares each listener with all others. */
 export function onAbort(signal: AbortSignal, run: () => void): () => void {
   const known = abortListeners.get(signal)
   const listeners = known ?? new Set()
@@ -62,12 +62,12 @@ export function onAbort(signal: AbortSignal, run: () => void): () => void {
   return () => void listeners.delete(run)
 }
 
-/** The only place that reads the time, sets timers or rolls dice. Bun fires a timer above 2^31-1 ms at once. */
+/** The only place that uses clocks, timers and random numbers. Bun fires a timer above 2^31-1 ms at once. */
 export const systemClock: Clock & { after(ms: number, run: () => void): () => void } = {
   now: Date.now,
   monotonic: () => performance.now() as Monotonic,
   random: Math.random,
-  /** Runs something later; returns how to call that off. */
+  /** Calls `run` later; returns how to cancel that. */
   after(ms, run) {
     const timer = setTimeout(run, Math.min(ms, 2 ** 31 - 1))
     return () => clearTimeout(timer)
@@ -85,13 +85,13 @@ export const systemClock: Clock & { after(ms: number, run: () => void): () => vo
   },
 }
 
-/** What people write in ConfigMaps and Secrets: a byte order mark, blanks, a last newline, quotes around it. */
+/** Removes what ConfigMaps and Secrets often add: a byte order mark, blanks, a last newline, quotes around it. */
 export function normalizeInput(text: string | undefined): string {
   const bare = (text ?? "").trim()
   return bare.length > 1 && /^(["']).*\1$/s.test(bare) ? bare.slice(1, -1).trim() : bare
 }
 
-/** What `work` returns; undefined where it throws. */
+/** The result of `work`; undefined if it throws. */
 export function tryOrUndefined<T>(work: () => T): T | undefined {
   try {
     return work()
@@ -100,7 +100,7 @@ export function tryOrUndefined<T>(work: () => T): T | undefined {
   }
 }
 
-/** An instant from the API; year 1 and null stand for "not known". */
+/** Parses an instant from the API, where null and the year 1 mean that it is unknown. */
 export function instant(text: string | null | undefined): number | undefined {
   const at = Date.parse(text ?? "")
   return at > 0 ? at : undefined
@@ -111,7 +111,7 @@ const compareVersions = (a: string, b: string) => a.length - b.length || (a < b 
 
 const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]/gu
 
-/** Text with all that could break a line, forge a record or drive a terminal made visible. */
+/** Escapes characters that could break a line, forge a log record or control a terminal. */
 export function printable(text: string): string {
   return text.replaceAll("\t", " ").replace(UNPRINTABLE, (c) => `\\u{${(c.codePointAt(0) as number).toString(16)}}`)
 }
@@ -119,13 +119,12 @@ export function printable(text: string): string {
 const SECRET_WORD =
   "(?:(?:api|access|private)[_ -]?key|secret|token|passw(?:or)?d|passphrase|pwd|credentials?|signature|verifier|cookie)"
 
-// A value stands on the same line, or on the next one where that is indented, or the value in quotes.
+// A value is on the same line, or on the next one if that is indented or the value is quoted.
 const GAP = `(?:\\s*(?=\\\\*["'])|[^\\S\\n]*(?:\\n[^\\S\\n]+)?)`
 const IS = `(?:\\\\*["']|%2[27])?[^\\S\\n]*(?:[:=]+>?|%3[ad])${GAP}`
 
-// In quotes, which may be escaped themselves (JSON in JSON) and follow a word (b'...'); where they are not closed, to
-// the end of line. Each repeat of a group takes stack: beyond a hundred thousand the engine turns slow, and then
-// finds nothing.
+// Quotes may be escaped (JSON in JSON) and follow a word (b'...'); unclosed, they reach to the end of the line. Each
+// repeat of a group takes stack: beyond 100,000 JavaScriptCore slows down, then fails to match.
 const IN_QUOTES = `"[^"\\\\]*(?:\\\\[^][^"\\\\]*){0,20000}"|'[^'\\\\]*(?:\\\\[^][^'\\\\]*){0,20000}'|["'][^\\n]*`
 const QUOTED = `(?:[bfru]{1,2}|\\w{0,20}[([{])?(?:${IN_QUOTES}|(\\\\+)["'].*?(?:(?<!\\\\)\\2["']|$))`
 
@@ -133,10 +132,10 @@ const SECRET_VALUE = `(?:${QUOTED}|[^\\s"'&,;<>]+)`
 const SOURCE_FILE = "(?![\\w-]{0,40}\\.(?:[cm]?[jt]sx?|py|go|rb|rs|java|kt|php|cs|cc?|cpp|h):\\d)"
 const HEADER_VALUE = `(?:[^"'\\n]+|(?<==\\\\*)["'][^"'\\n]*["']?){1,20000}`
 
-/** What each pattern captures first stays. */
+/** What to mask. The first group of a pattern is kept: `password: ` of `password: hunter2`. */
 const SECRETS = [
   /()-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)/g,
-  // A key whose beginning is above the last lines.
+  // The end of a key whose beginning is above the lines that were read.
   /()^[\w+/=\s\\]*-----END [A-Z ]*PRIVATE KEY-----/g,
   new RegExp(`((?:authorization|cookie)${IS})(?:${QUOTED}|${HEADER_VALUE})`, "gim"),
   new RegExp(
@@ -186,22 +185,22 @@ function readSpan(text: string): number | undefined {
 /** An instant in UTC with Z, to the second. */
 export const instantText = (at: number) => new Date(at).toISOString().replace(/\.\d+Z$/, "Z")
 
-/** An error's message, with what caused it; never a stack. */
+/** The message of an error and of its causes, without stacks. */
 export function messageOf(error: unknown): string {
   const { message, code, cause } = (error ?? {}) as { message?: string; code?: unknown; cause?: unknown }
   return (message || String(code ?? error)).replace(ADVICE, "") + (cause ? `: ${messageOf(cause)}` : "")
 }
 
-/** What Bun adds to the message of a failed fetch is for programmers. */
+/** Advice to programmers that Bun adds to the message of a failed fetch. */
 const ADVICE = /:? ?(?:Is the computer able|Was there a typo|For more information, pass).*$/s
 
-/** One log record for people: one line, and its details indented below. */
+/** A log record for people: one line, with details indented below. */
 export function textRecord(at: number, level: string, text: string, { lines = [] }: { lines?: string[] } = {}): string {
   const head = `${new Date(at).toISOString().replace("T", " ")} | ${level.toUpperCase().padEnd(8)} | ${safe(text)}\n`
   return head + lines.map((line) => `    ${safe(line)}\n`).join("")
 }
 
-/** One log record for collectors: one line of JSON. */
+/** A log record for log collectors: one line of JSON. */
 export function jsonRecord(at: number, level: string, text: string, details: object = {}): string {
   return `${JSON.stringify({ time: new Date(at).toISOString(), level, message: text, ...details }, safeReplacer)}\n`
 }
@@ -209,7 +208,7 @@ export function jsonRecord(at: number, level: string, text: string, details: obj
 /** JSON for people. */
 export const jsonText = (value: unknown) => JSON.stringify(value, safeReplacer, 1)
 
-/** What JSON.stringify() writes of a value: texts and keys masked and printable, instants (`…At`) as text. */
+/** For JSON.stringify(): masks and escapes texts and keys, and writes instants (`…At`) as text. */
 function safeReplacer(key: string, value: unknown): unknown {
   if (typeof value === "string") return safe(value)
   if (typeof value === "number" && key.endsWith("At")) return instantText(value)
@@ -231,16 +230,15 @@ const ESCAPE = "\u001b"
 /** A carriage return, or a sequence that moves the cursor to the first column. */
 const LINE_START = new RegExp(`\\r|${ESCAPE}\\[[01]?G`)
 
-/** A line without colours and other sequences; of one that was drawn anew, as a progress bar is, its last state. */
+/** A line as a terminal would show it in the end: without colours, and of a progress bar its last state. */
 export function renderLine(line: string): string {
   const drawn = line.split(LINE_START).map((part) => Bun.stripANSI(part))
   return drawn.findLast((part) => part.trim() !== "") ?? ""
 }
 
-/** What is too long is cut in its middle: the error may stand at the end of a long line. */
+/** A longer line is cut in its middle: the error may be at its end. */
 const LINE_CHARACTERS = 1_000
 
-/** A line of at most LINE_CHARACTERS, from its beginning and its end, with a mark for what is left out. */
 function shortLine(line: string): string {
   if (line.length <= LINE_CHARACTERS) return line
   const head = line.slice(0, LINE_CHARACTERS / 2).toWellFormed()
@@ -250,7 +248,7 @@ function shortLine(line: string): string {
 
 type Work<T> = (signal: AbortSignal) => Promise<T>
 
-/** Runs `work` with a signal that fires when the limit has passed or the caller stops; it never outlives that. */
+/** Runs `work` with a signal that fires after `limitMs`, or when the caller stops; rejects then, whatever it does. */
 export async function withTimeout<T>(limitMs: number, signal: AbortSignal, what: string, work: Work<T>): Promise<T> {
   const limit = new AbortController()
   const stop = () => limit.abort(signal.reason)
@@ -268,14 +266,14 @@ export async function withTimeout<T>(limitMs: number, signal: AbortSignal, what:
   }
 }
 
-/** As Go reads it: with its padding, and in lines, but without other blanks. */
+/** Follows Go: padding is required, line breaks are allowed, other blanks are not. */
 function fromBase64(text: string): Buffer {
   const line = text.replace(/[\r\n]/g, "")
   if (line.length % 4 > 0 || !/^[A-Za-z\d+/]*={0,2}$/.test(line)) throw new Error("it is no base64")
   return Buffer.from(line, "base64")
 }
 
-/** As Go reads it: URL.parse() would mend blanks, backslashes, escapes in a host, and parts of an IP address. */
+/** Follows Go: URL.parse() alone repairs blanks, backslashes, escapes in a host, and parts of an IP address. */
 function webUrl(text: string): URL | null {
   const isClean = !/[\s\\\p{Cc}]|%(?![\da-f]{2})/iu.test(text)
   const url = isClean && /^https?:\/\/(?:[^/?#@]*@)?[^/?#@%]+(?:[/?#]|$)/i.test(text) ? URL.parse(text) : null
@@ -286,7 +284,7 @@ const isLoopback = ({ hostname }: URL) => /^(localhost|\[::1\]|127\..*)$/.test(h
 
 // ────────────────────────────────────────────── 2 Settings ──────────────────────────────────────────────
 
-/** `fallback`: empty for none. `parse` throws what is allowed. `olderName`: the Python operator's, as a fallback. */
+/** `fallback`: "" for none. `parse`: throws what is allowed. `olderName`: the variable of the Python operator. */
 function setting<K extends string, T>(
   variable: string,
   key: K,
@@ -297,7 +295,7 @@ function setting<K extends string, T>(
   return { variable, key, default: fallback, parse, ...about }
 }
 
-/** Reads a text; throws where `read` finds nothing. */
+/** Makes a parser of `read`; it throws the rule where `read` returns undefined. */
 const parser =
   <T>(rule: string, read: (text: string) => T | undefined) =>
   (text: string): T => {
@@ -306,7 +304,7 @@ const parser =
     return value
   }
 
-/** A reader of durations in ms: whole seconds, or like 90s, 1h30m, 7d; at most ten years, which every date can hold. */
+/** Parses durations to ms: whole seconds, or like 90s, 1h30m, 7d; at most ten years, so that dates do not overflow. */
 export const duration = (leastMs: number) =>
   parser(`whole seconds or a duration like 90s, 15m, 1h30m, from ${durationText(leastMs)} to 3650d`, (text) => {
     const ms = Math.round(/^\d+$/.test(text) ? Number(text) * 1_000 : (readSpan(text) ?? Number.NaN))
@@ -328,13 +326,13 @@ const orNone =
   (text: string) =>
     text === "" ? undefined : parse(text)
 
-// Kubernetes allows a Job 253 characters, but its pods carry its name in a label, which holds 63.
+// A Job's name may have 253 characters, but its pods carry it in a label, which holds 63.
 const NAMESPACE_NAME = /^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/
 
 export const JOB_NAME =
   /^([a-z0-9]([-a-z0-9]*[a-z0-9])?\/)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/
 
-/** Each namespace holds two watches open, and fetch sends at most 256 requests at once. */
+/** Each namespace keeps two watches open, and fetch sends at most 256 requests at once. */
 const MOST_NAMESPACES = 100
 
 const BOOLEANS = { true: true, false: false, yes: true, no: false, on: true, off: false, 1: true, 0: false }
@@ -352,7 +350,7 @@ const LEVELS = {
 
 const FORMATS = { text: "text", json: "json" } as const
 
-/** All settings: the source of the reader, `--help`, and the tables at start and in the README. */
+/** All settings: the source of readSettings(), `--help`, and the tables in the log and in the README. */
 export const SETTINGS = [
   setting("LOG_LEVEL", "logLevel", "DEBUG", oneOf(LEVELS), {
     help: "TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR or CRITICAL",
@@ -402,10 +400,10 @@ export const SETTINGS = [
   }),
 ]
 
-/** The settings as understood. */
+/** The parsed settings. */
 export type Config = { [S in (typeof SETTINGS)[number] as S["key"]]: ReturnType<S["parse"]> }
 
-/** All that is wrong with the settings, one line each. */
+/** All mistakes in the settings, one line each. */
 export class SettingsError extends Error {
   override name = "SettingsError"
   constructor(readonly mistakes: string[]) {
@@ -440,7 +438,7 @@ export function readSettings(env: Record<string, string | undefined>) {
   return { config: values as Config, rows, warnings }
 }
 
-/** The settings as variables, as readSettings() takes them; without secrets. */
+/** The settings as the variables that readSettings() reads, without secrets. */
 export function variablesOf(config: Config): Record<string, string> {
   const open = SETTINGS.filter(({ secret }) => !secret)
   const text = (key: keyof Config) => (config[key] === undefined ? "" : showSetting(key, config[key]))
@@ -451,7 +449,7 @@ export function variablesOf(config: Config): Record<string, string> {
 export const settingsLines = (config: Config) =>
   Object.entries(variablesOf(config)).flatMap(([variable, value]) => (value ? [`${variable}=${value}`] : []))
 
-/** What no single value shows: the selection as a whole. Turns plain Job names into `namespace/name`. */
+/** Checks which Jobs are selected, by all values together. Turns plain Job names into `namespace/name`. */
 function contradictions(values: Partial<Config>): string[] {
   const { namespaces, jobNames } = values
   const nothing = "jobNames" in values && "jobSelector" in values && !jobNames && !values.jobSelector
@@ -473,7 +471,7 @@ function showSetting(key: keyof Config, value: unknown): string {
   return texts.map((one) => (typeof one === "object" ? one.text : one)).join(", ")
 }
 
-/** A reader of names: of any number, or of at most `most`, which are then watched. */
+/** Makes a parser of lists of names. */
 export function nameList(pattern: RegExp, most = Number.POSITIVE_INFINITY) {
   return (text: string): string[] => {
     const all = [...new Set(text.split(/[,\s]+/).filter((name) => name !== ""))]
@@ -487,7 +485,7 @@ export function nameList(pattern: RegExp, most = Number.POSITIVE_INFINITY) {
   }
 }
 
-/** A label selector: its text and its conditions. Without values, any will do. */
+/** A label selector: its text and its requirements. Without `values`, any value satisfies. */
 type Selector = { text: string; requirements: Requirement[] }
 type Requirement = { key: string; values: string[] | undefined; isNegated: boolean }
 
@@ -510,7 +508,7 @@ export function parseSelector(text: string): Selector {
       throw new Error(`at character ${at + 1} write a condition: key=value, key!=value, key in (a,b), key or !key`)
     const isNegated = absent !== undefined || equal === "!=" || set === "notin"
     const requirement = { key, values: values?.split(",").map((one) => one.trim()), isNegated }
-    // As a label no Job can have it.
+    // No label can be longer.
     if (key.indexOf("/") > 253 || [basename(key), ...(requirement.values ?? [])].some(({ length }) => length > 63))
       throw new Error(`at character ${at + 1} write keys and values of at most 63 characters`)
     requirements.push(requirement)
@@ -526,7 +524,7 @@ export function matches({ requirements }: Selector, labels: Record<string, strin
   })
 }
 
-/** One rule: failures of this cause wait so long. */
+/** A rule: how long failures of a cause wait for their restart. */
 export type Rule = { text: string; cause: RuleCause; wait: Wait }
 
 type RuleCause =
@@ -534,17 +532,17 @@ type RuleCause =
   | { kind: "exit"; least: number; most: number }
   | { kind: "log"; pattern: RegExp }
 
-/** From the first wait to the longest, or what the program asks for, at most so long; or no restart at all. */
+/** Exponential from `fromMs` to `toMs`, or what the program itself asks for, up to `toMs`; or no restart at all. */
 export type Wait = "never" | { fromMs: number; toMs: number; isAsked: boolean }
 
 const EXIT_CODES = String.raw`exit:(?<least>\d{1,9})(?:-(?<most>\d{1,9}))?`
-/** As JavaScript reads a regular expression: a slash may stand in brackets, or behind a backslash. */
+/** A regular expression literal: a slash may be in brackets, or after a backslash. */
 const LOG_PATTERN = /log:\/(?<pattern>(?:[^/\\[\n]|\\.|\[(?:[^\]\\\n]|\\.)*\])+)\/(?<flags>i?)/.source
 const RULE_CAUSE = `(?<kind>oom|evicted|deadline|unknown|any)|${EXIT_CODES}|${LOG_PATTERN}`
 const RULE_WAIT = String.raw`(?<from>\w+(?:\.\w+)?)(?:\.\.(?<to>\w+(?:\.\w+)?))?`
 const RULE = new RegExp(String.raw`(?<rule>(?:${RULE_CAUSE})\s*=\s*${RULE_WAIT})[^\S\n]*(?:[,\n]\s*|$)`, "y")
 
-/** Rules as RESTART_RULES has them; a comma may stand in a pattern. Throws with the place of the rule that is wrong. */
+/** Parses RESTART_RULES. A pattern may contain commas. Throws the position of the first wrong rule. */
 export function parseRules(text: string, logAllowed = true): Rule[] {
   const rules: Rule[] = []
   let at = 0
@@ -2058,23 +2056,21 @@ export function podSelector({ jobUid, replacement }: Intent): string {
 
 // ────────────────────────────────────────────── 6 Records ───────────────────────────────────────────────
 
-/** A past failure, as the metadata of its record tells it; `restarts` in a row before it. */
+/** A past failure, from the metadata of its record; `restarts`: consecutive ones before it. */
 export type PastFailure = ReturnType<typeof readPast>
 
 const HISTORY_OF_GONE_MS = 30 * 86_400_000
 
-/**
- * The label of the operator's ConfigMaps, `failure` or `settings`; and that of a record with its Job's name. Of a name
- * that is too long for a label it has the hash, and an annotation of the same key has the name.
- */
+/** The label of the operator's ConfigMaps: `failure` or `settings`. */
 export const RECORD = `${PREFIX}record`
 
+/** The label with the name of a record's Job. If it is too long, this is a hash, and an annotation has the name. */
 export const RECORD_JOB = `${PREFIX}job`
 
-/** The ConfigMap with the operator's settings, for the commands. */
+/** The name of the ConfigMap from which the commands learn the operator's settings. */
 export const SETTINGS_MAP = `${project.name}-settings`
 
-/** Reads the metadata of a record, of its own `name`; never throws. */
+/** Reads the metadata of a record; never throws. */
 export function readPast({ name = "", namespace = "", labels, annotations, creationTimestamp }: Metadata) {
   const fact = (key: string) => annotations?.[PREFIX + key] ?? ""
   return {
@@ -2099,7 +2095,7 @@ const recordKey = (metadata: Metadata): RecordKey => {
   return { name, job, failedAt, restarts }
 }
 
-/** The records to remove: all but the last so many of each Job; all of a Job that is gone, after 30 days. */
+/** The records to remove: all but the newest `limit` of each Job, and after 30 days those of a Job that is gone. */
 export function staleRecords(records: RecordKey[], limit: number, isThere: (job: string) => boolean, now: number) {
   return [...Map.groupBy(records, ({ job }) => job)].flatMap(([job, all]) => {
     const byName = (a: RecordKey, b: RecordKey) => (a.name < b.name ? -1 : 1)
@@ -2112,9 +2108,9 @@ export function staleRecords(records: RecordKey[], limit: number, isThere: (job:
 const RECORD_BYTES = 256 << 10
 
 /**
- * The record of a failure: an immutable ConfigMap, named by the Job's uid and the failure's instant, so that it is
- * written once whoever writes it. Its metadata is enough for a table. Its data is at most 256 KiB (an object may have
- * 1 MiB), of which each log has an equal share: what it has more is cut off at its beginning.
+ * The record of a failure: an immutable ConfigMap. Its name comes from the Job's uid and the time of the failure, so
+ * that two operators write it once. Its metadata is all that a table of failures needs. Its data has at most 256 KiB
+ * (an object may have 1 MiB), shared equally by the logs; a longer log loses its beginning.
  */
 export function recordFor(job: JobView, evidence: Evidence, cause: Cause, decision: Decision): ConfigMap {
   const { namespace, name, uid, startedAt = job.createdAt, failedAt = 0, reason, message } = job
@@ -2149,7 +2145,7 @@ export function recordFor(job: JobView, evidence: Evidence, cause: Cause, decisi
   }
 }
 
-/** How the container that made the last attempt fail has ended; without one, what the pod or the Job says. */
+/** How the failed container of the last attempt ended; the reason of the pod or the Job if none did. */
 function summaryOf(job: JobView, pods: PodView[]): string {
   const last = decisivePod(job, pods)
   const failed = last && failedContainer(last)
@@ -2158,7 +2154,7 @@ function summaryOf(job: JobView, pods: PodView[]): string {
   return facts.filter(Boolean).join(", ")
 }
 
-/** The end of a log that takes at most so many bytes as JSON. */
+/** The last lines of a log that fit into so many bytes of JSON. */
 function shortTail({ lines, note }: Tail, mostBytes: number) {
   let bytes = 1_000
   const last = lines.findLastIndex((line) => {
@@ -2169,7 +2165,7 @@ function shortTail({ lines, note }: Tail, mostBytes: number) {
   return { lines: lines.slice(last + 1), note: `the first ${last + 1} of ${lines.length} lines are cut off` }
 }
 
-/** Reads a record back; undefined if it is none. Anybody may have written it: it is printed with care. */
+/** Reads a record; undefined if it is none. Anybody may have written it, so it is escaped when printed. */
 export function readRecord({ metadata = {}, data = {} }: ConfigMap) {
   try {
     const revive = (key: string, value: unknown) => (key.endsWith("At") ? (instant(String(value)) ?? 0) : value)
@@ -2195,10 +2191,10 @@ export function recordLines({ past, reason, evidence }: NonNullable<ReturnType<t
 /** Writes a line of the log. */
 export type Log = (level: LogLevel, text: string, details?: Details) => void
 
-/** What goes with a line: `lines` stand indented under it, the rest are fields for log collectors. */
+/** `lines` are printed indented below the text; the rest are fields for log collectors. */
 type Details = { lines?: string[] | undefined; [field: string]: unknown }
 
-/** An Event on a Job, for `kubectl describe`. Core v1, which every Kubernetes shows. */
+/** An Event of a Job, for `kubectl describe`. Core v1, which every Kubernetes shows. */
 export function eventFor(
   { namespace, name, uid }: JobName,
   level: LogLevel,
@@ -2258,15 +2254,15 @@ export type Fact =
 /** The outcomes with which a restart ends. */
 type FinalOutcome = Exclude<Outcome, { result: "rejected" | "waiting" }>
 
-/** Takes facts, and passes them on. Never throws. */
+/** A sink of facts. Never throws. */
 type Emit = (fact: Fact) => void
 
-/** What people are told of a fact; `lines` stand indented under it. */
+/** A fact in words. */
 type Report = { level: LogLevel; text: string; lines?: string[] | undefined }
 
 const report = (level: LogLevel, text: string, lines?: string[]): Report => ({ level, text, lines })
 
-/** The report of each fact; its Job's name is put in front of it. */
+/** Each fact in words, without the name of its Job. */
 const REPORTS: { [K in Fact["kind"]]: (fact: Extract<Fact, { kind: K }>) => Report } = {
   FailureSeen: ({ failedAt, cause, reason, evidence }) => {
     const why = [cause, reason].filter(Boolean).join(", ")
@@ -2282,7 +2278,7 @@ const REPORTS: { [K in Fact["kind"]]: (fact: Extract<Fact, { kind: K }>) => Repo
     report("info", `${isDryRun ? "would be restarted now (DRY_RUN)" : "restarting"}, cause ${cause}`),
   IntentWritten: ({ job, intent, dueAt }) => {
     const when = dueAt ? ` and will happen at ${instantText(dueAt)}, even if its TTL removes it first` : ""
-    // While the Job stands, another intent would be written for it.
+    // As long as the Job exists, another intent would be written for it.
     const cancel = `kubectl -n ${job.namespace} delete job ${dueAt === undefined ? "" : `${job.name} `}${intent}`
     return report("info", `its restart is recorded in intent ${intent}${when}; to cancel it: ${cancel}`)
   },
@@ -2347,7 +2343,7 @@ const REPORTS: { [K in Fact["kind"]]: (fact: Extract<Fact, { kind: K }>) => Repo
   Stopping: ({ restarts }) => report("info", `finishing ${restarts} restarts`),
 }
 
-/** How a restart has ended without a new Job. */
+/** The outcomes without a new Job, in words. */
 const ENDED = {
   cancelled: "its intent was removed, so its restart is cancelled",
   changed: "has changed meanwhile; not restarted",
@@ -2374,7 +2370,7 @@ export function logLineOf(fact: Fact) {
   return { level, text: job ? `[${job}] ${text}` : text, details }
 }
 
-/** The facts that `kubectl describe job` shows, by the reason of their Event. */
+/** The reason of the Event, for each fact that has one. */
 const EVENT_REASONS: Partial<Record<Fact["kind"], string>> = {
   RestartScheduled: "FailureSeen",
   GaveUp: "GivenUp",
@@ -2387,7 +2383,7 @@ const EVENT_REASONS: Partial<Record<Fact["kind"], string>> = {
   NoPod: "NoPod",
 }
 
-/** A fact as an Event; undefined if it is none. */
+/** A fact as an Event; undefined if it has none. */
 export function eventTextOf(fact: Fact): { level: LogLevel; reason: string; text: string } | undefined {
   const reason = EVENT_REASONS[fact.kind]
   const { level, text } = reportOf(fact)
@@ -2405,14 +2401,14 @@ export type Env = Record<string, string | undefined>
 
 const NEVER = new AbortController().signal
 
-/** A configuration that cannot connect to any cluster; the message says what to do. */
+/** The configuration is wrong; the message says what to do. */
 export class ConfigError extends Error {
   override name = "ConfigError"
 }
 
 /** Reads KUBECONFIG, else the pod's ServiceAccount, else ~/.kube/config; waits for a FIFO until `stop` fires. */
 export async function findSource(env: Env, account = SERVICE_ACCOUNT, context?: string, stop = NEVER): Promise<Source> {
-  // Bun reads this variable when the process starts: removing it here would be too late.
+  // Bun has read the variable when the process started: removing it here would be too late.
   if (!/^(|0|false)$/.test(env.BUN_CONFIG_VERBOSE_FETCH ?? ""))
     throw new ConfigError("BUN_CONFIG_VERBOSE_FETCH is set, which prints every request with its credentials: unset it")
   const named = [...new Set(normalizeInput(env.KUBECONFIG).split(delimiter).filter(Boolean))]
@@ -2435,9 +2431,9 @@ export async function findSource(env: Env, account = SERVICE_ACCOUNT, context?: 
   return new Source(from, inCluster, config, load)
 }
 
-/** How to reach a cluster, and as whom. The context and its server stay those of the start. */
+/** How to connect to a cluster, and as whom. The context and its server stay those of the start. */
 export class Source {
-  /** What the credential plugin answered last. */
+  /** The last answer of the credential plugin. */
   private status: ExecStatus | undefined
 
   constructor(
@@ -2448,17 +2444,17 @@ export class Source {
     private readonly load: (context?: string) => Promise<Kubeconfig | undefined>,
   ) {}
 
-  /** Headers and TLS for fetch. Reads files anew, for they change, and runs a credential plugin when it has to. */
+  /** Headers and TLS for fetch. Reads all files again, for they are renewed; runs a credential plugin if needed. */
   async prepare(): Promise<{ headers: Record<string, string>; tls: Tls }> {
     const tls = await readTls(this.config)
-    // As for kubectl, credentials go nowhere without TLS.
+    // Like kubectl, send no credentials without TLS.
     const { authorization, ...identity } = this.config.server.startsWith("https:") ? await this.credentials() : {}
     return { headers: headersOf(this.config, authorization), tls: { ...tls, ...identity } }
   }
 
   /** Reads the configuration again. Throws ConfigError. */
   async reload(): Promise<void> {
-    // A file that is gone, or is being written at this moment, takes nothing away.
+    // A file that is missing or empty may just be being written: the old configuration is kept.
     const { context, server } = this.config
     const now = (await this.load(context)) ?? this.config
     const change = `context ${context} now leads to ${now.server}, at start to ${server}`
@@ -2468,7 +2464,7 @@ export class Source {
     this.status = undefined
   }
 
-  /** As whom to ask. As for kubectl, what the kubeconfig has itself goes before a plugin. */
+  /** Follows kubectl: credentials in the kubeconfig come before a plugin. */
   private async credentials(): Promise<{ authorization?: string; cert?: string; key?: string }> {
     const { token, tokenFile, username, password = "", exec, ...user } = this.config.user
     const provider = user["auth-provider"]
@@ -2484,7 +2480,7 @@ export class Source {
   }
 }
 
-/** What is used of the configuration: checked, with absolute paths, and data in PEM form. */
+/** The checked configuration, with absolute paths, and data decoded to PEM. */
 interface Kubeconfig {
   server: string
   cluster: NonNullable<ReturnType<typeof asCluster>>
@@ -2531,7 +2527,7 @@ function readEntry<T>(kind: string, read: Reader<T>, name: unknown, files: Kubec
     const [first, second] = entriesOf(file).filter((entry) => entry.name === name)
     if (second) problems.push(`${file.path} has two entries for ${what}`)
     if (!first) continue
-    // As where the lines under `user:` are not indented.
+    // For example if the lines below `user:` are not indented.
     const outside = Object.keys(first).filter((field) => !["name", kind].includes(field))
     problems.push(...outside.map((field) => `${what}: the field ${shownValue(field)} is not supported beside ${kind}`))
     return read(first[kind] ?? {}, { what, beside: {}, folder: dirname(file.path), problems })
@@ -2545,10 +2541,10 @@ type Yaml = { [key: string]: unknown }
 
 const isMap = (value: unknown): value is Yaml => typeof value === "object" && value !== null && !Array.isArray(value)
 
-/** What a value is called, what stands beside it, the folder of its kubeconfig, and where its mistakes go. */
+/** A value's name in messages, the fields beside it, the folder of its kubeconfig, and where to add its mistakes. */
 type Place = { what: string; beside: Yaml; folder: string; problems: string[] }
 
-/** Reads a value; undefined where it is wrong. */
+/** Checks a value; undefined if it is wrong. */
 type Reader<T> = (value: unknown, place: Place) => T | undefined
 type Fields<T> = { [Name in keyof T]?: T[Name] extends Reader<infer V> ? V : never }
 
@@ -2566,7 +2562,7 @@ const asTextLike = (rule: string, read: (text: string, folder: string) => string
 const STRING = "a string, in quotes if it looks like a number"
 const asText = asTextLike(STRING, (text) => text)
 const asPath = asTextLike(STRING, (text, folder) => resolve(folder, text))
-// One that is named with a path lives beside its kubeconfig; another is in PATH.
+// With a slash it is relative to the kubeconfig; without, it is in PATH.
 const asProgram = asTextLike(STRING, (text, folder) => (text.includes("/") ? resolve(folder, text) : text))
 const asOneOf = (...texts: string[]) => asTextLike(texts.join(" or "), (text) => texts.find((one) => one === text))
 const asFlag = asWhat("true or false", (value) => (typeof value === "boolean" ? value : undefined))
@@ -2579,7 +2575,7 @@ const asListOf =
   (value, place) =>
     asList(value, place)?.map((one) => read(one, { ...place, what: `${place.what}: each` }) as T)
 
-// fetch sends each header once: it would join several values to one.
+// fetch would join the values of a repeated header.
 const isOneText = (list: unknown): list is [string] =>
   Array.isArray(list) && list.length === 1 && typeof list[0] === "string"
 const asOneText = asWhat("a list of one string", (list) => (isOneText(list) ? list : undefined))
@@ -2587,7 +2583,7 @@ const asOneTextEach = asWhat("a mapping with lists of one string", (map) =>
   isMap(map) && Object.values(map).every(isOneText) ? (map as Record<string, [string]>) : undefined,
 )
 
-/** Rules are like `needs this or that` and `excludes that`: fields beside it. */
+/** Rules about the fields beside it: `needs this or that`, `excludes that`. */
 const asPart =
   <T>(read: Reader<T>, ...rules: string[]): Reader<T> =>
   (value, place) => {
@@ -2599,7 +2595,7 @@ const asPart =
     return read(value, place)
   }
 
-/** Any other field is a mistake: ignored, it could change who asks. An empty one is absent, as for kubectl. */
+/** Unknown fields are mistakes: ignored, they could change the identity. Follows kubectl: an empty field is absent. */
 const asFields =
   <T extends Record<string, Reader<unknown>>>(required: string[], readers: T): Reader<Fields<T>> =>
   (value, { what, folder, problems }) => {
@@ -2630,7 +2626,7 @@ const asCluster = asFields(["server"], {
   server: asServer,
   "certificate-authority": asPart(asPath, "excludes insecure-skip-tls-verify"),
   "certificate-authority-data": asPart(asPemData, "excludes certificate-authority or insecure-skip-tls-verify"),
-  // Go does not turn it into ASCII.
+  // Go does not convert it to ASCII.
   "tls-server-name": asTextLike("a name in ASCII", (text) => (/^[!-~]+$/.test(text) ? text : undefined)),
   "insecure-skip-tls-verify": asFlag,
   "proxy-url": asTextLike("a URL that begins with http:// or https://", (text) => (webUrl(text) ? text : undefined)),
@@ -2646,7 +2642,7 @@ const asExec = asFields(["command"], {
   args: asListOf(asText),
   env: asListOf(asFields(["name"], { name: asText, value: asText })),
   installHint: asText,
-  // A plugin gets no terminal.
+  // A plugin has no terminal.
   interactiveMode: asOneOf("Never", "IfAvailable"),
   provideClusterInfo: asFlag,
 })
@@ -2675,7 +2671,7 @@ const asUser = asFields([], {
 
 type KubeconfigFile = { path: string; config: Yaml }
 
-/** Waits for all; throws their mistakes as one ConfigError. */
+/** Like Promise.all(), but throws all errors, as one ConfigError. */
 async function allOf<T>(works: Promise<T>[]): Promise<T[]> {
   const results = await Promise.allSettled(works)
   const mistakes = results.flatMap((result) => (result.status === "rejected" ? [messageOf(result.reason)] : []))
@@ -2695,7 +2691,7 @@ async function readKubeconfig(path: string): Promise<KubeconfigFile | undefined>
   return { path, config }
 }
 
-/** Parses the first document, like kubectl. An error tells where, never what stands there. */
+/** Follows kubectl: parses the first document. Errors have the position, and no text, which may be secret. */
 async function parseYaml(path: string, bytes: Uint8Array): Promise<unknown> {
   // By the byte order mark; Windows PowerShell writes UTF-16.
   const encoding = { 255: "utf-16le", 254: "utf-16be" }[bytes[0] ?? 0] ?? "utf-8"
@@ -2706,7 +2702,7 @@ async function parseYaml(path: string, bytes: Uint8Array): Promise<unknown> {
     return resolved(Bun.YAML.parse(marked(document)))
   } catch (error) {
     const name = "/kubeconfig.yaml"
-    // Bun's bundler knows where an error is; its parser does not tell.
+    // Bun's bundler reports the position of an error; its parser does not.
     const { logs } = await Bun.build({ entrypoints: [name], files: { [name]: document }, throw: false })
     const { line, column } = logs[0]?.position ?? {}
     const reason = messageOf(error).replace(/^YAML Parse error: /, "")
@@ -2714,7 +2710,7 @@ async function parseYaml(path: string, bytes: Uint8Array): Promise<unknown> {
   }
 }
 
-/** With the comments, directives and the `---` before it. */
+/** The first document, with the comments, directives and the `---` before it. */
 function firstDocument(text: string): string {
   const start = /^(?:[ \t]*(?:[#%].*)?\r?\n)*(?:---(?=\s|$))?/.exec(text)?.[0].length ?? 0
   const length = text.slice(start).search(/^(?:---|\.\.\.)(?=\s|$)/m)
@@ -2724,7 +2720,7 @@ function firstDocument(text: string): string {
 const BINARY = "\u{e000}"
 const MERGE = "\u{e001}"
 
-/** Puts marks for the tag !!binary, which Bun drops, and the key <<, which it merges in another order than kubectl. */
+/** Marks the tag !!binary, which Bun drops, and the key <<, which Bun merges in another order than kubectl. */
 function marked(document: string): string {
   const binary = /(?:!!binary|!<tag:yaml.org,2002:binary>)(\s+(?:&\S+\s+)?(?:[|>][-+\d]*[ \t]*\r?\n\s*|["'])?)/g
   return document
@@ -2733,7 +2729,7 @@ function marked(document: string): string {
     .replace(/(["'])<<\1(?=[ \t]*:)/g, "$1<< $1") // which is no merge for kubectl
 }
 
-/** Decodes !!binary, and merges as kubectl does: what stands later wins, also where that is the merge. */
+/** Decodes !!binary, and merges like kubectl: the later field wins, even over an explicit one. */
 function resolved(value: unknown): unknown {
   if (typeof value === "string")
     return value.startsWith(BINARY) ? fromBase64(value.slice(1)).toString() : value.replaceAll(MERGE, "<<")
@@ -2748,23 +2744,23 @@ function resolved(value: unknown): unknown {
 
 const HIDDEN = "(not shown)"
 
-/** The name of an entry; in a broken file anything can stand there. */
+/** The name of an entry, unless it may be a secret in the wrong place. */
 const shownName = (name: unknown) => (/^[\w.@:/+-]{1,100}$/.test(String(name)) ? String(name) : HIDDEN)
 
-/** A word that should not be there, unless it may be a piece of a secret. */
+/** A word of the kubeconfig, unless it may be a part of a secret. */
 const shownValue = (word: unknown) =>
   /^(?=.{1,40}$)[a-z]+([A-Z][a-z]+)*([-_.][a-z]+)*$/.test(String(word)) ? String(word) : HIDDEN
 
 const readOnce = new Map<string, Uint8Array>()
 
-/** Reads a file. A FIFO, or a shell's <(command), can be read only once: what it held is kept. */
+/** Reads a file. A FIFO, such as a shell's <(command), can be read only once, so its content is kept. */
 async function readBytes(path: string): Promise<Uint8Array> {
   const bytes = readOnce.get(path) ?? (await readFile(path))
   if (!readOnce.has(path) && !(await stat(path)).isFile()) readOnce.set(path, bytes)
   return bytes
 }
 
-/** Reads the file that a field names. An error has the folder alone: the name could be a secret in the wrong place. */
+/** Reads the file of a field. Errors show its folder only: its name may be a secret in the wrong place. */
 function readNamed(field: string, path: string): Promise<Uint8Array> {
   return readBytes(path).catch((error) => {
     throw new ConfigError(`${field} names a file in ${dirname(path)} that cannot be read: ${error.code}`)
@@ -2784,12 +2780,12 @@ async function readPem({ cluster, user }: Kubeconfig, field: (typeof PEM_FIELDS)
 const PEM =
   /(?<![^\n])-----BEGIN ([A-Z\d ]+)-----[ \t]*\r?\n[\w+/=:, \t\r\n-]*?(?<=\n)-----END \1-----(?=[ \t]*(?:\r?\n|$))/g
 
-/** The blocks in PEM form, as Go finds them: on lines of their own. Undefined if there is none. */
+/** Follows Go: finds PEM blocks that are on lines of their own. Undefined if there is none. */
 const pemOf = (bytes: Uint8Array) => new TextDecoder("latin1").decode(bytes).match(PEM)?.join("\n")
 
 type Tls = BunFetchRequestInitTLS & { allowPartialTrustChain?: boolean }
 
-/** Reads and checks what TLS needs: at start, and again and again, for files are renewed. */
+/** Reads and checks certificates and keys. */
 async function readTls(config: Kubeconfig): Promise<Tls> {
   if (config.server.startsWith("http:")) return {}
   const [authorities, cert, key] = await allOf(PEM_FIELDS.map((field) => readPem(config, field)))
@@ -2797,23 +2793,23 @@ async function readTls(config: Kubeconfig): Promise<Tls> {
   const serverName = config.cluster["tls-server-name"]
   return {
     ca: authorities ? certificatesIn(authorities) : trustedRoots(),
-    // As for Go, an intermediate CA is enough.
+    // Like Go, trust an intermediate CA without its root.
     allowPartialTrustChain: true,
     ...(cert && key && { cert, key }),
     ...(serverName && { serverName }),
-    // Said either way: what is left open, NODE_TLS_REJECT_UNAUTHORIZED decides.
+    // Always set: otherwise NODE_TLS_REJECT_UNAUTHORIZED would decide.
     rejectUnauthorized: !config.cluster["insecure-skip-tls-verify"],
   }
 }
 
-/** As for Go, blocks that are no certificates do not matter beside one. */
+/** Follows Go: one valid certificate is enough, other blocks are ignored. */
 function certificatesIn(pem: string): string[] {
   const certificates = (pem.match(PEM) ?? []).filter((block) => tryOrUndefined(() => new X509Certificate(block)))
   if (certificates.length > 0) return certificates
   throw new ConfigError("certificate-authority must have a certificate")
 }
 
-/** Bun's fetch reports what it cannot read as a wrong URL (oven-sh/bun#36149). */
+/** Bun's fetch would report a wrong key as a wrong URL (oven-sh/bun#36149). */
 function checkTls(rule: string, options: SecureContextOptions): void {
   try {
     createSecureContext(options)
@@ -2822,7 +2818,7 @@ function checkTls(rule: string, options: SecureContextOptions): void {
   }
 }
 
-/** The roots of the system, and Bun's own. */
+/** The system's trusted roots and Bun's own. */
 const trustedRoots = () => [...new Set([...getCACertificates("system"), ...getCACertificates("default")])]
 
 function headersOf({ cluster, user }: Kubeconfig, authorization: string | undefined): Record<string, string> {
@@ -2840,7 +2836,7 @@ function headersOf({ cluster, user }: Kubeconfig, authorization: string | undefi
   const headers: Record<string, string> = {}
   for (const [name, text = ""] of Object.entries(texts)) {
     if (/\p{Cc}/u.test(text)) throw new Error(`the value for the header ${name} has control characters`)
-    // The bytes of UTF-8, as Go sends them.
+    // Like Go, send UTF-8.
     if (text) headers[name] = Buffer.from(text).toString("latin1")
   }
   return headers
@@ -2854,7 +2850,7 @@ async function readToken(path: string): Promise<string> {
   return token
 }
 
-/** It is not refreshed: kubectl would not learn of the new refresh-token, and its login would end. */
+/** It is not refreshed: kubectl would not get the new refresh-token, and would have to log in again. */
 function validIdToken(token: string): string {
   const claims = tryOrUndefined(() => JSON.parse(Buffer.from(token.split(".")[1] ?? "", "base64url").toString()))
   if (claims?.exp * 1_000 > systemClock.now() + RENEW_AHEAD_MS) return token
@@ -2863,12 +2859,12 @@ function validIdToken(token: string): string {
 
 const PLUGIN_LIMIT_MS = 25_000
 
-/** What a plugin gave is renewed this long before it expires. */
+/** A plugin runs again this long before its answer expires. */
 const RENEW_AHEAD_MS = 20_000
 
 type ExecStatus = Partial<Record<"token" | "clientCertificateData" | "clientKeyData" | "expirationTimestamp", string>>
 
-/** The cluster as a plugin is told of it, if it asks. */
+/** The cluster, for a plugin with provideClusterInfo. */
 async function clusterInfoOf(config: Kubeconfig): Promise<Yaml> {
   const { extensions = [], "certificate-authority": _, ...fields } = config.cluster
   const ca = await readPem(config, "certificate-authority")
@@ -2877,7 +2873,7 @@ async function clusterInfoOf(config: Kubeconfig): Promise<Yaml> {
   return { ...fields, server: config.server, "certificate-authority-data": data, config: extension }
 }
 
-/** Runs a credential plugin in a process group of its own, which ends with this program, or when it takes too long. */
+/** Runs a credential plugin in its own process group, which is killed on exit and after PLUGIN_LIMIT_MS. */
 async function runPlugin(config: Kubeconfig): Promise<ExecStatus> {
   const { apiVersion = V1, command = "", args = [], installHint = "", ...exec } = config.user.exec ?? {}
   const extra = Object.fromEntries((exec.env ?? []).map(({ name = "", value = "" }) => [name, value]))
@@ -2892,7 +2888,7 @@ async function runPlugin(config: Kubeconfig): Promise<ExecStatus> {
   process.on("exit", end)
   let complaint = ""
   const listen = async () => {
-    // Far more than is shown, so that no half of a secret is left at the cut.
+    // More than is shown, so that no part of a secret is left at the cut.
     for await (const part of child.stderr.pipeThrough(new TextDecoderStream()))
       complaint = (complaint + part).slice(-65_536)
   }
@@ -2913,7 +2909,7 @@ async function runPlugin(config: Kubeconfig): Promise<ExecStatus> {
 }
 
 function readStatus(output: string, apiVersion: string): ExecStatus {
-  // The parser's own message would show a piece of what may be a secret.
+  // The parser's own message would quote the output, which has secrets.
   const answer = tryOrUndefined(() => JSON.parse(output) as { apiVersion?: string; status?: ExecStatus })
   const { token, clientCertificateData: cert, clientKeyData: key } = answer?.status ?? {}
   const isPem = [cert, key].every((text) => text === undefined || pemOf(Buffer.from(text)))
@@ -2926,7 +2922,7 @@ function readStatus(output: string, apiVersion: string): ExecStatus {
 
 // ───────────────────────────────────────────── 9 API client ─────────────────────────────────────────────
 
-/** What the operator does, `verb group/resource`, and what its lack costs; `!`: without it nothing is restarted. */
+/** The permissions the operator uses, and what is lost without each; `!`: without it nothing is restarted. */
 export const RIGHTS: Record<string, string> = {
   "list batch/jobs": "! Jobs cannot be listed, so no failure is found",
   "get batch/jobs": "! Jobs cannot be read again before they are deleted, so none is restarted",
@@ -2944,14 +2940,14 @@ export const RIGHTS: Record<string, string> = {
   "patch /configmaps": "the commands do not know of changed settings",
 }
 
-/** Not asked for, but used where it is given: tells a wrong namespace from an empty one. */
+/** Not in the Role, but used if granted: distinguishes a wrong namespace from an empty one. */
 const NAMESPACE_RIGHT = "get /namespaces"
 
-/** The answer of a SelfSubjectRulesReview. */
+/** The status of a SelfSubjectRulesReview. */
 export type Rules = { incomplete: boolean; resourceRules: ResourceRule[] }
 type ResourceRule = { verbs: string[]; apiGroups?: string[]; resources?: string[]; resourceNames?: string[] }
 
-/** The rights that rules allow. Where these are incomplete or name single objects, only a real 403 tells. */
+/** The permissions that a review grants. If it is incomplete or names single objects, only a real 403 tells. */
 export function allowed({ incomplete, resourceRules }: Rules): Set<string> {
   const has = (list: string[] = [], value = "") => list.includes(value) || list.includes("*")
   const allows = (right: string) => {
@@ -2961,7 +2957,7 @@ export function allowed({ incomplete, resourceRules }: Rules): Set<string> {
   return new Set([...Object.keys(RIGHTS), NAMESPACE_RIGHT].filter((right) => incomplete || allows(right)))
 }
 
-/** An answer that is no success, a v1 Status. Branch on `status` and `reason`, never on the message. */
+/** An error that the API server answered, a v1 Status. Branch on `status` and `reason`, never on the message. */
 export class ApiError extends Error {
   override name = "ApiError"
   constructor(
@@ -2976,20 +2972,20 @@ export class ApiError extends Error {
   }
 }
 
-/** Reduces one object of a list to what its reader needs; undefined drops it. */
+/** Reduces an object of a list to what its reader needs; undefined drops it. */
 export type Keep<Item, Kept> = (item: Item) => Kept | undefined
 
-/** What was kept of a list, and the version of the list. */
+/** What was kept of a list, and its resourceVersion. */
 export type Listed<Kept> = { items: Kept[]; resourceVersion: string }
 
-/** Of ConfigMaps the metadata alone. */
+/** What a watch sends; of ConfigMaps only the metadata. */
 type Watched = { jobs: Job; pods: Pod; configmaps: Pick<ConfigMap, "metadata"> }
 
 type JobVersion = Pick<JobView, "namespace" | "name" | "uid" | "resourceVersion">
 export type Events<T> = AsyncIterable<{ type: string; object: T }>
 type RawEvent = { involvedObject?: { uid?: string }; message?: string; lastTimestamp?: string | null }
 
-/** An Event on the Job of a uid. */
+/** An Event of the Job with this uid. */
 type JobEvent = { uid: string; text: string; at: number }
 
 type LogOptions = { lines: number; previous: boolean }
@@ -3001,7 +2997,7 @@ const CALL_LIMIT_MS = 30_000
 
 const SKEW_STEP_MS = 1_500
 
-/** From this difference on, a clock is named as a reason for 401. */
+/** A difference of the clocks above which a 401 names it as a possible reason. */
 const CLOCK_LIMIT_MS = 60_000
 
 const LOG_LIMIT_MS = 10_000
@@ -3025,24 +3021,24 @@ type Page<T> = { items: T[] | null; metadata: { resourceVersion: string; continu
 
 const PAGE_ITEMS = "500"
 
-/** Hears of each call: its verb as Kubernetes names it, and the status, `none` where no answer came. */
+/** Observes each call: its Kubernetes verb and HTTP status, `none` if there was no answer. */
 type OnCall = (verb: string, code: string) => void
 
 const VERBS: Record<string, string> = { GET: "get", POST: "create", PATCH: "patch", DELETE: "delete" }
 
-/** All that the operator does in a cluster. Every verb throws ApiError, or an Error where no answer came in time. */
+/** All calls of the API server. Each throws an ApiError, or another Error if no answer came in time. */
 export type Cluster = Pick<ApiServer, keyof ApiServer>
 
-/** Connects with a configuration; nothing is sent yet. Throws ConfigError. */
+/** Makes a client; sends nothing yet. Throws ConfigError. */
 export const connect = (source: Source, env: Env = process.env, onCall: OnCall = () => {}): Cluster =>
   new ApiServer(source, env, onCall)
 
-/** The API server over HTTPS: the only place that talks to the cluster. */
+/** The client of the API server: the only code that talks to the cluster. */
 class ApiServer {
   readonly address: string
-  /** Whether it is made sure that the server is the cluster's own. */
+  /** Whether the server's certificate is verified. */
   readonly isVerified: boolean
-  /** The proxy that leads to it. */
+  /** The proxy through which the server is reached. */
   readonly proxy: Proxy | undefined
   private skew = 0
   private isOutdated = false
@@ -3076,13 +3072,13 @@ class ApiServer {
     return { incomplete: status.incomplete, resourceRules: status.resourceRules ?? [] }
   }
 
-  /** Undefined where we may not know. */
+  /** Undefined if that is not known, for example if the Role does not allow to ask. */
   async namespaceExists(namespace: string, signal: AbortSignal): Promise<boolean | undefined> {
     const look = this.send("GET", `/api/v1/namespaces/${encodeURIComponent(namespace)}`, signal)
     return look.then(() => true).catch((error) => (isReason(error, "NotFound") ? false : undefined))
   }
 
-  /** Lists all pages, from the store, not from a cache. Holds what `keep` returns, never the Jobs of two pages. */
+  /** Reads from the store, not from a cache, page by page. Only what `keep` returns stays in memory. */
   listJobs<T>(namespace: string, selector: string, keep: Keep<Job, T>, signal: AbortSignal): Promise<Listed<T>> {
     return this.list(pathOf("jobs", namespace), { labelSelector: selector }, keep, signal)
   }
@@ -3091,13 +3087,13 @@ class ApiServer {
     return this.find(pathOf("jobs", namespace, name), signal)
   }
 
-  /** `dryRun`: everything but the write. `strict`: unknown fields are an error. */
+  /** `strict`: unknown fields are an error. */
   createJob(namespace: string, job: Job, options: CreateOptions, signal: AbortSignal): Promise<Job> {
     const query = { dryRun: options.dryRun ? "All" : "", fieldValidation: options.strict ? "Strict" : "" }
     return this.send("POST", pathOf("jobs", namespace), signal, { body: job, query })
   }
 
-  /** Sets annotations, or removes those that are null; Conflict unless uid and resourceVersion still hold. */
+  /** Sets annotations, or removes those that are null. Conflict if uid or resourceVersion have changed. */
   annotateJob(job: JobVersion, annotations: Record<string, string | null>, signal: AbortSignal): Promise<Job> {
     const { namespace, name, uid, resourceVersion } = job
     const body = { metadata: { uid, resourceVersion, annotations } }
@@ -3110,12 +3106,12 @@ class ApiServer {
     return this.send("DELETE", pathOf("jobs", namespace, name), signal, { body })
   }
 
-  /** As listJobs() does. */
+  /** Like listJobs(). */
   listPods<T>(namespace: string, selector: string, keep: Keep<Pod, T>, signal: AbortSignal): Promise<Listed<T>> {
     return this.list(pathOf("pods", namespace), { labelSelector: selector }, keep, signal)
   }
 
-  /** A list of one name costs the server as little as a GET, and needs no right but that to list. */
+  /** A list by name is as cheap as a GET, and needs no other permission than a list. */
   async findPod(namespace: string, name: string, signal: AbortSignal): Promise<Pod | undefined> {
     const fields = { fieldSelector: `metadata.name=${name}` }
     return (await this.list(pathOf("pods", namespace), fields, (pod: Pod) => pod, signal)).items[0]
@@ -3132,7 +3128,7 @@ class ApiServer {
     return this.send("POST", pathOf("events", namespace), signal, { body: event })
   }
 
-  /** The Events with a reason, oldest first; by an admin's rights, not by the operator's Role. */
+  /** The Events with this reason, oldest first. For commands: the operator's Role does not allow it. */
   async listEvents(namespace: string, reason: string, signal: AbortSignal): Promise<JobEvent[]> {
     const keep = ({ involvedObject, message, lastTimestamp }: RawEvent): JobEvent => ({
       uid: involvedObject?.uid ?? "",
@@ -3140,12 +3136,12 @@ class ApiServer {
       at: instant(lastTimestamp) ?? 0,
     })
     const selection = { fieldSelector: `involvedObject.kind=Job,reason=${reason}` }
-    // The server lists them by name, which ends in random letters.
+    // The server sorts by name, which ends in random letters.
     const { items } = await this.list(pathOf("events", namespace), selection, keep, signal)
     return items.sort((a, b) => a.at - b.at)
   }
 
-  /** As listJobs() does. Metadata alone: a hundredth of what logs would be. */
+  /** Like listJobs(), but metadata only: a hundredth of the size, for the data are logs. */
   listConfigMaps<T>(namespace: string, selector: string, keep: Keep<Metadata, T>, signal: AbortSignal) {
     const keepMetadata = ({ metadata }: { metadata: Metadata }) => keep(metadata)
     return this.list(pathOf("configmaps", namespace), { labelSelector: selector }, keepMetadata, signal, METADATA_LIST)
@@ -3167,7 +3163,7 @@ class ApiServer {
     return this.send("DELETE", pathOf("configmaps", namespace, name), signal)
   }
 
-  /** Ends when the server ends it; throws after silence and for an ERROR event. Yields bookmarks, too. */
+  /** Yields events and bookmarks until the server ends the watch. Throws after silence, and for an ERROR event. */
   async *watch<R extends keyof Watched>(
     namespace: string,
     resource: R,
@@ -3194,7 +3190,7 @@ class ApiServer {
     }
   }
 
-  /** Reduces each page before it asks for the next. If its continue token has expired, the list starts again, once. */
+  /** Reduces each page before it requests the next. If the continue token expires, the list starts again, once. */
   private async list<T, K>(path: string, selection: Query, keep: Keep<T, K>, signal: AbortSignal, accept = "") {
     const readPages = async (): Promise<Listed<K>> => {
       const items: K[] = []
@@ -3202,7 +3198,7 @@ class ApiServer {
         const query = { limit: PAGE_ITEMS, ...selection, continue: token }
         const page = await this.send<Page<T>>("GET", path, signal, { query, accept })
         items.push(...(page.items ?? []).map((item) => keep(item)).filter((kept) => kept !== undefined))
-        // What still refers to the answer, as a connection does until its next call, does not keep the page with it.
+        // The connection refers to the answer until its next call: without this, the page would stay in memory.
         page.items = null
         token = page.metadata.continue
         if (!token) return { items, resourceVersion: page.metadata.resourceVersion }
@@ -3215,7 +3211,7 @@ class ApiServer {
     })
   }
 
-  /** Undefined where there is none. */
+  /** Undefined if it does not exist. */
   private find<T>(path: string, signal: AbortSignal): Promise<T | undefined> {
     return this.send<T>("GET", path, signal).catch((error) => rethrowUnless(error, "NotFound"))
   }
@@ -3231,7 +3227,7 @@ class ApiServer {
           return read(response)
         })
       } catch (error) {
-        // The pool's idle connections may have died like this one: the next call opens a new one.
+        // The idle connections of the pool may be dead too, as after a network change: the next call opens a new one.
         if (!(error instanceof ApiError)) this.session.close()
         if (again || !isOutdated(error)) throw explainClock(error, this.skew)
         this.forget(used)
@@ -3251,7 +3247,7 @@ class ApiServer {
       method,
       signal,
       redirect: "manual",
-      // Bun ends a body that is silent for 300 s unless its own timeout is off.
+      // Otherwise Bun ends a body that is silent for 300 s.
       timeout: false,
       body: JSON.stringify(body),
     } as const
@@ -3262,12 +3258,12 @@ class ApiServer {
     })
     this.onCall(verb, String(response.status))
     const skew = skewFrom(response.headers.get("date"), sentAt, systemClock.now(), this.skew) ?? this.skew
-    // A Date header has whole seconds: two of them may differ by one though no clock has moved.
+    // A Date header has whole seconds, so a difference of one second means nothing.
     if (Math.abs(skew - this.skew) > SKEW_STEP_MS) this.skew = skew
     return response
   }
 
-  /** Read again after 10 s, for files change. Parallel calls share one reading, and one run of a plugin. */
+  /** Read again after 10 s, for files are renewed. Parallel calls share one read, and one run of a plugin. */
   private credentials(): Promise<Init> {
     const { at = 0, keptMs = 0, init } = this.prepared ?? {}
     if (init && Math.abs(systemClock.now() - at) < keptMs) return init
@@ -3286,7 +3282,7 @@ class ApiServer {
     return { ...(await this.source.prepare()), proxy: proxyFor(this.source, this.env) ?? false, session: this.session }
   }
 
-  /** Only a fresh configuration sees what has changed in a kubeconfig, and runs a plugin again. */
+  /** The next call reads the kubeconfig again, and runs the plugin again. */
   private forget(used: Promise<Init>): void {
     if (this.prepared?.init !== used) return
     this.prepared = undefined
@@ -3294,7 +3290,7 @@ class ApiServer {
   }
 }
 
-/** A wrong clock makes good credentials and certificates look expired, so it is named. */
+/** With a wrong clock valid credentials and certificates look expired, so the message mentions the clock. */
 function explainClock(error: unknown, skewMs: number): unknown {
   if (!(error instanceof Error)) return error
   const { status, code } = error as { status?: number; code?: unknown }
@@ -3306,7 +3302,7 @@ function explainClock(error: unknown, skewMs: number): unknown {
   return error
 }
 
-/** A body as JSON; stops reading at BODY_BYTES. */
+/** A body as JSON, of at most BODY_BYTES. */
 const readJson = async <T>(response: Response) => JSON.parse(await textUntil(response, BODY_BYTES)) as T
 
 const textUntil = async (response: Response, bytes: number) =>
@@ -3318,13 +3314,13 @@ function pathOf(resource: "jobs" | "pods" | "events" | "configmaps", namespace: 
   return name === undefined ? path : `${path}/${encodeURIComponent(name)}`
 }
 
-/** Whether the server does not take our credentials, or we not its certificate: on disk there may be newer ones. */
+/** Whether credentials or certificates were rejected: there may be newer ones on disk. */
 const isOutdated = (error: unknown) =>
   error instanceof ApiError
     ? error.status === 401
     : /CERT|SIGNATURE/.test(String((error as { code?: unknown } | null)?.code))
 
-/** Undefined for errors of these reasons; any other goes on. */
+/** For catch(): undefined for errors with one of these reasons; rethrows others. */
 function rethrowUnless(error: unknown, ...reasons: string[]): undefined {
   if (!reasons.some((reason) => isReason(error, reason))) throw error
 }
@@ -3338,7 +3334,7 @@ const isRejection = (error: unknown): error is ApiError =>
 
 export type Proxy = { url: string; from: string; respectNoProxy: boolean }
 
-/** The kubeconfig's, or that of the environment as for Go; none to this machine and in a pod. Bun heeds NO_PROXY. */
+/** The proxy of the kubeconfig or, like Go, of the environment; none to localhost and in a pod. Bun heeds NO_PROXY. */
 function proxyFor({ inCluster, config }: Source, env: Env): Proxy | undefined {
   const proxyUrl = config.cluster["proxy-url"]
   if (proxyUrl) return { url: proxyUrl, from: "the kubeconfig says in proxy-url", respectNoProxy: false }
@@ -3351,9 +3347,9 @@ function proxyFor({ inCluster, config }: Source, env: Env): Proxy | undefined {
 }
 
 /**
- * How far the server's clock is ahead in ms, by the Date header of an answer: it was written somewhere in the
- * server's second, at about half of the way. Undefined where the answer took so long that this tells less than is
- * known already, or our clock was set back. What is known is wrong if it differs by more than the answer took.
+ * How far the server's clock is ahead in ms, from the Date header of an answer, which has whole seconds. Assumes that
+ * the answer was written at half of the time it took. Undefined if it took too long to tell more than is known, or if
+ * our clock was set back. What is known is wrong if it differs by more than the answer took.
  */
 export function skewFrom(date: string | null, sentAt: number, receivedAt: number, knownMs = 0): number | undefined {
   const serverAt = instant(date)
@@ -3365,20 +3361,20 @@ export function skewFrom(date: string | null, sentAt: number, receivedAt: number
 
 async function errorFrom(response: Response): Promise<ApiError> {
   const text = await textUntil(response, 64 << 10)
-  // A proxy's page, or half an answer, is no Status: 404 alone does not say that an object is gone.
+  // A proxy's page is no Status and has no reason: 404 alone does not mean that an object is gone.
   const status = {
     message: text,
     reason: "",
     ...tryOrUndefined(() => JSON.parse(text) as Status),
     code: response.status,
   }
-  // A number of seconds, or a date, which is of the same clock as the Date header.
+  // Retry-After is a number of seconds, or a date by the clock of the Date header.
   const date = response.headers.get("date")
   const askedMs = readAskedWait(response.headers.get("retry-after") ?? "", instant(date) ?? 0)
   return errorOf(status, askedMs)
 }
 
-/** What the API server calls a Status, as far as it counts here. */
+/** The fields of a v1 Status that are used here. */
 type Status = { code?: number; reason?: string; message?: string; details?: StatusDetails }
 type StatusDetails = { causes?: { reason?: string }[]; retryAfterSeconds?: number }
 
@@ -3392,8 +3388,8 @@ function errorOf(status: Status, askedMs?: number): ApiError {
 type BodyLimits = { bytes?: number; silenceMs?: number; signal?: AbortSignal }
 
 /**
- * A body as text, until so many bytes, the signal, or its end; throws after silence. What is left is cancelled: an
- * unread body stays in memory (oven-sh/bun#10763), and so does one that is ended by an abort (oven-sh/bun#32659).
+ * A body as text, until its end, `bytes`, or the signal; throws after silence. The rest is cancelled: an unread body
+ * stays in memory (oven-sh/bun#10763), and so does one that is ended by an abort (oven-sh/bun#32659).
  */
 async function* textOf(response: Response, limits: BodyLimits): AsyncGenerator<string> {
   const { bytes = Number.POSITIVE_INFINITY, silenceMs = CALL_LIMIT_MS, signal } = limits
@@ -3411,7 +3407,7 @@ async function* textOf(response: Response, limits: BodyLimits): AsyncGenerator<s
       const stopTimer = systemClock.after(silenceMs, giveUp)
       const { done, value } = await reader.read().finally(stopTimer)
       if (silent) throw new Error(`no data received for ${durationText(silenceMs)}`)
-      // Bytes of a character that the end has cut become a replacement character.
+      // At the end, the first bytes of a cut character become a replacement character.
       yield decoder.decode(value, { stream: !done })
       if (done) return
       read += value.byteLength
@@ -3422,7 +3418,7 @@ async function* textOf(response: Response, limits: BodyLimits): AsyncGenerator<s
   }
 }
 
-/** The last lines of a log. The server's own limit, limitBytes, would cut off their end, where the error is. */
+/** The last lines of a log. The server's limitBytes would cut off their end, where the error is. */
 async function readTail(response: Response, lines: number): Promise<Tail> {
   let text = ""
   let length = 0
@@ -5975,21 +5971,21 @@ function shorterTtlMs(before: JobView, after: JobView): number | undefined {
 const JOB_LABELS = ["namespace", "job_name"]
 const LATE_SECONDS = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1_800, 7_200]
 
-/** A Job's counts outlive its restart; one that is gone for longer has none. */
+/** The counts of a Job that is gone are kept this long: it may be away for a restart. */
 const COUNTS_KEPT_MS = 3_600_000
 
-/** Besides those that are there. */
+/** Besides those that exist. */
 const MOST_COUNTED_JOBS = 10_000
 
-/** The causes of failures, in metrics. */
+/** The values of the label `cause`. */
 const CAUSES = ["oom", "evicted", "deadline", "exit", "unknown"]
 
-/** How a restart can end, in metrics. */
+/** The values of the label `result`. */
 export const RESULTS = ["restarted", "replaced", "rejected", "changed", "cancelled", "namespace_gone", "interrupted"]
 
 type MetricKind<M> = new (metric: MetricConfiguration<string> & { buckets: number[] }) => M
 
-/** What Prometheus gets: counts of facts and of calls; all else is read from the operator when it is asked for. */
+/** The metrics: facts and calls are counted as they happen, the rest is read from the operator at each scrape. */
 export class Metrics {
   private readonly registry = new Registry()
   private readonly failures = this.metric(Counter, "failures_total", "Failures seen.", ...JOB_LABELS, "cause")
@@ -6001,7 +5997,7 @@ export class Metrics {
   private readonly watches = this.metric(Counter, "watch_restarts_total", "New watches.", "namespace", "resource")
   private readonly ready = this.metric(Gauge, "ready", "Whether what is known of a namespace is fresh.", "namespace")
   private readonly build = this.metric(Gauge, "build_info", "Always 1; the labels tell the version.", "version", "bun")
-  /** When each counted Job was last there. */
+  /** When each Job that has counts was last seen. */
   private readonly lastSeenAt = new BoundedMap<Monotonic>(MOST_COUNTED_JOBS, (key) => this.forget(key))
 
   constructor(private readonly clock: Pick<Clock, "monotonic"> = systemClock) {
@@ -6026,7 +6022,7 @@ export class Metrics {
     if (result === "restarted") this.lateness.observe(Math.max(0, fact.lateMs) / 1_000)
   }
 
-  /** The labels of a Job that is there now, and whose counts are kept. */
+  /** The labels of a Job, which is there now: its counts are kept. */
   private countedLabels(key: string) {
     this.lastSeenAt.set(key, this.clock.monotonic())
     return jobLabels(key)
@@ -6052,7 +6048,7 @@ export class Metrics {
     return (await this.registry.metrics()).trimEnd()
   }
 
-  /** increase() needs a 0 before the first 1, so each Job has all series. Those of a Job gone for an hour go. */
+  /** Gives each Job all series, for increase() needs a 0 before the first 1; removes those of Jobs that are gone. */
   private completeCounts(): void {
     for (const [key, lastSeenAt] of this.lastSeenAt) {
       if (this.clock.monotonic() - lastSeenAt > COUNTS_KEPT_MS) this.forget(key)
@@ -6079,12 +6075,12 @@ function jobLabels(key: string): { namespace: string; job_name: string } {
   return { namespace, job_name }
 }
 
-/** Answers a probe or a scrape. Nothing secret: whoever reaches the port may read it. */
+/** Answers a probe or a scrape; without secrets, for anyone who reaches the port may read it. */
 export async function answerHealth(request: Request, operator: Operator, metrics: Metrics, { namespaces }: Config) {
   const answer = (status: number, text: string, headers = {}) => new Response(`${text}\n`, { status, headers })
   if (request.method !== "GET" && request.method !== "HEAD")
     return answer(405, "GET or HEAD only", { Allow: "GET, HEAD" })
-  // A Host header that is none makes it no URL.
+  // With an invalid Host header it is no URL.
   const pathname = URL.parse(request.url)?.pathname
   const stuck = `the loop has not turned for ${durationText(STUCK_MS)}`
   if (pathname === "/livez") return operator.liveness.isRunning() ? answer(200, "ok") : answer(503, stuck)
@@ -6101,10 +6097,10 @@ export async function answerHealth(request: Request, operator: Operator, metrics
   return blind.length === 0 ? answer(200, "ok") : answer(503, blind.join("\n"))
 }
 
-/** Serves health on all addresses, IPv6 and IPv4. A port that is taken is reported, and stops nothing. */
+/** Serves the health endpoints on IPv6 and IPv4. If the port is taken, the operator runs without them. */
 export function serveHealth(port: number, operator: Operator, metrics: Metrics, config: Config, log: Log): void {
   let problem: unknown
-  // Where the kernel has no IPv6, the second serves alone.
+  // The second is for kernels without IPv6.
   for (const hostname of ["::", "0.0.0.0"]) {
     try {
       const answer = (request: Request) => answerHealth(request, operator, metrics, config)
@@ -6121,17 +6117,17 @@ export function serveHealth(port: number, operator: Operator, metrics: Metrics, 
 const NOTIFY_LIMIT_MS = 10_000
 const NOTIFY_BACKOFF = { fromMs: 5_000, toMs: 15 * 60_000 }
 
-/** A rejected message is tried for so long. */
+/** How long a rejected message is retried. */
 const NOTIFY_FOR_MS = 86_400_000
 
-/** Messages that wait, of at most 1,000 characters each. */
+/** Waiting messages, of at most 1,000 characters each. */
 const MOST_MESSAGES = 500
 
 const MOST_ALARMS = 10_000
 
-/** Tells a person of each alarm of a Job, once, and when it is back; in order, and each is tried for up to a day. */
+/** Sends each alarm of a Job once, and its recovery; in order per Job, and retried for up to a day. */
 export function notifier(url: string, world: Pick<World, "clock" | "kill">, log: Log): Emit {
-  /** The last alarm of each Job that is not back. */
+  /** The last alarm of each Job that has not recovered. */
   const alarms = new BoundedMap<string>(MOST_ALARMS)
   const send = outbox(url, world, log)
   return (fact) => {
@@ -6146,24 +6142,24 @@ export function notifier(url: string, world: Pick<World, "clock" | "kill">, log:
   }
 }
 
-/** Whether a Job needs a person. */
+/** Whether a Job needs attention. */
 function isAlarmFact(fact: Fact): boolean {
   if (fact.kind === "HeldUp" || fact.kind === "Retrying") return fact.isAlarm
   return fact.kind === "GaveUp" || fact.kind === "RestartRejected"
 }
 
-/** Whether a Job that needed a person does not any more. */
+/** Whether a Job that needed attention has recovered. */
 function isRecovery(fact: Fact): boolean {
   if (fact.kind === "LeftAlone") return ["running", "succeeded"].includes(fact.phase)
   return fact.kind === "RestartFinished" && ["restarted", "replaced"].includes(fact.outcome.result)
 }
 
-/** Messages that wait to be taken by the receiver, in bounded memory. */
+/** A bounded queue of messages to the receiver. */
 function outbox(url: string, { clock, kill }: Pick<World, "clock" | "kill">, log: Log) {
   const last = new Map<string, Promise<void>>()
   let waiting = 0
   let turn = Promise.resolve()
-  /** One message at a time, and none while the receiver asks for a pause. */
+  /** One message at a time, and none until a Retry-After is over. */
   const postInTurn = (text: string) => {
     const posted = turn.then(() => (kill.aborted ? undefined : post(url, text, clock.now(), kill)))
     turn = posted.then((rejection) => clock.sleep(rejection?.retryAfterMs ?? 0, kill))
@@ -6196,19 +6192,19 @@ function outbox(url: string, { clock, kill }: Pick<World, "clock" | "kill">, log
   }
 }
 
-/** Why a message was not taken, without the URL, which an error's message may hold. */
+/** Why a message was rejected; never with the URL, which is secret. */
 type Rejection = { why: string; retryAfterMs: number }
 
-/** Slack and Mattermost read `text`, in which these characters begin links and mentions; others read `message`. */
+/** Slack and Mattermost read `text`, where these characters start links and mentions; others read `message`. */
 const slackText = (text: string) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;")
 
-/** Sends one message; returns why it was rejected. */
+/** Sends a message; returns why it was rejected. */
 async function post(url: string, text: string, now: number, signal: AbortSignal): Promise<Rejection | undefined> {
   const message = bounded(text)
   const body = JSON.stringify({ title: project.name, message, text: slackText(message) })
   const limit = AbortSignal.any([signal, AbortSignal.timeout(NOTIFY_LIMIT_MS)])
   try {
-    // A redirect would turn the POST into a GET.
+    // Following a redirect would turn the POST into a GET.
     const response = await fetch(url, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
@@ -6229,7 +6225,7 @@ async function post(url: string, text: string, now: number, signal: AbortSignal)
   }
 }
 
-/** Sends the log to stderr. The text is a property, because LogTape replaces braces in a message. */
+/** Logs to stderr. The text is a property, because LogTape replaces braces in a message. */
 function configureLog({ logLevel, logFormat }: Pick<Config, "logLevel" | "logFormat">): Log {
   const sink = ({ level, timestamp, properties }: LogRecord) => {
     const { text, ...details } = properties as { text: string; lines?: string[] }
@@ -6243,7 +6239,7 @@ function configureLog({ logLevel, logFormat }: Pick<Config, "logLevel" | "logFor
   return (level, text, details) => logger[level]("{text}", { ...details, text })
 }
 
-/** Writes each fact as a line of the log. */
+/** The sink that logs each fact. */
 export const logSink =
   (log: Log): Emit =>
   (fact) => {
@@ -6285,7 +6281,7 @@ function announce(log: Log, rows: SettingRow[], warnings: string[], source: Sour
   if (env.BUN_OPTIONS) log("warning", "the environment has BUN_OPTIONS, which changes how this program runs")
 }
 
-/** What is unusual about the way to the API server. */
+/** Logs what is unusual about the connection to the API server. */
 function announceConnection(log: Log, { address, isVerified, proxy }: Cluster, env: Env): void {
   const isOpen = address.startsWith("http:")
   if (isOpen) log("warning", `INSECURE: the connection to ${address} is not encrypted; no credentials are sent`)
@@ -6318,7 +6314,7 @@ export async function main(args: string[], env: Env): Promise<number> {
       serveHealth(config.healthPort, operator, metrics, config, log)
     else if (config.healthPort > 0) log("info", "outside a pod there are no health endpoints unless HEALTH_PORT is set")
     announceConnection(log, world.cluster, env)
-    // A server that is not up yet, as after a power cut, is waited for where its Jobs are listed.
+    // The server may not be up yet, as after a power cut: the operator waits for it when it lists Jobs.
     const version = await cluster.version(signals.stop).catch(() => "")
     const facts = [
       ["name", project.name],
