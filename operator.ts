@@ -134,22 +134,30 @@ const HEADER_VALUE = `(?:[^"'\\n]+|(?<==\\\\*)["'][^"'\\n]*["']?){1,20000}`
 
 /** What to mask. The first group of a pattern is kept: `password: ` of `password: hunter2`. */
 const SECRETS = [
+  // A private key, also one whose beginning is above the lines that were read.
   /()-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)/g,
-  // The end of a key whose beginning is above the lines that were read.
   /()^[\w+/=\s\\]*-----END [A-Z ]*PRIVATE KEY-----/g,
+  // Authorization: Token a1b2c3
   new RegExp(`((?:authorization|cookie)${IS})(?:${QUOTED}|${HEADER_VALUE})`, "gim"),
+  // sent Bearer a1b2c3d4e5, but not: the bearer certificate
   new RegExp(
     `\\b((?:[Bb]earer|[Bb]asic|BEARER|BASIC)(?=\\s)${GAP})(?=[A-Z]?[a-z.-]*[A-Z\\d+/=_~])[\\w+/=.~-]{8,}`,
     "g",
   ),
+  // password=hunter2, "apiKey": "a1b2c3", but not: token.go:12
   new RegExp(`(${SECRET_WORD}${SOURCE_FILE}[\\w.-]{0,40}${IS})${SECRET_VALUE}`, "gim"),
+  // <password>hunter2</password>
   new RegExp(`(<[\\w:-]{0,40}${SECRET_WORD}[\\w-]{0,40}>)[^<]+`, "gi"),
+  // --db-password hunter2
   new RegExp(
     `((?<![\\w-])--?(?:[\\w.-]{0,40}[-_.])?${SECRET_WORD}[\\w-]{0,40}(?=\\s)${GAP})(?!-)${SECRET_VALUE}`,
     "gim",
   ),
+  // core.EnvVar{Name:"KEY", Value:"a1b2c3"}, {"name": "KEY", "value": "a1b2c3"}
   new RegExp(`(\\bValue:|"value":\\s*)${QUOTED}`, "g"),
+  // https://ada:hunter2@example.com
   /(\w:\/\/)[^\s/?#"'<>]+(?=@)/g,
+  // A JSON Web Token.
   /()(?<![\w-])eyJ[\w-]{8,}\.[\w-]+\.[\w-]*/g,
 ]
 
