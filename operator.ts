@@ -425,7 +425,6 @@ type SettingRow = { variable: string; value: string; from: string }
 export function readSettings(env: Record<string, string | undefined>) {
   const values: { [K in keyof Config]?: unknown } = {}
   const rows: SettingRow[] = []
-  const warnings: string[] = []
   const mistakes: string[] = []
   for (const { variable, olderName, key, default: fallback, parse, secret } of SETTINGS) {
     const from = olderName && !normalizeInput(env[variable]) && normalizeInput(env[olderName]) ? olderName : variable
@@ -438,12 +437,20 @@ export function readSettings(env: Record<string, string | undefined>) {
       mistakes.push(`${from} cannot be ${quote(secret ? "***" : (env[from] ?? ""))}: ${messageOf(error)}`)
     }
   }
-  mistakes.push(...contradictions(values as Partial<Config>))
-  const logRule = (values as Partial<Config>).restartRules?.find(({ cause }) => cause.kind === "log")
-  if (logRule && values.logLines === 0)
-    warnings.push(`RESTART_RULES has ${logRule.text}, but LOG_LINES=0 keeps no log to match`)
+  mistakes.push(...selectionMistakes(values as Partial<Config>))
   if (mistakes.length > 0) throw new SettingsError(mistakes)
-  return { config: values as Config, rows, warnings }
+  const config = values as Config
+  config.jobNames &&= fullNames(config.jobNames, config.namespaces)
+  const logRule = config.restartRules?.find(({ cause }) => cause.kind === "log")
+  const isInVain = logRule && config.logLines === 0
+  const warnings = isInVain ? [`RESTART_RULES has ${logRule.text}, but LOG_LINES=0 keeps no log to match`] : []
+  return { config, rows, warnings }
+}
+
+/** Job names as `namespace/name`: a plain one is of the only namespace. */
+function fullNames(jobNames: string[], namespaces: string[]): string[] {
+  const isPlain = (name: string) => namespaces.length === 1 && !name.includes("/")
+  return jobNames.map((name) => (isPlain(name) ? `${namespaces[0]}/${name}` : name))
 }
 
 /** The settings as the variables that readSettings() reads, without secrets. */
@@ -457,17 +464,15 @@ export function variablesOf(config: Config): Record<string, string> {
 export const settingsLines = (config: Config) =>
   Object.entries(variablesOf(config)).flatMap(([variable, value]) => (value ? [`${variable}=${value}`] : []))
 
-/** Checks which Jobs are selected, by all values together. Turns plain Job names into `namespace/name`. */
-function contradictions(values: Partial<Config>): string[] {
+/** What is wrong with the selection of Jobs, though each value by itself may be right. */
+function selectionMistakes(values: Partial<Config>): string[] {
   const { namespaces, jobNames } = values
   const nothing = "jobNames" in values && "jobSelector" in values && !jobNames && !values.jobSelector
   if (nothing) return ["JOB_NAMES and JOB_SELECTOR are both empty: set one, so that it is known which Jobs to restart"]
   if (!namespaces || !jobNames) return []
-  const isPlain = (name: string) => namespaces.length === 1 && !name.includes("/")
-  values.jobNames = jobNames.map((name) => (isPlain(name) ? `${namespaces[0]}/${name}` : name))
   const isKnown = (name: string) => namespaces.some((namespace) => name.startsWith(`${namespace}/`))
   const advice = `write namespace/name, with a namespace of NAMESPACE (${namespaces.join(", ")})`
-  const unknown = values.jobNames.filter((name) => !isKnown(name))
+  const unknown = fullNames(jobNames, namespaces).filter((name) => !isKnown(name))
   return unknown.map((name) => `JOB_NAMES cannot have ${quote(name)}: ${advice}`)
 }
 
