@@ -873,9 +873,8 @@ function isFailedPod(pod: PodView): boolean {
   return pod.phase === "Failed" || pod.evicted || pod.containers.some(hasFailed)
 }
 
-/** Whether a worker had failed when its pod was told to stop: what the pod shows after that is the stopping. */
-const isStoppedAfterFailure = ({ deleting, containers }: PodView) =>
-  deleting && containers.some((c) => c.role !== "sidecar" && hasFailed(c))
+/** Whether a pod had failed when it was told to stop: what it shows after that is the stopping. */
+const isStoppedAfterFailure = ({ deleting, containers }: PodView) => deleting && containers.some(hasFailed)
 
 /** Whether nothing more is to be learned of a pod. */
 const isOverPod = (pod: PodView) =>

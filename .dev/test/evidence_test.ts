@@ -208,6 +208,42 @@ describe("The evidence", () => {
     expect(life.factsOf("FailureSeen", "load-a")[0]?.cause).toMatch(/^exit:1(37|43)$/)
   })
 
+  test("a sidecar that failed too often is the cause, not the worker that was stopped for it", async () => {
+    const server = await serve()
+    const life = live(server, { DRY_RUN: "true" }, { rate: 1 })
+    const { uid } = stand(server, "load-a", { status: { active: 1 } }).metadata
+    const terminated = (exitCode: number) => ({ terminated: { exitCode, finishedAt: timestamp(Date.now()) } })
+    /** The pod as it stands, and then as it stops. */
+    const tell = (metadata: object, main: object, mesh: object) =>
+      server.model.put({
+        kind: "Pod",
+        metadata: {
+          name: "q1",
+          uid: "q1",
+          labels: { "batch.kubernetes.io/job-name": "load-a" },
+          ownerReferences: [{ apiVersion: "batch/v1", kind: "Job", name: "load-a", uid, controller: true }],
+          finalizers: ["example.test/hold"],
+          ...metadata,
+        },
+        spec: { restartPolicy: "OnFailure", initContainers: [init("mesh", "Always")], containers: [init("main")] },
+        status: {
+          phase: "Running",
+          initContainerStatuses: [{ name: "mesh", restartCount: 1, state: mesh, lastState: terminated(3) }],
+          containerStatuses: [{ name: "main", state: main }],
+        },
+      })
+    const known = () => life.operator.cache.podsOf(uid)[0]
+    tell({}, { running: {} }, { running: {} })
+    await until("known", () => known())
+    const stop = { deletionTimestamp: timestamp(Date.now() + 30_000), deletionGracePeriodSeconds: 30 }
+    tell(stop, { running: {} }, { running: {} })
+    await until("told to stop", () => known()?.deleting)
+    tell(stop, terminated(143), terminated(143))
+    server.model.setStatus("jobs", "default", "load-a", failedAgo())
+    await until("failed", () => life.factsOf("FailureSeen", "load-a").length > 0)
+    expect(life.factsOf("FailureSeen", "load-a")[0]?.cause).toBe("exit:3")
+  })
+
   test("B09 a deadline is the cause, whether the Job or the pod tells it", async () => {
     const server = await serve()
     const jobs = [
