@@ -4323,6 +4323,7 @@ const PRUNE_MS = 86_400_000
 const MOST_WRITES = 5
 const MOST_WAITING_WRITES = 2_000
 
+const LIST_JOBS = "list batch/jobs"
 const WATCH_RIGHTS = { jobs: "watch batch/jobs", pods: "watch /pods" }
 
 const LONGEST_SLEEP_MS = 30_000
@@ -4843,9 +4844,11 @@ class Watcher {
     this.podWatches.set(namespace, watched)
     let pods: Promise<void> | undefined
     while (!stop.aborted) {
+      let right = LIST_JOBS
       try {
         await this.review(namespace)
         const resourceVersion = await this.listJobs(namespace)
+        right = WATCH_RIGHTS.jobs
         pods ??= this.listAndWatchPods(namespace, watched)
         const untilAt = later(clock.monotonic(), RELIST_MS)
         const from = { resourceVersion, untilAt, works: trouble.over, stop }
@@ -4856,7 +4859,7 @@ class Watcher {
         }
       } catch (error) {
         if (!stop.aborted) this.liveness.noteBroken(namespace)
-        this.permissions.noteDenied(namespace, WATCH_RIGHTS.jobs, error)
+        this.permissions.noteDenied(namespace, right, error)
         await trouble.wait(error, stop)
       }
     }
@@ -4869,7 +4872,8 @@ class Watcher {
     const list = await cluster.listJobs(namespace, "", keepJob, stop)
     this.liveness.noteEvent(namespace)
     // The Role has come since the review.
-    if (!this.permissions.may(namespace, "list batch/jobs")) await this.review(namespace, true)
+    if (!this.permissions.may(namespace, LIST_JOBS)) await this.review(namespace, true)
+    this.permissions.noteWorking(namespace, LIST_JOBS)
     await this.handler.onJobsListed(namespace, { ...list, since })
     return list.resourceVersion
   }

@@ -262,6 +262,14 @@ describe("Following a namespace", () => {
     await until("settings", () => written(SETTINGS_MAP).length > 0, 5_000)
   })
 
+  test("a server that refuses to list Jobs for a minute is watched again when it does not any more", async () => {
+    const server = await serve()
+    server.fault({ verb: "list", resource: "jobs" }, { status: 403 }, { times: 9 })
+    live(server)
+    await until("watched", () => callsOf(server, "watch", "jobs").length > 0)
+    expect(callsOf(server, "list", "jobs", ({ status }) => status === 200)).toHaveLength(1)
+  })
+
   test("where a review promised too much, it polls after seven 403 answers to each watch", async () => {
     const server = await serve()
     server.addUser("webhook", OLD_ROLE, { incomplete: true })
