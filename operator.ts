@@ -6263,13 +6263,6 @@ export const logSink =
     log(level, text, details)
   }
 
-/** Passes each fact to all sinks. */
-export const toAll =
-  (...sinks: Emit[]): Emit =>
-  (fact) => {
-    for (const emit of sinks) emit(fact)
-  }
-
 // ─────────────────────────────────────────────── 14 Main ────────────────────────────────────────────────
 
 const GRACE_MS = 20_000
@@ -6323,7 +6316,8 @@ export async function main(args: string[], env: Env): Promise<number> {
     const sinks = [logSink(log), metrics.observe]
     if (config.notifyUrl && !config.dryRun)
       sinks.push(notifier(config.notifyUrl, { clock: systemClock, kill: signals.kill }, log))
-    const world: World = { cluster, clock: systemClock, emit: toAll(...sinks), config, ...signals }
+    const emit: Emit = (fact) => sinks.forEach((sink) => void sink(fact))
+    const world: World = { cluster, clock: systemClock, emit, config, ...signals }
     const operator = new Operator(world)
     const isPortSet = rows.some(({ variable, from }) => variable === "HEALTH_PORT" && from !== "default")
     if (config.healthPort > 0 && (source.inCluster || isPortSet))

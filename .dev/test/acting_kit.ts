@@ -20,7 +20,6 @@ import {
   Operator,
   PREFIX,
   readSettings,
-  toAll,
 } from "../../operator.ts"
 import {
   type Action,
@@ -139,10 +138,9 @@ export function live(
   const record: Log = (level, text, details) => void said.push({ level, text, lines: details?.lines ?? [] })
   const sinks = [logSink(record), ...(metrics ? [metrics.observe] : [])]
   if (config.notifyUrl) sinks.push(notifier(config.notifyUrl, { clock, kill: kill.signal }, record))
-  const tell = toAll(...sinks)
   const emit = (fact: Fact) => {
     facts.push(fact)
-    tell(fact)
+    for (const sink of sinks) sink(fact)
   }
   if (process.env.SHOW)
     endings.push(() =>
