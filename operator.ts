@@ -292,6 +292,9 @@ const isLoopback = ({ hostname }: URL) => /^(localhost|\[::1\]|127\..*)$/.test(h
 
 // ────────────────────────────────────────────── 2 Settings ──────────────────────────────────────────────
 
+/** Environment variables. */
+export type Env = Record<string, string | undefined>
+
 /** `fallback`: "" for none. `parse`: throws what is allowed. `olderName`: the variable of the Python operator. */
 function setting<K extends string, T>(
   variable: string,
@@ -356,15 +359,13 @@ const LEVELS = {
   fatal: "fatal",
 } as const
 
-const FORMATS = { text: "text", json: "json" } as const
-
 /** All settings: the source of readSettings(), `--help`, and the tables in the log and in the README. */
 export const SETTINGS = [
   setting("LOG_LEVEL", "logLevel", "DEBUG", oneOf(LEVELS), {
     help: "TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR or CRITICAL",
     olderName: "LOGURU_LEVEL",
   }),
-  setting("LOG_FORMAT", "logFormat", "text", oneOf(FORMATS), {
+  setting("LOG_FORMAT", "logFormat", "text", oneOf({ text: "text", json: "json" } as const), {
     help: "`text` for people, `json` (one object per line) for log collectors",
   }),
   setting("NAMESPACE", "namespaces", "flickr-downloader", nameList(NAMESPACE_NAME, MOST_NAMESPACES), {
@@ -422,7 +423,7 @@ export class SettingsError extends Error {
 type SettingRow = { variable: string; value: string; from: string }
 
 /** Reads all settings. Throws a SettingsError with every mistake at once. */
-export function readSettings(env: Record<string, string | undefined>) {
+export function readSettings(env: Env) {
   const values: { [K in keyof Config]?: unknown } = {}
   const rows: SettingRow[] = []
   const mistakes: string[] = []
@@ -2408,8 +2409,6 @@ export function eventTextOf(fact: Fact): { level: LogLevel; reason: string; text
 // ───────────────────────────────────────────── 8 Kubeconfig ─────────────────────────────────────────────
 
 export const SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
-
-export type Env = Record<string, string | undefined>
 
 const NEVER = new AbortController().signal
 
