@@ -4995,7 +4995,9 @@ class BackgroundWrites {
   add(namespace: string, right: string, what: string, work: () => Promise<unknown>): void {
     if (!this.isAllowed(namespace, right)) return
     const report = (why: string) => {
-      if (this.isNew(`${namespace} ${what} ${why}`)) this.world.emit({ kind: "WriteFailed", namespace, what, why })
+      // The server names the object in quotes.
+      if (this.isNew(`${namespace} ${what} ${why.replace(/"[^"]*"/, "")}`))
+        this.world.emit({ kind: "WriteFailed", namespace, what, why })
     }
     if (this.waiting.length + this.postponed >= MOST_WAITING_WRITES)
       return report(`${MOST_WAITING_WRITES} others wait already`)

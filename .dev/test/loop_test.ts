@@ -1135,22 +1135,26 @@ describe("The history", () => {
   })
 
   test.each([
-    ["a quota", "configmaps is forbidden: exceeded quota", 7],
-    ["a policy", "denied", 7],
+    ["a quota", (name: string) => `configmaps "${name}" is forbidden: exceeded quota`, 7],
+    ["a policy", () => "denied", 7],
   ])(
     "%s that rejects records is reported once for all failures, after half a minute of tries",
     async (_, message, tries) => {
       const server = await serve()
-      server.fault(writes, { status: 403, message }, { times: 999 })
+      for (const name of ["load-a", "load-b"]) {
+        const when = (call: Call) => writes.when!(call) && bodyName(call).startsWith(name)
+        server.fault({ ...writes, when }, { status: 403, message: message(name) }, { times: 999 })
+      }
       const life = live(server, {}, { rate: 200 })
       const jobs = [stand(server, "load-a"), stand(server, "load-b")]
       await backOnce(server, [life], jobs)
       await until("said", () => life.said.some(({ text }) => /not recorded/.test(text)))
       await until("tried", () => callsOf(server, "create", "configmaps", writes.when).length === 2 * tries)
       await afterLaterEvent(server, life)
-      expect(
-        life.said.filter(({ text }) => text.includes("not recorded")).map(({ level, text }) => [level, text]),
-      ).toEqual([["warning", `default: a failure is not recorded: 403 Forbidden: ${message}`]])
+      const failed = life.factsOf("WriteFailed").filter(({ what }) => what === "a failure is not recorded")
+      expect(failed.map(({ why }) => why)).toEqual([
+        expect.stringMatching(/^403 Forbidden: (configmaps "load-|denied)/),
+      ])
     },
   )
 
