@@ -4330,6 +4330,11 @@ const LONGEST_SLEEP_MS = 30_000
 /** Four times the longest sleep. */
 const STUCK_MS = 120_000
 
+/** A look waits so long for the list of pods from which they are watched. */
+const PODS_LISTED_MS = 10_000
+/** What a look that is under way, and one that waits, take at most. */
+const LONGEST_LOOKS_MS = 2 * (PODS_LISTED_MS + EVIDENCE_LIMIT_MS)
+
 /** All pods of Jobs, except those of Jobs with a selector of their own. */
 const POD_SELECTOR = "batch.kubernetes.io/job-name"
 
@@ -4914,8 +4919,7 @@ class Watcher {
   async untilPodsListed(namespace: string): Promise<void> {
     const { clock, stop } = this.world
     const listed = this.podWatches.get(namespace)?.listed.signal
-    if (listed && this.permissions.may(namespace, WATCH_RIGHTS.pods))
-      await clock.sleep(EVIDENCE_LIMIT_MS / 2, stop, listed)
+    if (listed && this.permissions.may(namespace, WATCH_RIGHTS.pods)) await clock.sleep(PODS_LISTED_MS, stop, listed)
   }
 
   /**
@@ -5686,13 +5690,12 @@ export class Operator implements WatchHandler {
     const { view } = entry
     const { config } = this.world
     const { ttlMs = Number.POSITIVE_INFINITY, failedAt = 0 } = view
-    // A look that is under way, and one that waits, take as long as that.
-    if (intent || config.dryRun || ttlMs >= 2 * EVIDENCE_LIMIT_MS) return
+    if (intent || config.dryRun || ttlMs >= LONGEST_LOOKS_MS) return
     const now = nowOf(this.world)
     const protectAt = failedAt + Math.min(1_500, ttlMs / 2)
     if (now < protectAt) return this.enqueue(view.key, protectAt)
     // Not before its cause is known: that may forbid the restart.
-    const dueAt = Math.max(failedAt + longestWaitMs(view, config), now + 2 * EVIDENCE_LIMIT_MS)
+    const dueAt = Math.max(failedAt + longestWaitMs(view, config), now + LONGEST_LOOKS_MS)
     const decision: Decision = { do: "wait", dueAt, because: "its cause is not known yet" }
     const wish = (job: Job): Wish => {
       const known = rulesOf(this.world).wishFor(job, UNKNOWN, config, nowOf(this.world))

@@ -602,10 +602,14 @@ describe("Following a namespace", () => {
     expect(callsOf(server, "get")).toEqual([])
   })
 
-  /** A Job with a TTL shorter than a look at its pods may take; its log comes late. */
-  async function expiring(settings: Record<string, string>, ttlSecondsAfterFinished: number) {
+  /** A Job with a TTL shorter than a look at its pods may take; its log, or something else, comes late. */
+  async function expiring(
+    settings: Record<string, string>,
+    ttlSecondsAfterFinished: number,
+    late: Match = { subresource: "log" },
+  ) {
     const server = await serve()
-    server.fault({ subresource: "log" }, { delayMs: 1_000 }, { times: 99 })
+    server.fault(late, { delayMs: 1_000 }, { times: 99 })
     const job = stand(server, "load-a", { spec: { ttlSecondsAfterFinished }, status: failedAgo(0) })
     standPod(server, job, "q1", { phase: "Failed", containerStatuses: [ended("main", 3)] })
     return { server, life: live(server, settings, { rate: 10 }) }
@@ -620,6 +624,12 @@ describe("Following a namespace", () => {
       expect(deletions(server, "load-a")).toEqual([])
     },
   )
+
+  test("an intent protects a Job from its TTL before its cause is known, as long as looks at its pods may take", async () => {
+    const { server, life } = await expiring({ RESTART_DELAY: "600" }, 55, { verb: "list", resource: "pods" })
+    await until("an intent", () => intents(server).length === 1)
+    expect(life.factsOf("FailureSeen", "load-a")).toEqual([])
+  })
 
   test("after a rejection an intent is not replaced before the next try, whatever is told of it", async () => {
     const { server, life } = await expiring({ RESTART_DELAY: "30" }, 19)
