@@ -2255,7 +2255,7 @@ export type Fact =
   | { kind: "EvidenceUnavailable"; job: JobName; why: string }
   | { kind: "NotUnderstood"; job: JobName; why: string }
   | { kind: "JobMissing"; job: JobName }
-  | { kind: "NamespaceEmpty"; namespace: string; isMissing: boolean }
+  | { kind: "NamespaceEmpty"; namespace: string }
   | { kind: "PermissionsReviewed"; namespace: string; missing: string[]; isEssential: boolean }
   | { kind: "WriteFailed"; namespace: string; what: string; why: string }
   | { kind: "Retrying"; what: string; job: JobName | undefined; why: string; retryMs: number; isAlarm: boolean }
@@ -2333,10 +2333,8 @@ const REPORTS: { [K in Fact["kind"]]: (fact: Extract<Fact, { kind: K }>) => Repo
   EvidenceUnavailable: ({ why }) => report("warning", `its pods cannot be inspected: ${why}`),
   NotUnderstood: ({ why }) => report("error", `cannot be understood: ${why}`),
   JobMissing: () => report("warning", "there is no such Job yet; it is watched as soon as it appears"),
-  NamespaceEmpty: ({ namespace, isMissing }) => {
-    const what = isMissing ? "does not exist" : "has no Jobs yet"
-    return report("warning", `namespace ${namespace} ${what}; if that is wrong, see NAMESPACE`)
-  },
+  NamespaceEmpty: ({ namespace }) =>
+    report("warning", `namespace ${namespace} has no Jobs yet, or does not exist; if that is wrong, see NAMESPACE`),
   PermissionsReviewed: ({ namespace, missing, isEssential }) => {
     if (missing.length === 0) return report("debug", `${namespace}: the Role allows everything that is needed`)
     const lack = `the Role lacks ${missing.length} rules, or the namespace is missing`
@@ -2951,9 +2949,6 @@ export const RIGHTS: Record<string, string> = {
   "patch /configmaps": "the commands do not know of changed settings",
 }
 
-/** Not in the Role, but used if granted: distinguishes a wrong namespace from an empty one. */
-const NAMESPACE_RIGHT = "get /namespaces"
-
 /** The status of a SelfSubjectRulesReview. */
 export type Rules = { incomplete: boolean; resourceRules: ResourceRule[] }
 type ResourceRule = { verbs: string[]; apiGroups?: string[]; resources?: string[]; resourceNames?: string[] }
@@ -2965,7 +2960,7 @@ export function allowed({ incomplete, resourceRules }: Rules): Set<string> {
     const [, verb, group, resource] = /^(\w+) (\w*)\/(.*)$/.exec(right) ?? []
     return resourceRules.some((r) => has(r.verbs, verb) && has(r.apiGroups, group) && has(r.resources, resource))
   }
-  return new Set([...Object.keys(RIGHTS), NAMESPACE_RIGHT].filter((right) => incomplete || allows(right)))
+  return new Set(Object.keys(RIGHTS).filter((right) => incomplete || allows(right)))
 }
 
 /** An error that the API server answered, a v1 Status. Branch on `status` and `reason`, never on the message. */
@@ -3081,12 +3076,6 @@ class ApiServer {
     const path = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
     const { status } = await this.send<{ status: Rules }>("POST", path, signal, { body })
     return { incomplete: status.incomplete, resourceRules: status.resourceRules ?? [] }
-  }
-
-  /** Undefined if that is not known, for example if the Role does not allow to ask. */
-  async namespaceExists(namespace: string, signal: AbortSignal): Promise<boolean | undefined> {
-    const look = this.send("GET", `/api/v1/namespaces/${encodeURIComponent(namespace)}`, signal)
-    return look.then(() => true).catch((error) => (isReason(error, "NotFound") ? false : undefined))
   }
 
   /** Reads from the store, not from a cache, page by page. Only what `keep` returns stays in memory. */
@@ -4809,7 +4798,7 @@ type ListedJobs = Listed<KeptJob> & { since: number }
 
 /** Hears what a Watcher is told. */
 interface WatchHandler {
-  onJobsListed(namespace: string, list: ListedJobs): Promise<void>
+  onJobsListed(namespace: string, list: ListedJobs): void
   onJobEvent(type: WatchEventType, job: Job): void
   onPodsListed(namespace: string, pods: PodView[]): void
   onPodEvent(type: WatchEventType, namespace: string, pod: PodView): void
@@ -4878,7 +4867,7 @@ class Watcher {
     // The Role has come since the review.
     if (!this.permissions.may(namespace, LIST_JOBS)) await this.review(namespace, true)
     this.permissions.noteWorking(namespace, LIST_JOBS)
-    await this.handler.onJobsListed(namespace, { ...list, since })
+    this.handler.onJobsListed(namespace, { ...list, since })
     return list.resourceVersion
   }
 
@@ -5372,10 +5361,10 @@ export class Operator implements WatchHandler {
 
   // Cache.
 
-  async onJobsListed(namespace: string, list: ListedJobs): Promise<void> {
+  onJobsListed(namespace: string, list: ListedJobs): void {
     const isFirst = !this.listedVersion.has(namespace)
     this.replaceCache(namespace, list)
-    if (isFirst) await this.reportMissing(namespace, list.items)
+    if (isFirst) this.reportMissing(namespace, list.items)
     this.recorder.tidyUp(namespace, list.items)
   }
 
@@ -5940,18 +5929,15 @@ export class Operator implements WatchHandler {
   }
 
   /** A configured name that does not exist is reported once: a typo would otherwise go unnoticed. */
-  private async reportMissing(namespace: string, items: KeptJob[]): Promise<void> {
-    const { cluster, config, stop } = this.world
+  private reportMissing(namespace: string, items: KeptJob[]): void {
+    const { config } = this.world
     const existing = new Set(items.map(({ view }) => view.key))
     for (const key of config.jobNames ?? []) {
       if (!key.startsWith(`${namespace}/`) || existing.has(key)) continue
       const name = key.slice(namespace.length + 1)
       this.reporter.emit({ kind: "JobMissing", job: { key, namespace, name, uid: "" } })
     }
-    if (items.length > 0) return
-    const isReadable = this.permissions.may(namespace, NAMESPACE_RIGHT)
-    const exists = isReadable ? await cluster.namespaceExists(namespace, stop) : undefined
-    this.reporter.emit({ kind: "NamespaceEmpty", namespace, isMissing: exists === false })
+    if (items.length === 0) this.reporter.emit({ kind: "NamespaceEmpty", namespace })
   }
 
   /**

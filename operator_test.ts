@@ -3533,7 +3533,7 @@ describe("7 Facts", () => {
     EvidenceUnavailable: [{ kind: "EvidenceUnavailable", job, why: "403" }, undefined],
     NotUnderstood: [{ kind: "NotUnderstood", job, why: "no metadata" }, undefined],
     JobMissing: [{ kind: "JobMissing", job }, undefined],
-    NamespaceEmpty: [{ kind: "NamespaceEmpty", namespace: "batch-a", isMissing: true }, undefined],
+    NamespaceEmpty: [{ kind: "NamespaceEmpty", namespace: "batch-a" }, undefined],
     PermissionsReviewed: [
       { kind: "PermissionsReviewed", namespace: "batch-a", missing: ["x: y"], isEssential: false },
       undefined,

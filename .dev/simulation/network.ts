@@ -172,7 +172,6 @@ export class Network {
         const request = { verb: "create", resource: "selfsubjectrulesreviews", body: { spec: { namespace } } } as const
         return (await send<{ status: operator.Rules }>("other", request, "", signal)).status
       },
-      namespaceExists: async () => true,
       ...this.jobVerbs(),
       listPods: (_, selector, keep, signal) => this.list("listPods", "pods", selector, keep, "", signal),
       findPod: async (_, name, signal) => {
