@@ -2037,7 +2037,14 @@ function editOf({ rejectedEdit }: Observation, intent: Intent, job: Job): Step |
   // From a Job that is being deleted, their controllers take the finalizers off.
   const finalizers = intent.replacement.metadata?.finalizers ?? []
   const live = { ...job, metadata: { ...job.metadata, finalizers } }
-  return writeStep({ live, additions: intent.additions, dueAt: intent.dueAt }, true)
+  // What a person asks for meanwhile, this restart does.
+  const asked = own(viewJob(job), "restart-now")
+  const annotations = {
+    ...intent.additions.annotations,
+    ...(asked !== undefined && { [`${PREFIX}restart-now-done`]: asked }),
+  }
+  const additions = { ...intent.additions, annotations }
+  return writeStep({ live, additions, dueAt: intent.dueAt }, true)
 }
 
 /**

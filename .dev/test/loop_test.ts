@@ -668,6 +668,21 @@ describe("Following a namespace", () => {
     await until("back", () => server.model.job("default", "load-a"))
   })
 
+  test("what a person asks for while the Job goes is done by the restart under way, and not once more", async () => {
+    const server = await serve()
+    const job = stand(server, "held", HELD)
+    const life = live(server)
+    await terminating(server, job)
+    person(server, "patch", "held", { metadata: { annotations: { [`${PREFIX}restart-now`]: "1" } } })
+    await until("taken", () => life.factsOf("EditTaken", "held").length > 0)
+    release(server, "held")
+    await until("back", () => isBack(server, job))
+    expect(current(server, job)?.metadata.annotations).toMatchObject({
+      [`${PREFIX}restart-now`]: "1",
+      [`${PREFIX}restart-now-done`]: "1",
+    })
+  })
+
   test("a restart under way that an edit's waiting intent stands beside is taken up at once", async () => {
     const server = await serve()
     const job = stand(server, "held", HELD)
