@@ -36,8 +36,6 @@ const SELECTORS = { jobs: "", configmaps: `${operator.RECORD}=failure` }
 
 type Resource = keyof typeof SELECTORS
 
-const RESOURCES = Object.keys(SELECTORS) as Resource[]
-
 /** What is kept of an object, by the Job that it tells of. */
 type Sighting = { key: string; id: string; job?: Job; intent?: Intent; past?: PastFailure }
 
@@ -86,10 +84,11 @@ class Inventory {
   /** What the cluster answered to restarts that are overdue, as the operator's Events quote it, by uid. */
   private readonly rejections = new Map<string, string>()
 
-  /** Its Jobs are shown whatever is selected. */
-  isNamed = false
-
-  constructor(protected readonly world: World) {}
+  /** `isNamed`: its Jobs are shown whatever is selected. */
+  constructor(
+    protected readonly world: World,
+    private readonly isNamed = false,
+  ) {}
 
   /** Lists a namespace, in place of what was known of it; returns the version to watch from. */
   async list(namespace: string, resource: Resource, selector = SELECTORS[resource]): Promise<string> {
@@ -135,9 +134,7 @@ class Inventory {
     this.changed.add(key)
   }
 
-  entryOf(key: string): Entry {
-    return this.entries.get(key) ?? new Entry()
-  }
+  entryOf = (key: string) => this.entries.get(key) ?? new Entry()
 
   statuses(): Status[] {
     return [...this.entries.keys()].sort().flatMap((key) => this.statusOf(key) ?? [])
@@ -238,9 +235,8 @@ function decisionOf({ name, dueAt }: Intent, now: number): operator.Decision {
 }
 
 /** What a record holds; undefined if it is gone. */
-async function loadRecord({ cluster, kill }: World, { namespace, name }: PastFailure) {
-  return operator.readRecord((await cluster.getConfigMap(namespace, name, kill)) ?? {})
-}
+const loadRecord = async ({ cluster, kill }: World, { namespace, name }: PastFailure) =>
+  operator.readRecord((await cluster.getConfigMap(namespace, name, kill)) ?? {})
 
 /** What was observed of a failure: from its record, else from the pods that are left. */
 async function findEvidence(world: World, view: JobView, entry: Entry): Promise<Evidence> {
@@ -251,9 +247,8 @@ async function findEvidence(world: World, view: JobView, entry: Entry): Promise<
 
 /** The status of every selected Job, or of one, whatever is selected; failures explained, and rejections read. */
 async function loadStatuses(world: World, only?: JobName): Promise<Status[]> {
-  const inventory = new Inventory(world)
-  inventory.isNamed = only !== undefined
-  await (only ? inventory.read(only) : inventory.listAll(...RESOURCES))
+  const inventory = new Inventory(world, only !== undefined)
+  await (only ? inventory.read(only) : inventory.listAll("jobs", "configmaps"))
   for (const key of inventory.entries.keys()) await inventory.explain(key)
   await inventory.loadRejections()
   world.stop.throwIfAborted()
@@ -283,8 +278,7 @@ async function status({ world, from }: CommandContext): Promise<Result> {
   ])
   const head = ["JOB", "STATE", "NEXT RESTART", "CAUSE", "IN A ROW", "LAST FAILURE", "WHY"]
   reportToStderr("info", `settings ${from}`)
-  const json = { settings: from, now: operator.instantText(now), jobs }
-  return { json, rows: [head, ...rows], stateColumn: head.indexOf("STATE") }
+  return { json: { settings: from, now: operator.instantText(now), jobs }, rows: [head, ...rows], stateColumn: 1 }
 }
 
 async function history({ world, names }: CommandContext): Promise<Result> {
@@ -324,7 +318,7 @@ async function explain({ world, names, from }: CommandContext): Promise<Result> 
   const [facts] = await loadStatuses(world, job)
   if (!facts) throw new CommandError(`there is no Job ${job.key}`)
   const failure = facts.lastFailureAt
-    ? `${facts.cause} at ${operator.instantText(facts.lastFailureAt)}, ${facts.failuresInRow} in a row`
+    ? `${facts.cause ?? "unknown"} at ${operator.instantText(facts.lastFailureAt)}, ${facts.failuresInRow} in a row`
     : "none is known"
   const due = dueText(facts.nextRestartAt, nowOf(world))
   const blocks = {
@@ -399,19 +393,15 @@ async function planRestart(world: World, job: JobName): Promise<RestartPlan | { 
 }
 
 async function runRestart(world: World, { job, run }: RestartPlan) {
-  try {
-    const outcome = await run()
-    if (outcome.result === "restarted") {
-      const text = "restarted, for a person asked for it"
-      const event = operator.eventFor({ ...job, uid: outcome.uid }, "info", "Restarted", text, nowOf(world))
-      await world.cluster.createEvent(job.namespace, event, world.kill).catch(() => {})
-    }
-    const hint = outcome.result === "interrupted" ? "its intent stays: an operator goes on, or this command" : ""
-    const details = "uid" in outcome ? `new uid ${outcome.uid}` : "error" in outcome ? messageOf(outcome.error) : hint
-    return { job: job.key, result: outcome.result, details }
-  } catch (error) {
-    return { job: job.key, result: "fault", details: messageOf(error) }
+  const outcome = await run().catch((error: unknown) => ({ result: "fault" as const, error }))
+  if (outcome.result === "restarted") {
+    const text = "restarted, for a person asked for it"
+    const event = operator.eventFor({ ...job, uid: outcome.uid }, "info", "Restarted", text, nowOf(world))
+    await world.cluster.createEvent(job.namespace, event, world.kill).catch(() => {})
   }
+  const hint = outcome.result === "interrupted" ? "its intent stays: an operator goes on, or this command" : ""
+  const details = "uid" in outcome ? `new uid ${outcome.uid}` : "error" in outcome ? messageOf(outcome.error) : hint
+  return { job: job.key, result: outcome.result, details }
 }
 
 /** The failure, recorded if no operator has done so: the Job's pods go with it. */
@@ -452,7 +442,7 @@ export class Dashboard extends Inventory {
     const { namespaces } = this.world.config
     const start = (namespace: string, resource: Resource) =>
       new Promise<void>((ready) => void this.listAndWatch(namespace, resource, ready))
-    await Promise.all(namespaces.flatMap((namespace) => RESOURCES.map((resource) => start(namespace, resource))))
+    await Promise.all(namespaces.flatMap((one) => [start(one, "jobs"), start(one, "configmaps")]))
     // A burst of changes is sent as one.
     setInterval(() => this.changed.size > 0 && this.send(), 100).unref()
     void this.beat()
@@ -464,32 +454,33 @@ export class Dashboard extends Inventory {
     const start = (controller: ReadableStreamDefaultController<string>) => {
       page = controller
       this.pages.add(page)
-      this.sendAll()
+      page.enqueue(this.eventOf([...this.entries.keys()], true))
+      this.look(this.entries.keys())
     }
     return new ReadableStream({ start, cancel: () => void this.pages.delete(page) })
   }
 
-  private sendAll(): void {
-    for (const key of this.entries.keys()) this.changed.add(key)
-    this.send()
-  }
-
   private send(): void {
-    if (this.pages.size === 0) return this.changed.clear()
-    const { cluster, config } = this.world
     const keys = [...this.changed]
     this.changed.clear()
+    if (this.pages.size === 0) return
+    const event = this.eventOf(keys, false)
+    for (const page of this.pages) page.enqueue(event)
+    this.look(keys)
+  }
+
+  private eventOf(keys: string[], areAll: boolean): string {
+    const { cluster, config } = this.world
     const facts = {
       now: nowOf(this.world),
       address: cluster.address,
       namespaces: config.namespaces,
       settings: [this.context.from, ...operator.settingsLines(config)],
       problems: Object.fromEntries(this.problems),
+      areAll,
       lanes: Object.fromEntries(keys.map((key) => [key, this.statusOf(key) ?? null])),
     }
-    const event = `data: ${JSON.stringify(facts, masked)}\n\n`
-    for (const page of this.pages) page.enqueue(event)
-    this.look(keys)
+    return `data: ${JSON.stringify(facts, masked)}\n\n`
   }
 
   /** One by one: many lists of pods at once would load the API server. What fails is tried at the next beat. */
@@ -535,7 +526,7 @@ export class Dashboard extends Inventory {
       const isAnswer = error instanceof SettingsError || error instanceof ApiError
       this.report("settings", isAnswer ? error : undefined)
       this.report("API server", isAnswer ? undefined : error)
-      if (!error) await this.loadRejections()
+      if (!error) void this.loadRejections()
       this.look(this.entries.keys())
     }
   }
@@ -546,7 +537,7 @@ export class Dashboard extends Inventory {
     if (from === this.context.from) return
     this.context.from = from
     this.world.config = { ...config, namespaces: this.world.config.namespaces }
-    this.sendAll()
+    for (const key of this.entries.keys()) this.changed.add(key)
   }
 
   /** The evidence of one failure: from its record or, without a name, from the pods that are left. */
@@ -666,12 +657,12 @@ class Site {
     return reply("", {}, ["/", "/events", "/failure", "/action"].includes(pathname) ? 405 : 404)
   }
 
-  /** Not DNS rebinding, nor a form or script of another site. */
+  /** Not DNS rebinding, nor a form or script of another site. Port 80 is in no Host and no Origin. */
   private isFromHere({ method, headers }: Request): boolean {
     const host = headers.get("host") ?? ""
     const origin = headers.get("origin") ?? (method === "GET" ? `http://${host}` : "")
-    const isLoopback = ["127.0.0.1", "[::1]", "localhost"].some((name) => host === `${name}:${this.port}`)
-    return isLoopback && origin === `http://${host}`
+    const hosts = ["127.0.0.1", "[::1]", "localhost"].map((name) => new URL(`http://${name}:${this.port}`).host)
+    return hosts.includes(host) && origin === `http://${host}`
   }
 
   private isKnown(secret: string): boolean {
@@ -683,7 +674,7 @@ class Site {
   private async act(request: Request): Promise<Response> {
     // A form of another site cannot send JSON.
     if (request.headers.get("content-type") !== "application/json") return reply("", {}, 403)
-    const action = this.dashboard.act((await request.json()) as Record<string, unknown>)
+    const action = request.json().then((wish) => this.dashboard.act({ ...(wish as object) }))
     this.acting = Promise.allSettled([this.acting, action])
     return replyJson(action, 409)
   }
@@ -747,6 +738,7 @@ function readCommandLine(args: string[]) {
       !command && `there is no command ${name}; there are ${Object.keys(COMMANDS).join(", ")}`,
       ...foreign.map((option) => `--${option} goes with ${OWN[option]}`),
       command && (names.length < least || names.length > most) && `write ${`${name} ${command.jobs}`.trim()}`,
+      /[^a-z0-9-]/.test(options.namespace ?? "") && "-n is the name of one namespace",
       !/^(table|json)$/.test(options.output ?? "table") && "-o is table or json",
       !(Number(/^\d+$/.exec(options.port ?? "0")?.[0]) <= 65_535) && "--port is a number from 0 (any free) to 65535",
     ].filter(Boolean)
@@ -795,7 +787,7 @@ async function confirm(question: string, signal: AbortSignal): Promise<boolean> 
   return /^y(es)?$/i.test((await reader.question(`${operator.safe(question)} [y/N] `, { signal })).trim())
 }
 
-const COLORS = { given_up: "red", waiting: "yellow", restarting: "cyan", succeeded: "green" } as const
+const COLORS = { given_up: "red", rejected: "red", waiting: "yellow", restarting: "cyan", succeeded: "green" } as const
 
 /** Prints results: on a terminal with a colour for each state, unless NO_COLOR is set. */
 async function printResult({ json, rows, stateColumn = -1 }: Result, options: CommandContext["options"]) {

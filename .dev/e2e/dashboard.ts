@@ -123,6 +123,7 @@ const page = () =>
     await changes(ns, check, dashboard)
     await actions(ns, check, dashboard)
     await views(ns, check, dashboard)
+    await reading(ns, check, dashboard)
     await looks(ns, check, dashboard)
     await access(check, dashboard)
   })
@@ -248,6 +249,8 @@ async function views(ns: Namespace, check: Check, { page, context, seen }: Dashb
     await choose("cause", "")
     await page.locator("[name=name]").fill(ns.name)
     await until("none: no name that is shown has the namespace", async () => (await shown(page)).length === 0)
+    await page.locator("[name=name]").fill("Alice ")
+    await until("one name, as a phone writes it", async () => (await shown(page)).join() === "alice")
     await page.locator("[name=name]").fill("")
     await until("all again", async () => (await shown(page)).length === 5)
   })
@@ -276,6 +279,62 @@ async function views(ns: Namespace, check: Check, { page, context, seen }: Dashb
       const after = await page.evaluate(place)
       need(before && after === before, `it was on ${before}, and is on ${after}`)
     }
+  })
+}
+
+/** What a page that is read for long must not disturb. */
+async function reading(ns: Namespace, check: Check, { page, context, seen, text }: Dashboard): Promise<void> {
+  await check("while nothing changes nothing is read out again, and a selection stays", async () => {
+    await page.locator("[name=name]").fill("none of them")
+    await until("none", async () => page.locator("#empty a").isVisible())
+    await page.evaluate(`{
+      window.changes = 0
+      const observer = new MutationObserver((records) => (changes += records.length))
+      for (const id of ["live", "banner", "empty", "foot"]) observer.observe(document.getElementById(id), { childList: true })
+    }`)
+    await Bun.sleep(12_000)
+    need((await page.evaluate("changes")) === 0, `${await page.evaluate("changes")} changes`)
+    await page.locator("[name=name]").fill("")
+  })
+  await check(
+    "a log stays where it was scrolled to while its Job changes, and so does the list behind it",
+    async () => {
+      await page.setViewportSize({ width: 1280, height: 300 })
+      await page.evaluate("scrollTo(0, 60)")
+      await row(page, ns, "alice").locator("a").click()
+      await until("the log", async () => (await text("#panel")).includes("the last word"))
+      await page.evaluate(`{
+      window.listAt = scrollY
+      window.log = document.querySelector("#panel details[open] pre")
+      log.style.height = "3rem"
+      log.scrollTop = 9
+    }`)
+      const patch = { metadata: { annotations: { [`${prefix}group`]: "read" } } }
+      await must("PATCH", ns.path("jobs", "alice"), patch)
+      await until("the annotation", async () => (await text("#details")).includes("group=read"))
+      need(await page.evaluate("log.isConnected && log.scrollTop === 9"), "the log was drawn anew")
+      await page.keyboard.press("Escape")
+      await page.locator("#panel").waitFor({ state: "hidden" })
+      need(await page.evaluate("listAt > 0 && scrollY === listAt"), "the list has moved")
+      await page.setViewportSize({ width: 1280, height: 800 })
+    },
+  )
+  await check("more tabs than a browser has connections to a host, of which one is seen, are all live", async () => {
+    const setHidden = (tab: Page, isHidden: boolean) =>
+      tab.evaluate(`Object.defineProperty(document, "hidden", { value: ${isHidden}, configurable: true })
+        document.dispatchEvent(new Event("visibilitychange", { bubbles: true }))`)
+    const tabs: Page[] = []
+    for (let i = 0; i < 7; i++) {
+      await setHidden(tabs.at(-1) ?? page, true)
+      tabs.push(await newPage(context, seen))
+      await tabs.at(-1)!.goto(new URL(page.url()).origin, { timeout: 20_000 })
+      await row(tabs.at(-1)!, ns, "alice").waitFor()
+    }
+    for (const tab of tabs) await tab.close()
+    await setHidden(page, false)
+    await ns.create("jobs", failingJob({ name: "heidi", labels }))
+    await becomes(page, ns, "heidi", "waiting")
+    need((await text("#live")) === "Live" && !(await page.locator("#banner").isVisible()), await text("#banner"))
   })
 }
 

@@ -160,6 +160,7 @@ describe("status", () => {
       } as unknown as Parameters<typeof server.model.put>[0])
     const { json } = await command(server, "status -o json")
     expect(json().jobs).toMatchObject([{ state: "rejected", why: "now" }])
+    expect((await onTerminal(server, "status", 80)).screen).toContain("\u001b[31mload-a")
   })
 
   test("without an operator's settings goes by the environment's, else by the defaults, for every Job, and says so", async () => {
@@ -594,6 +595,7 @@ describe("The command line", () => {
     ["status -o yaml", /-o is table or json/],
     ["status --yes", /--yes goes with restart/],
     ["status --port 1", /--port goes with dashboard/],
+    ["status -n a,b", /-n is the name of one namespace/],
     ["restart -n", /'-n, --namespace <value>' argument missing/],
     ["restart", /write restart JOB\.\.\./],
     ["explain", /write explain JOB/],

@@ -46,6 +46,7 @@ type Lane = {
 }
 type Message = {
   settings: string[]
+  areAll: boolean
   lanes: Record<string, Lane | null>
   problems: Record<string, string>
 }
@@ -283,6 +284,12 @@ describe("Access", () => {
     await expect(dashboard(server, { options: ["--port", address.port] })).rejects.toThrow(`port ${address.port}`)
   })
 
+  // Only root may listen on it.
+  test.if(process.getuid?.() === 0)("at port 80, which no browser writes into a Host, it answers as well", async () => {
+    const { address, get } = await dashboard(await serve(), { options: ["--port", "80"] })
+    expect([address.host, (await get("/")).status]).toEqual(["127.0.0.1", 200])
+  })
+
   test("the token is in no log, and SIGTERM ends it with exit code 0", async () => {
     const { child, address, page } = await dashboard(await serve())
     await page()
@@ -469,6 +476,20 @@ describe("What it shows", () => {
     await server.start()
     await until("back", () => Object.keys(page.problems).length === 0)
     await until("what is new", () => page.lanes.has("default/load-b"))
+  })
+
+  test("a page that is opened is told everything, and the others nothing of it", async () => {
+    const server = await serve()
+    for (const name of ["load-a", "load-b"]) stand(server, name, { status: { active: 1 } })
+    const { get, page } = await dashboard(server)
+    const first = await page()
+    await until("its first two reports", () => first.messages.length > 2)
+    const second = await follow((await get("/events")).body!)
+    expect(second.messages[0]).toMatchObject({ areAll: true, lanes: { "default/load-a": {}, "default/load-b": {} } })
+    fail(server, "load-a")
+    await until("failed", () => second.lanes.get("default/load-a")?.state === "waiting")
+    for (const { areAll, lanes } of first.messages.slice(1))
+      expect([areAll, Object.keys(lanes).filter((job) => job !== "default/load-a")]).toEqual([false, []])
   })
 
   test("where no page is open nothing waits to be sent", async () => {
@@ -668,6 +689,15 @@ describe("What it does", () => {
     const answer = await post("/action", { action, ...body })
     expect([answer.status, await answer.json()]).toEqual([409, { error: expect.stringMatching(words) }])
     expect(server.calls.filter(({ verb }) => ["create", "patch", "delete"].includes(verb))).toEqual([])
+  })
+
+  test("an action that is no JSON, or no object, is rejected", async () => {
+    const { origin, cookie } = await dashboard(await serve())
+    for (const body of ["{", "null", "7"]) {
+      const headers = { cookie, origin, "content-type": "application/json" }
+      const answer = await fetch(`${origin}/action`, { method: "POST", headers, body })
+      expect([body, answer.status, answer.headers.get("cache-control")]).toEqual([body, 409, "no-store"])
+    }
   })
 
   test("a rejection of the API server is told in its words, and the Job stays", async () => {
