@@ -492,6 +492,20 @@ describe("What it shows", () => {
       expect([areAll, Object.keys(lanes).filter((job) => job !== "default/load-a")]).toEqual([false, []])
   })
 
+  test("a page that reads no more is cut off, so that nothing piles up for it, and the others go on", async () => {
+    const server = await serve()
+    stand(server, "load-a", { status: { active: 1 } })
+    const { dashboard, lanes } = await hurriedPage(server)
+    const stalled = dashboard.events().getReader()
+    for (let n = 0; n < 110; n++) {
+      dashboard.changed.add("default/load-a")
+      await until("sent", () => dashboard.changed.size === 0)
+    }
+    await expect(stalled.read()).rejects.toThrow("does not read")
+    fail(server, "load-a")
+    await until("failed", () => lanes.get("default/load-a")?.state === "waiting")
+  }, 60_000)
+
   test("where no page is open nothing waits to be sent", async () => {
     const server = await serve()
     const { dashboard } = hurriedDashboard(server)
