@@ -9,6 +9,8 @@
  *   1 Text · 2 Settings · 3 Observed state · 4 Policy · 5 Replacement and intent · 6 Records · 7 Facts ·
  *   8 Kubeconfig · 9 API client · 10 Restart · 11 Controller · 12 Operator ·
  *   13 Log, health and notifications · 14 Main
+ * An event goes from Watcher to EventHandler, which keeps it in the Cache and adds its Job to the Workqueue; from there
+ * Reconciler decides on the Job, and Restarts runs a RestartRun for it.
  * Chapters 2 to 7 are pure: `now` is handed down, and only `systemClock` reads the time. `…At` and `…Since` are
  * instants: epoch ms, or ms of the monotonic clock where their type is Monotonic. `…Ms` are durations.
  */
@@ -4617,26 +4619,17 @@ export class Permissions {
 /** When to reconcile a key. `since`: from when it is overdue, which decides between keys that are due together. */
 type QueueItem = { key: string; at: number; since: number }
 
-/** When a restart of a group started, and the one before it. */
-type GroupStart = { at: number; before: number | undefined }
-
 const earliestFirst = (a: QueueItem, b: QueueItem) => a.at - b.at || (a.key < b.key ? -1 : 1)
 
 /**
  * Keys with due times. Invariant: of a key, the earliest time that was asked for since it was last taken counts, and
- * it stands in `schedules`; other items of the heap are void. Restarts of one group are `spacingMs` apart: a restart
- * that starts takes its group for that long, and gives it back if it comes to nothing.
+ * it stands in `schedules`; other items of the heap are void.
  */
 export class Workqueue {
   readonly schedules = new Map<string, QueueItem>()
   private heap = new TinyQueue<QueueItem>([], earliestFirst)
-  private readonly lastRestarts = new Map<string, GroupStart>()
-  /** The keys that wait until their group is free. */
-  private readonly held = new Map<string, Set<string>>()
   private wake = new AbortController()
   private lookedAt = Number.NEGATIVE_INFINITY
-
-  constructor(private readonly spacingMs: number) {}
 
   /** Fires when something is due earlier than it was. */
   get woken(): AbortSignal {
@@ -4685,6 +4678,24 @@ export class Workqueue {
     }
     return undefined
   }
+}
+
+/** When a restart of a group started, and the one before it. */
+type GroupStart = { at: number; before: number | undefined }
+
+/**
+ * RESTART_SPACING: restarts of one group are `spacingMs` apart. Invariant: a restart that starts takes its group for
+ * that long, and gives it back if it comes to nothing.
+ */
+export class Spacing {
+  private readonly lastRestarts = new Map<string, GroupStart>()
+  /** The keys that wait until their group is free. */
+  private readonly held = new Map<string, Set<string>>()
+
+  constructor(
+    private readonly spacingMs: number,
+    private readonly queue: Workqueue,
+  ) {}
 
   /**
    * When a restart of a group may start, at the earliest. If the clock was set back, the last restart counts as one
@@ -4723,8 +4734,8 @@ export class Workqueue {
     const keys = (this.held.get(group) ?? new Set()).add(key)
     this.held.set(group, keys)
     // Those of Jobs that were deleted meanwhile.
-    if (keys.size > 2 * this.schedules.size + MOST_VOID)
-      for (const one of keys) if (one !== key && !this.schedules.has(one)) keys.delete(one)
+    if (keys.size > 2 * this.queue.schedules.size + MOST_VOID)
+      for (const one of keys) if (one !== key && !this.queue.schedules.has(one)) keys.delete(one)
   }
 
   /** A restart came to nothing: if no other has started since, the group is free again for the longest overdue. */
@@ -4732,10 +4743,10 @@ export class Workqueue {
     if (this.lastRestarts.get(group) !== start) return
     if (start.before === undefined) this.lastRestarts.delete(group)
     else this.lastRestarts.set(group, { at: start.before, before: start.before })
-    const waiting = [...(this.held.get(group) ?? [])].filter((key) => this.schedules.has(key))
-    const sinceOf = (key: string) => this.schedules.get(key)?.since ?? 0
+    const waiting = [...(this.held.get(group) ?? [])].filter((key) => this.queue.schedules.has(key))
+    const sinceOf = (key: string) => this.queue.schedules.get(key)?.since ?? 0
     const [next] = waiting.sort((a, b) => sinceOf(a) - sinceOf(b))
-    if (next !== undefined) this.add(next, now)
+    if (next !== undefined) this.queue.add(next, now)
   }
 }
 
@@ -5218,8 +5229,11 @@ class EvidenceCollector {
   constructor(
     private readonly world: World,
     private readonly cache: Cache,
-    private readonly watcher: Watcher,
-    private readonly onFailure: (entry: JobEntry, evidence: Evidence) => Promise<void>,
+    private readonly workqueue: Workqueue,
+    private readonly serverClock: ServerClock,
+    private readonly reporter: Reporter,
+    private readonly recorder: Recorder,
+    private readonly untilPodsListed: (namespace: string) => Promise<void>,
   ) {}
 
   /**
@@ -5242,7 +5256,7 @@ class EvidenceCollector {
 
   private async look(entry: JobEntry, looks: Looks): Promise<void> {
     // Else at a start, or after an outage, each of many Jobs would have them listed.
-    await this.watcher.untilPodsListed(entry.view.namespace)
+    await this.untilPodsListed(entry.view.namespace)
     looks.isWaiting = false
     const hasFailed = looks.moments.has("failed")
     // Where no watch keeps pods, there are those of the look before.
@@ -5255,8 +5269,21 @@ class EvidenceCollector {
       entry.evidence = undefined
       entry.candidates = undefined
       looks.pods = []
-      if (!this.world.kill.aborted) await this.onFailure(entry, evidence)
+      if (!this.world.kill.aborted) await this.finish(entry, evidence)
     }
+  }
+
+  /** Tells and records a failure, and has it decided on. */
+  private async finish(entry: JobEntry, evidence: Evidence): Promise<void> {
+    const { view } = entry
+    const { failedAt = 0 } = view
+    const failure = { ...failureOf(view, evidence), seenAt: await this.serverClock.presentFor(view) }
+    entry.failure = failure
+    const { cause } = failure
+    const reason = [view.reason, view.message].filter(Boolean).join(", ")
+    this.reporter.emit({ kind: "FailureSeen", job: view, failedAt, cause, reason, evidence })
+    this.recorder.record(entry, evidence, failure)
+    this.workqueue.add(view.key, nowOf(this.world))
   }
 
   onPodStopping(entry: JobEntry, pod: PodView): void {
@@ -5302,76 +5329,259 @@ type RunningRestart = {
   again: boolean
 }
 
+/** Tells, once each, what an owner should know before a Job fails, and that the cluster makes no pod for a Job. */
+class Warnings {
+  constructor(
+    private readonly world: World,
+    private readonly workqueue: Workqueue,
+    private readonly reporter: Reporter,
+    private readonly onJobRead: (job: Job) => void,
+  ) {}
+
+  reportJob(view: JobView): void {
+    const { problems } = overridesOf(view, this.world.config)
+    for (const problem of problems)
+      if (this.reporter.isNew(`${view.key} ${problem}`))
+        this.reporter.emit({ kind: "WrongAnnotation", job: view, problem })
+    const queue = view.labels["kueue.x-k8s.io/queue-name"]
+    if (queue && this.reporter.isNew(`queue ${view.key} ${queue}`))
+      this.reporter.emit({ kind: "Queued", job: view, queue })
+  }
+
+  reportPod(view: JobView, { containers, name }: PodView): void {
+    const stuck = containers.find(
+      ({ state, reason, ended }) => state === "waiting" && !ended && /^(Err|Invalid|Create|RunC)|BackOff/.test(reason),
+    )
+    if (stuck && this.reporter.isNew(`start ${view.uid}`))
+      this.reporter.emit({ kind: "CannotStart", job: view, pod: name, reason: `${stuck.reason}: ${stuck.message}` })
+  }
+
+  /** A configured name that does not exist is reported once: a typo would otherwise go unnoticed. */
+  reportMissing(namespace: string, items: KeptJob[]): void {
+    const { config } = this.world
+    const existing = new Set(items.map(({ view }) => view.key))
+    for (const key of config.jobNames ?? []) {
+      if (!key.startsWith(`${namespace}/`) || existing.has(key)) continue
+      const name = key.slice(namespace.length + 1)
+      this.reporter.emit({ kind: "JobMissing", job: { key, namespace, name, uid: "" } })
+    }
+    if (items.length === 0) this.reporter.emit({ kind: "NamespaceEmpty", namespace })
+  }
+
+  /**
+   * A restarted Job without a pod: by quota or policy, or overlooked by the controller
+   * (kubernetes/kubernetes#142142).
+   */
+  checkPodless({ view }: JobEntry, now: number): void {
+    if (!isPodless(view) || !isRestarted(view)) return
+    const checkAt = view.createdAt + PODLESS_MS
+    if (now < checkAt) return this.workqueue.add(view.key, checkAt)
+    const fact = `podless ${view.uid}`
+    if (!this.reporter.isNew(fact)) return
+    this.reportPodless(view, now).catch(() => {
+      this.reporter.forget(fact)
+      this.workqueue.add(view.key, nowOf(this.world) + CLOCK_RETRY_MS)
+    })
+  }
+
+  /** Where Jobs are polled, what is known of it is old. */
+  private async reportPodless({ namespace, name, uid, createdAt }: JobView, now: number): Promise<void> {
+    const live = await this.world.cluster.getJob(namespace, name, this.world.kill)
+    if (!live) return
+    this.onJobRead(live)
+    const view = viewJob(live)
+    if (view.uid === uid && isPodless(view)) this.reporter.emit({ kind: "NoPod", job: view, forMs: now - createdAt })
+  }
+}
+
+/** The restarts under way. Invariant: of one Job there is never more than one. */
+class Restarts {
+  private readonly running = new Map<string, RunningRestart>()
+
+  constructor(
+    private readonly world: World,
+    private readonly cache: Cache,
+    private readonly workqueue: Workqueue,
+    private readonly spacing: Spacing,
+    private readonly permissions: Permissions,
+    private readonly liveness: Liveness,
+    private readonly reporter: Reporter,
+    private readonly onJobRead: (job: Job) => void,
+  ) {}
+
+  /** By Job: when each is, or was, due. */
+  dueTimes(): Map<string, number> {
+    return new Map([...this.running].map(([key, { dueAt }]) => [key, dueAt]))
+  }
+
+  /** Resolves when those that are under way have ended. */
+  async drain(): Promise<void> {
+    if (this.running.size > 0) this.reporter.emit({ kind: "Stopping", restarts: this.running.size })
+    await Promise.all([...this.running.values()].map(({ done }) => done))
+  }
+
+  /** The Job, or a pod of it, goes, or the Job was edited: a restart that waits for that looks again. */
+  noteChange(key: string): void {
+    this.running.get(key)?.changed.abort()
+  }
+
+  /** Whether a restart is under way. Then its Job is enqueued when that ends. */
+  postpone(key: string): boolean {
+    const running = this.running.get(key)
+    if (running) running.again = true
+    return running !== undefined
+  }
+
+  /** When a restart may start for all that its group does; what a person asks for waits for no other. */
+  freeAt(view: JobView, now: number): number {
+    return isWantedNow(view) ? now : this.spacing.freeAt(groupOf(view), now)
+  }
+
+  /** A Job that is due waits until its group is free. */
+  hold(view: JobView): void {
+    this.spacing.hold(groupOf(view), view.key)
+  }
+
+  /** Runs one restart beside all others. `view`: of the Job that is restarted, or of its replacement. */
+  start(restart: Restart, dueAt: number, view: JobView): void {
+    const { key } = restart.job
+    const now = nowOf(this.world)
+    const freeAt = this.freeAt(view, now)
+    const heldUntil = freeAt > now ? freeAt : 0
+    const entry = this.cache.jobs.get(key)
+    // What is left of a restart whose new Job stands starts nothing.
+    const isLeftover = entry !== undefined && entry.view.uid !== restart.job.uid
+    const isStart = Math.max(dueAt, freeAt) <= now && !isLeftover
+    const group = groupOf(view)
+    const start = isStart ? this.spacing.noteRestart(group, now, key) : undefined
+    if (heldUntil > 0) this.spacing.hold(group, key)
+    // An intent may be of an earlier Job than the one that stands.
+    if (entry?.view.uid === restart.job.uid && entry.state.is !== "settled") moveTo(entry, { is: "restarting", dueAt })
+    if (entry) entry.waitAfterGone = undefined
+    this.workqueue.remove(key)
+    const running: RunningRestart = {
+      done: Promise.resolve(),
+      dueAt,
+      startedAt: this.world.clock.monotonic(),
+      failure: entry?.failure,
+      wasGone: entry?.goneAt !== undefined,
+      changed: new AbortController(),
+      again: false,
+    }
+    // Before it runs: its first look already asks for changes.
+    this.running.set(key, running)
+    const cache = this.cacheOf(restart.job)
+    running.done = reconcileRestart(this.world, cache, { ...restart, heldUntil }).then((outcome) => {
+      this.running.delete(key)
+      if (start && !("uid" in outcome)) this.spacing.forgetRestart(group, start, nowOf(this.world))
+      this.finish(restart.job, running, outcome)
+    })
+  }
+
+  private cacheOf({ key, namespace }: JobName): RestartCache {
+    const { cache, liveness } = this
+    const tombstoneOf = (uid: string) => [cache.tombstone(key)].find((known) => known && uidOf(known.job) === uid)
+    return {
+      intents: () => cache.intentsOf(key),
+      latest: () => cache.latest(key),
+      podsOf: (uid) => {
+        // After a stop nothing is watched any more.
+        const pods = liveness.syncedPods.has(namespace) && !this.world.stop.aborted ? cache.podsOf(uid) : []
+        return pods.length > 0 ? pods : undefined
+      },
+      deletedByPerson: (uid, intent) => {
+        const { job, watched, ttlMs } = tombstoneOf(uid) ?? {}
+        return job !== undefined && watched === true && rulesOf(this.world).wasDeletedByPerson(job, intent, ttlMs)
+      },
+      ttlMsOf: (uid) => tombstoneOf(uid)?.ttlMs,
+      onJobRead: (job) => this.onJobRead(job),
+      onIntentRead: (intent) => cache.addIntent(intent, this.world.clock.monotonic(), cache.sightings),
+      onIntentGone: (intent) => cache.removeIntent(intent),
+      whenChanged: () => this.whenChanged(key, namespace),
+      emit: (fact) => this.reporter.emit(fact),
+    }
+  }
+
+  private whenChanged(key: string, namespace: string): AbortSignal | undefined {
+    const restart = this.running.get(key)
+    const isWatched = this.permissions.may(namespace, WATCH_RIGHTS.jobs) && !this.world.stop.aborted
+    if (!restart || !isWatched) return undefined
+    if (restart.changed.signal.aborted) restart.changed = new AbortController()
+    return restart.changed.signal
+  }
+
+  private finish(job: JobName, running: RunningRestart, outcome: Outcome): void {
+    const { clock, config } = this.world
+    const entry = this.cache.jobs.get(job.key)
+    const own = entry?.view.uid === job.uid && entry.state.is !== "settled" ? entry : undefined
+    if (outcome.result === "rejected") return this.finishRejected(job, own, running, outcome.error)
+    if (outcome.result === "waiting") return this.finishWaiting(job, own, running, outcome.dueAt)
+    const isChanged = outcome.result === "changed"
+    const restarted = "uid" in outcome ? { ...job, uid: outcome.uid } : job
+    const times = { tookMs: clock.monotonic() - running.startedAt, lateMs: nowOf(this.world) - running.dueAt }
+    this.reporter.emit({ kind: "RestartFinished", job: restarted, outcome, ...times })
+    const isWatched = this.permissions.may(job.namespace, WATCH_RIGHTS.jobs)
+    const retryMs = isWatched ? CHANGED_RETRY_MS : config.checkIntervalMs
+    if (own && isChanged) own.retryAt = later(clock.monotonic(), retryMs)
+    // What has ended may be the restart of an earlier Job, which this one has replaced.
+    const isEarlier = "uid" in outcome && outcome.uid === own?.view.uid
+    if (own) moveTo(own, { is: isChanged || isEarlier ? "idle" : "settled" })
+    if (outcome.result === "namespace gone")
+      for (const intent of this.cache.intentsOf(job.key)) this.cache.removeIntent(intent)
+    if (own?.goneAt !== undefined && own.state.is === "settled") this.cache.forgetJob(own)
+    this.workqueue.add(job.key, nowOf(this.world))
+  }
+
+  private finishWaiting({ key }: JobName, own: JobEntry | undefined, running: RunningRestart, dueAt: number): void {
+    const { failure, wasGone, again } = running
+    const [intent] = newestFirst(this.cache.intentsOf(key))
+    if (own) moveTo(own, { is: "scheduled", dueAt })
+    if (own && wasGone && !intent?.spoiled) own.waitAfterGone = { intentUid: intent?.uid, failure, dueAt }
+    const isNews = again || own?.failure !== failure
+    this.workqueue.add(key, isNews ? nowOf(this.world) + AGAIN_MS : dueAt, running.dueAt)
+  }
+
+  private finishRejected(job: JobName, entry: JobEntry | undefined, { again }: RunningRestart, error: Error): void {
+    // The half that is left to chance lets two restarts that need the same free place of a quota pass one after the
+    // other.
+    const longestMs = exponentialBackoffMs({ fromMs: 30_000, toMs: 300_000 }, entry?.rejections ?? 0)
+    const retryMs = longestMs / 2 + (this.world.clock.random() * longestMs) / 2
+    const againAt = nowOf(this.world) + retryMs
+    this.reporter.emit({ kind: "RestartRejected", job, why: error.message, retryMs })
+    if (entry) {
+      entry.rejections++
+      entry.retryAt = later(this.world.clock.monotonic(), retryMs)
+      moveTo(entry, { is: "scheduled", dueAt: entry.state.is === "restarting" ? entry.state.dueAt : againAt })
+    }
+    // A Job that was taken away meanwhile is in the way of nothing any more.
+    this.workqueue.add(job.key, again && entry?.goneAt !== undefined ? nowOf(this.world) + AGAIN_MS : againAt)
+  }
+}
+
 /**
- * The operator: watches fill the cache, every change enqueues its Job, and reconcile() decides on it. It wires the
- * objects of the chapter before, and holds the restarts under way, by Job, never two of the same.
+ * Puts what lists, watches and restarts tell into the cache. Invariant: whatever becomes known of a Job, of its pods or
+ * of its intents enqueues the Job.
  */
-export class Operator implements WatchHandler {
-  readonly cache = new Cache()
-  readonly workqueue: Workqueue
-  readonly permissions = new Permissions()
-  readonly liveness: Liveness
-  readonly recorder: Recorder
-  private readonly writes: BackgroundWrites
-  private readonly reporter: Reporter
-  private readonly watcher: Watcher
-  private readonly serverClock: ServerClock
-  private readonly evidence: EvidenceCollector
-  private readonly restarts = new Map<string, RunningRestart>()
+class EventHandler implements WatchHandler {
   private readonly listedVersion = new Map<string, string>()
 
-  constructor(private readonly world: World) {
-    const { clock, config } = world
-    this.workqueue = new Workqueue(config.restartSpacingMs)
-    const silenceMs = (namespace: string) =>
-      this.permissions.may(namespace, WATCH_RIGHTS.jobs) ? WATCH_SILENCE_MS : 2 * config.checkIntervalMs
-    this.liveness = new Liveness(clock, (namespace) => silenceMs(namespace) + CALL_LIMIT_MS)
-    this.writes = new BackgroundWrites(world, this.permissions, (failure) => this.reporter.isNew(failure))
-    this.reporter = new Reporter(world, this.writes)
-    this.recorder = new Recorder(world, this.cache, this.writes, this.reporter)
-    this.serverClock = new ServerClock(world, this.reporter, () => this.workqueue.addAll(nowOf(world)))
-    this.watcher = new Watcher(world, this.cache, this.permissions, this.liveness, this.reporter, this)
-    const onFailure = (entry: JobEntry, evidence: Evidence) => this.onFailure(entry, evidence)
-    this.evidence = new EvidenceCollector(world, this.cache, this.watcher, onFailure)
-  }
-
-  /** Runs until `stop` fires, and until restarts under way have ended or `kill` fires. */
-  async run(): Promise<void> {
-    const { config } = this.world
-    await Promise.all([this.runLoop(), ...config.namespaces.map((namespace) => this.watcher.listAndWatch(namespace))])
-    if (this.restarts.size > 0) this.reporter.emit({ kind: "Stopping", restarts: this.restarts.size })
-    await Promise.all([...this.restarts.values()].map(({ done }) => done))
-    await this.writes.drain()
-  }
-
-  /** The state of each selected Job, and when its restart is due or was, while it is not over. */
-  states(): { key: string; state: string; dueAt: number | undefined }[] {
-    const now = nowOf(this.world)
-    const restarting = [...this.restarts].map(([key, { dueAt }]) => {
-      return { key, state: dueAt > now ? "waiting" : "restarting", dueAt }
-    })
-    const others = [...this.cache.jobs.values()].flatMap(({ view, decision, rejections, state }) => {
-      const { key } = view
-      if (this.restarts.has(key) || state.is === "settled" || !isSelected(view, this.world.config)) return []
-      const dueAt = state.is === "scheduled" ? state.dueAt : undefined
-      return { key, state: stateOf(view, decision, rejections), dueAt }
-    })
-    // The Jobs that their TTL took before this life wait by their intents alone.
-    const keys = this.world.config.namespaces.flatMap((namespace) => this.cache.keysWithIntents(namespace))
-    const gone = keys.flatMap((key) => {
-      const dueAt = newestFirst(this.cache.intentsOf(key))[0]?.dueAt
-      const isKnown = this.cache.jobs.has(key) || this.restarts.has(key)
-      return isKnown || dueAt === undefined ? [] : [{ key, state: "waiting", dueAt }]
-    })
-    return [...restarting, ...others, ...gone]
-  }
-
-  // Cache.
+  constructor(
+    private readonly world: World,
+    private readonly cache: Cache,
+    private readonly workqueue: Workqueue,
+    private readonly spacing: Spacing,
+    private readonly reporter: Reporter,
+    private readonly recorder: Recorder,
+    private readonly evidence: EvidenceCollector,
+    private readonly warnings: Warnings,
+    private readonly restarts: Restarts,
+    private readonly watchAllPods: (view: JobView) => void,
+  ) {}
 
   onJobsListed(namespace: string, list: ListedJobs): void {
     const isFirst = !this.listedVersion.has(namespace)
     this.replaceCache(namespace, list)
-    if (isFirst) this.reportMissing(namespace, list.items)
+    if (isFirst) this.warnings.reportMissing(namespace, list.items)
     this.recorder.tidyUp(namespace, list.items)
   }
 
@@ -5407,6 +5617,14 @@ export class Operator implements WatchHandler {
     })
   }
 
+  /** What a restart reads is news for the cache too. */
+  onJobRead(job: Job): void {
+    const known = this.cache.latest(`${job.metadata?.namespace}/${job.metadata?.name}`)
+    // An answer that comes late tells of a Job that is gone by now.
+    if (known && compareVersions(versionOf(job), versionOf(known)) <= 0) return
+    this.onJobEvent("MODIFIED", job)
+  }
+
   private onIntentEvent(type: string, job: Job, since?: number): void {
     const { clock } = this.world
     const intent = rulesOf(this.world).readIntent(job)
@@ -5424,7 +5642,7 @@ export class Operator implements WatchHandler {
     // What a list shows was there before us.
     else this.cache.addIntent(intent, later(clock.monotonic(), type === "LISTED" ? 0 : ADOPT_AFTER_MS), since)
     const now = nowOf(this.world)
-    this.enqueue(key, now, Math.min(intent.dueAt ?? now, now))
+    this.workqueue.add(key, now, Math.min(intent.dueAt ?? now, now))
   }
 
   private onJobSeen(kept: KeptJob, isListed: boolean): void {
@@ -5432,7 +5650,7 @@ export class Operator implements WatchHandler {
     const known = this.cache.jobs.get(view.key)
     // A Job that is being restarted, whoever started that, is followed too: its last edits count for who finishes it.
     if (!known && !isSelected(view, this.world.config) && this.cache.intentsOf(view.key).length === 0) return
-    this.watcher.watchAllPods(view)
+    this.watchAllPods(view)
     // A late watch tells what a restart has read past already. A list is believed: etcd may have been restored.
     if (known && !isListed && compareVersions(view.resourceVersion, known.view.resourceVersion) < 0) return
     const sighting = ++this.cache.sightings
@@ -5447,11 +5665,11 @@ export class Operator implements WatchHandler {
       // the spacing must not end early: hence 999 ms.
       const now = nowOf(this.world)
       if (isRestarted(view) && view.createdAt <= now)
-        this.workqueue.noteRestart(groupOf(view), Math.min(view.createdAt + 999, now))
-      for (const pod of this.cache.podsOf(view.uid)) this.reportCannotStart(view, pod)
+        this.spacing.noteRestart(groupOf(view), Math.min(view.createdAt + 999, now))
+      for (const pod of this.cache.podsOf(view.uid)) this.warnings.reportPod(view, pod)
     }
-    this.reportWarnings(view)
-    this.enqueue(view.key)
+    this.warnings.reportJob(view)
+    this.workqueue.add(view.key, nowOf(this.world))
   }
 
   /**
@@ -5461,7 +5679,7 @@ export class Operator implements WatchHandler {
   private noteEdit(entry: JobEntry, after: Job | undefined): void {
     const { view, job: before, retryAt } = entry
     if (!before || !after || fingerprintOf(before) === fingerprintOf(after)) return
-    this.restarts.get(view.key)?.changed.abort()
+    this.restarts.noteChange(view.key)
     const soon = later(this.world.clock.monotonic(), CHANGED_RETRY_MS)
     if (retryAt !== undefined && soon < retryAt) entry.retryAt = soon
   }
@@ -5476,9 +5694,9 @@ export class Operator implements WatchHandler {
     if (own) {
       Object.assign(own, { view: { ...view, ttlMs, deleting: true }, job: last })
       own.goneAt ??= nowOf(this.world)
-      this.restarts.get(view.key)?.changed.abort()
+      this.restarts.noteChange(view.key)
     }
-    this.enqueue(view.key)
+    this.workqueue.add(view.key, nowOf(this.world))
   }
 
   /** A list of pods: what it lacks went while nothing was watched. */
@@ -5505,46 +5723,34 @@ export class Operator implements WatchHandler {
     const now = isGone ? { ...kept, gone: true } : kept
     this.cache.addPod(now, isOfEntry)
     // While the Job itself is still there, its own end is what a restart waits for.
-    if (isGone && entry?.goneAt !== undefined) this.restarts.get(entry.view.key)?.changed.abort()
+    if (isGone && entry?.goneAt !== undefined) this.restarts.noteChange(entry.view.key)
     if (!entry || !isOfEntry) return
     if (entry.candidates) entry.candidates = evidencePods(withPod(entry.candidates, now)).pods
-    this.reportCannotStart(entry.view, pod)
+    this.warnings.reportPod(entry.view, pod)
     if (pod.deleting && !isGone && !entry.view.deleting && pod.phase !== "Succeeded")
       this.evidence.onPodStopping(entry, pod)
   }
+}
 
-  // Enqueue and reconcile.
-
-  private enqueue(key: string, at = nowOf(this.world), since = at): void {
-    this.workqueue.add(key, at, since)
-  }
-
-  /** Wakes at each due time, and at least every 30 s, for a wall clock may jump. */
-  private async runLoop(): Promise<void> {
-    const { clock, stop } = this.world
-    while (!stop.aborted) {
-      this.liveness.tick()
-      if (!(await this.serverClock.sync())) {
-        await clock.sleep(CLOCK_RETRY_MS, stop)
-        continue
-      }
-      this.serverClock.reportSkew()
-      for (const [i, key] of this.workqueue.takeDue(nowOf(this.world)).entries()) {
-        this.reconcile(key)
-        if (i % GARBAGE_AFTER === GARBAGE_AFTER - 1) collectGarbage()
-      }
-      const nextMs = (this.workqueue.nextAt() ?? Number.POSITIVE_INFINITY) - nowOf(this.world)
-      await clock.sleep(Math.min(LONGEST_SLEEP_MS, nextMs), stop, this.workqueue.woken)
-    }
-  }
+/**
+ * Decides on one Job at a time, from what the cache tells: to wait, to start a restart, or to leave the Job alone.
+ * Invariant: each decision is made anew; what is kept from one to the next is in the entry of the Job.
+ */
+class Reconciler {
+  constructor(
+    private readonly world: World,
+    private readonly cache: Cache,
+    private readonly workqueue: Workqueue,
+    private readonly reporter: Reporter,
+    private readonly recorder: Recorder,
+    private readonly evidence: EvidenceCollector,
+    private readonly warnings: Warnings,
+    private readonly restarts: Restarts,
+  ) {}
 
   /** Looks at one Job as it is now, and decides. A restart under way enqueues its Job again when it ends. */
-  private reconcile(key: string): void {
-    const running = this.restarts.get(key)
-    if (running) {
-      running.again = true
-      return
-    }
+  reconcile(key: string): void {
+    if (this.restarts.postpone(key)) return
     const entry = this.cache.jobs.get(key)
     const [intent] = newestFirst(this.cache.intentsOf(key))
     const isSettled = entry?.state.is === "settled"
@@ -5571,7 +5777,7 @@ export class Operator implements WatchHandler {
     const isAsWritten = live?.resourceVersion === intent.jobVersion && !live.deleting && !intent.spoiled
     // Of a Job that is not there, or as it was, a look before its time tells nothing, and it costs a list of pods.
     if (isWait && (!live || isAsWritten) && this.postponeWait(view, intent)) return true
-    this.startRestart({ job }, intent.dueAt ?? nowOf(this.world), view)
+    this.restarts.start({ job }, intent.dueAt ?? nowOf(this.world), view)
     return true
   }
 
@@ -5579,17 +5785,17 @@ export class Operator implements WatchHandler {
   private postponeWait(view: JobView, { dueAt }: Intent): boolean {
     if (dueAt === undefined) return false
     const now = nowOf(this.world)
-    const startsAt = Math.max(dueAt, this.freeAt(view, now))
+    const startsAt = Math.max(dueAt, this.restarts.freeAt(view, now))
     if (startsAt <= now) return false
-    if (dueAt <= now) this.workqueue.hold(groupOf(view), view.key)
-    this.enqueue(view.key, startsAt, dueAt)
+    if (dueAt <= now) this.restarts.hold(view)
+    this.workqueue.add(view.key, startsAt, dueAt)
     return true
   }
 
   /** Whether another operator has just written this intent. Then its Job is enqueued for when it is to be adopted. */
   private postponeAdoption(key: string, { adoptAt }: KnownIntent): boolean {
     const leftMs = adoptAt - this.world.clock.monotonic()
-    if (leftMs > 0) this.enqueue(key, nowOf(this.world) + leftMs)
+    if (leftMs > 0) this.workqueue.add(key, nowOf(this.world) + leftMs)
     return leftMs > 0
   }
 
@@ -5605,7 +5811,7 @@ export class Operator implements WatchHandler {
       if (isNothingNew && this.postponeWait(view, intent)) return
       // While its cause is not known, nothing but the intent says when it is due.
       const restart = failure ? this.restartOf(entry) : { job: view }
-      return this.startRestart(restart, intent.dueAt ?? nowOf(this.world), view)
+      return this.restarts.start(restart, intent.dueAt ?? nowOf(this.world), view)
     }
     if (waitAfterGone) return this.finishCancelled(entry, waitAfterGone.dueAt)
     const isOurs = isSelected(view, config) && !view.manager
@@ -5614,7 +5820,7 @@ export class Operator implements WatchHandler {
     if (!failure) return this.evidence.collect(entry, "failed")
     const wish = rulesOf(this.world).wishFor(job, failure, config, nowOf(this.world))
     if ("dueAt" in wish.decision && !config.dryRun)
-      return this.startRestart(this.restartOf(entry), wish.decision.dueAt, view)
+      return this.restarts.start(this.restartOf(entry), wish.decision.dueAt, view)
     const because = "dueAt" in wish.decision ? "DRY_RUN" : wish.decision.because
     this.reporter.emit({ kind: "RemovedByTtl", job: view, because })
     this.cache.forgetJob(entry)
@@ -5649,7 +5855,7 @@ export class Operator implements WatchHandler {
     const { config } = this.world
     const { view, job, failure } = entry
     const now = nowOf(this.world)
-    this.checkPodless(entry, now)
+    this.warnings.checkPodless(entry, now)
     const known = { ...(failure ?? UNKNOWN), changed: job !== undefined && isChanged(job) }
     const decision = decide(view, known, config, now)
     if (decision.do !== "leave" && !failure) {
@@ -5675,7 +5881,7 @@ export class Operator implements WatchHandler {
     const isCarriedOut = decision.do === "leave" ? !isGoing : intent.dueAt === undefined
     if (isCarriedOut) return void this.reconcileIntent(view.key, intent)
     if (intent.jobUid === view.uid && this.retryInMs(entry) <= 0)
-      this.startRestart(this.restartOf(entry), intent.dueAt ?? now, view)
+      this.restarts.start(this.restartOf(entry), intent.dueAt ?? now, view)
   }
 
   /**
@@ -5689,7 +5895,7 @@ export class Operator implements WatchHandler {
     if (intent || config.dryRun || ttlMs >= LONGEST_LOOKS_MS) return
     const now = nowOf(this.world)
     const protectAt = failedAt + Math.min(1_500, ttlMs / 2)
-    if (now < protectAt) return this.enqueue(view.key, protectAt)
+    if (now < protectAt) return this.workqueue.add(view.key, protectAt)
     // Not before its cause is known: that may forbid the restart.
     const dueAt = Math.max(failedAt + longestWaitMs(view, config), now + LONGEST_LOOKS_MS)
     const decision: Decision = { do: "wait", dueAt, because: "its cause is not known yet" }
@@ -5697,7 +5903,7 @@ export class Operator implements WatchHandler {
       const known = rulesOf(this.world).wishFor(job, UNKNOWN, config, nowOf(this.world))
       return known.decision.do === "leave" ? known : { ...known, decision }
     }
-    this.startRestart({ job: view, wishFor: wish }, dueAt, view)
+    this.restarts.start({ job: view, wishFor: wish }, dueAt, view)
   }
 
   private schedule(entry: JobEntry, intent: KnownIntent | undefined, dueAt: number): void {
@@ -5709,11 +5915,11 @@ export class Operator implements WatchHandler {
     if (intentAt !== undefined && intentAt <= now) return this.startScheduled(entry, dueAt)
     const wantedAt = Math.min(dueAt, own?.dueAt ?? dueAt)
     const readyAt = Math.max(wantedAt, now + this.retryInMs(entry))
-    const startsAt = readyAt > now ? readyAt : this.freeAt(view, now)
+    const startsAt = readyAt > now ? readyAt : this.restarts.freeAt(view, now)
     if (startsAt <= now) return dryRun ? this.reportDryRun(entry) : this.startScheduled(entry, dueAt)
     moveTo(entry, { is: "scheduled", dueAt })
-    if (readyAt <= now) this.workqueue.hold(groupOf(view), view.key)
-    this.enqueue(view.key, Math.min(startsAt, intentAt ?? startsAt), readyAt)
+    if (readyAt <= now) this.restarts.hold(view)
+    this.workqueue.add(view.key, Math.min(startsAt, intentAt ?? startsAt), readyAt)
   }
 
   /** When an intent is to be written, replaced or adopted, whenever its Job is due; undefined: not at all. */
@@ -5726,7 +5932,7 @@ export class Operator implements WatchHandler {
     }
     // A restart that an earlier life, or another operator, began does not wait for a due time any more.
     if (own) return now + Math.max(this.retryInMs(entry), own.adoptAt - this.world.clock.monotonic())
-    const startsAt = Math.max(dueAt, this.freeAt(view, now))
+    const startsAt = Math.max(dueAt, this.restarts.freeAt(view, now))
     return isThreatenedByTtl(view, startsAt) ? now + this.retryInMs(entry) : undefined
   }
 
@@ -5743,11 +5949,11 @@ export class Operator implements WatchHandler {
   private startScheduled(entry: JobEntry, dueAt: number): void {
     const { view, failure, retryAt } = entry
     const now = nowOf(this.world)
-    const isStart = Math.max(dueAt, this.freeAt(view, now)) <= now
+    const isStart = Math.max(dueAt, this.restarts.freeAt(view, now)) <= now
     if (isStart && failure && this.reporter.isNew(`restarting ${view.uid} ${retryAt}`))
       this.reporter.emit({ kind: "RestartStarted", job: view, cause: failure.cause, isDryRun: false })
     // What a person asks for is due since now.
-    this.startRestart(this.restartOf(entry), isWantedNow(view) ? now : dueAt, view)
+    this.restarts.start(this.restartOf(entry), isWantedNow(view) ? now : dueAt, view)
   }
 
   private restartOf({ view, failure = UNKNOWN, rejections }: JobEntry): Restart {
@@ -5755,152 +5961,6 @@ export class Operator implements WatchHandler {
     const wish = (job: Job) => rulesOf(this.world).wishFor(job, failure, config, nowOf(this.world))
     return { job: view, wishFor: wish, wasRejected: rejections > 0 }
   }
-
-  // Restart.
-
-  /** When a restart may start for all that its group does; what a person asks for waits for no other. */
-  private freeAt(view: JobView, now: number): number {
-    return isWantedNow(view) ? now : this.workqueue.freeAt(groupOf(view), now)
-  }
-
-  /** Runs one restart beside all others. `view`: of the Job that is restarted, or of its replacement. */
-  private startRestart(restart: Restart, dueAt: number, view: JobView): void {
-    const { key } = restart.job
-    const now = nowOf(this.world)
-    const freeAt = this.freeAt(view, now)
-    const heldUntil = freeAt > now ? freeAt : 0
-    const entry = this.cache.jobs.get(key)
-    // What is left of a restart whose new Job stands starts nothing.
-    const isLeftover = entry !== undefined && entry.view.uid !== restart.job.uid
-    const isStart = Math.max(dueAt, freeAt) <= now && !isLeftover
-    const group = groupOf(view)
-    const start = isStart ? this.workqueue.noteRestart(group, now, key) : undefined
-    if (heldUntil > 0) this.workqueue.hold(group, key)
-    // An intent may be of an earlier Job than the one that stands.
-    if (entry?.view.uid === restart.job.uid && entry.state.is !== "settled") moveTo(entry, { is: "restarting", dueAt })
-    if (entry) entry.waitAfterGone = undefined
-    this.workqueue.remove(key)
-    const running: RunningRestart = {
-      done: Promise.resolve(),
-      dueAt,
-      startedAt: this.world.clock.monotonic(),
-      failure: entry?.failure,
-      wasGone: entry?.goneAt !== undefined,
-      changed: new AbortController(),
-      again: false,
-    }
-    // Before it runs: its first look already asks for changes.
-    this.restarts.set(key, running)
-    const cache = this.restartCache(restart.job)
-    running.done = reconcileRestart(this.world, cache, { ...restart, heldUntil }).then((outcome) => {
-      this.restarts.delete(key)
-      if (start && !("uid" in outcome)) this.workqueue.forgetRestart(group, start, nowOf(this.world))
-      this.finishRestart(restart.job, running, outcome)
-    })
-  }
-
-  /** What a restart reads is news for the cache too. */
-  private restartCache({ key, namespace }: JobName): RestartCache {
-    const { cache, liveness } = this
-    const tombstoneOf = (uid: string) => [cache.tombstone(key)].find((known) => known && uidOf(known.job) === uid)
-    return {
-      intents: () => cache.intentsOf(key),
-      latest: () => cache.latest(key),
-      podsOf: (uid) => {
-        // After a stop nothing is watched any more.
-        const pods = liveness.syncedPods.has(namespace) && !this.world.stop.aborted ? cache.podsOf(uid) : []
-        return pods.length > 0 ? pods : undefined
-      },
-      deletedByPerson: (uid, intent) => {
-        const { job, watched, ttlMs } = tombstoneOf(uid) ?? {}
-        return job !== undefined && watched === true && rulesOf(this.world).wasDeletedByPerson(job, intent, ttlMs)
-      },
-      ttlMsOf: (uid) => tombstoneOf(uid)?.ttlMs,
-      onJobRead: (job) => this.onJobRead(job),
-      onIntentRead: (intent) => cache.addIntent(intent, this.world.clock.monotonic(), cache.sightings),
-      onIntentGone: (intent) => cache.removeIntent(intent),
-      whenChanged: () => this.whenChanged(key, namespace),
-      emit: (fact) => this.reporter.emit(fact),
-    }
-  }
-
-  private whenChanged(key: string, namespace: string): AbortSignal | undefined {
-    const restart = this.restarts.get(key)
-    const isWatched = this.permissions.may(namespace, WATCH_RIGHTS.jobs) && !this.world.stop.aborted
-    if (!restart || !isWatched) return undefined
-    if (restart.changed.signal.aborted) restart.changed = new AbortController()
-    return restart.changed.signal
-  }
-
-  private onJobRead(job: Job): void {
-    const known = this.cache.latest(`${job.metadata?.namespace}/${job.metadata?.name}`)
-    // An answer that comes late tells of a Job that is gone by now.
-    if (known && compareVersions(versionOf(job), versionOf(known)) <= 0) return
-    this.onJobEvent("MODIFIED", job)
-  }
-
-  private finishRestart(job: JobName, running: RunningRestart, outcome: Outcome): void {
-    const { clock, config } = this.world
-    const entry = this.cache.jobs.get(job.key)
-    const own = entry?.view.uid === job.uid && entry.state.is !== "settled" ? entry : undefined
-    if (outcome.result === "rejected") return this.finishRejected(job, own, running, outcome.error)
-    if (outcome.result === "waiting") return this.finishWaiting(job, own, running, outcome.dueAt)
-    const isChanged = outcome.result === "changed"
-    const restarted = "uid" in outcome ? { ...job, uid: outcome.uid } : job
-    const times = { tookMs: clock.monotonic() - running.startedAt, lateMs: nowOf(this.world) - running.dueAt }
-    this.reporter.emit({ kind: "RestartFinished", job: restarted, outcome, ...times })
-    const isWatched = this.permissions.may(job.namespace, WATCH_RIGHTS.jobs)
-    const retryMs = isWatched ? CHANGED_RETRY_MS : config.checkIntervalMs
-    if (own && isChanged) own.retryAt = later(clock.monotonic(), retryMs)
-    // What has ended may be the restart of an earlier Job, which this one has replaced.
-    const isEarlier = "uid" in outcome && outcome.uid === own?.view.uid
-    if (own) moveTo(own, { is: isChanged || isEarlier ? "idle" : "settled" })
-    if (outcome.result === "namespace gone")
-      for (const intent of this.cache.intentsOf(job.key)) this.cache.removeIntent(intent)
-    if (own?.goneAt !== undefined && own.state.is === "settled") this.cache.forgetJob(own)
-    this.enqueue(job.key)
-  }
-
-  private finishWaiting({ key }: JobName, own: JobEntry | undefined, running: RunningRestart, dueAt: number): void {
-    const { failure, wasGone, again } = running
-    const [intent] = newestFirst(this.cache.intentsOf(key))
-    if (own) moveTo(own, { is: "scheduled", dueAt })
-    if (own && wasGone && !intent?.spoiled) own.waitAfterGone = { intentUid: intent?.uid, failure, dueAt }
-    const isNews = again || own?.failure !== failure
-    this.enqueue(key, isNews ? nowOf(this.world) + AGAIN_MS : dueAt, running.dueAt)
-  }
-
-  private finishRejected(job: JobName, entry: JobEntry | undefined, { again }: RunningRestart, error: Error): void {
-    // The half that is left to chance lets two restarts that need the same free place of a quota pass one after the
-    // other.
-    const longestMs = exponentialBackoffMs({ fromMs: 30_000, toMs: 300_000 }, entry?.rejections ?? 0)
-    const retryMs = longestMs / 2 + (this.world.clock.random() * longestMs) / 2
-    const againAt = nowOf(this.world) + retryMs
-    this.reporter.emit({ kind: "RestartRejected", job, why: error.message, retryMs })
-    if (entry) {
-      entry.rejections++
-      entry.retryAt = later(this.world.clock.monotonic(), retryMs)
-      moveTo(entry, { is: "scheduled", dueAt: entry.state.is === "restarting" ? entry.state.dueAt : againAt })
-    }
-    // A Job that was taken away meanwhile is in the way of nothing any more.
-    this.enqueue(job.key, again && entry?.goneAt !== undefined ? nowOf(this.world) + AGAIN_MS : againAt)
-  }
-
-  // Evidence and records.
-
-  private async onFailure(entry: JobEntry, evidence: Evidence): Promise<void> {
-    const { view } = entry
-    const { failedAt = 0 } = view
-    const failure = { ...failureOf(view, evidence), seenAt: await this.serverClock.presentFor(view) }
-    entry.failure = failure
-    const { cause } = failure
-    const reason = [view.reason, view.message].filter(Boolean).join(", ")
-    this.reporter.emit({ kind: "FailureSeen", job: view, failedAt, cause, reason, evidence })
-    this.recorder.record(entry, evidence, failure)
-    this.enqueue(view.key)
-  }
-
-  // Reports.
 
   private reportDecision(entry: JobEntry, decision: Decision, cause: Cause, now: number): void {
     const { view } = entry
@@ -5915,61 +5975,111 @@ export class Operator implements WatchHandler {
     const { dueAt } = decision
     this.reporter.emit({ kind: "RestartScheduled", job: view, dueAt, inMs: dueAt - now, because, cause })
   }
+}
 
-  /** What an owner should know before the Job fails. */
-  private reportWarnings(view: JobView): void {
-    const { problems } = overridesOf(view, this.world.config)
-    for (const problem of problems)
-      if (this.reporter.isNew(`${view.key} ${problem}`))
-        this.reporter.emit({ kind: "WrongAnnotation", job: view, problem })
-    const queue = view.labels["kueue.x-k8s.io/queue-name"]
-    if (queue && this.reporter.isNew(`queue ${view.key} ${queue}`))
-      this.reporter.emit({ kind: "Queued", job: view, queue })
-  }
+/**
+ * Wires the objects of this chapter and the one before: watches fill the cache, every change enqueues its Job, and the
+ * loop reconciles the Jobs that are due.
+ */
+export class Operator {
+  readonly cache = new Cache()
+  readonly workqueue = new Workqueue()
+  readonly permissions = new Permissions()
+  readonly liveness: Liveness
+  readonly recorder: Recorder
+  private readonly writes: BackgroundWrites
+  private readonly serverClock: ServerClock
+  private readonly watcher: Watcher
+  private readonly restarts: Restarts
+  readonly reconciler: Reconciler
 
-  private reportCannotStart(view: JobView, { containers, name }: PodView): void {
-    const stuck = containers.find(
-      ({ state, reason, ended }) => state === "waiting" && !ended && /^(Err|Invalid|Create|RunC)|BackOff/.test(reason),
+  constructor(private readonly world: World) {
+    const { clock, config } = world
+    const { cache, permissions, workqueue } = this
+    const silenceMs = (namespace: string) =>
+      permissions.may(namespace, WATCH_RIGHTS.jobs) ? WATCH_SILENCE_MS : 2 * config.checkIntervalMs
+    const liveness = new Liveness(clock, (namespace) => silenceMs(namespace) + CALL_LIMIT_MS)
+    const spacing = new Spacing(config.restartSpacingMs, workqueue)
+    const writes = new BackgroundWrites(world, permissions, (failure) => reporter.isNew(failure))
+    const reporter = new Reporter(world, writes)
+    const recorder = new Recorder(world, cache, writes, reporter)
+    const serverClock = new ServerClock(world, reporter, () => workqueue.addAll(nowOf(world)))
+    const untilPodsListed = (namespace: string) => watcher.untilPodsListed(namespace)
+    const evidence = new EvidenceCollector(world, cache, workqueue, serverClock, reporter, recorder, untilPodsListed)
+    const onJobRead = (job: Job) => handler.onJobRead(job)
+    const warnings = new Warnings(world, workqueue, reporter, onJobRead)
+    const restarts = new Restarts(world, cache, workqueue, spacing, permissions, liveness, reporter, onJobRead)
+    const watchAllPods = (view: JobView) => watcher.watchAllPods(view)
+    const handler: EventHandler = new EventHandler(
+      world,
+      cache,
+      workqueue,
+      spacing,
+      reporter,
+      recorder,
+      evidence,
+      warnings,
+      restarts,
+      watchAllPods,
     )
-    if (stuck && this.reporter.isNew(`start ${view.uid}`))
-      this.reporter.emit({ kind: "CannotStart", job: view, pod: name, reason: `${stuck.reason}: ${stuck.message}` })
+    const watcher: Watcher = new Watcher(world, cache, permissions, liveness, reporter, handler)
+    this.liveness = liveness
+    this.recorder = recorder
+    this.writes = writes
+    this.serverClock = serverClock
+    this.watcher = watcher
+    this.restarts = restarts
+    this.reconciler = new Reconciler(world, cache, workqueue, reporter, recorder, evidence, warnings, restarts)
   }
 
-  /** A configured name that does not exist is reported once: a typo would otherwise go unnoticed. */
-  private reportMissing(namespace: string, items: KeptJob[]): void {
+  /** Runs until `stop` fires, and until restarts under way have ended or `kill` fires. */
+  async run(): Promise<void> {
     const { config } = this.world
-    const existing = new Set(items.map(({ view }) => view.key))
-    for (const key of config.jobNames ?? []) {
-      if (!key.startsWith(`${namespace}/`) || existing.has(key)) continue
-      const name = key.slice(namespace.length + 1)
-      this.reporter.emit({ kind: "JobMissing", job: { key, namespace, name, uid: "" } })
-    }
-    if (items.length === 0) this.reporter.emit({ kind: "NamespaceEmpty", namespace })
+    await Promise.all([this.runLoop(), ...config.namespaces.map((namespace) => this.watcher.listAndWatch(namespace))])
+    await this.restarts.drain()
+    await this.writes.drain()
   }
 
-  /**
-   * A restarted Job without a pod: by quota or policy, or overlooked by the controller
-   * (kubernetes/kubernetes#142142).
-   */
-  private checkPodless({ view }: JobEntry, now: number): void {
-    if (!isPodless(view) || !isRestarted(view)) return
-    const checkAt = view.createdAt + PODLESS_MS
-    if (now < checkAt) return this.enqueue(view.key, checkAt)
-    const fact = `podless ${view.uid}`
-    if (!this.reporter.isNew(fact)) return
-    this.reportPodless(view, now).catch(() => {
-      this.reporter.forget(fact)
-      this.enqueue(view.key, nowOf(this.world) + CLOCK_RETRY_MS)
+  /** The state of each selected Job, and when its restart is due or was, while it is not over. */
+  states(): { key: string; state: string; dueAt: number | undefined }[] {
+    const now = nowOf(this.world)
+    const dueTimes = this.restarts.dueTimes()
+    const restarting = [...dueTimes].map(([key, dueAt]) => {
+      return { key, state: dueAt > now ? "waiting" : "restarting", dueAt }
     })
+    const others = [...this.cache.jobs.values()].flatMap(({ view, decision, rejections, state }) => {
+      const { key } = view
+      if (dueTimes.has(key) || state.is === "settled" || !isSelected(view, this.world.config)) return []
+      const dueAt = state.is === "scheduled" ? state.dueAt : undefined
+      return { key, state: stateOf(view, decision, rejections), dueAt }
+    })
+    // The Jobs that their TTL took before this life wait by their intents alone.
+    const keys = this.world.config.namespaces.flatMap((namespace) => this.cache.keysWithIntents(namespace))
+    const gone = keys.flatMap((key) => {
+      const dueAt = newestFirst(this.cache.intentsOf(key))[0]?.dueAt
+      const isKnown = this.cache.jobs.has(key) || dueTimes.has(key)
+      return isKnown || dueAt === undefined ? [] : [{ key, state: "waiting", dueAt }]
+    })
+    return [...restarting, ...others, ...gone]
   }
 
-  /** Where Jobs are polled, what is known of it is old. */
-  private async reportPodless({ namespace, name, uid, createdAt }: JobView, now: number): Promise<void> {
-    const live = await this.world.cluster.getJob(namespace, name, this.world.kill)
-    if (!live) return
-    this.onJobRead(live)
-    const view = viewJob(live)
-    if (view.uid === uid && isPodless(view)) this.reporter.emit({ kind: "NoPod", job: view, forMs: now - createdAt })
+  /** Wakes at each due time, and at least every 30 s, for a wall clock may jump. */
+  private async runLoop(): Promise<void> {
+    const { clock, stop } = this.world
+    while (!stop.aborted) {
+      this.liveness.tick()
+      if (!(await this.serverClock.sync())) {
+        await clock.sleep(CLOCK_RETRY_MS, stop)
+        continue
+      }
+      this.serverClock.reportSkew()
+      for (const [i, key] of this.workqueue.takeDue(nowOf(this.world)).entries()) {
+        this.reconciler.reconcile(key)
+        if (i % GARBAGE_AFTER === GARBAGE_AFTER - 1) collectGarbage()
+      }
+      const nextMs = (this.workqueue.nextAt() ?? Number.POSITIVE_INFINITY) - nowOf(this.world)
+      await clock.sleep(Math.min(LONGEST_SLEEP_MS, nextMs), stop, this.workqueue.woken)
+    }
   }
 }
 

@@ -91,6 +91,7 @@ import {
   replacementFor,
   SETTINGS,
   SettingsError,
+  Spacing,
   type Step,
   skewFrom,
   staleRecords,
@@ -3616,8 +3617,8 @@ describe("11 Controller", () => {
 
   describe("Workqueue", () => {
     /** A queue with keys, by their ms from NOW. */
-    const queueOf = (times: Record<string, number>, spacingMs = 0) => {
-      const queue = new Workqueue(spacingMs)
+    const queueOf = (times: Record<string, number>) => {
+      const queue = new Workqueue()
       for (const [key, ms] of Object.entries(times)) queue.add(key, NOW + ms)
       return queue
     }
@@ -3660,7 +3661,7 @@ describe("11 Controller", () => {
       const ms = fc.integer({ min: -20, max: 20 })
       const command = fc.tuple(fc.constantFrom("add", "add", "remove", "take"), fc.constantFrom("a", "b", "c"), ms)
       always([fc.array(command, { maxLength: 40 })], (commands) => {
-        const queue = new Workqueue(0)
+        const queue = new Workqueue()
         const model = new Map<string, number>()
         for (const [what, key, at] of commands) {
           if (what === "add") {
@@ -3680,21 +3681,6 @@ describe("11 Controller", () => {
       })
     })
 
-    test("freeAt() keeps the restarts of one group apart, and no others", () => {
-      const queue = new Workqueue(MINUTE)
-      expect(queue.freeAt("g", NOW)).toBe(NOW)
-      queue.noteRestart("g", NOW - SECOND)
-      expect([queue.freeAt("g", NOW), queue.freeAt("h", NOW)]).toEqual([NOW + 59 * SECOND, NOW])
-      queue.noteRestart("g", NOW - HOUR)
-      expect(queue.freeAt("g", NOW)).toBe(NOW + 59 * SECOND)
-    })
-
-    test("freeAt() takes a restart of the future for one of now: the clock was set back", () => {
-      const queue = new Workqueue(MINUTE)
-      queue.noteRestart("g", NOW + HOUR)
-      expect(queue.freeAt("g", NOW)).toBe(NOW + MINUTE)
-    })
-
     test("what a key leaves in the heap each time it is taken is bounded", () => {
       const queue = queueOf({})
       for (let i = 0; i < 10_000; i++) {
@@ -3705,59 +3691,77 @@ describe("11 Controller", () => {
       expect(Bun.inspect(queue, { depth: 3 }).match(/key: /g)?.length).toBeLessThan(400)
       expect(queue.takeDue(NOW + HOUR)).toEqual(["a"])
     })
+  })
+
+  describe("Spacing", () => {
+    test("freeAt() keeps the restarts of one group apart, and no others", () => {
+      const spacing = new Spacing(MINUTE, new Workqueue())
+      expect(spacing.freeAt("g", NOW)).toBe(NOW)
+      spacing.noteRestart("g", NOW - SECOND)
+      expect([spacing.freeAt("g", NOW), spacing.freeAt("h", NOW)]).toEqual([NOW + 59 * SECOND, NOW])
+      spacing.noteRestart("g", NOW - HOUR)
+      expect(spacing.freeAt("g", NOW)).toBe(NOW + 59 * SECOND)
+    })
+
+    test("freeAt() takes a restart of the future for one of now: the clock was set back", () => {
+      const spacing = new Spacing(MINUTE, new Workqueue())
+      spacing.noteRestart("g", NOW + HOUR)
+      expect(spacing.freeAt("g", NOW)).toBe(NOW + MINUTE)
+    })
 
     test("forgetRestart() makes a group as free as it was before its last restart", () => {
-      const queue = new Workqueue(HOUR)
-      queue.noteRestart("g", NOW - 2 * MINUTE)
-      const start = queue.noteRestart("g", NOW)!
-      expect(queue.freeAt("g", NOW)).toBe(NOW + HOUR)
-      queue.forgetRestart("g", start, NOW)
-      expect(queue.freeAt("g", NOW)).toBe(NOW + HOUR - 2 * MINUTE)
-      const first = queue.noteRestart("h", NOW)!
-      queue.forgetRestart("h", first, NOW)
-      expect(queue.freeAt("h", NOW)).toBe(NOW)
+      const spacing = new Spacing(HOUR, new Workqueue())
+      spacing.noteRestart("g", NOW - 2 * MINUTE)
+      const start = spacing.noteRestart("g", NOW)!
+      expect(spacing.freeAt("g", NOW)).toBe(NOW + HOUR)
+      spacing.forgetRestart("g", start, NOW)
+      expect(spacing.freeAt("g", NOW)).toBe(NOW + HOUR - 2 * MINUTE)
+      const first = spacing.noteRestart("h", NOW)!
+      spacing.forgetRestart("h", first, NOW)
+      expect(spacing.freeAt("h", NOW)).toBe(NOW)
     })
 
     test("forgetRestart() changes nothing once another restart of the group has started", () => {
-      const queue = new Workqueue(HOUR)
-      const first = queue.noteRestart("g", NOW)!
-      queue.noteRestart("g", NOW + HOUR)
-      queue.forgetRestart("g", first, NOW + HOUR)
-      expect(queue.freeAt("g", NOW + HOUR)).toBe(NOW + 2 * HOUR)
+      const spacing = new Spacing(HOUR, new Workqueue())
+      const first = spacing.noteRestart("g", NOW)!
+      spacing.noteRestart("g", NOW + HOUR)
+      spacing.forgetRestart("g", first, NOW + HOUR)
+      expect(spacing.freeAt("g", NOW + HOUR)).toBe(NOW + 2 * HOUR)
     })
 
     test("forgetRestart() makes the longest overdue of those that wait for the group due", () => {
-      const queue = new Workqueue(HOUR)
-      const start = queue.noteRestart("g", NOW)!
+      const queue = new Workqueue()
+      const spacing = new Spacing(HOUR, queue)
+      const start = spacing.noteRestart("g", NOW)!
       for (const [key, group, since] of [
         ["a", "g", 3],
         ["b", "g", 2],
         ["c", "h", 1],
       ] as const) {
-        queue.hold(group, key)
+        spacing.hold(group, key)
         queue.add(key, NOW + HOUR, NOW - since * MINUTE)
       }
-      queue.forgetRestart("g", start, NOW)
+      spacing.forgetRestart("g", start, NOW)
       expect(queue.takeDue(NOW)).toEqual(["a"])
     })
 
     test("it forgets Jobs that were deleted while they waited, and groups that are free for long", () => {
-      const queue = new Workqueue(MINUTE)
+      const spacing = new Spacing(MINUTE, new Workqueue())
       for (let i = 0; i < 10_000; i++) {
-        queue.hold("g", `job-${i}`)
-        queue.noteRestart(`group-${i}`, NOW + i * SECOND)
-        queue.hold(`group-${i}`, `job-${i}`)
+        spacing.hold("g", `job-${i}`)
+        spacing.noteRestart(`group-${i}`, NOW + i * SECOND)
+        spacing.hold(`group-${i}`, `job-${i}`)
       }
-      const { held, lastRestarts } = queue as unknown as Record<string, Map<string, Set<string>>>
+      const { held, lastRestarts } = spacing as unknown as Record<string, Map<string, Set<string>>>
       expect(held?.get("g")?.size).toBeLessThan(1_000)
       expect(Math.max(lastRestarts!.size, held!.size)).toBeLessThan(2_000)
-      expect(queue.freeAt("group-9999", NOW + 9_999 * SECOND)).toBe(NOW + 9_999 * SECOND + MINUTE)
+      expect(spacing.freeAt("group-9999", NOW + 9_999 * SECOND)).toBe(NOW + 9_999 * SECOND + MINUTE)
     })
 
     test("freeAt() is now where there is no spacing", () => {
-      const queue = new Workqueue(0)
-      queue.noteRestart("g", NOW + HOUR)
-      expect(queue.freeAt("g", NOW)).toBe(NOW)
+      const spacing = new Spacing(0, new Workqueue())
+      spacing.noteRestart("g", NOW + HOUR)
+      expect(spacing.freeAt("g", NOW)).toBe(NOW)
     })
 
     test("it keeps the spacing in every group for any failures, the longest overdue first, and nobody starves", () => {
@@ -3884,7 +3888,8 @@ describe("11 Controller", () => {
         const { config } = readSettings({ NAMESPACE: "batch-a", JOB_NAMES: "load-a", HISTORY_LIMIT: "0" })
         const world = { cluster, clock: systemClock, emit: () => {}, config, stop: never, kill: never }
         const operator = new Operator(world as unknown as ConstructorParameters<typeof Operator>[0])
-        const watch = operator as unknown as Record<"onJobEvent" | "onPodEvent", (...event: unknown[]) => void>
+        type Handler = Record<"onJobEvent" | "onPodEvent", (...event: unknown[]) => void>
+        const { handler: watch } = (operator as unknown as { watcher: { handler: Handler } }).watcher
         const job = runningJob()
         const jobUid = job.metadata?.uid ?? ""
         watch.onJobEvent("ADDED", job)
@@ -4597,12 +4602,13 @@ function anyArrivals(): fc.Arbitrary<Arrival[]> {
 type Begun = Arrival & { key: string; at: number; dueAt: number; heldMs: number }
 
 /**
- * The restarts that a Workqueue begins, as the operator asks it: at each arrival, when the next is due, and every 30
+ * The restarts that a Workqueue and Spacing begin, as the operator asks it: at each arrival, when the next is due, and every 30
  * s. `at` is time as it passes, on no clock; `heldMs`, how long one was held back once it was due by the clock,
  * counted from the last move of it.
  */
 function spaced(arrivals: Arrival[], spacingMs: number, moves: [atMs: number, byMs: number][] = []): Begun[] {
-  const queue = new Workqueue(spacingMs)
+  const queue = new Workqueue()
+  const spacing = new Spacing(spacingMs, queue)
   const waiting = new Map<string, Arrival & { dueAt: number }>()
   const overdueSince = new Map<string, number>()
   const begun: Begun[] = []
@@ -4620,12 +4626,12 @@ function spaced(arrivals: Arrival[], spacingMs: number, moves: [atMs: number, by
     for (const [key, { dueAt }] of waiting) if (dueAt <= now && !overdueSince.has(key)) overdueSince.set(key, at)
     for (const key of queue.takeDue(now)) {
       const one = waiting.get(key)!
-      const startsAt = Math.max(one.dueAt, one.dueAt <= now ? queue.freeAt(one.group, now) : 0)
+      const startsAt = Math.max(one.dueAt, one.dueAt <= now ? spacing.freeAt(one.group, now) : 0)
       if (startsAt > now) {
         queue.add(key, startsAt, one.dueAt)
         continue
       }
-      queue.noteRestart(one.group, now)
+      spacing.noteRestart(one.group, now)
       begun.push({ ...one, key, at, heldMs: at - (overdueSince.get(key) ?? Number.NEGATIVE_INFINITY) })
       waiting.delete(key)
     }

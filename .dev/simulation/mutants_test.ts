@@ -375,8 +375,8 @@ const EFFECT_MUTANTS: Mutant[] = [
   {
     name: "leave a restart that was begun until its Job is due",
     program: currentProgram({
-      operator: (operator) => {
-        Object.assign(operator, { actOnIntentAt: () => undefined })
+      operator: ({ reconciler }) => {
+        Object.assign(reconciler, { actOnIntentAt: () => undefined })
       },
     }),
     // After the delete was rejected, the server's clock is set back, and the due time lies an hour ahead.

@@ -967,7 +967,7 @@ describe("Following a namespace", () => {
     // biome-ignore-start lint/complexity/useLiteralKeys: these are private, and no other code needs them
     const sizes = () => ({
       scheduled: operator.workqueue.schedules.size,
-      restarts: operator["restarts"].size,
+      restarts: operator["restarts"].dueTimes().size,
       intents: operator.cache["intents"].size,
       pods: operator.cache["pods"].size,
       jobs: operator.cache.jobs.size,
