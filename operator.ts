@@ -3742,198 +3742,67 @@ const clockOffset = (clock: Clock) => clock.now() - clock.monotonic()
 const wasClockSet = (clock: Clock, offsetBeforeMs: number) =>
   Math.abs(clockOffset(clock) - offsetBeforeMs) >= CLOCK_SET_MS
 
-/** One run of reconcileRestart(), and what it remembers from step to step. */
-class RestartRun {
-  private readonly job: JobName
-  private readonly rules: typeof RULES
-  /** What is known without another look, where the last step has just read or written it. */
-  private seen: Observation | undefined
-  /** The intent that was written a moment ago: its answer is as good as a read. */
-  private fresh: string | undefined
-  /**
-   * The intent to write again if it is missing once the Job is going: the Job was, or may have been, deleted by it, and
-   * a request of ours, or another operator, may have removed it. Cleared by the first look that finds the Job going
-   * with an intent that no earlier request can remove any more; from then on, its removal cancels the restart.
-   */
-  private intentToRestore: Intent | undefined
-  /** The uid of the Job that this run has, or may have, deleted. */
-  private deletedUid: string | undefined
-  /** What a clean up ends with, until it is through. */
-  private ended: Outcome | undefined
-  /** Fires when a watch tells something new of the Job or its pods. */
-  private changed: AbortSignal | undefined
-  /** The Job may exist in an intent only: a stop does not end the run, only a kill does. */
-  private mustFinish = false
-  /** When the last delete without a clear answer was sent: it may still be applied. */
-  private unansweredSince: Monotonic | undefined
+/** Asks the cluster whether it would admit this very Job, under its own name. */
+async function proveAdmission(
+  { cluster, kill }: World,
+  rules: typeof RULES,
+  { namespace, name }: JobName,
+  replacement: Job,
+) {
+  try {
+    await cluster.createJob(namespace, replacement, { dryRun: true, strict: true }, kill)
+    return "name free" as const
+  } catch (error) {
+    return rules.verdictOf(error, name)
+  }
+}
+
+/**
+ * Deletes the Job, or an intent, that has this uid. Returns the NotFound or Conflict with which the server answers
+ * where somebody else was faster.
+ */
+async function deleteInBackground(
+  { cluster, kill }: World,
+  namespace: string,
+  name: string,
+  uid: string,
+): Promise<unknown> {
+  try {
+    await cluster.deleteJob(namespace, name, { uid, propagationPolicy: "Background" }, kill)
+    return undefined
+  } catch (error) {
+    rethrowUnless(error, "NotFound", "Conflict")
+    return error
+  }
+}
+
+/** For how long a request without an answer may still be applied. */
+const unansweredMs = (clock: Clock, sentSince: Monotonic | undefined) =>
+  sentSince === undefined ? 0 : sentSince + REQUEST_MAY_APPLY_MS - clock.monotonic()
+
+/**
+ * The intents of one Job, for one run of reconcileRestart(). Invariant: what was written, read or found gone is told to
+ * the cache at once; a removal without an answer is remembered.
+ */
+class Intents {
   /** When the removal of an intent without a clear answer was sent, by the intent's uid: it may still be applied. */
   private readonly unansweredRemovals = new Map<string, Monotonic>()
-  private readonly startedSince: Monotonic
-  /** clockOffset() when the last look began, whose answers told the server's time. */
-  private clockOffsetMs = 0
   /** The names of the intents that this run has written. */
   private readonly written = new Set<string>()
-  /** Since the last pause. */
-  private steps = 0
-  /** Since the first pause of this run. */
-  private waitingSince: Monotonic | undefined
-  private unblockedSince: Monotonic | undefined
-  /** How often the server has refused to tell of pods. */
-  private podRefusals = 0
-  private reportAtMs = REPORT_AFTER_MS
-  /** The version of an edited Job that the cluster has rejected, and whether the Job was going then. */
-  private rejectedEdit: { version: string; isGoing: boolean } | undefined
+  private readonly rules: typeof RULES
+  private readonly startedSince: Monotonic
 
   constructor(
     private readonly world: World,
     private readonly cache: RestartCache,
-    private readonly restart: Restart,
+    private readonly job: JobName,
   ) {
-    this.job = restart.job
     this.rules = rulesOf(world)
     this.startedSince = world.clock.monotonic()
   }
 
-  async run(): Promise<Outcome> {
-    const { kill, stop } = this.world
-    const trouble = retryBackoff(this.world, "its restart is held up", this.job)
-    while (!kill.aborted) {
-      try {
-        if (this.steps++ === MOST_STEPS) await this.pause()
-        const seen = this.seen ?? (await this.observe())
-        this.seen = undefined
-        if (wasClockSet(this.world.clock, this.clockOffsetMs)) continue
-        const step = this.rules.nextStep(seen, nowOf(this.world))
-        if (step.do !== "done" && stop.aborted && !this.mustFinish) break
-        const outcome = step.do === "done" ? step.outcome : await this.perform(step, seen)
-        trouble.over()
-        if (outcome) return outcome
-      } catch (error) {
-        if (isNamespaceGone(error)) return { result: "namespace gone" }
-        if (stop.aborted && !this.mustFinish) break
-        await trouble.wait(error, this.mustFinish ? kill : stop)
-        this.forgetSeen()
-      }
-    }
-    return { result: "interrupted" }
-  }
-
-  /** After a wait, somebody else may have removed the intent, or edited the Job. */
-  private forgetSeen(): void {
-    this.seen = undefined
-    this.fresh = undefined
-  }
-
-  private getJob(name: string): Promise<Job | undefined> {
-    return this.world.cluster.getJob(this.job.namespace, name, this.world.kill)
-  }
-
-  /** Every look at the Job is news for the cache: it may have been edited. */
-  private async readJob(): Promise<Job | undefined> {
-    const live = await this.getJob(this.job.name)
-    if (live) this.cache.onJobRead(live)
-    return live
-  }
-
-  /**
-   * Reads what nextStep() decides on, in this order: the intents that are known, the Job, then those intents again that
-   * a step may rely on, the pods, and last what the watches have told meanwhile. An intent that is read after the Job
-   * protected it at that moment; one that was not known before it may be of a restart that has ended since.
-   */
-  private async observe(): Promise<Observation> {
-    const { cache, job } = this
-    const { wishFor, wasRejected = false, atOnce = false, heldUntil = 0 } = this.restart
-    this.clockOffsetMs = clockOffset(this.world.clock)
-    const before = cache.intents()
-    this.changed = cache.whenChanged?.()
-    // A false 404 of the Job does no harm: its create would be answered 409.
-    const live = await this.readJob()
-    const isGoing = !live || isTerminating(live)
-    // We relied on an intent; the watch may have dropped it from the cache before this look.
-    const hadToFinish = this.mustFinish
-    const { known, confirmed } = await this.restoreIntent(before, live)
-    // They are read again where the Job is gone, where it would be deleted by one, and where the older of two goes.
-    const isReliedOn = !live || known.length > 1 || (!isGoing && known.some(({ jobUid }) => jobUid === uidOf(live)))
-    const fresh = confirmed ?? (live && this.fresh)
-    const standing = newestFirst(isReliedOn ? await this.readIntents(known, fresh) : known)
-    // No Job is deleted by an intent that a removal of ours may still take away.
-    const intents = standing.map((one) => (this.unansweredRemovals.has(one.uid) ? { ...one, spoiled: true } : one))
-    this.fresh = undefined
-    this.mustFinish = isGoing && standing.some(protects)
-    const [intent] = intents
-    const intentWasRemoved = (known.some(protects) || hadToFinish) && !intent
-    const uid = intent?.jobUid ?? job.uid
-    const blockers = intent && isGoing ? await this.blockersOf(intent, live) : []
-    const ended = this.ended ?? (intentWasRemoved ? await this.completedByOther() : undefined)
-    // Last: an edit of the Job may have become known while all that was read.
-    const latest = cache.latest()
-    const source = live ?? latest
-    return {
-      intents,
-      intentWasRemoved,
-      ended,
-      live,
-      latest,
-      deletedByPerson: this.deletedUid !== uid && cache.deletedByPerson?.(uid, intent) === true,
-      hadTtl: (cache.ttlMsOf?.(uid) ?? (latest && viewJob(latest).ttlMs)) !== undefined,
-      wish: source && uidOf(source) === job.uid ? wishFor?.(source) : undefined,
-      blockers,
-      unblockedForMs: this.measureUnblockedMs(live, blockers),
-      // What was rejected while the Job stood, as by a full quota, may be accepted when it is all that is left of it.
-      rejectedEdit: this.rejectedEdit?.isGoing === isGoing ? this.rejectedEdit.version : undefined,
-      mayBeDeleted: this.lateDeleteMs() > 0,
-      wasRejected,
-      atOnce,
-      heldUntil,
-    }
-  }
-
-  /**
-   * Another operator may have created the Job after our look at it, and then removed the intent: nobody has cancelled
-   * anything.
-   */
-  private async completedByOther(): Promise<Outcome | undefined> {
-    const { uid } = (await this.readJob())?.metadata ?? {}
-    return uid === undefined || uid === this.job.uid ? undefined : { result: "replaced", uid }
-  }
-
-  /**
-   * Writes intentToRestore again if the Job is going and the intent is missing, unless another operator has gone on to
-   * a newer one. Three things may have removed it: another operator whose proof was rejected just after ours was
-   * admitted, a withdrawal of ours before a delete without an answer was applied, and a removal without an answer.
-   * Returns the intents as known after that, and the name of the one that was read here.
-   */
-  private async restoreIntent(known: Intent[], live: Job | undefined) {
-    const intent = this.intentToRestore
-    const isReplaced = live !== undefined && uidOf(live) !== intent?.jobUid
-    if (isReplaced) this.intentToRestore = undefined
-    if (!intent || isReplaced || (live && !isTerminating(live))) return { known, confirmed: undefined }
-    let [standing] = await this.readIntents([intent], undefined)
-    standing ??= await this.newerIntent(intent)
-    if (!standing) {
-      const written = await this.writeIntent(draftFrom(intent), false)
-      // The Job exists only in memory now: this is retried until it works. Another answer may have been lost.
-      if (written instanceof Error) throw written
-      standing = written ?? this.cache.intents().find(({ name }) => name === intent.name)
-      if (!standing) throw new Error(`intent ${intent.name} cannot be read`)
-    }
-    this.intentToRestore = this.lateRemovalMs(standing) > 0 ? standing : undefined
-    const others = known.filter(({ name }) => name !== intent.name && name !== standing.name)
-    return { known: [...others, standing], confirmed: standing.name }
-  }
-
-  private async newerIntent({ jobName, jobVersion }: Intent): Promise<Intent | undefined> {
-    const { cluster, kill } = this.world
-    const selector = `${INTENT}=${labelValueFor(jobName)}`
-    const { items } = await cluster.listJobs(this.job.namespace, selector, this.rules.readIntent, kill)
-    const [newest] = newestFirst(items)
-    if (!newest || compareVersions(newest.jobVersion, jobVersion) <= 0) return undefined
-    this.cache.onIntentRead(newest)
-    return newest
-  }
-
   /** The intents that still stand. What stands, but was made unreadable, counts as it was written. */
-  private async readIntents(known: Intent[], fresh: string | undefined): Promise<Intent[]> {
+  async read(known: Intent[], fresh: string | undefined): Promise<Intent[]> {
     const read = async (intent: Intent): Promise<Intent[]> => {
       if (intent.name === fresh) return [intent]
       // From an API server that is starting, one 404 is not conclusive.
@@ -3945,21 +3814,142 @@ class RestartRun {
     return (await Promise.all(known.map(read))).flat()
   }
 
+  async newerThan({ jobName, jobVersion }: Intent): Promise<Intent | undefined> {
+    const { cluster, kill } = this.world
+    const selector = `${INTENT}=${labelValueFor(jobName)}`
+    const { items } = await cluster.listJobs(this.job.namespace, selector, this.rules.readIntent, kill)
+    const [newest] = newestFirst(items)
+    if (!newest || compareVersions(newest.jobVersion, jobVersion) <= 0) return undefined
+    this.cache.onIntentRead(newest)
+    return newest
+  }
+
+  /** Writes an intent; undefined where the Job has to be observed again; the error where the cluster rejects it. */
+  async write(draft: Draft, proveFirst: boolean): Promise<Intent | Error | undefined> {
+    if (proveFirst) {
+      const verdict = await proveAdmission(this.world, this.rules, this.job, draft.replacement)
+      if (verdict !== "name free" && !verdict.admitted) return verdict.error
+    }
+    const sent = this.rules.intentFor(draft)
+    let rejection: Error | undefined
+    for (const intent of [sent, this.rules.intentFor(draft, true)]) {
+      try {
+        return await this.create(intent)
+      } catch (error) {
+        if (isNameTaken(error, sent.metadata?.name ?? "")) return this.adopt(sent.metadata?.name ?? "")
+        if (!isReason(error, "AlreadyExists") && !isRejection(error)) throw error
+        rejection = error as Error
+      }
+    }
+    return rejection
+  }
+
+  /** What was made must be what was sent: a webhook may have changed what protects the Job. Then it is removed. */
+  private async create(sent: Job): Promise<Intent | Error> {
+    const { namespace, name: jobName } = this.job
+    const made = await this.world.cluster.createJob(namespace, sent, {}, this.world.kill)
+    const flaw = this.rules.flawOf(sent, made)
+    const intent = flaw === undefined ? this.rules.readIntent(made) : undefined
+    if (intent) {
+      this.written.add(intent.name)
+      this.cache.onIntentRead(intent)
+      return intent
+    }
+    const { name = "", uid = "" } = made.metadata ?? {}
+    // It protects nothing: that it goes cancels no restart, whatever a watch tells of it.
+    this.cache.onIntentGone({ namespace, jobName, name, uid })
+    // Nothing but this call knows of it. After a stop it is left, and a later life recognises it as spoiled.
+    await retryUntilDone(this.world, () => deleteInBackground(this.world, this.job.namespace, name, uid))
+    return new Error(`a webhook changed the intent ${name}: ${flaw ?? "it cannot be read back"}`)
+  }
+
+  /** Another operator, or an earlier life, wrote this intent. One that is being deleted protects nothing. */
+  private async adopt(name: string): Promise<Intent | Error | undefined> {
+    const found = await this.getJob(name)
+    if (!found) return undefined
+    const intent = this.rules.readIntent(found)
+    if (intent && !intent.deleting) {
+      this.cache.onIntentRead(intent)
+      return intent
+    }
+    if (isTerminating(found)) {
+      const finalizers = found.metadata?.finalizers?.join(", ")
+      return new Error(`the intent ${name} of an earlier try is still being deleted, held by finalizers ${finalizers}`)
+    }
+    // A webhook spoiled it, and it could not be removed at once: it protects nothing, and its name is in the way.
+    try {
+      await retryUntilDone(this.world, () =>
+        deleteInBackground(this.world, this.job.namespace, name, uidOf(found) ?? ""),
+      )
+      return undefined
+    } catch (error) {
+      if (!isRejection(error)) throw error
+      return new Error(`the intent ${name} cannot be read, and not be removed: ${error.message}`)
+    }
+  }
+
+  async remove(intents: Intent[]): Promise<void> {
+    const { clock } = this.world
+    for (const intent of intents) {
+      const sentSince = clock.monotonic()
+      const error = await deleteInBackground(this.world, this.job.namespace, intent.name, intent.uid).catch((error) => {
+        if (!isRejection(error)) this.unansweredRemovals.set(intent.uid, sentSince)
+        throw error
+      })
+      // From an API server that is starting, a 404 is not conclusive; a Conflict can be a quota's.
+      const found = error && (await this.getJob(intent.name))
+      if (found && uidOf(found) === intent.uid) throw error
+      this.cache.onIntentGone(intent)
+    }
+  }
+
+  /** No Job is deleted by an intent that a removal of ours may still take away. */
+  asReliable(intent: Intent): Intent {
+    return this.unansweredRemovals.has(intent.uid) ? { ...intent, spoiled: true } : intent
+  }
+
   /**
-   * What keeps the old Job, or its pods, from being gone. Pods that a watch has not shown are listed, but not at every
-   * look.
+   * For how long a removal of this intent may still be applied: it was withdrawn, without an answer, before the Job was
+   * deleted by it.
    */
-  private async blockersOf(intent: Intent, live: Job | undefined): Promise<Blocker[]> {
-    const waitedMs = this.waitedMs()
+  lateRemovalMs(intent: Intent): number {
+    return unansweredMs(this.world.clock, this.unansweredRemovals.get(intent.uid) ?? this.foreignSince([intent]))
+  }
+
+  /** From when another operator, or an earlier life, may have sent requests by these intents; undefined: none has. */
+  foreignSince(intents: Intent[]): Monotonic | undefined {
+    const isForeign = intents.some(({ name, dueAt }) => dueAt === undefined && !this.written.has(name))
+    return isForeign ? this.startedSince : undefined
+  }
+
+  private getJob(name: string): Promise<Job | undefined> {
+    return this.world.cluster.getJob(this.job.namespace, name, this.world.kill)
+  }
+}
+
+/** What keeps the old Job of one restart, or its pods, from being gone. */
+class Blockers {
+  private unblockedSince: Monotonic | undefined
+  /** How often the server has refused to tell of pods. */
+  private podRefusals = 0
+
+  constructor(
+    private readonly world: World,
+    private readonly cache: RestartCache,
+    private readonly job: JobName,
+  ) {}
+
+  /** Pods that a watch has not shown are listed, but not at every look. */
+  async find(intent: Intent, live: Job | undefined, waitedMs: number): Promise<Blocker[]> {
     const watched = intent.replacement.spec?.manualSelector ? undefined : this.cache.podsOf?.(intent.jobUid)
     const isListed = !watched && (!live || waitedMs >= LIST_PODS_AFTER_MS)
     const known = watched ?? (isListed ? await this.readPods(() => this.listPodsOf(intent)) : [])
-    let blocking = known.filter((pod) => this.rules.blocksReplacement(pod, intent))
+    let blocking = known.filter((pod) => rulesOf(this.world).blocksReplacement(pod, intent))
     // A watch can be deaf, or have missed the end of a pod while it was reopened.
     if (watched && waitedMs >= TRUST_WATCH_MS) {
       const found = await this.readPods(() => this.findPods(blocking))
       // A pod that was orphaned is no pod of a Job for the watch any more: only here is it seen as it is.
-      blocking = found.filter((pod) => this.rules.blocksReplacement(pod, intent))
+      blocking = found.filter((pod) => rulesOf(this.world).blocksReplacement(pod, intent))
     }
     const held = blocking.map(({ name, phase, node, finalizers }) => ({ pod: name, phase, node, finalizers }))
     return live ? [{ finalizers: live.metadata?.finalizers ?? [] }, ...held] : held
@@ -3996,12 +3986,184 @@ class RestartRun {
   }
 
   /** For how long nothing but the garbage collector's own finalizer has held the terminating Job. */
-  private measureUnblockedMs(live: Job | undefined, [own, ...pods]: Blocker[]): number {
+  measureUnblockedMs(live: Job | undefined, [own, ...pods]: Blocker[]): number {
     const { clock } = this.world
     const isUnblocked =
       live !== undefined && own !== undefined && pods.length === 0 && own.finalizers.join() === "foregroundDeletion"
     this.unblockedSince = isUnblocked ? (this.unblockedSince ?? clock.monotonic()) : undefined
     return this.unblockedSince === undefined ? 0 : clock.monotonic() - this.unblockedSince
+  }
+}
+
+/** One run of reconcileRestart(), and what it remembers from step to step. */
+class RestartRun {
+  private readonly job: JobName
+  private readonly rules: typeof RULES
+  /** What is known without another look, where the last step has just read or written it. */
+  private seen: Observation | undefined
+  /** The intent that was written a moment ago: its answer is as good as a read. */
+  private fresh: string | undefined
+  /**
+   * The intent to write again if it is missing once the Job is going: the Job was, or may have been, deleted by it, and
+   * a request of ours, or another operator, may have removed it. Cleared by the first look that finds the Job going
+   * with an intent that no earlier request can remove any more; from then on, its removal cancels the restart.
+   */
+  private intentToRestore: Intent | undefined
+  /** The uid of the Job that this run has, or may have, deleted. */
+  private deletedUid: string | undefined
+  /** What a clean up ends with, until it is through. */
+  private ended: Outcome | undefined
+  /** Fires when a watch tells something new of the Job or its pods. */
+  private changed: AbortSignal | undefined
+  /** The Job may exist in an intent only: a stop does not end the run, only a kill does. */
+  private mustFinish = false
+  /** When the last delete without a clear answer was sent: it may still be applied. */
+  private unansweredSince: Monotonic | undefined
+  /** clockOffset() when the last look began, whose answers told the server's time. */
+  private clockOffsetMs = 0
+  /** Since the last pause. */
+  private steps = 0
+  /** Since the first pause of this run. */
+  private waitingSince: Monotonic | undefined
+  private reportAtMs = REPORT_AFTER_MS
+  /** The version of an edited Job that the cluster has rejected, and whether the Job was going then. */
+  private rejectedEdit: { version: string; isGoing: boolean } | undefined
+  private readonly intents: Intents
+  private readonly blockers: Blockers
+
+  constructor(
+    private readonly world: World,
+    private readonly cache: RestartCache,
+    private readonly restart: Restart,
+  ) {
+    this.job = restart.job
+    this.rules = rulesOf(world)
+    this.intents = new Intents(world, cache, restart.job)
+    this.blockers = new Blockers(world, cache, restart.job)
+  }
+
+  async run(): Promise<Outcome> {
+    const { kill, stop } = this.world
+    const trouble = retryBackoff(this.world, "its restart is held up", this.job)
+    while (!kill.aborted) {
+      try {
+        if (this.steps++ === MOST_STEPS) await this.pause()
+        const seen = this.seen ?? (await this.observe())
+        this.seen = undefined
+        if (wasClockSet(this.world.clock, this.clockOffsetMs)) continue
+        const step = this.rules.nextStep(seen, nowOf(this.world))
+        if (step.do !== "done" && stop.aborted && !this.mustFinish) break
+        const outcome = step.do === "done" ? step.outcome : await this.perform(step, seen)
+        trouble.over()
+        if (outcome) return outcome
+      } catch (error) {
+        if (isNamespaceGone(error)) return { result: "namespace gone" }
+        if (stop.aborted && !this.mustFinish) break
+        await trouble.wait(error, this.mustFinish ? kill : stop)
+        this.forgetSeen()
+      }
+    }
+    return { result: "interrupted" }
+  }
+
+  /** After a wait, somebody else may have removed the intent, or edited the Job. */
+  private forgetSeen(): void {
+    this.seen = undefined
+    this.fresh = undefined
+  }
+
+  /** Every look at the Job is news for the cache: it may have been edited. */
+  private async readJob(): Promise<Job | undefined> {
+    const { cluster, kill } = this.world
+    const live = await cluster.getJob(this.job.namespace, this.job.name, kill)
+    if (live) this.cache.onJobRead(live)
+    return live
+  }
+
+  /**
+   * Reads what nextStep() decides on, in this order: the intents that are known, the Job, then those intents again that
+   * a step may rely on, the pods, and last what the watches have told meanwhile. An intent that is read after the Job
+   * protected it at that moment; one that was not known before it may be of a restart that has ended since.
+   */
+  private async observe(): Promise<Observation> {
+    const { cache, job } = this
+    const { wishFor, wasRejected = false, atOnce = false, heldUntil = 0 } = this.restart
+    this.clockOffsetMs = clockOffset(this.world.clock)
+    const before = cache.intents()
+    this.changed = cache.whenChanged?.()
+    // A false 404 of the Job does no harm: its create would be answered 409.
+    const live = await this.readJob()
+    const isGoing = !live || isTerminating(live)
+    // We relied on an intent; the watch may have dropped it from the cache before this look.
+    const hadToFinish = this.mustFinish
+    const { known, confirmed } = await this.restoreIntent(before, live)
+    // They are read again where the Job is gone, where it would be deleted by one, and where the older of two goes.
+    const isReliedOn = !live || known.length > 1 || (!isGoing && known.some(({ jobUid }) => jobUid === uidOf(live)))
+    const fresh = confirmed ?? (live && this.fresh)
+    const standing = newestFirst(isReliedOn ? await this.intents.read(known, fresh) : known)
+    const intents = standing.map((one) => this.intents.asReliable(one))
+    this.fresh = undefined
+    this.mustFinish = isGoing && standing.some(protects)
+    const [intent] = intents
+    const intentWasRemoved = (known.some(protects) || hadToFinish) && !intent
+    const uid = intent?.jobUid ?? job.uid
+    const blockers = intent && isGoing ? await this.blockers.find(intent, live, this.waitedMs()) : []
+    const ended = this.ended ?? (intentWasRemoved ? await this.completedByOther() : undefined)
+    // Last: an edit of the Job may have become known while all that was read.
+    const latest = cache.latest()
+    const source = live ?? latest
+    return {
+      intents,
+      intentWasRemoved,
+      ended,
+      live,
+      latest,
+      deletedByPerson: this.deletedUid !== uid && cache.deletedByPerson?.(uid, intent) === true,
+      hadTtl: (cache.ttlMsOf?.(uid) ?? (latest && viewJob(latest).ttlMs)) !== undefined,
+      wish: source && uidOf(source) === job.uid ? wishFor?.(source) : undefined,
+      blockers,
+      unblockedForMs: this.blockers.measureUnblockedMs(live, blockers),
+      // What was rejected while the Job stood, as by a full quota, may be accepted when it is all that is left of it.
+      rejectedEdit: this.rejectedEdit?.isGoing === isGoing ? this.rejectedEdit.version : undefined,
+      mayBeDeleted: this.lateDeleteMs() > 0,
+      wasRejected,
+      atOnce,
+      heldUntil,
+    }
+  }
+
+  /**
+   * Another operator may have created the Job after our look at it, and then removed the intent: nobody has cancelled
+   * anything.
+   */
+  private async completedByOther(): Promise<Outcome | undefined> {
+    const { uid } = (await this.readJob())?.metadata ?? {}
+    return uid === undefined || uid === this.job.uid ? undefined : { result: "replaced", uid }
+  }
+
+  /**
+   * Writes intentToRestore again if the Job is going and the intent is missing, unless another operator has gone on to
+   * a newer one. Three things may have removed it: another operator whose proof was rejected just after ours was
+   * admitted, a withdrawal of ours before a delete without an answer was applied, and a removal without an answer.
+   * Returns the intents as known after that, and the name of the one that was read here.
+   */
+  private async restoreIntent(known: Intent[], live: Job | undefined) {
+    const intent = this.intentToRestore
+    const isReplaced = live !== undefined && uidOf(live) !== intent?.jobUid
+    if (isReplaced) this.intentToRestore = undefined
+    if (!intent || isReplaced || (live && !isTerminating(live))) return { known, confirmed: undefined }
+    let [standing] = await this.intents.read([intent], undefined)
+    standing ??= await this.intents.newerThan(intent)
+    if (!standing) {
+      const written = await this.intents.write(draftFrom(intent), false)
+      // The Job exists only in memory now: this is retried until it works. Another answer may have been lost.
+      if (written instanceof Error) throw written
+      standing = written ?? this.cache.intents().find(({ name }) => name === intent.name)
+      if (!standing) throw new Error(`intent ${intent.name} cannot be read`)
+    }
+    this.intentToRestore = this.intents.lateRemovalMs(standing) > 0 ? standing : undefined
+    const others = known.filter(({ name }) => name !== intent.name && name !== standing.name)
+    return { known: [...others, standing], confirmed: standing.name }
   }
 
   /** Performs one step; returns an outcome where the restart ends with it. */
@@ -4013,7 +4175,7 @@ class RestartRun {
         return this.proveAndDelete(step, seen)
       case "delete in background":
         // A Foreground delete needs updates of the Job, which a policy may deny.
-        await this.deleteInBackground(this.job.name, step.intent.jobUid)
+        await deleteInBackground(this.world, this.job.namespace, this.job.name, step.intent.jobUid)
         return this.pause()
       case "wait":
         this.reportBlockers(step)
@@ -4023,7 +4185,7 @@ class RestartRun {
       case "clean up":
         if (step.withdraw && !(await this.withdrawIntents(step.intents))) return undefined
         this.ended = step.withdraw ? undefined : step.outcome
-        await this.removeIntents(step.intents)
+        await this.intents.remove(step.intents)
         return step.outcome
     }
   }
@@ -4061,7 +4223,7 @@ class RestartRun {
     const isGoing = !seen.live || isTerminating(seen.live)
     // While an intent stands beside a Job that goes, only an edit is proved before it is written.
     const isEdit = newest !== undefined && isGoing && prove
-    const written = await this.writeIntent(this.rules.draftOf(plan), prove)
+    const written = await this.intents.write(this.rules.draftOf(plan), prove)
     if (written === undefined) return undefined
     if (!(written instanceof Error)) {
       this.fresh = written.name
@@ -4085,79 +4247,6 @@ class RestartRun {
     return undefined
   }
 
-  /** Writes an intent; undefined where the Job has to be observed again; the error where the cluster rejects it. */
-  private async writeIntent(draft: Draft, proveFirst: boolean): Promise<Intent | Error | undefined> {
-    if (proveFirst) {
-      const verdict = await this.proveAdmission(draft.replacement)
-      if (verdict !== "name free" && !verdict.admitted) return verdict.error
-    }
-    const sent = this.rules.intentFor(draft)
-    let rejection: Error | undefined
-    for (const intent of [sent, this.rules.intentFor(draft, true)]) {
-      try {
-        return await this.createIntent(intent)
-      } catch (error) {
-        if (isNameTaken(error, sent.metadata?.name ?? "")) return this.adoptExisting(sent.metadata?.name ?? "")
-        if (!isReason(error, "AlreadyExists") && !isRejection(error)) throw error
-        rejection = error as Error
-      }
-    }
-    return rejection
-  }
-
-  /** What was made must be what was sent: a webhook may have changed what protects the Job. Then it is removed. */
-  private async createIntent(sent: Job): Promise<Intent | Error> {
-    const { namespace, name: jobName } = this.job
-    const made = await this.world.cluster.createJob(namespace, sent, {}, this.world.kill)
-    const flaw = this.rules.flawOf(sent, made)
-    const intent = flaw === undefined ? this.rules.readIntent(made) : undefined
-    if (intent) {
-      this.written.add(intent.name)
-      this.cache.onIntentRead(intent)
-      return intent
-    }
-    const { name = "", uid = "" } = made.metadata ?? {}
-    // It protects nothing: that it goes cancels no restart, whatever a watch tells of it.
-    this.cache.onIntentGone({ namespace, jobName, name, uid })
-    // Nothing but this call knows of it. After a stop it is left, and a later life recognises it as spoiled.
-    await retryUntilDone(this.world, () => this.deleteInBackground(name, uid))
-    return new Error(`a webhook changed the intent ${name}: ${flaw ?? "it cannot be read back"}`)
-  }
-
-  /** Another operator, or an earlier life, wrote this intent. One that is being deleted protects nothing. */
-  private async adoptExisting(name: string): Promise<Intent | Error | undefined> {
-    const found = await this.getJob(name)
-    if (!found) return undefined
-    const intent = this.rules.readIntent(found)
-    if (intent && !intent.deleting) {
-      this.cache.onIntentRead(intent)
-      return intent
-    }
-    if (isTerminating(found)) {
-      const finalizers = found.metadata?.finalizers?.join(", ")
-      return new Error(`the intent ${name} of an earlier try is still being deleted, held by finalizers ${finalizers}`)
-    }
-    // A webhook spoiled it, and it could not be removed at once: it protects nothing, and its name is in the way.
-    try {
-      await retryUntilDone(this.world, () => this.deleteInBackground(name, uidOf(found) ?? ""))
-      return undefined
-    } catch (error) {
-      if (!isRejection(error)) throw error
-      return new Error(`the intent ${name} cannot be read, and not be removed: ${error.message}`)
-    }
-  }
-
-  /** Asks the cluster whether it would admit this very Job, under its own name. */
-  private async proveAdmission(replacement: Job) {
-    const { cluster, kill } = this.world
-    try {
-      await cluster.createJob(this.job.namespace, replacement, { dryRun: true, strict: true }, kill)
-      return "name free" as const
-    } catch (error) {
-      return this.rules.verdictOf(error, this.job.name)
-    }
-  }
-
   private async proveAndDelete(step: StepTo<"prove and delete">, seen: Observation): Promise<Outcome | undefined> {
     const { intent, ttl } = step
     const { clock, cluster, kill } = this.world
@@ -4166,7 +4255,7 @@ class RestartRun {
       if (!ttl && !(await this.withdrawIntents(seen.intents))) return undefined
       return { result: "rejected", error }
     }
-    const verdict = await this.proveAdmission(intent.replacement)
+    const verdict = await proveAdmission(this.world, this.rules, this.job, intent.replacement)
     // Absent, or the server could not read it: neither is a yes.
     if (verdict === "name free") return undefined
     if (!verdict.admitted) return reject(verdict.error)
@@ -4194,40 +4283,11 @@ class RestartRun {
   }
 
   /**
-   * Deletes the Job, or an intent, that has this uid. Returns the NotFound or Conflict with which the server answers
-   * where somebody else was faster.
-   */
-  private async deleteInBackground(name: string, uid: string): Promise<unknown> {
-    const { cluster, kill } = this.world
-    try {
-      await cluster.deleteJob(this.job.namespace, name, { uid, propagationPolicy: "Background" }, kill)
-      return undefined
-    } catch (error) {
-      rethrowUnless(error, "NotFound", "Conflict")
-      return error
-    }
-  }
-
-  /**
    * For how long a delete of the Job without an answer may still be applied: ours or, with intents, one by an intent of
    * another operator or of an earlier life, which may have been sent just before this run.
    */
   private lateDeleteMs(intents: Intent[] = []): number {
-    return this.lateMs(this.unansweredSince ?? this.foreignSince(intents))
-  }
-
-  /** The same for a removal of this intent: it was withdrawn, without an answer, before the Job was deleted by it. */
-  private lateRemovalMs(intent: Intent): number {
-    return this.lateMs(this.unansweredRemovals.get(intent.uid) ?? this.foreignSince([intent]))
-  }
-
-  private foreignSince(intents: Intent[]): Monotonic | undefined {
-    const isForeign = intents.some(({ name, dueAt }) => dueAt === undefined && !this.written.has(name))
-    return isForeign ? this.startedSince : undefined
-  }
-
-  private lateMs(sentSince: Monotonic | undefined): number {
-    return sentSince === undefined ? 0 : sentSince + REQUEST_MAY_APPLY_MS - this.world.clock.monotonic()
+    return unansweredMs(this.world.clock, this.unansweredSince ?? this.intents.foreignSince(intents))
   }
 
   /**
@@ -4250,7 +4310,7 @@ class RestartRun {
     // From here on the Job may exist in memory only: then the next look writes the intent again, until that works.
     this.intentToRestore = intent
     this.mustFinish = true
-    await this.removeIntents(intents)
+    await this.intents.remove(intents)
     const live = await this.readJob()
     if (!live || isTerminating(live)) return false
     this.intentToRestore = undefined
@@ -4268,21 +4328,6 @@ class RestartRun {
       if (!isReason(error, "AlreadyExists")) throw error
       // Somebody else created it, or our own answer was lost. A webhook can say so too, and then the Job is not there.
       if (!(await this.readJob())) throw error
-    }
-  }
-
-  private async removeIntents(intents: Intent[]): Promise<void> {
-    const { clock } = this.world
-    for (const intent of intents) {
-      const sentSince = clock.monotonic()
-      const error = await this.deleteInBackground(intent.name, intent.uid).catch((error) => {
-        if (!isRejection(error)) this.unansweredRemovals.set(intent.uid, sentSince)
-        throw error
-      })
-      // From an API server that is starting, a 404 is not conclusive; a Conflict can be a quota's.
-      const found = error && (await this.getJob(intent.name))
-      if (found && uidOf(found) === intent.uid) throw error
-      this.cache.onIntentGone(intent)
     }
   }
 }
