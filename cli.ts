@@ -418,7 +418,7 @@ async function keepEvidence(world: World, view: JobView, entry: Entry): Promise<
 // ──────────────────────────────────────────── 4 Dashboard ─────────────────────────────────────────────
 
 const BEAT_MS = 10_000
-const RETRY_MS = 2_000
+const RETRY_MS = 1_500
 /** A watch notices a server that hangs only after minutes. */
 const ANSWER_MS = 5_000
 
