@@ -1894,6 +1894,7 @@ export function nextStep(seen: Observation, now: number): Step {
 }
 
 const isTerminating = ({ metadata }: Job) => metadata?.deletionTimestamp != null
+const isTerminatingOrGone = (job: Job | undefined) => !job || isTerminating(job)
 const uidOf = ({ metadata }: Job) => metadata?.uid
 const versionOf = ({ metadata }: Job) => metadata?.resourceVersion ?? ""
 const isNewer = (job: Job, { jobVersion }: Intent) => compareVersions(versionOf(job), jobVersion) > 0
@@ -1909,7 +1910,7 @@ function outcomeOf(intents: Intent[], back: Job): Outcome {
 
 function stepWithoutIntent(seen: Observation, now: number): Step {
   const { live, latest, wish, intentWasRemoved, deletedByPerson, wasRejected } = seen
-  const isGone = !live || isTerminating(live)
+  const isGone = isTerminatingOrGone(live)
   if (seen.ended) return done(seen.ended)
   if (!isGone && seen.mayBeDeleted)
     return { do: "wait", for: "a delete without an answer, which may still be applied", blockers: [] }
@@ -1940,9 +1941,8 @@ function writeStep(plan: IntentPlan, prove: boolean): Step {
  * is for an edit. With the newer one alone, that delete would look like a person's: both stay, and neither waits.
  */
 function wasBegun({ live }: Observation, newest: Intent, older: Intent[]): boolean {
-  const isGoing = !live || isTerminating(live)
   const isByOlder = older.some(({ jobUid, dueAt }) => jobUid === newest.jobUid && dueAt === undefined)
-  return isGoing && isByOlder && newest.dueAt !== undefined
+  return isTerminatingOrGone(live) && isByOlder && newest.dueAt !== undefined
 }
 
 /** The Job stands as it was when the intent was written, or was edited since. */
@@ -3450,24 +3450,25 @@ function eventFrom<T>(line: string): { type: string; object: T } {
 
 // ────────────────────────────────────────────── 10 Restart ──────────────────────────────────────────────
 
-/** What acting needs from outside. `stop`: begin nothing new. `kill`: give up what is under way; intents stay. */
+/** The context of all that acts. `stop`: start nothing new. `kill`: abandon what is under way; intents remain. */
 export interface World {
   cluster: Cluster
   clock: Clock
-  /** To the log, metrics and notifications. What belongs into a Job's Events too is told by a Reporter. */
+  /** To the log, metrics and notifications. A Reporter also writes the Job's Events. */
   emit: Emit
   config: Config
   stop: AbortSignal
   kill: AbortSignal
-  /** RULES, unless a test replaces one by a wrong one to show that the simulation notices. */
+  /** RULES by default; a test replaces one by a wrong one, to prove that the simulation notices. */
   rules?: typeof RULES
 }
 
 const SKEW_LIMIT_MS = 5_000
 const EVIDENCE_LIMIT_MS = 20_000
-const LONG_MS = 300_000
+/** A restart that is in trouble, or waits for blockers, for this long is an alarm. */
+const ALARM_AFTER_MS = 300_000
 
-/** The instant it is for the API server, where the clocks differ by more than its Date header can tell. */
+/** The API server's time, if its clock differs from ours by more than the resolution of its Date header. */
 export function nowOf({ clock, cluster }: World): number {
   const skewMs = cluster.skewMs()
   return clock.now() + (Math.abs(skewMs) > SKEW_LIMIT_MS ? skewMs : 0)
@@ -3476,8 +3477,8 @@ export function nowOf({ clock, cluster }: World): number {
 const LONGEST_RETRY_AFTER_MS = 300_000
 
 /**
- * Exponential from 0.25 s to 30 s, half of it by chance so that many do not come back at once; never less than the
- * server asks.
+ * Exponential from 0.25 s to 30 s, half of it random so that many clients do not retry at once; never less than the
+ * server's Retry-After.
  */
 export function backoffMs(attempt: number, random: number, error: unknown): number {
   const most = exponentialBackoffMs({ fromMs: 250, toMs: 30_000 }, attempt)
@@ -3486,8 +3487,8 @@ export function backoffMs(attempt: number, random: number, error: unknown): numb
 }
 
 /**
- * Backoff for something that is retried until it works. Each error is reported once, with the time of the next try. A
- * restart that is rejected, or long in trouble, is an alarm: a person has to know.
+ * Backoff for something that is retried until it works. Each error is reported once, with the delay of the next try. A
+ * restart that is rejected, or in trouble for ALARM_AFTER_MS, is an alarm: a person has to know.
  */
 function retryBackoff({ clock, emit }: World, what: string, job?: JobName) {
   let attempt = 0
@@ -3497,7 +3498,7 @@ function retryBackoff({ clock, emit }: World, what: string, job?: JobName) {
     async wait(error: unknown, signal: AbortSignal): Promise<void> {
       if (signal.aborted) return
       if (reported === "") since = clock.monotonic()
-      const isLong = job !== undefined && clock.monotonic() - since > LONG_MS
+      const isLong = job !== undefined && clock.monotonic() - since > ALARM_AFTER_MS
       const isAlarm = isRejection(error) || isLong
       const why = messageOf(error)
       const retryMs = backoffMs(attempt++, clock.random(), error)
@@ -3505,7 +3506,7 @@ function retryBackoff({ clock, emit }: World, what: string, job?: JobName) {
       reported = `${isAlarm} ${why}`
       await clock.sleep(retryMs, signal)
     },
-    over(): void {
+    reset(): void {
       if (reported) emit({ kind: "Recovered", what, job, afterMs: clock.monotonic() - since })
       attempt = 0
       reported = ""
@@ -3514,8 +3515,8 @@ function retryBackoff({ clock, emit }: World, what: string, job?: JobName) {
 }
 
 /**
- * Looks at a failed Job's pods: those that the watch has kept, else those that are left. What cannot be read becomes
- * a note.
+ * Reads a failed Job's pods and their logs. `kept`: the pods that a watch has shown; others are listed. What cannot be
+ * read becomes a note.
  */
 export async function gatherEvidence(
   world: World,
@@ -3524,13 +3525,12 @@ export async function gatherEvidence(
   earlier?: Evidence,
 ): Promise<Evidence> {
   const evidence: Evidence = { ...evidencePods(kept), logs: new Map(earlier?.logs) }
-  const complain = (error: unknown) => world.emit({ kind: "EvidenceUnavailable", job, why: messageOf(error) })
+  const reportError = (error: unknown) => world.emit({ kind: "EvidenceUnavailable", job, why: messageOf(error) })
   try {
     await withTimeout(EVIDENCE_LIMIT_MS, world.kill, "looking at its pods", async (signal) => {
       const tryToList = () => podsOfJob(world, job, signal)
-      const list = () => retry(world, LIST_RETRY, signal, tryToList).catch((error) => complain(error) ?? [])
-      // The watch of pods may be behind that of Jobs: what it has kept is enough only if it tells of the end of each
-      // pod.
+      const list = () => retry(world, LIST_RETRY, signal, tryToList).catch((error) => reportError(error) ?? [])
+      // The watch of pods may lag behind that of Jobs: its pods suffice only if each of them has ended.
       const listed = kept.every(isOverPod) && lastFailedPod(kept) ? [] : await list()
       const isKept = ({ uid }: PodView) => kept.some((pod) => pod.uid === uid && isOverPod(pod))
       const fresh = listed.filter((pod) => !isKept(pod))
@@ -3539,17 +3539,17 @@ export async function gatherEvidence(
       await readLogs(world, job.namespace, evidence, signal)
     })
   } catch (error) {
-    complain(error)
+    reportError(error)
   }
   const isKept = (key: string) => evidence.pods.some(({ uid }) => key.startsWith(`${uid}/`))
   return { ...evidence, logs: new Map([...evidence.logs].filter(([key]) => isKept(key))) }
 }
 
-/** Half of the limit is for the logs; a log whose second try would have to wait for longer is not worth it. */
+/** Half of EVIDENCE_LIMIT_MS is left for the logs. */
 const LIST_RETRY = { tries: Number.POSITIVE_INFINITY, forMs: EVIDENCE_LIMIT_MS / 2 }
 const LOG_RETRY = { tries: 2, forMs: 5_000 }
 
-/** Tries again what the network or a busy server failed at. Throws a rejection, and the error that is the last. */
+/** Retries after errors of the network or of a busy server. Throws a rejection at once, else the last error. */
 async function retry<T>(
   { clock, stop }: World,
   { tries, forMs }: { tries: number; forMs: number },
@@ -3577,8 +3577,8 @@ async function podsOfJob({ cluster }: World, job: JobView, signal: AbortSignal):
 }
 
 /**
- * Reads each container's log, unless that was read whole after the container's end. What was read earlier stays if
- * there is nothing better.
+ * Reads each container's log, unless it was read after the container's end. An earlier log is kept if the new one is
+ * empty.
  */
 async function readLogs(world: World, namespace: string, { pods, logs }: Evidence, signal: AbortSignal) {
   const { cluster, config } = world
@@ -3588,7 +3588,7 @@ async function readLogs(world: World, namespace: string, { pods, logs }: Evidenc
     if (lines === 0 || (state === "waiting" && !ended) || logs.get(key)?.final) return
     if (pod.gone)
       return void (logs.has(key) || logs.set(key, { lines: [], note: "log not available, the pod is gone" }))
-    // In a container that runs again, the run that failed is the one before; where that is gone the server answers 400.
+    // Of a restarted container, the previous run is the one that failed; the server answers 400 if its log is gone.
     const runsAgain = state === "running" && ended
     const tail = (previous: boolean) =>
       retry(world, LOG_RETRY, signal, () => cluster.readLog(namespace, pod.name, name, { lines, previous }, signal))
@@ -3601,12 +3601,12 @@ async function readLogs(world: World, namespace: string, { pods, logs }: Evidenc
 }
 
 /**
- * An API server that has just started may answer 403 for up to half a minute, until it knows its Roles. With the
- * backoff between them, seven tries take that long.
+ * An API server that has just started may answer 403 for up to half a minute, until it knows its Roles. Seven tries,
+ * with their backoff, take that long.
  */
 const MOST_REJECTIONS = 7
 
-/** Retries without logging, until it works or the program is stopped. Throws a rejection that stays. */
+/** Retries without logging, until it works or `stop` fires. Throws a rejection that persists. */
 async function retryUntilDone({ clock, stop }: World, work: () => Promise<unknown>): Promise<void> {
   for (let attempt = 1; ; attempt++) {
     try {
@@ -3630,7 +3630,7 @@ async function removeRecords({ cluster, kill }: World, namespace: string, record
     await cluster.deleteConfigMap(namespace, name, kill).catch((error) => rethrowUnless(error, "NotFound"))
 }
 
-/** Writes the settings for the commands, unless they stand there already. */
+/** Writes the ConfigMap from which the commands read the settings, if it differs. */
 async function writeSettings(world: World, namespace: string): Promise<void> {
   const { cluster, config, kill } = world
   const data = variablesOf(config)
@@ -3642,7 +3642,7 @@ async function writeSettings(world: World, namespace: string): Promise<void> {
   else await cluster.createConfigMap(namespace, { apiVersion: "v1", kind: "ConfigMap", ...map }, kill)
 }
 
-/** The pure rules of a restart. */
+/** The pure rules of a restart, which mutation tests replace. */
 export const RULES = {
   nextStep,
   draftOf,
@@ -3658,15 +3658,15 @@ export const RULES = {
 const rulesOf = ({ rules = RULES }: World) => rules
 
 /**
- * What a restart shares with whoever runs it: what the restart itself reads and writes, and, where there are watches,
- * what these have told of its Job.
+ * What a restart shares with whoever runs it, the loop or a command: what the restart itself reads and writes and,
+ * where there are watches, what these have shown of its Job.
  */
 export interface RestartCache {
   /** The intents that are known for the Job. */
   intents(): Intent[]
-  /** The newest version of the Job that anyone has seen, also after it is gone. */
+  /** The newest known version of the Job, also after it is gone. */
   latest(): Job | undefined
-  /** The pods of a Job; undefined where a watch has not shown them, and they must be listed. */
+  /** The pods of a Job; undefined if no watch has shown any, so that they must be listed. */
   podsOf?(uid: string): PodView[] | undefined
   deletedByPerson?(uid: string, intent: Intent | undefined): boolean
   /** The shortest TTL that was seen of a Job that is gone. */
@@ -3674,53 +3674,51 @@ export interface RestartCache {
   onJobRead(job: Job): void
   onIntentRead(intent: Intent): void
   onIntentGone(intent: Pick<Intent, "namespace" | "jobName" | "name" | "uid">): void
-  /** Fires when the Job or a pod of it is seen to go, or the Job to be edited; undefined where nothing is watched. */
-  whenChanged?(): AbortSignal | undefined
+  /** Fires when a watch shows that the Job or one of its pods is gone, or the Job edited; undefined without a watch. */
+  changeSignal?(): AbortSignal | undefined
   emit: Emit
 }
 
-/** The Job to restart. `wishFor` decides on it as it is now; without it only a standing intent is carried out. */
+/** The Job to restart. `wishFor` decides on it as it is now; without it, only an existing intent is carried out. */
 export interface Restart {
   job: JobName
   wishFor?: (job: Job) => Wish
-  /** The cluster has rejected it before: it is asked before anything is written. */
+  /** The cluster has rejected it before: a dry run comes before any write. */
   wasRejected?: boolean
   /** A person asked for it by a command: due times do not count. */
   atOnce?: boolean
-  /** RESTART_SPACING: what waits, waits until then too. */
+  /** RESTART_SPACING: the restart does not start before this instant. */
   heldUntil?: number
 }
 
 type StepTo<D extends Step["do"]> = Extract<Step, { do: D }>
 
-const FIRST_LOOK_MS = 120
+const FIRST_POLL_MS = 120
 
-/** The API server works on a request for up to a minute (--request-timeout); a proxy may hold it for as long. */
+/** The API server may work on a request for a minute (--request-timeout), after a proxy has held it for as long. */
 const REQUEST_MAY_APPLY_MS = 130_000
 
-const LOOK_AFTER_STOP_MS = 1_000
+const POLL_AFTER_STOP_MS = 1_000
 
 /**
- * An upper bound even where a watch tells of the end, and of edits, at once, for a watch can stall. A busy control
- * plane takes half a minute to delete a Job, and polling adds load.
+ * Also the interval beside a watch, for a watch can stall. A busy control plane takes half a minute to delete a Job,
+ * and polling adds load.
  */
-const LONGEST_LOOK_MS = 30_000
+const LONGEST_POLL_MS = 30_000
 const LIST_PODS_AFTER_MS = 10_000
 /**
- * After this, watched pods are looked up by name. A list by label costs the server as much as the namespace has pods:
- * 1,000 restarts that listed while they waited brought it to a stop, among 10,000 pods.
+ * After this, watched pods are read by name. The cost of a list by label grows with all pods of the namespace: with
+ * 10,000 pods, 1,000 waiting restarts that listed brought the server to a halt.
  */
 const TRUST_WATCH_MS = 60_000
-/** Steps between two pauses. A restart takes six; more would mean that the rules do not come to rest. */
+/** Steps between two pauses. A restart takes six; a bound in case the steps never converge. */
 const MOST_STEPS = 10
 const REPORT_AFTER_MS = 60_000
-const ALARM_AFTER_MS = 300_000
 const ALARM_AGAIN_MS = 3_600_000
 
 /**
- * Takes a restart as far as it can go: observe, nextStep, perform, until a step is done. Errors only slow it down.
- * Ends with `waiting` where there is nothing to do before a due time; then it is to be called again at that time, and
- * when the Job changes.
+ * Takes a restart as far as it can go: observe, nextStep, perform, until the step is `done`. Errors are retried. Ends
+ * with `waiting` if there is nothing to do before a due time: call it again at that time, and when the Job changes.
  */
 export const reconcileRestart = (world: World, cache: RestartCache, restart: Restart): Promise<Outcome> =>
   new RestartRun(world, cache, restart).run()
@@ -3732,17 +3730,17 @@ const isNamespaceGone = (error: unknown) =>
 
 const protects = ({ spoiled }: Intent) => !spoiled
 
-/** A wall clock that is slewed drifts by less within a look or a turn; one that is set by less does no harm. */
+/** Slewing moves the wall clock by less than this between two measurements; a smaller jump does no harm. */
 const CLOCK_SET_MS = 1_000
 
 /** The wall clock less the monotonic clock: it changes when the wall clock is set. */
 const clockOffset = (clock: Clock) => clock.now() - clock.monotonic()
 
-/** Of an answer before and after which our clock differs, the server's time cannot be told. */
+/** Whether the wall clock was set since `offsetBeforeMs`: then an answer in between does not tell the server's time. */
 const wasClockSet = (clock: Clock, offsetBeforeMs: number) =>
   Math.abs(clockOffset(clock) - offsetBeforeMs) >= CLOCK_SET_MS
 
-/** Asks the cluster whether it would admit this very Job, under its own name. */
+/** Asks the cluster, by a dry run, whether it would admit this Job under its real name. */
 async function proveAdmission(
   { cluster, kill }: World,
   rules: typeof RULES,
@@ -3758,8 +3756,8 @@ async function proveAdmission(
 }
 
 /**
- * Deletes the Job, or an intent, that has this uid. Returns the NotFound or Conflict with which the server answers
- * where somebody else was faster.
+ * Deletes the Job, or an intent, that has this uid. Returns the server's NotFound or Conflict if somebody else was
+ * faster.
  */
 async function deleteInBackground(
   { cluster, kill }: World,
@@ -3776,16 +3774,16 @@ async function deleteInBackground(
   }
 }
 
-/** For how long a request without an answer may still be applied. */
-const unansweredMs = (clock: Clock, sentSince: Monotonic | undefined) =>
+/** For how long a request that was sent then, and got no answer, may still be applied. */
+const inFlightMs = (clock: Clock, sentSince: Monotonic | undefined) =>
   sentSince === undefined ? 0 : sentSince + REQUEST_MAY_APPLY_MS - clock.monotonic()
 
 /**
- * The intents of one Job, for one run of reconcileRestart(). Invariant: what was written, read or found gone is told to
+ * The intents of one Job, for one run of reconcileRestart(). Invariant: what was written, or found new or gone, is in
  * the cache at once; a removal without an answer is remembered.
  */
 class Intents {
-  /** When the removal of an intent without a clear answer was sent, by the intent's uid: it may still be applied. */
+  /** When a removal without a clear answer was sent, by the intent's uid: it may still be applied. */
   private readonly unansweredRemovals = new Map<string, Monotonic>()
   /** The names of the intents that this run has written. */
   private readonly written = new Set<string>()
@@ -3801,10 +3799,10 @@ class Intents {
     this.startedSince = world.clock.monotonic()
   }
 
-  /** The intents that still stand. What stands, but was made unreadable, counts as it was written. */
-  async read(known: Intent[], fresh: string | undefined): Promise<Intent[]> {
+  /** Those of the known intents that still exist. One that has become unreadable counts as it was known. */
+  async read(known: Intent[], justRead: string | undefined): Promise<Intent[]> {
     const read = async (intent: Intent): Promise<Intent[]> => {
-      if (intent.name === fresh) return [intent]
+      if (intent.name === justRead) return [intent]
       // From an API server that is starting, one 404 is not conclusive.
       const found = (await this.getJob(intent.name)) ?? (await this.getJob(intent.name))
       if (found && uidOf(found) === intent.uid && !isTerminating(found)) return [this.rules.readIntent(found) ?? intent]
@@ -3814,6 +3812,7 @@ class Intents {
     return (await Promise.all(known.map(read))).flat()
   }
 
+  /** The newest intent on the server, if it replaces a later version of the Job than this one. */
   async newerThan({ jobName, jobVersion }: Intent): Promise<Intent | undefined> {
     const { cluster, kill } = this.world
     const selector = `${INTENT}=${labelValueFor(jobName)}`
@@ -3824,7 +3823,7 @@ class Intents {
     return newest
   }
 
-  /** Writes an intent; undefined where the Job has to be observed again; the error where the cluster rejects it. */
+  /** Writes an intent. Returns undefined if the Job must be observed again, the error if the cluster rejects it. */
   async write(draft: Draft, proveFirst: boolean): Promise<Intent | Error | undefined> {
     if (proveFirst) {
       const verdict = await proveAdmission(this.world, this.rules, this.job, draft.replacement)
@@ -3844,7 +3843,7 @@ class Intents {
     return rejection
   }
 
-  /** What was made must be what was sent: a webhook may have changed what protects the Job. Then it is removed. */
+  /** Creates an intent, and removes it if a webhook has changed what protects the Job. */
   private async create(sent: Job): Promise<Intent | Error> {
     const { namespace, name: jobName } = this.job
     const made = await this.world.cluster.createJob(namespace, sent, {}, this.world.kill)
@@ -3856,14 +3855,14 @@ class Intents {
       return intent
     }
     const { name = "", uid = "" } = made.metadata ?? {}
-    // It protects nothing: that it goes cancels no restart, whatever a watch tells of it.
+    // It protects nothing, so the watch event of its removal must not cancel a restart.
     this.cache.onIntentGone({ namespace, jobName, name, uid })
-    // Nothing but this call knows of it. After a stop it is left, and a later life recognises it as spoiled.
+    // Only this call knows of it. After a stop it is left behind, and a later life finds it spoiled.
     await retryUntilDone(this.world, () => deleteInBackground(this.world, this.job.namespace, name, uid))
     return new Error(`a webhook changed the intent ${name}: ${flaw ?? "it cannot be read back"}`)
   }
 
-  /** Another operator, or an earlier life, wrote this intent. One that is being deleted protects nothing. */
+  /** Takes over the intent that another operator, or an earlier life, wrote under this name, if it protects the Job. */
   private async adopt(name: string): Promise<Intent | Error | undefined> {
     const found = await this.getJob(name)
     if (!found) return undefined
@@ -3876,7 +3875,7 @@ class Intents {
       const finalizers = found.metadata?.finalizers?.join(", ")
       return new Error(`the intent ${name} of an earlier try is still being deleted, held by finalizers ${finalizers}`)
     }
-    // A webhook spoiled it, and it could not be removed at once: it protects nothing, and its name is in the way.
+    // A webhook spoiled it, and it could not be removed at once: it protects nothing, but occupies the name.
     try {
       await retryUntilDone(this.world, () =>
         deleteInBackground(this.world, this.job.namespace, name, uidOf(found) ?? ""),
@@ -3903,17 +3902,14 @@ class Intents {
     }
   }
 
-  /** No Job is deleted by an intent that a removal of ours may still take away. */
-  asReliable(intent: Intent): Intent {
+  /** An intent that a removal of ours may still take away counts as spoiled, so that no Job is deleted by it. */
+  distrustRemoved(intent: Intent): Intent {
     return this.unansweredRemovals.has(intent.uid) ? { ...intent, spoiled: true } : intent
   }
 
-  /**
-   * For how long a removal of this intent may still be applied: it was withdrawn, without an answer, before the Job was
-   * deleted by it.
-   */
-  lateRemovalMs(intent: Intent): number {
-    return unansweredMs(this.world.clock, this.unansweredRemovals.get(intent.uid) ?? this.foreignSince([intent]))
+  /** For how long a removal of this intent may still be applied: one of ours, or one of another operator. */
+  removalInFlightMs(intent: Intent): number {
+    return inFlightMs(this.world.clock, this.unansweredRemovals.get(intent.uid) ?? this.foreignSince([intent]))
   }
 
   /** From when another operator, or an earlier life, may have sent requests by these intents; undefined: none has. */
@@ -3927,11 +3923,10 @@ class Intents {
   }
 }
 
-/** What keeps the old Job of one restart, or its pods, from being gone. */
+/** Finds what keeps the old Job of one restart, or its pods, from being gone. */
 class Blockers {
   private unblockedSince: Monotonic | undefined
-  /** How often the server has refused to tell of pods. */
-  private podRefusals = 0
+  private podDenials = 0
 
   constructor(
     private readonly world: World,
@@ -3939,25 +3934,33 @@ class Blockers {
     private readonly job: JobName,
   ) {}
 
-  /** Pods that a watch has not shown are listed, but not at every look. */
+  /** Pods that no watch has shown are listed, but beside a terminating Job only after a while. */
   async find(intent: Intent, live: Job | undefined, waitedMs: number): Promise<Blocker[]> {
     const watched = intent.replacement.spec?.manualSelector ? undefined : this.cache.podsOf?.(intent.jobUid)
     const isListed = !watched && (!live || waitedMs >= LIST_PODS_AFTER_MS)
     const known = watched ?? (isListed ? await this.readPods(() => this.listPodsOf(intent)) : [])
     let blocking = known.filter((pod) => rulesOf(this.world).blocksReplacement(pod, intent))
-    // A watch can be deaf, or have missed the end of a pod while it was reopened.
+    // A watch can stall, or have missed the end of a pod while it was reopened.
     if (watched && waitedMs >= TRUST_WATCH_MS) {
       const found = await this.readPods(() => this.findPods(blocking))
-      // A pod that was orphaned is no pod of a Job for the watch any more: only here is it seen as it is.
+      // The watch ignores a pod that no Job owns: only this read shows that a pod was orphaned.
       blocking = found.filter((pod) => rulesOf(this.world).blocksReplacement(pod, intent))
     }
-    const held = blocking.map(({ name, phase, node, finalizers }) => ({ pod: name, phase, node, finalizers }))
-    return live ? [{ finalizers: live.metadata?.finalizers ?? [] }, ...held] : held
+    const pods = blocking.map(({ name, phase, node, finalizers }) => ({ pod: name, phase, node, finalizers }))
+    return live ? [{ finalizers: live.metadata?.finalizers ?? [] }, ...pods] : pods
+  }
+
+  /** For how long nothing but the garbage collector's own finalizer has held the terminating Job. */
+  measureUnblockedMs(live: Job | undefined, [ofJob, ...ofPods]: Blocker[]): number {
+    const { clock } = this.world
+    const isUnblocked = live !== undefined && ofPods.length === 0 && ofJob?.finalizers.join() === "foregroundDeletion"
+    this.unblockedSince = isUnblocked ? (this.unblockedSince ?? clock.monotonic()) : undefined
+    return this.unblockedSince === undefined ? 0 : clock.monotonic() - this.unblockedSince
   }
 
   /**
-   * Pods that the Role does not let us see cannot be waited for; the Foreground delete has. The 403 of a server that
-   * has just started passes; one that stays is true, whatever an incomplete review says.
+   * Without the right to read pods there is nothing to wait for: the Foreground delete has waited for them. A 403 is
+   * retried first, for a server that has just started may answer it; one that persists overrides the review.
    */
   private async readPods(read: () => Promise<PodView[]>): Promise<PodView[]> {
     const { cluster, kill } = this.world
@@ -3966,8 +3969,8 @@ class Blockers {
     } catch (error) {
       rethrowUnless(error, "Forbidden")
       const isGranted = allowed(await cluster.rules(this.job.namespace, kill)).has("list /pods")
-      this.podRefusals++
-      if (isGranted && this.podRefusals < MOST_REJECTIONS) throw error
+      this.podDenials++
+      if (isGranted && this.podDenials < MOST_REJECTIONS) throw error
       return []
     }
   }
@@ -3977,21 +3980,12 @@ class Blockers {
     return (await cluster.listPods(this.job.namespace, podSelector(intent), viewPod, kill)).items
   }
 
-  /** Those that are still there. */
+  /** Reads pods by name; returns those that still exist. */
   private async findPods(pods: PodView[]): Promise<PodView[]> {
     const { cluster, kill } = this.world
     const found = await Promise.all(pods.map(({ name }) => cluster.findPod(this.job.namespace, name, kill)))
     const views = found.flatMap((pod) => (pod ? [viewPod(pod)] : []))
     return views.filter(({ uid }) => pods.some((pod) => pod.uid === uid))
-  }
-
-  /** For how long nothing but the garbage collector's own finalizer has held the terminating Job. */
-  measureUnblockedMs(live: Job | undefined, [own, ...pods]: Blocker[]): number {
-    const { clock } = this.world
-    const isUnblocked =
-      live !== undefined && own !== undefined && pods.length === 0 && own.finalizers.join() === "foregroundDeletion"
-    this.unblockedSince = isUnblocked ? (this.unblockedSince ?? clock.monotonic()) : undefined
-    return this.unblockedSince === undefined ? 0 : clock.monotonic() - this.unblockedSince
   }
 }
 
@@ -3999,35 +3993,34 @@ class Blockers {
 class RestartRun {
   private readonly job: JobName
   private readonly rules: typeof RULES
-  /** What is known without another look, where the last step has just read or written it. */
-  private seen: Observation | undefined
-  /** The intent that was written a moment ago: its answer is as good as a read. */
-  private fresh: string | undefined
+  /** The next observation, where the last step has just read or written all of it. */
+  private nextSeen: Observation | undefined
+  /** The name of the intent that the last step wrote: the answer is as good as a read. */
+  private justWritten: string | undefined
   /**
-   * The intent to write again if it is missing once the Job is going: the Job was, or may have been, deleted by it, and
-   * a request of ours, or another operator, may have removed it. Cleared by the first look that finds the Job going
-   * with an intent that no earlier request can remove any more; from then on, its removal cancels the restart.
+   * The intent to write again if it is missing once the Job is terminating or gone: the Job was, or may have been,
+   * deleted by it, and a request of ours, or another operator, may have removed it. Cleared by the first observation
+   * then of an intent that no earlier request can remove any more; from then on, its removal cancels the restart.
    */
   private intentToRestore: Intent | undefined
   /** The uid of the Job that this run has, or may have, deleted. */
   private deletedUid: string | undefined
-  /** What a clean up ends with, until it is through. */
+  /** The outcome of a clean up, while its removals may need retries. */
   private ended: Outcome | undefined
-  /** Fires when a watch tells something new of the Job or its pods. */
-  private changed: AbortSignal | undefined
-  /** The Job may exist in an intent only: a stop does not end the run, only a kill does. */
+  private changeSignal: AbortSignal | undefined
+  /** The Job may exist only in an intent: the run ends by a kill, but not by a stop. */
   private mustFinish = false
-  /** When the last delete without a clear answer was sent: it may still be applied. */
-  private unansweredSince: Monotonic | undefined
-  /** clockOffset() when the last look began, whose answers told the server's time. */
+  /** When the last delete of the Job without a clear answer was sent: it may still be applied. */
+  private unansweredDeleteSince: Monotonic | undefined
+  /** clockOffset() when the last observation began, whose answers told the server's time. */
   private clockOffsetMs = 0
-  /** Since the last pause. */
-  private steps = 0
-  /** Since the first pause of this run. */
+  private stepsSincePause = 0
+  /** When this run first paused. */
   private waitingSince: Monotonic | undefined
-  private reportAtMs = REPORT_AFTER_MS
-  /** The version of an edited Job that the cluster has rejected, and whether the Job was going then. */
-  private rejectedEdit: { version: string; isGoing: boolean } | undefined
+  /** After which wait the blockers are reported next. */
+  private nextReportMs = REPORT_AFTER_MS
+  /** The version of an edited Job that the cluster has rejected, and whether the Job was terminating or gone then. */
+  private rejectedEdit: { version: string; isDeleted: boolean } | undefined
   private readonly intents: Intents
   private readonly blockers: Blockers
 
@@ -4044,35 +4037,35 @@ class RestartRun {
 
   async run(): Promise<Outcome> {
     const { kill, stop } = this.world
-    const trouble = retryBackoff(this.world, "its restart is held up", this.job)
+    const backoff = retryBackoff(this.world, "its restart is held up", this.job)
     while (!kill.aborted) {
       try {
-        if (this.steps++ === MOST_STEPS) await this.pause()
-        const seen = this.seen ?? (await this.observe())
-        this.seen = undefined
+        if (this.stepsSincePause++ === MOST_STEPS) await this.pause()
+        const seen = this.nextSeen ?? (await this.observe())
+        this.nextSeen = undefined
         if (wasClockSet(this.world.clock, this.clockOffsetMs)) continue
         const step = this.rules.nextStep(seen, nowOf(this.world))
         if (step.do !== "done" && stop.aborted && !this.mustFinish) break
         const outcome = step.do === "done" ? step.outcome : await this.perform(step, seen)
-        trouble.over()
+        backoff.reset()
         if (outcome) return outcome
       } catch (error) {
         if (isNamespaceGone(error)) return { result: "namespace gone" }
         if (stop.aborted && !this.mustFinish) break
-        await trouble.wait(error, this.mustFinish ? kill : stop)
-        this.forgetSeen()
+        await backoff.wait(error, this.mustFinish ? kill : stop)
+        this.forgetReads()
       }
     }
     return { result: "interrupted" }
   }
 
-  /** After a wait, somebody else may have removed the intent, or edited the Job. */
-  private forgetSeen(): void {
-    this.seen = undefined
-    this.fresh = undefined
+  /** After a wait: somebody else may have removed the intent, or edited the Job. */
+  private forgetReads(): void {
+    this.nextSeen = undefined
+    this.justWritten = undefined
   }
 
-  /** Every look at the Job is news for the cache: it may have been edited. */
+  /** Reads the Job, and updates the cache: it may have been edited. */
   private async readJob(): Promise<Job | undefined> {
     const { cluster, kill } = this.world
     const live = await cluster.getJob(this.job.namespace, this.job.name, kill)
@@ -4081,35 +4074,35 @@ class RestartRun {
   }
 
   /**
-   * Reads what nextStep() decides on, in this order: the intents that are known, the Job, then those intents again that
-   * a step may rely on, the pods, and last what the watches have told meanwhile. An intent that is read after the Job
-   * protected it at that moment; one that was not known before it may be of a restart that has ended since.
+   * Reads what nextStep() decides on, in this order: the known intents from the cache, the Job, those intents that a
+   * step may rely on, the pods, and last what the watches have shown meanwhile. An intent that is read after the Job
+   * existed when the Job was read; one that was not known before the Job may belong to a restart that has ended since.
    */
   private async observe(): Promise<Observation> {
     const { cache, job } = this
     const { wishFor, wasRejected = false, atOnce = false, heldUntil = 0 } = this.restart
     this.clockOffsetMs = clockOffset(this.world.clock)
     const before = cache.intents()
-    this.changed = cache.whenChanged?.()
-    // A false 404 of the Job does no harm: its create would be answered 409.
+    this.changeSignal = cache.changeSignal?.()
+    // A false 404 of the Job does no harm: the create would be answered 409.
     const live = await this.readJob()
-    const isGoing = !live || isTerminating(live)
-    // We relied on an intent; the watch may have dropped it from the cache before this look.
+    const isDeleted = isTerminatingOrGone(live)
+    // If an intent was relied on, a watch may have dropped it from the cache since.
     const hadToFinish = this.mustFinish
     const { known, confirmed } = await this.restoreIntent(before, live)
-    // They are read again where the Job is gone, where it would be deleted by one, and where the older of two goes.
-    const isReliedOn = !live || known.length > 1 || (!isGoing && known.some(({ jobUid }) => jobUid === uidOf(live)))
-    const fresh = confirmed ?? (live && this.fresh)
-    const standing = newestFirst(isReliedOn ? await this.intents.read(known, fresh) : known)
-    const intents = standing.map((one) => this.intents.asReliable(one))
-    this.fresh = undefined
-    this.mustFinish = isGoing && standing.some(protects)
+    // A step relies on them if the Job is absent, if one of them may delete it, or if an older one may be removed.
+    const isReliedOn = !live || known.length > 1 || (!isDeleted && known.some(({ jobUid }) => jobUid === uidOf(live)))
+    const justRead = confirmed ?? (live && this.justWritten)
+    const existing = newestFirst(isReliedOn ? await this.intents.read(known, justRead) : known)
+    const intents = existing.map((one) => this.intents.distrustRemoved(one))
+    this.justWritten = undefined
+    this.mustFinish = isDeleted && existing.some(protects)
     const [intent] = intents
     const intentWasRemoved = (known.some(protects) || hadToFinish) && !intent
     const uid = intent?.jobUid ?? job.uid
-    const blockers = intent && isGoing ? await this.blockers.find(intent, live, this.waitedMs()) : []
+    const blockers = intent && isDeleted ? await this.blockers.find(intent, live, this.waitedMs()) : []
     const ended = this.ended ?? (intentWasRemoved ? await this.completedByOther() : undefined)
-    // Last: an edit of the Job may have become known while all that was read.
+    // Last: a watch may have shown an edit of the Job during these reads.
     const latest = cache.latest()
     const source = live ?? latest
     return {
@@ -4123,58 +4116,55 @@ class RestartRun {
       wish: source && uidOf(source) === job.uid ? wishFor?.(source) : undefined,
       blockers,
       unblockedForMs: this.blockers.measureUnblockedMs(live, blockers),
-      // What was rejected while the Job stood, as by a full quota, may be accepted when it is all that is left of it.
-      rejectedEdit: this.rejectedEdit?.isGoing === isGoing ? this.rejectedEdit.version : undefined,
-      mayBeDeleted: this.lateDeleteMs() > 0,
+      // What was rejected while the Job existed, as by a full quota, may be accepted once it is gone.
+      rejectedEdit: this.rejectedEdit?.isDeleted === isDeleted ? this.rejectedEdit.version : undefined,
+      mayBeDeleted: this.deleteInFlightMs() > 0,
       wasRejected,
       atOnce,
       heldUntil,
     }
   }
 
-  /**
-   * Another operator may have created the Job after our look at it, and then removed the intent: nobody has cancelled
-   * anything.
-   */
+  /** The outcome if another operator has created the Job since we read it, and has then removed the intent. */
   private async completedByOther(): Promise<Outcome | undefined> {
     const { uid } = (await this.readJob())?.metadata ?? {}
     return uid === undefined || uid === this.job.uid ? undefined : { result: "replaced", uid }
   }
 
   /**
-   * Writes intentToRestore again if the Job is going and the intent is missing, unless another operator has gone on to
-   * a newer one. Three things may have removed it: another operator whose proof was rejected just after ours was
-   * admitted, a withdrawal of ours before a delete without an answer was applied, and a removal without an answer.
-   * Returns the intents as known after that, and the name of the one that was read here.
+   * Writes intentToRestore again if it is missing and the Job is terminating or gone, unless another operator has
+   * written a newer one. Three things may have removed it: another operator whose proof was rejected just after ours
+   * was admitted, a withdrawal of ours before a delete without an answer was applied, and a removal without an answer.
+   * Returns the intents known after that; `confirmed` is the name of the one that need not be read again.
    */
   private async restoreIntent(known: Intent[], live: Job | undefined) {
     const intent = this.intentToRestore
     const isReplaced = live !== undefined && uidOf(live) !== intent?.jobUid
     if (isReplaced) this.intentToRestore = undefined
     if (!intent || isReplaced || (live && !isTerminating(live))) return { known, confirmed: undefined }
-    let [standing] = await this.intents.read([intent], undefined)
-    standing ??= await this.intents.newerThan(intent)
-    if (!standing) {
+    let [existing] = await this.intents.read([intent], undefined)
+    existing ??= await this.intents.newerThan(intent)
+    if (!existing) {
       const written = await this.intents.write(draftFrom(intent), false)
       // The Job exists only in memory now: this is retried until it works. Another answer may have been lost.
       if (written instanceof Error) throw written
-      standing = written ?? this.cache.intents().find(({ name }) => name === intent.name)
-      if (!standing) throw new Error(`intent ${intent.name} cannot be read`)
+      existing = written ?? this.cache.intents().find(({ name }) => name === intent.name)
+      if (!existing) throw new Error(`intent ${intent.name} cannot be read`)
     }
-    this.intentToRestore = this.intents.lateRemovalMs(standing) > 0 ? standing : undefined
-    const others = known.filter(({ name }) => name !== intent.name && name !== standing.name)
-    return { known: [...others, standing], confirmed: standing.name }
+    this.intentToRestore = this.intents.removalInFlightMs(existing) > 0 ? existing : undefined
+    const others = known.filter(({ name }) => name !== intent.name && name !== existing.name)
+    return { known: [...others, existing], confirmed: existing.name }
   }
 
   /** Performs one step; returns an outcome where the restart ends with it. */
   private async perform(step: Exclude<Step, { do: "done" }>, seen: Observation): Promise<Outcome | undefined> {
     switch (step.do) {
       case "write intent":
-        return this.performWrite(step, seen)
+        return this.writeIntent(step, seen)
       case "prove and delete":
         return this.proveAndDelete(step, seen)
       case "delete in background":
-        // A Foreground delete needs updates of the Job, which a policy may deny.
+        // The garbage collector ends a Foreground delete by an update of the Job, which a policy may deny.
         await deleteInBackground(this.world, this.job.namespace, this.job.name, step.intent.jobUid)
         return this.pause()
       case "wait":
@@ -4195,55 +4185,53 @@ class RestartRun {
     return now - (this.waitingSince ?? now)
   }
 
-  /**
-   * Until the Job or one of its pods is seen to go, or it is time for another look; after a stop there is little time.
-   */
+  /** Waits for changeSignal or the next poll; after a stop there is little time, so polls are frequent. */
   private async pause(): Promise<undefined> {
     const { clock, kill, stop } = this.world
-    this.steps = 0
+    this.stepsSincePause = 0
     this.waitingSince ??= clock.monotonic()
-    const longestMs = stop.aborted ? LOOK_AFTER_STOP_MS : LONGEST_LOOK_MS
-    const lookMs = this.changed ? longestMs : Math.min(longestMs, Math.max(FIRST_LOOK_MS, this.waitedMs() / 5))
-    const signals = [this.changed, stop.aborted ? undefined : stop].filter((signal) => signal !== undefined)
-    await clock.sleep(lookMs, kill, ...signals)
-    this.forgetSeen()
+    const longestMs = stop.aborted ? POLL_AFTER_STOP_MS : LONGEST_POLL_MS
+    const pollMs = this.changeSignal ? longestMs : Math.min(longestMs, Math.max(FIRST_POLL_MS, this.waitedMs() / 5))
+    const signals = [this.changeSignal, stop.aborted ? undefined : stop].filter((signal) => signal !== undefined)
+    await clock.sleep(pollMs, kill, ...signals)
+    this.forgetReads()
   }
 
   private reportBlockers({ for: waitsFor, blockers }: StepTo<"wait">): void {
     const forMs = this.waitedMs()
-    if (forMs < this.reportAtMs) return
+    if (forMs < this.nextReportMs) return
     const isAlarm = forMs >= ALARM_AFTER_MS
-    this.reportAtMs = isAlarm ? forMs + ALARM_AGAIN_MS : ALARM_AFTER_MS
+    this.nextReportMs = isAlarm ? forMs + ALARM_AGAIN_MS : ALARM_AFTER_MS
     this.cache.emit({ kind: "HeldUp", job: this.job, waitsFor, blockers: blockersText(blockers), forMs, isAlarm })
   }
 
-  private async performWrite({ plan, prove }: StepTo<"write intent">, seen: Observation): Promise<Outcome | undefined> {
+  private async writeIntent({ plan, prove }: StepTo<"write intent">, seen: Observation): Promise<Outcome | undefined> {
     const { cache, job } = this
     const [newest] = seen.intents
-    const isGoing = !seen.live || isTerminating(seen.live)
-    // While an intent stands beside a Job that goes, only an edit is proved before it is written.
-    const isEdit = newest !== undefined && isGoing && prove
+    const isDeleted = isTerminatingOrGone(seen.live)
+    // Where an intent exists for a Job that is terminating or gone, only an edit is proved before it is written.
+    const isEdit = newest !== undefined && isDeleted && prove
     const written = await this.intents.write(this.rules.draftOf(plan), prove)
     if (written === undefined) return undefined
     if (!(written instanceof Error)) {
-      this.fresh = written.name
-      // Nobody has looked at the pods of a Job that was found absent: it is observed again.
-      if (seen.live) this.seen = { ...seen, intents: newestFirst([written, ...seen.intents]) }
+      this.justWritten = written.name
+      // If the Job is absent, its pods have not been read yet: it is observed again.
+      if (seen.live) this.nextSeen = { ...seen, intents: newestFirst([written, ...seen.intents]) }
       const { name: intent, dueAt } = written
       cache.emit(isEdit ? { kind: "EditTaken", job } : { kind: "IntentWritten", job, intent, dueAt })
       return undefined
     }
     if (isNamespaceGone(written)) throw written
     if (isEdit) {
-      this.rejectedEdit = { version: versionOf(plan.live), isGoing }
+      this.rejectedEdit = { version: versionOf(plan.live), isDeleted }
       return void cache.emit({ kind: "EditRejected", job, why: written.message })
     }
     // The Job exists only in memory now: this is retried until it works.
     if (!seen.live) throw written
-    // The void intent goes first: it may hold the last place of a quota.
+    // A void intent is removed first: it may occupy the last place of a quota.
     const isVoid = newest !== undefined && newest.jobVersion !== versionOf(seen.live)
     if (!isVoid) return { result: "rejected", error: written }
-    this.rejectedEdit = { version: versionOf(seen.live), isGoing }
+    this.rejectedEdit = { version: versionOf(seen.live), isDeleted }
     return undefined
   }
 
@@ -4251,15 +4239,15 @@ class RestartRun {
     const { intent, ttl } = step
     const { clock, cluster, kill } = this.world
     const reject = async (error: Error): Promise<Outcome | undefined> => {
-      // A TTL may remove the Job while it is rejected: then the intent is all that is left of it.
+      // The intent stays where a TTL may remove the Job meanwhile: then it is all that is left of it.
       if (!ttl && !(await this.withdrawIntents(seen.intents))) return undefined
       return { result: "rejected", error }
     }
     const verdict = await proveAdmission(this.world, this.rules, this.job, intent.replacement)
-    // Absent, or the server could not read it: neither is a yes.
+    // The Job is absent, or the server could not read it: the replacement is not proved.
     if (verdict === "name free") return undefined
     if (!verdict.admitted) return reject(verdict.error)
-    this.changed = this.cache.whenChanged?.()
+    this.changeSignal = this.cache.changeSignal?.()
     const sentSince = clock.monotonic()
     const { jobUid: uid, jobVersion: resourceVersion } = intent
     try {
@@ -4268,51 +4256,51 @@ class RestartRun {
     } catch (error) {
       if (isReason(error, "Conflict") || isReason(error, "NotFound")) return undefined
       if (isRejection(error)) return reject(error)
-      this.unansweredSince = sentSince
-      this.noteDelete(intent)
+      this.unansweredDeleteSince = sentSince
+      this.rememberDelete(intent)
       throw error
     }
     this.mustFinish = true
-    this.noteDelete(intent)
+    this.rememberDelete(intent)
     return this.pause()
   }
 
-  private noteDelete(intent: Intent): void {
+  private rememberDelete(intent: Intent): void {
     this.intentToRestore = intent
     this.deletedUid = intent.jobUid
   }
 
   /**
-   * For how long a delete of the Job without an answer may still be applied: ours or, with intents, one by an intent of
-   * another operator or of an earlier life, which may have been sent just before this run.
+   * For how long a delete of the Job without an answer may still be applied: ours or, if intents are given, one that
+   * another operator or an earlier life may have sent by them just before this run.
    */
-  private lateDeleteMs(intents: Intent[] = []): number {
-    return unansweredMs(this.world.clock, this.unansweredSince ?? this.intents.foreignSince(intents))
+  private deleteInFlightMs(intents: Intent[] = []): number {
+    return inFlightMs(this.world.clock, this.unansweredDeleteSince ?? this.intents.foreignSince(intents))
   }
 
   /**
-   * Removes intents of a Job that stands. False where the Job is gone, or going, after all: another operator may have
-   * had a yes for the same intent a moment ago. Then it is written again. A delete that may still be applied is
-   * awaited first.
+   * Removes intents of a Job that still exists. False if the Job must be observed again: a delete may still be applied,
+   * which is waited for, or the Job has changed, or is terminating or gone after all, for another operator may have
+   * proved the same intent a moment ago. Then the intent is restored.
    */
   private async withdrawIntents(intents: Intent[]): Promise<boolean> {
     const { clock, kill, stop } = this.world
-    const lateMs = this.lateDeleteMs(intents)
-    if (lateMs > 0) {
-      await clock.sleep(lateMs, kill, stop, ...(this.changed ? [this.changed] : []))
-      this.forgetSeen()
+    const leftMs = this.deleteInFlightMs(intents)
+    if (leftMs > 0) {
+      await clock.sleep(leftMs, kill, stop, ...(this.changeSignal ? [this.changeSignal] : []))
+      this.forgetReads()
       return false
     }
     const before = await this.readJob()
     const [intent] = intents
     const isUnchanged = before && !isTerminating(before) && versionOf(before) === intent?.jobVersion
     if (!isUnchanged) return false
-    // From here on the Job may exist in memory only: then the next look writes the intent again, until that works.
+    // From here on the Job may exist only in memory: then the next observation restores the intent, until that works.
     this.intentToRestore = intent
     this.mustFinish = true
     await this.intents.remove(intents)
     const live = await this.readJob()
-    if (!live || isTerminating(live)) return false
+    if (isTerminatingOrGone(live)) return false
     this.intentToRestore = undefined
     this.mustFinish = false
     return true
@@ -4323,19 +4311,19 @@ class RestartRun {
     try {
       const created = await cluster.createJob(this.job.namespace, step.intent.replacement, { strict: true }, kill)
       this.cache.onJobRead(created)
-      this.seen = { ...seen, live: created, latest: created }
+      this.nextSeen = { ...seen, live: created, latest: created }
     } catch (error) {
       if (!isReason(error, "AlreadyExists")) throw error
-      // Somebody else created it, or our own answer was lost. A webhook can say so too, and then the Job is not there.
+      // Somebody else created it, or our own answer was lost. If it does not exist, a webhook has answered that.
       if (!(await this.readJob())) throw error
     }
   }
 }
 
 /**
- * What the answer to a dry run of a Job that exists says. The server checks a name last: AlreadyExists in its own
- * words means that everything else was passed. A webhook can answer 409 too, in other words. Throws what a later try
- * may answer differently.
+ * What the answer to a dry run means, for a Job that exists. The server checks the name last: AlreadyExists in its own
+ * words means that all other checks were passed. A webhook can answer 409 too, in other words. Throws an error that a
+ * retry may not meet.
  */
 export function verdictOf(error: unknown, name: string): { admitted: true } | { admitted: false; error: ApiError } {
   if (!(error instanceof ApiError)) throw error
@@ -4344,11 +4332,11 @@ export function verdictOf(error: unknown, name: string): { admitted: true } | { 
   throw error
 }
 
-/** Whether the server itself says, in its own sentence, that a Job's name is taken. */
+/** Whether the server itself, and no webhook, answers that a Job's name is taken. */
 function isNameTaken(error: unknown, name: string): boolean {
   if (!(error instanceof ApiError) || error.status !== 409 || error.reason !== "AlreadyExists") return false
-  const own = `jobs.batch ${JSON.stringify(name)} already exists`
-  return error.text.replace(/^object is being deleted: /, "").startsWith(own)
+  const sentence = `jobs.batch ${JSON.stringify(name)} already exists`
+  return error.text.replace(/^object is being deleted: /, "").startsWith(sentence)
 }
 
 // ──────────────────────────────────────────── 11 Controller ─────────────────────────────────────────────
@@ -4894,7 +4882,7 @@ class Watcher {
   /** Lists, then watches until it is time to list again; or sleeps, where watching is not allowed. */
   async listAndWatch(namespace: string): Promise<void> {
     const { clock, config, stop } = this.world
-    const trouble = retryBackoff(this.world, `Jobs in ${namespace} cannot be watched`)
+    const backoff = retryBackoff(this.world, `Jobs in ${namespace} cannot be watched`)
     const watched = { ofAll: false, listed: new AbortController(), renew: new AbortController() }
     // Before the first list, which may tell of a Job with a selector of its own.
     this.podWatches.set(namespace, watched)
@@ -4907,16 +4895,16 @@ class Watcher {
         right = WATCH_RIGHTS.jobs
         pods ??= this.listAndWatchPods(namespace, watched)
         const untilAt = later(clock.monotonic(), RELIST_MS)
-        const from = { resourceVersion, untilAt, works: trouble.over, stop }
+        const from = { resourceVersion, untilAt, onWorking: backoff.reset, stop }
         if (this.permissions.may(namespace, WATCH_RIGHTS.jobs)) await this.watch(namespace, "jobs", from)
         else {
-          trouble.over()
+          backoff.reset()
           await clock.sleep(config.checkIntervalMs, stop)
         }
       } catch (error) {
         if (!stop.aborted) this.liveness.noteBroken(namespace)
         this.permissions.noteDenied(namespace, right, error)
-        await trouble.wait(error, stop)
+        await backoff.wait(error, stop)
       }
     }
     await pods
@@ -4937,24 +4925,24 @@ class Watcher {
   /** Keeps each pod's last outcome, for pods are often gone when their Job has failed. */
   private async listAndWatchPods(namespace: string, watched: PodWatch): Promise<void> {
     const { clock, stop } = this.world
-    const trouble = retryBackoff(this.world, `pods in ${namespace} cannot be watched`)
+    const backoff = retryBackoff(this.world, `pods in ${namespace} cannot be watched`)
     while (!stop.aborted) {
       watched.renew = new AbortController()
       try {
         await this.review(namespace)
-        if (this.permissions.may(namespace, WATCH_RIGHTS.pods)) await this.watchPods(namespace, watched, trouble.over)
+        if (this.permissions.may(namespace, WATCH_RIGHTS.pods)) await this.watchPods(namespace, watched, backoff.reset)
         else await clock.sleep(LONGEST_SLEEP_MS, stop)
       } catch (error) {
         this.liveness.syncedPods.delete(namespace)
         if (watched.listed.signal.aborted) watched.listed = new AbortController()
         if (watched.renew.signal.aborted) continue
         this.permissions.noteDenied(namespace, WATCH_RIGHTS.pods, error)
-        await trouble.wait(error, stop)
+        await backoff.wait(error, stop)
       }
     }
   }
 
-  private async watchPods(namespace: string, { ofAll, listed, renew }: PodWatch, works: () => void): Promise<void> {
+  private async watchPods(namespace: string, { ofAll, listed, renew }: PodWatch, onWorking: () => void): Promise<void> {
     const { cluster, stop } = this.world
     const selector = ofAll ? "" : POD_SELECTOR
     const signal = AbortSignal.any([stop, renew.signal])
@@ -4964,7 +4952,7 @@ class Watcher {
     this.handler.onPodsListed(namespace, items)
     this.liveness.syncedPods.add(namespace)
     listed.abort()
-    await this.watch(namespace, "pods", { resourceVersion, works, selector, stop: signal })
+    await this.watch(namespace, "pods", { resourceVersion, onWorking, selector, stop: signal })
   }
 
   /** Waits until the pods of a namespace are listed, where they are watched; not for long. */
@@ -4989,14 +4977,14 @@ class Watcher {
   private async watch(
     namespace: string,
     resource: "jobs" | "pods",
-    from: { resourceVersion: string; untilAt?: Monotonic; works: () => void; selector?: string; stop: AbortSignal },
+    from: { resourceVersion: string; untilAt?: Monotonic; onWorking: () => void; selector?: string; stop: AbortSignal },
   ): Promise<void> {
     const { clock, cluster } = this.world
-    const { untilAt, works, selector, stop } = from
+    const { untilAt, onWorking, selector, stop } = from
     const options = { silenceMs: WATCH_SILENCE_MS, ...(selector && { selector }) }
     const noteWorking = () => {
       this.permissions.noteWorking(namespace, WATCH_RIGHTS[resource])
-      works()
+      onWorking()
     }
     const isOver = () => stop.aborted || (untilAt !== undefined && clock.monotonic() >= untilAt)
     for (let { resourceVersion } = from; !isOver(); ) {
@@ -5542,12 +5530,12 @@ class Restarts {
       onJobRead: (job) => this.onJobRead(job),
       onIntentRead: (intent) => cache.addIntent(intent, this.world.clock.monotonic(), cache.sightings),
       onIntentGone: (intent) => cache.removeIntent(intent),
-      whenChanged: () => this.whenChanged(key, namespace),
+      changeSignal: () => this.changeSignal(key, namespace),
       emit: (fact) => this.reporter.emit(fact),
     }
   }
 
-  private whenChanged(key: string, namespace: string): AbortSignal | undefined {
+  private changeSignal(key: string, namespace: string): AbortSignal | undefined {
     const restart = this.running.get(key)
     const isWatched = this.permissions.may(namespace, WATCH_RIGHTS.jobs) && !this.world.stop.aborted
     if (!restart || !isWatched) return undefined
