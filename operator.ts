@@ -3858,7 +3858,7 @@ class Intents {
     // It protects nothing, so the watch event of its removal must not cancel a restart.
     this.cache.onIntentGone({ namespace, jobName, name, uid })
     // Only this call knows of it. After a stop it is left behind, and a later life finds it spoiled.
-    await retryUntilDone(this.world, () => deleteInBackground(this.world, this.job.namespace, name, uid))
+    await retryUntilDone(this.world, () => deleteInBackground(this.world, namespace, name, uid))
     return new Error(`a webhook changed the intent ${name}: ${flaw ?? "it cannot be read back"}`)
   }
 
@@ -4341,47 +4341,9 @@ function isNameTaken(error: unknown, name: string): boolean {
 
 // ──────────────────────────────────────────── 11 Controller ─────────────────────────────────────────────
 
-const RELIST_MS = 30 * 60_000
-
-/** Bookmarks come about once a minute: more than two are missing. */
-const WATCH_SILENCE_MS = 150_000
-
-const REVIEW_MS = 10 * 60_000
-const PRUNE_MS = 86_400_000
-
-/** Each may hold a record of 256 KiB. */
-const MOST_WRITES = 5
-const MOST_WAITING_WRITES = 2_000
-
-const LIST_JOBS = "list batch/jobs"
-const WATCH_RIGHTS = { jobs: "watch batch/jobs", pods: "watch /pods" }
-
-const LONGEST_SLEEP_MS = 30_000
-
-/** Four times the longest sleep. */
-const STUCK_MS = 120_000
-
-/** A look waits so long for the list of pods from which they are watched. */
-const PODS_LISTED_MS = 10_000
-/** What a look that is under way, and one that waits, take at most. */
-const LONGEST_LOOKS_MS = 2 * (PODS_LISTED_MS + EVIDENCE_LIMIT_MS)
-
-/** All pods of Jobs, except those of Jobs with a selector of their own. */
-const POD_SELECTOR = "batch.kubernetes.io/job-name"
-
-const MOST_TOMBSTONES = 1_000
-const MOST_STRAYS = 200
-/** Looks at the pods of one Job while they stop: beyond these, only for the newest. */
-const MOST_MOMENTS = 20
-/** Items of the workqueue's heap that are left over. */
-const MOST_VOID = 100
-const MOST_REPORTED = 25_000
-const CLOCK_SET_BACK_MS = 5_000
-const CLOCK_RETRY_MS = 5_000
-
 /**
  * The lifecycle of a watched Job in this operator. `restarting`: a reconcileRestart() is under way. `settled`: its
- * restart has ended, so what a late watch still tells of this uid is no news.
+ * restart has ended, so late watch events of this uid are ignored.
  */
 export type JobState =
   | { is: "idle" }
@@ -4390,48 +4352,47 @@ export type JobState =
   | { is: "restarting"; dueAt: number }
   | { is: "settled" }
 
-/** A state that is not named here may lead to any. A settled Job stays so until another uid takes its name. */
+/** A state that is not listed here may lead to any. A settled Job stays settled until another uid takes its name. */
 const TRANSITIONS: { [From in JobState["is"]]?: JobState["is"][] } = {
   restarting: ["scheduled", "idle", "settled"],
   settled: ["settled"],
 }
 
 /**
- * What the cache keeps of one Job. `decision` and `reported` are of the last reconcile; `evidence` and `candidates` are
- * kept until its failure is known, `failure` and `looks` from then on. All of it ends with the Job's uid.
+ * What the cache keeps of one Job, for as long as its uid. `decision` is of the last reconcile; `evidence` and
+ * `candidates` are kept until `failure` is known.
  */
 class JobEntry {
   view: JobView
-  /** The whole object, as last seen; only of a Job that has failed, or is going. */
+  /** The newest whole object; only of a Job that is failing, has failed, or is terminating. */
   job: Job | undefined
-  /** As it stood: from a Job that is being deleted, their controllers take them off. */
+  /** As before its deletion: controllers remove theirs from a terminating Job. */
   finalizers: string[]
   state: JobState = { is: "idle" }
   decision: Decision | undefined
   evidence: Evidence | undefined
   /** Known once the evidence of a failure is complete. */
   failure: Failure | undefined
-  /** Undefined before the first look at its pods. */
-  looks: Looks | undefined
-  /** The few of its pods that may become evidence; undefined before the first is told to stop. */
+  collection: Collection | undefined
+  /** The few of its pods that may become evidence; undefined before the first one terminates. */
   candidates: PodView[] | undefined
-  /** The last decision that was reported. */
+  /** The last decision that was reported, as text. */
   reported = ""
   rejections = 0
-  /** After a rejection, or where the Job had changed: not before this. */
+  /** After a rejection, or if the Job had changed: no restart before this. */
   retryAt: Monotonic | undefined
-  /** When it was first missed. */
+  /** When it was first found to be gone. */
   goneAt: number | undefined
   /**
-   * Set where a restart of a Job that was gone already has ended as waiting. While its intent and its failure stay the
-   * same, there is nothing to do before it is due. If the intent goes, a person has cancelled the restart.
+   * Set when a restart of a Job that was already gone has ended as waiting. While intent and failure stay the same,
+   * there is nothing to do before it is due. If the intent is removed, a person has cancelled the restart.
    */
   waitAfterGone: { intentUid: string | undefined; failure: Failure | undefined; dueAt: number } | undefined
 
-  /** `sighting`: the number of the one that told it; a list does not overwrite what was read after it was asked for. */
+  /** `sequence`: the cache's when this was read; a list does not overwrite what was read after it was requested. */
   constructor(
     { view, job, finalizers }: KeptJob,
-    public sighting: number,
+    public sequence: number,
   ) {
     this.view = view
     this.job = job
@@ -4439,10 +4400,10 @@ class JobEntry {
   }
 }
 
-/** The looks at a Job's pods: for which moments, with which pods; `done`: when the last one is. */
-type Looks = { moments: Set<string>; pods: PodView[]; isWaiting: boolean; done: Promise<void> }
+/** How a Job's evidence is collected. `pods`: at the last trigger. `isQueued`: a run is yet to begin. */
+type Collection = { triggers: Set<string>; pods: PodView[]; isQueued: boolean; done: Promise<void> }
 
-/** Moves a Job to another state. Throws where that transition is not legal. */
+/** Moves a Job to another state. Throws if the transition is illegal. */
 export function moveTo(entry: Pick<JobEntry, "state" | "view">, state: JobState): void {
   const legal = TRANSITIONS[entry.state.is]
   if (legal && !legal.includes(state.is))
@@ -4450,22 +4411,22 @@ export function moveTo(entry: Pick<JobEntry, "state" | "view">, state: JobState)
   entry.state = state
 }
 
-/** The last state of a Job that is gone. `watched`: told by a watch, not concluded from a list. */
+/** The last state of a Job that is gone. `watched`: from a DELETED event, not concluded from a list. */
 interface Tombstone {
   job: Job
   watched: boolean
-  /** The shortest that was seen: the TTL may be edited while it takes the Job. */
+  /** The shortest seen: the TTL may be edited while the TTL controller removes the Job. */
   ttlMs: number | undefined
 }
 
-/** `adoptAt`: from when this operator takes the intent up. `sighting`: the number of the last one. */
-type KnownIntent = Intent & { adoptAt: Monotonic; sighting: number }
+/** `adoptAt`: from when this operator carries it out. `sequence`: the cache's when it was last read. */
+type KnownIntent = Intent & { adoptAt: Monotonic; sequence: number }
 
-/** A Map that forgets what was set first when it is full. */
+/** A Map that evicts the entry set longest ago when it is full. */
 class BoundedMap<V> extends Map<string, V> {
   constructor(
     public most: number,
-    private readonly onForgotten: (key: string) => void = () => {},
+    private readonly onEvicted: (key: string) => void = () => {},
   ) {
     super()
   }
@@ -4476,7 +4437,7 @@ class BoundedMap<V> extends Map<string, V> {
     if (this.size <= this.most) return this
     const [oldest = ""] = this.keys()
     this.delete(oldest)
-    this.onForgotten(oldest)
+    this.onEvicted(oldest)
     return this
   }
 }
@@ -4484,26 +4445,28 @@ class BoundedMap<V> extends Map<string, V> {
 const withoutPod = (pods: PodView[], { uid }: PodView) => pods.filter((pod) => pod.uid !== uid)
 const withPod = (pods: PodView[], pod: PodView) => [...withoutPod(pods, pod), pod]
 
+const MOST_TOMBSTONES = 1_000
+const MOST_UNKNOWN_OWNERS = 200
+
 /**
- * What the watches have told, indexed so that every lookup is O(1).
+ * What lists, watches and restarts have read.
  *
- * Invariants: an entry holds the newest version that was seen of its Job; the view of one that is gone says that it is
- * being deleted. Pods are kept by the uid of their Job; those of Jobs without an entry are few, and the oldest go
- * first. Of a Job's pods that are gone there are the few that may become evidence. A removed intent does not come back
- * by a late watch.
+ * Invariants: an entry holds the newest version seen of its Job; the view of a Job that is gone has `deleting` set.
+ * Pods are kept by the uid of their Job: those of at most MOST_UNKNOWN_OWNERS Jobs without an entry and, of pods that
+ * are gone, the few that may become evidence. A late watch event does not bring a removed intent back.
  */
 export class Cache {
   readonly jobs = new Map<string, JobEntry>()
   private readonly pods = new Map<string, PodView[] | Map<string, PodView>>()
   private readonly gonePods = new Map<string, PodView[]>()
-  /** Uids of Jobs that have pods here, but no entry, the oldest first. */
-  private readonly strays = new BoundedMap<true>(MOST_STRAYS, (uid) => this.forgetPods(uid))
+  /** Uids of Jobs that have pods here, but no entry. */
+  private readonly unknownOwners = new BoundedMap<true>(MOST_UNKNOWN_OWNERS, (uid) => this.forgetPods(uid))
   private readonly intents = new Map<string, Map<string, KnownIntent>>()
-  /** The sighting at which an intent was removed, by its uid. */
+  /** At which sequence an intent was removed, by its uid. */
   private readonly removedIntents = new BoundedMap<number>(MOST_TOMBSTONES)
   private readonly tombstones = new BoundedMap<Tombstone>(MOST_TOMBSTONES)
-  /** Counts what is seen of Jobs. */
-  sightings = 0
+  /** A logical clock, which counts the updates of Jobs and intents. */
+  sequence = 0
 
   intentsOf(key: string): KnownIntent[] {
     return [...(this.intents.get(key)?.values() ?? [])]
@@ -4515,24 +4478,24 @@ export class Cache {
   }
 
   /**
-   * The earliest `adoptAt` counts. `since`: the sighting after which it was read for certain; a removal that was
-   * noticed before was a false 404.
+   * The earliest `adoptAt` counts. `asOf`: the sequence as of which it existed for certain; a removal that was noticed
+   * before that was a false 404.
    */
-  addIntent(intent: Intent, adoptAt: Monotonic, since = Number.NEGATIVE_INFINITY): void {
-    if ((this.removedIntents.get(intent.uid) ?? Number.NEGATIVE_INFINITY) > since) return
+  addIntent(intent: Intent, adoptAt: Monotonic, asOf = Number.NEGATIVE_INFINITY): void {
+    if ((this.removedIntents.get(intent.uid) ?? Number.NEGATIVE_INFINITY) > asOf) return
     const key = `${intent.namespace}/${intent.jobName}`
     const known = this.intents.get(key) ?? new Map<string, KnownIntent>()
     const { adoptAt: earlierAt = adoptAt } = known.get(intent.name) ?? {}
     known.set(intent.name, {
       ...intent,
       adoptAt: earlierAt < adoptAt ? earlierAt : adoptAt,
-      sighting: ++this.sightings,
+      sequence: ++this.sequence,
     })
     this.intents.set(key, known)
   }
 
   removeIntent({ namespace, jobName, name, uid }: Pick<Intent, "namespace" | "jobName" | "name" | "uid">): void {
-    this.removedIntents.set(uid, ++this.sightings)
+    this.removedIntents.set(uid, ++this.sequence)
     const key = `${namespace}/${jobName}`
     const known = this.intents.get(key)
     if (known?.get(name)?.uid === uid) known.delete(name)
@@ -4550,7 +4513,7 @@ export class Cache {
   }
 
   addPod(pod: PodView, hasEntry: boolean): void {
-    if (!hasEntry && !this.pods.has(pod.jobUid)) this.strays.set(pod.jobUid, true)
+    if (!hasEntry && !this.pods.has(pod.jobUid)) this.unknownOwners.set(pod.jobUid, true)
     const known = this.pods.get(pod.jobUid) ?? []
     if (pod.gone) {
       this.gonePods.set(pod.jobUid, evidencePods(withPod(this.gonePods.get(pod.jobUid) ?? [], pod)).pods)
@@ -4571,7 +4534,7 @@ export class Cache {
 
   addJob(entry: JobEntry): void {
     this.jobs.set(entry.view.key, entry)
-    this.strays.delete(entry.view.uid)
+    this.unknownOwners.delete(entry.view.uid)
   }
 
   forgetJob({ view }: JobEntry): void {
@@ -4579,8 +4542,8 @@ export class Cache {
     this.forgetPods(view.uid)
   }
 
-  /** What a watch has told of a Job's end is not overwritten by a list, which knows less. */
-  bury(key: string, tombstone: Tombstone): void {
+  /** The last state from a DELETED event is not overwritten by what a list implies. */
+  addTombstone(key: string, tombstone: Tombstone): void {
     const known = this.tombstones.get(key)
     if (known?.watched && !tombstone.watched && uidOf(known.job) === uidOf(tombstone.job)) return
     this.tombstones.set(key, tombstone)
@@ -4590,13 +4553,13 @@ export class Cache {
     return this.tombstones.get(key)
   }
 
-  /** The newest version of a Job that anyone has seen, as far as it is kept whole. */
+  /** The newest known version of a Job, if its whole object is kept. */
   latest(key: string): Job | undefined {
     const known = [this.jobs.get(key)?.job, this.tombstones.get(key)?.job].filter((job) => job !== undefined)
     return known.sort((a, b) => compareVersions(versionOf(b), versionOf(a)))[0]
   }
 
-  /** etcd was restored from a backup: nothing that was seen is true any more. */
+  /** After etcd was restored from a backup: nothing that is kept of the namespace is valid any more. */
   clear(namespace: string): void {
     for (const entry of this.jobs.values()) if (entry.view.namespace === namespace) this.forgetJob(entry)
     for (const key of this.keysWithIntents(namespace)) this.intents.delete(key)
@@ -4605,9 +4568,11 @@ export class Cache {
   }
 }
 
+const REVIEW_MS = 10 * 60_000
+
 /**
- * What the Role allows in each namespace. Invariant: a 403 that stays overrides the review, a new review overrides
- * the 403; one that passes is an API server that has just started and does not know its Roles yet.
+ * What the Role allows in each namespace. Invariant: a persistent 403 overrides the review, and a new review overrides
+ * the 403. A passing 403 is of an API server that has just started and does not know its Roles yet.
  */
 export class Permissions {
   private readonly reviews = new Map<string, { allowed: Set<string>; at: number }>()
@@ -4617,14 +4582,14 @@ export class Permissions {
     return this.reviews.get(namespace)?.allowed.has(right) ?? false
   }
 
-  /** A Role that lacks a right is reviewed again after some minutes, for Roles get mended. */
+  /** An incomplete Role is reviewed again every REVIEW_MS, for somebody may complete it. */
   needsReview(namespace: string, at: Monotonic): boolean {
     const reviewedAt = this.reviews.get(namespace)?.at ?? Number.NEGATIVE_INFINITY
     const isComplete = Object.keys(RIGHTS).every((right) => this.may(namespace, right))
     return !isComplete && at - reviewedAt >= REVIEW_MS
   }
 
-  /** Takes a review; returns what is missing, with what each lack costs. */
+  /** Stores a review. Returns the missing rights, with what does not work without each. */
   review(namespace: string, rules: Rules, at: Monotonic): { missing: string[]; isEssential: boolean } {
     const rights = allowed(rules)
     this.reviews.set(namespace, { allowed: rights, at })
@@ -4635,7 +4600,7 @@ export class Permissions {
     }
   }
 
-  /** A right that is denied for long is given up. If what is given up is denied again, the review is forgotten. */
+  /** After MOST_REJECTIONS denials the right counts as missing; at the next one a new review is due. */
   noteDenied(namespace: string, right: string, error: unknown): void {
     if (!(error instanceof ApiError) || error.status !== 403) return
     const denials = (this.denials.get(`${namespace} ${right}`) ?? 0) + 1
@@ -4649,22 +4614,26 @@ export class Permissions {
   }
 }
 
-/** When to reconcile a key. `since`: from when it is overdue, which decides between keys that are due together. */
+/** When to reconcile a key. `since`: from when it is overdue, which orders keys that are due together. */
 type QueueItem = { key: string; at: number; since: number }
 
 const earliestFirst = (a: QueueItem, b: QueueItem) => a.at - b.at || (a.key < b.key ? -1 : 1)
 
+/** Stale items of the heap that are tolerated before it is rebuilt. */
+const MOST_STALE_ITEMS = 100
+const CLOCK_SET_BACK_MS = 5_000
+
 /**
- * Keys with due times. Invariant: of a key, the earliest time that was asked for since it was last taken counts, and
- * it stands in `schedules`; other items of the heap are void.
+ * Keys with due times. Invariant: the earliest time that was asked for a key since it was last taken counts, and is in
+ * `schedules`; other items of the heap are stale.
  */
 export class Workqueue {
   readonly schedules = new Map<string, QueueItem>()
   private heap = new TinyQueue<QueueItem>([], earliestFirst)
   private wake = new AbortController()
-  private lookedAt = Number.NEGATIVE_INFINITY
+  private lastTakenAt = Number.NEGATIVE_INFINITY
 
-  /** Fires when something is due earlier than it was. */
+  /** Fires when a key becomes due before all others. */
   get woken(): AbortSignal {
     return this.wake.signal
   }
@@ -4676,12 +4645,12 @@ export class Workqueue {
     this.schedules.set(key, item)
     this.heap.push(item)
     if (this.heap.peek() === item) this.wake.abort()
-    if (this.heap.length > 2 * this.schedules.size + MOST_VOID)
+    if (this.heap.length > 2 * this.schedules.size + MOST_STALE_ITEMS)
       this.heap = new TinyQueue([...this.schedules.values()], earliestFirst)
   }
 
-  /** A clock was set: what waits by the old time is looked at again. */
-  addAll(now: number): void {
+  /** Makes every key due: after a clock was set, the times that were computed before are wrong. */
+  makeAllDue(now: number): void {
     for (const [key, { since }] of this.schedules) this.add(key, now, since)
   }
 
@@ -4692,8 +4661,8 @@ export class Workqueue {
   /** The keys that are due, the longest overdue first; they leave the queue. */
   takeDue(now: number): string[] {
     this.wake = new AbortController()
-    if (now < this.lookedAt - CLOCK_SET_BACK_MS) this.addAll(now)
-    this.lookedAt = now
+    if (now < this.lastTakenAt - CLOCK_SET_BACK_MS) this.makeAllDue(now)
+    this.lastTakenAt = now
     const due: QueueItem[] = []
     while ((this.nextAt() ?? Number.POSITIVE_INFINITY) <= now) {
       const item = this.heap.pop() as QueueItem
@@ -4718,22 +4687,19 @@ type GroupStart = { at: number; before: number | undefined }
 
 /**
  * RESTART_SPACING: restarts of one group are `spacingMs` apart. Invariant: a restart that starts takes its group for
- * that long, and gives it back if it comes to nothing.
+ * that long, and releases it early if it restarts nothing.
  */
 export class Spacing {
   private readonly lastRestarts = new Map<string, GroupStart>()
   /** The keys that wait until their group is free. */
-  private readonly held = new Map<string, Set<string>>()
+  private readonly waiting = new Map<string, Set<string>>()
 
   constructor(
     private readonly spacingMs: number,
     private readonly queue: Workqueue,
   ) {}
 
-  /**
-   * When a restart of a group may start, at the earliest. If the clock was set back, the last restart counts as one
-   * of now.
-   */
+  /** When a restart of a group may start, at the earliest. If the clock was set back, the last one counts as now. */
   freeAt(group: string, now: number): number {
     const last = this.lastRestarts.get(group)
     if (this.spacingMs === 0 || last === undefined) return now
@@ -4741,10 +4707,10 @@ export class Spacing {
     return last.at + this.spacingMs
   }
 
-  /** The restart of a key takes its group; a Job that an earlier life has restarted took it when it was created. */
-  noteRestart(group: string, at: number, key = ""): GroupStart | undefined {
+  /** Takes the group, for a restart of the key, or as of the creation of a Job that an earlier life restarted. */
+  take(group: string, at: number, key = ""): GroupStart | undefined {
     if (this.spacingMs === 0) return undefined
-    this.held.get(group)?.delete(key)
+    this.waiting.get(group)?.delete(key)
     const before = this.lastRestarts.get(group)?.at
     const start = { at: Math.max(at, before ?? 0), before }
     this.lastRestarts.delete(group)
@@ -4753,35 +4719,39 @@ export class Spacing {
     return start
   }
 
-  /** Groups that are free again are forgotten, the longest free first; what waited for them is due. */
+  /** Forgets groups that are free again, the longest free first, and the keys that waited: they are due anyway. */
   private forgetFree(now: number): void {
     for (const [group, { at }] of this.lastRestarts) {
       if (at + this.spacingMs > now) return
       this.lastRestarts.delete(group)
-      this.held.delete(group)
+      this.waiting.delete(group)
     }
   }
 
-  /** A key waits until its group is free. */
-  hold(group: string, key: string): void {
-    const keys = (this.held.get(group) ?? new Set()).add(key)
-    this.held.set(group, keys)
-    // Those of Jobs that were deleted meanwhile.
-    if (keys.size > 2 * this.queue.schedules.size + MOST_VOID)
+  /** Notes that a key waits until its group is free. */
+  addWaiting(group: string, key: string): void {
+    const keys = (this.waiting.get(group) ?? new Set()).add(key)
+    this.waiting.set(group, keys)
+    // Removes the keys of Jobs that were deleted meanwhile.
+    if (keys.size > 2 * this.queue.schedules.size + MOST_STALE_ITEMS)
       for (const one of keys) if (one !== key && !this.queue.schedules.has(one)) keys.delete(one)
   }
 
-  /** A restart came to nothing: if no other has started since, the group is free again for the longest overdue. */
-  forgetRestart(group: string, start: GroupStart, now: number): void {
+  /** Undoes take(), unless another restart of the group has started since; the longest overdue waiting key is due. */
+  release(group: string, start: GroupStart, now: number): void {
     if (this.lastRestarts.get(group) !== start) return
     if (start.before === undefined) this.lastRestarts.delete(group)
     else this.lastRestarts.set(group, { at: start.before, before: start.before })
-    const waiting = [...(this.held.get(group) ?? [])].filter((key) => this.queue.schedules.has(key))
+    const keys = [...(this.waiting.get(group) ?? [])].filter((key) => this.queue.schedules.has(key))
     const sinceOf = (key: string) => this.queue.schedules.get(key)?.since ?? 0
-    const [next] = waiting.sort((a, b) => sinceOf(a) - sinceOf(b))
+    const [next] = keys.sort((a, b) => sinceOf(a) - sinceOf(b))
     if (next !== undefined) this.queue.add(next, now)
   }
 }
+
+/** The longest sleep of the loop. */
+const LONGEST_SLEEP_MS = 30_000
+const STUCK_MS = 4 * LONGEST_SLEEP_MS
 
 /**
  * Whether the loop runs, and how fresh the cache is. Invariant: all instants are monotonic; the wall clock may jump.
@@ -4819,10 +4789,10 @@ export class Liveness {
     this.broken.add(namespace)
   }
 
-  /** For how long nothing was heard of a namespace's Jobs, if that is too long. */
+  /** For how long no list or event of a namespace's Jobs has come, if that is too long. */
   staleForMs(namespace: string): number | undefined {
     const staleMs = this.clock.monotonic() - (this.lastEventAt.get(namespace) ?? Number.NEGATIVE_INFINITY)
-    // A watch that holds may be silent; one that is broken for longer than a call takes is down.
+    // A working watch may be silent; a broken one should be back within the time of a call.
     const limitMs = this.broken.has(namespace) ? CALL_LIMIT_MS : this.staleAfterMs(namespace)
     return staleMs > limitMs ? staleMs : undefined
   }
@@ -4833,7 +4803,7 @@ export class Liveness {
   }
 }
 
-/** What a list keeps of a Job: the whole object only where more than its view will be needed. */
+/** What is kept of a Job: the whole object only if more than its view will be needed. */
 type KeptJob = { view: JobView; job: Job | undefined; finalizers: string[]; intent: Job | undefined }
 
 /** Reduces a Job to what the cache keeps of it. */
@@ -4844,10 +4814,10 @@ export function keepJob(job: Job): KeptJob {
   return { view, job: isWhole && !intent ? job : undefined, finalizers: job.metadata?.finalizers ?? [], intent }
 }
 
-/** What a list of Jobs told. `since`: the sighting before it was asked for. */
-type ListedJobs = Listed<KeptJob> & { since: number }
+/** A list of Jobs. `asOf`: the cache's sequence when it was requested. */
+type ListedJobs = Listed<KeptJob> & { asOf: number }
 
-/** Hears what a Watcher is told. */
+/** Receives what a Watcher lists and watches. */
 interface WatchHandler {
   onJobsListed(namespace: string, list: ListedJobs): void
   onJobEvent(type: WatchEventType, job: Job): void
@@ -4858,33 +4828,47 @@ interface WatchHandler {
 type WatchEventType = "ADDED" | "MODIFIED" | "DELETED"
 
 /**
- * The watch of a namespace's pods. `listed` fires once they are listed. `renew` ends it, so that it is opened with
+ * The watch of a namespace's pods. `listed` fires once they are listed. `renew` ends it, so that it is reopened with
  * another selector.
  */
 type PodWatch = { ofAll: boolean; listed: AbortController; renew: AbortController }
 
+const RELIST_MS = 30 * 60_000
+
+/** Bookmarks come about once a minute: more than two are missing. */
+const WATCH_SILENCE_MS = 150_000
+
+/** How long a collection of evidence waits for the list with which the watch of pods begins. */
+const PODS_LISTED_MS = 10_000
+
+const LIST_JOBS = "list batch/jobs"
+const WATCH_RIGHTS = { jobs: "watch batch/jobs", pods: "watch /pods" }
+
+/** The pods of all Jobs, except those of Jobs with a selector of their own. */
+const POD_SELECTOR = "batch.kubernetes.io/job-name"
+
 /**
- * Lists and watches the Jobs and pods of a namespace, as far as the Role allows; polls where it does not. Invariant:
- * after an error, or a gap, there is a list before the next watch.
+ * Lists and watches the Jobs and pods of a namespace, as far as the Role allows, and polls otherwise. Invariant: after
+ * an error or a gap, a list comes before the next watch.
  */
 class Watcher {
   private readonly podWatches = new Map<string, PodWatch>()
 
   constructor(
     private readonly world: World,
-    private readonly cache: Pick<Cache, "sightings">,
+    private readonly cache: Pick<Cache, "sequence">,
     private readonly permissions: Permissions,
     private readonly liveness: Liveness,
     private readonly reporter: Reporter,
     private readonly handler: WatchHandler,
   ) {}
 
-  /** Lists, then watches until it is time to list again; or sleeps, where watching is not allowed. */
+  /** Until `stop`: lists, then watches for RELIST_MS, or sleeps for CHECK_INTERVAL if it may not watch. */
   async listAndWatch(namespace: string): Promise<void> {
     const { clock, config, stop } = this.world
     const backoff = retryBackoff(this.world, `Jobs in ${namespace} cannot be watched`)
     const watched = { ofAll: false, listed: new AbortController(), renew: new AbortController() }
-    // Before the first list, which may tell of a Job with a selector of its own.
+    // Before the first list, which may contain a Job with a selector of its own.
     this.podWatches.set(namespace, watched)
     let pods: Promise<void> | undefined
     while (!stop.aborted) {
@@ -4912,17 +4896,17 @@ class Watcher {
 
   private async listJobs(namespace: string): Promise<string> {
     const { cluster, stop } = this.world
-    const since = this.cache.sightings
+    const asOf = this.cache.sequence
     const list = await cluster.listJobs(namespace, "", keepJob, stop)
     this.liveness.noteEvent(namespace)
-    // The Role has come since the review.
+    // The list was allowed after all: the Role was created since the review.
     if (!this.permissions.may(namespace, LIST_JOBS)) await this.review(namespace, true)
     this.permissions.noteWorking(namespace, LIST_JOBS)
-    this.handler.onJobsListed(namespace, { ...list, since })
+    this.handler.onJobsListed(namespace, { ...list, asOf })
     return list.resourceVersion
   }
 
-  /** Keeps each pod's last outcome, for pods are often gone when their Job has failed. */
+  /** Pods are watched because they are often gone by the time their Job has failed. */
   private async listAndWatchPods(namespace: string, watched: PodWatch): Promise<void> {
     const { clock, stop } = this.world
     const backoff = retryBackoff(this.world, `pods in ${namespace} cannot be watched`)
@@ -4955,17 +4939,14 @@ class Watcher {
     await this.watch(namespace, "pods", { resourceVersion, onWorking, selector, stop: signal })
   }
 
-  /** Waits until the pods of a namespace are listed, where they are watched; not for long. */
+  /** Waits until the pods of a namespace are listed, if they are watched; at most PODS_LISTED_MS. */
   async untilPodsListed(namespace: string): Promise<void> {
     const { clock, stop } = this.world
     const listed = this.podWatches.get(namespace)?.listed.signal
     if (listed && this.permissions.may(namespace, WATCH_RIGHTS.pods)) await clock.sleep(PODS_LISTED_MS, stop, listed)
   }
 
-  /**
-   * Watches the pods of a Job with a selector of its own: they have no label in common with others, so all pods are
-   * watched.
-   */
+  /** From the first Job with a selector of its own on, all pods are watched: its pods may lack the common label. */
   watchAllPods({ namespace, ownSelector }: JobView): void {
     const watched = this.podWatches.get(namespace)
     if (ownSelector === undefined || !watched || watched.ofAll) return
@@ -4973,7 +4954,7 @@ class Watcher {
     watched.renew.abort(new Error("from now on all pods are watched"))
   }
 
-  /** Watches from a version on, one watch after the other, until an error or the given instant. */
+  /** Watches from a resourceVersion on, one watch after the other, until an error or `untilAt`. */
   private async watch(
     namespace: string,
     resource: "jobs" | "pods",
@@ -5010,37 +4991,41 @@ class Watcher {
     if (!isForced && !this.permissions.needsReview(namespace, clock.monotonic())) return
     const rules = await cluster.rules(namespace, stop)
     const { missing, isEssential } = this.permissions.review(namespace, rules, clock.monotonic())
-    if (this.reporter.isNew(`rights ${namespace} ${missing.join()}`))
+    if (this.reporter.isFirst(`rights ${namespace} ${missing.join()}`))
       this.reporter.emit({ kind: "PermissionsReviewed", namespace, missing, isEssential })
   }
 }
 
+/** Each write may hold a record of 256 KiB. */
+const MOST_WRITES = 5
+const MOST_WAITING_WRITES = 2_000
+
 /**
- * Writes that nothing waits for: Events, records, settings. Invariant: a few at a time, so that restarts come first on
- * a busy server, and a bounded number waits.
+ * Best-effort writes of Events, records and settings. Invariant: MOST_WRITES at a time, so that restarts come first on
+ * a busy server, and at most MOST_WAITING_WRITES wait.
  */
 class BackgroundWrites {
   private readonly running = new Set<Promise<void>>()
   private readonly waiting: (() => Promise<unknown>)[] = []
-  /** Those that wait until they are tried again. */
+  /** How many wait for a retry. */
   private postponed = 0
 
   constructor(
     private readonly world: World,
     private readonly permissions: Permissions,
-    private readonly isNew: (failure: string) => boolean,
+    private readonly isFirst: (failure: string) => boolean,
   ) {}
 
   isAllowed(namespace: string, right: string): boolean {
     return !this.world.config.dryRun && this.permissions.may(namespace, right)
   }
 
-  /** A failure is reported once. */
+  /** Queues a write, if it is allowed; a failure is reported once. */
   add(namespace: string, right: string, what: string, work: () => Promise<unknown>): void {
     if (!this.isAllowed(namespace, right)) return
     const report = (why: string) => {
       // The server names the object in quotes.
-      if (this.isNew(`${namespace} ${what} ${why.replace(/"[^"]*"/, "")}`))
+      if (this.isFirst(`${namespace} ${what} ${why.replace(/"[^"]*"/, "")}`))
         this.world.emit({ kind: "WriteFailed", namespace, what, why })
     }
     if (this.waiting.length + this.postponed >= MOST_WAITING_WRITES)
@@ -5049,14 +5034,14 @@ class BackgroundWrites {
     this.start()
   }
 
-  /** A write that is repeated until it works, or is rejected for good. Between two tries it takes nobody's place. */
-  keep(namespace: string, right: string, what: string, work: () => Promise<unknown>, attempt = 1): void {
+  /** Queues a write that is retried until it works or its rejection persists. In backoff it takes nobody's place. */
+  addUntilDone(namespace: string, right: string, what: string, work: () => Promise<unknown>, attempt = 1): void {
     const { clock, stop } = this.world
     const tryAgain = async (error: unknown) => {
       this.postponed++
       await clock.sleep(backoffMs(attempt, clock.random(), error), stop)
       this.postponed--
-      if (!stop.aborted) this.keep(namespace, right, what, work, attempt + 1)
+      if (!stop.aborted) this.addUntilDone(namespace, right, what, work, attempt + 1)
     }
     const run = () =>
       work().catch((error) => {
@@ -5077,16 +5062,18 @@ class BackgroundWrites {
     }
   }
 
-  /** Resolves when none is under way. */
+  /** Resolves when all are done. */
   async drain(): Promise<void> {
     while (this.running.size > 0) await Promise.all(this.running)
   }
 }
 
-/** Passes facts to all sinks, and to the Events of their Job. */
+const MOST_REPORTED = 25_000
+
+/** Passes facts to all sinks, and writes the Events of their Jobs. */
 class Reporter {
-  /** What was reported, for what is to be reported once; the oldest is forgotten. */
-  private readonly told = new BoundedMap<true>(MOST_REPORTED)
+  /** The facts that are to be reported only once, as text. */
+  private readonly reported = new BoundedMap<true>(MOST_REPORTED)
 
   constructor(
     private readonly world: World,
@@ -5099,41 +5086,43 @@ class Reporter {
     const event = eventTextOf(fact)
     if (!event || !("job" in fact) || !fact.job) return
     const { job } = fact
-    // Events live for an hour; a rejection that stays is worth one every half an hour.
+    // Events live for an hour: a persistent rejection gets one every half an hour.
     const halfHour = Math.floor(nowOf(this.world) / 1_800_000)
-    if (fact.kind === "RestartRejected" && !this.isNew(`rejected ${job.uid} ${halfHour} ${fact.why}`)) return
+    if (fact.kind === "RestartRejected" && !this.isFirst(`rejected ${job.uid} ${halfHour} ${fact.why}`)) return
     const body = eventFor(job, event.level, event.reason, event.text, nowOf(this.world))
     this.writes.add(job.namespace, "create /events", "an Event is not written", () =>
       cluster.createEvent(job.namespace, body, kill),
     )
   }
 
-  /** Whether a fact was not reported yet; from now on it was. */
-  isNew(fact: string): boolean {
-    if (this.told.has(fact)) return false
-    this.told.set(fact, true)
+  /** Whether this is the first report of a fact; from now on it counts as reported. */
+  isFirst(fact: string): boolean {
+    if (this.reported.has(fact)) return false
+    this.reported.set(fact, true)
     return true
   }
 
   forget(fact: string): void {
-    this.told.delete(fact)
+    this.reported.delete(fact)
   }
 
-  /** An object that breaks our understanding must not hide the others. */
+  /** Contains an error that an unexpected object causes, so that it does not hide the other objects. */
   guard<T>(job: JobName, work: () => T): T | undefined {
     try {
       return work()
     } catch (error) {
-      if (this.isNew(`not understood ${job.key} ${error}`))
+      if (this.isFirst(`not understood ${job.key} ${error}`))
         this.emit({ kind: "NotUnderstood", job, why: messageOf(error) })
       return undefined
     }
   }
 }
 
-/** Keeps the records of failures, as many as HISTORY_LIMIT, and the settings for the commands. */
+const PRUNE_MS = 86_400_000
+
+/** Writes the records of failures, up to HISTORY_LIMIT of each Job, and the settings for the commands. */
 class Recorder {
-  /** The records of each Job that is there, and of Jobs that went since records were last pruned. */
+  /** The records of each Job that exists, or has gone since the last pruning. */
   readonly known = new Map<string, RecordKey[]>()
   private readonly prunedAt = new Map<string, Monotonic>()
 
@@ -5149,10 +5138,10 @@ class Recorder {
     if (config.historyLimit === 0) return
     const changed = job !== undefined && isChanged(job)
     const decision = decide({ ...view, deleting: false }, { ...failure, changed }, config, nowOf(this.world))
-    this.writes.keep(view.namespace, "create /configmaps", "a failure is not recorded", async () => {
+    this.writes.addUntilDone(view.namespace, "create /configmaps", "a failure is not recorded", async () => {
       const record = recordFor(view, evidence, failure.cause, decision)
       await createRecord(this.world, record)
-      const known = this.know(view.key, [recordKey(record.metadata ?? {})])
+      const known = this.remember(view.key, [recordKey(record.metadata ?? {})])
       const stale = new Set(staleRecords(known, config.historyLimit, () => true, nowOf(this.world)))
       const others = known.filter((one) => !stale.has(one))
       this.known.set(view.key, others)
@@ -5161,14 +5150,14 @@ class Recorder {
   }
 
   /**
-   * Once: the settings. Once a day: records of Jobs that are gone for long, and those that an earlier life has left
-   * over. Not before the Role allows it.
+   * Once the Role allows it: writes the settings and, once a day, prunes the records of Jobs that are long gone and
+   * those that an earlier life has left over.
    */
   tidyUp(namespace: string, items: KeptJob[]): void {
     const { clock, cluster, config, kill } = this.world
     if (!this.writes.isAllowed(namespace, "create /configmaps")) return
-    if (this.reporter.isNew(`settings ${namespace}`))
-      this.writes.keep(namespace, "get /configmaps", "settings are not written for the commands", () =>
+    if (this.reporter.isFirst(`settings ${namespace}`))
+      this.writes.addUntilDone(namespace, "get /configmaps", "settings are not written for the commands", () =>
         writeSettings(this.world, namespace),
       )
     const prunedAt = this.prunedAt.get(namespace) ?? Number.NEGATIVE_INFINITY
@@ -5176,20 +5165,20 @@ class Recorder {
     this.prunedAt.set(namespace, clock.monotonic())
     const existing = new Set(items.map(({ view }) => view.name))
     const isThere = (key: string) => this.cache.jobs.has(key) || this.cache.intentsOf(key).length > 0
-    // They are forgotten even where the Role does not let us remove them.
+    // In memory they are pruned even if the Role does not allow their removal.
     for (const key of this.known.keys()) if (key.startsWith(`${namespace}/`) && !isThere(key)) this.known.delete(key)
-    this.writes.keep(namespace, "delete /configmaps", "old records of failures are not removed", async () => {
+    this.writes.addUntilDone(namespace, "delete /configmaps", "old records of failures are not removed", async () => {
       const { items: records } = await cluster.listConfigMaps(namespace, `${RECORD}=failure`, recordKey, kill)
       const stale = new Set(staleRecords(records, config.historyLimit, (job) => existing.has(job), nowOf(this.world)))
       await removeRecords(this.world, namespace, stale)
       const kept = records.filter((one) => !stale.has(one))
       for (const [key, past] of Map.groupBy(kept, ({ job }) => `${namespace}/${job}`))
-        if (isThere(key)) this.know(key, past)
+        if (isThere(key)) this.remember(key, past)
     })
   }
 
-  /** Adds to what is known of a Job's records; a list may come after a record that it does not have yet. */
-  private know(key: string, records: RecordKey[]): RecordKey[] {
+  /** Adds records of a Job; the known ones stay, for a list may be older than the latest record. */
+  private remember(key: string, records: RecordKey[]): RecordKey[] {
     const names = new Set(records.map(({ name }) => name))
     const known = [...(this.known.get(key) ?? []).filter(({ name }) => !names.has(name)), ...records]
     this.known.set(key, known)
@@ -5197,7 +5186,9 @@ class Recorder {
   }
 }
 
-/** The API server's clock, which due times are compared with. */
+const CLOCK_RETRY_MS = 5_000
+
+/** Keeps track of the API server's clock, with which due times are compared. */
 class ServerClock {
   /** The wall clock less the monotonic clock, when the skew was measured. */
   private offsetMs: number | undefined
@@ -5209,10 +5200,10 @@ class ServerClock {
   ) {}
 
   /**
-   * The present, for a failure that lies in the future. It may be our own clock that is wrong, so the server's is
-   * read first, until it answers; undefined if the failure lies in the past, or after a stop.
+   * The present, if a failure lies in the future. As our own clock may be wrong, the server's is read first, until it
+   * answers. Undefined if the failure lies in the past, or after a stop.
    */
-  async presentFor({ failedAt = 0 }: JobView): Promise<number | undefined> {
+  async nowIfFailedInFuture({ failedAt = 0 }: JobView): Promise<number | undefined> {
     const { clock, stop } = this.world
     while (failedAt > nowOf(this.world) && !stop.aborted) {
       const offsetMs = clockOffset(clock)
@@ -5222,7 +5213,7 @@ class ServerClock {
     return undefined
   }
 
-  /** Whether the server has answered: then its time is known. A rejection tells it too. */
+  /** Reads the server's time. Returns whether there was an answer; a rejection has a Date header too. */
   private read(signal: AbortSignal): Promise<boolean> {
     return this.world.cluster.version(signal).then(
       () => true,
@@ -5231,8 +5222,8 @@ class ServerClock {
   }
 
   /**
-   * Reads the server's time again if the wall clock was set, that is if it has parted from the monotonic clock. Returns
-   * whether the time is known: until an answer of the API server has told it, nothing is taken to be due.
+   * Reads the server's time again if the wall clock was set, that is if its offset from the monotonic clock changed.
+   * Returns whether the time is known: until the API server has answered, no Job counts as due.
    */
   async sync(): Promise<boolean> {
     const { clock, stop } = this.world
@@ -5249,14 +5240,20 @@ class ServerClock {
 
   reportSkew(): void {
     const skewMs = this.world.cluster.skewMs()
-    if (Math.abs(skewMs) > SKEW_LIMIT_MS && this.reporter.isNew(`skew ${Math.round(skewMs / 60_000)}`))
+    if (Math.abs(skewMs) > SKEW_LIMIT_MS && this.reporter.isFirst(`skew ${Math.round(skewMs / 60_000)}`))
       this.reporter.emit({ kind: "ClockSkew", skewMs })
   }
 }
 
+/** The longest that a run under way and a queued one take together. */
+const LONGEST_COLLECTION_MS = 2 * (PODS_LISTED_MS + EVIDENCE_LIMIT_MS)
+
+/** After so many triggers of a Job, its first candidate triggers no more runs. */
+const MOST_TRIGGERS = 20
+
 /**
- * Collects the evidence of failures while pods are there to be looked at. Invariant: of one Job, a look is under way
- * and another one waits, at most.
+ * Collects the evidence of failures while the pods exist. Invariant: of one Job, at most one run is under way and at
+ * most one is queued.
  */
 class EvidenceCollector {
   constructor(
@@ -5270,47 +5267,58 @@ class EvidenceCollector {
   ) {}
 
   /**
-   * Looks at a Job's pods for each moment, one look after the other; after the one at its failure the cause is known.
-   * Besides the look under way one waits at most: it serves all moments that come before it begins.
+   * Queues a run for a trigger, each of which counts once. A queued run serves all triggers that come before it begins.
+   * After the one for "failed", the cause is known.
    */
-  collect(entry: JobEntry, moment: string): void {
-    if (moment === "failed" && entry.state.is !== "restarting" && entry.state.is !== "settled")
+  collect(entry: JobEntry, trigger: string): void {
+    if (trigger === "failed" && entry.state.is !== "restarting" && entry.state.is !== "settled")
       moveTo(entry, { is: "collecting evidence" })
-    entry.looks ??= { moments: new Set(), pods: [], isWaiting: false, done: Promise.resolve() }
-    const { looks } = entry
-    if (looks.moments.has(moment) || looks.moments.has("failed")) return
-    looks.moments.add(moment)
-    // A TTL of 0 has the Job forgotten, with its pods, before its turn to be looked at.
-    looks.pods = this.cache.podsOf(entry.view.uid)
-    if (looks.isWaiting) return
-    looks.isWaiting = true
-    looks.done = looks.done.then(() => this.look(entry, looks))
+    entry.collection ??= { triggers: new Set(), pods: [], isQueued: false, done: Promise.resolve() }
+    const { collection } = entry
+    if (collection.triggers.has(trigger) || collection.triggers.has("failed")) return
+    collection.triggers.add(trigger)
+    // With a TTL of 0 the Job is forgotten, with its pods, before the run begins.
+    collection.pods = this.cache.podsOf(entry.view.uid)
+    if (collection.isQueued) return
+    collection.isQueued = true
+    collection.done = collection.done.then(() => this.run(entry, collection))
   }
 
-  private async look(entry: JobEntry, looks: Looks): Promise<void> {
-    // Else at a start, or after an outage, each of many Jobs would have them listed.
+  onPodStopping(entry: JobEntry, pod: PodView): void {
+    if (entry.collection?.triggers.has("failed")) return
+    // With a grace period of 0 the pod is gone a moment after this, before its Job is seen to fail.
+    const states = pod.containers.map(({ state }) => state).join()
+    entry.candidates ??= evidencePods(this.cache.podsOf(pod.jobUid)).pods
+    const at = entry.candidates.findIndex(({ uid }) => uid === pod.uid)
+    // The first candidate is the pod to blame so far, and that can be another one with each pod that stops.
+    const isTrigger = at > 0 || (at === 0 && (entry.collection?.triggers.size ?? 0) < MOST_TRIGGERS)
+    if (isTrigger) this.collect(entry, `${pod.uid} ${states}`)
+  }
+
+  private async run(entry: JobEntry, collection: Collection): Promise<void> {
+    // Otherwise, after a start or an outage, each of many Jobs would list its pods.
     await this.untilPodsListed(entry.view.namespace)
-    looks.isWaiting = false
-    const hasFailed = looks.moments.has("failed")
-    // Where no watch keeps pods, there are those of the look before.
-    const known = [this.cache.podsOf(entry.view.uid), looks.pods, entry.evidence?.pods]
+    collection.isQueued = false
+    const hasFailed = collection.triggers.has("failed")
+    // Without a watch of pods, those of the previous run are the best.
+    const known = [this.cache.podsOf(entry.view.uid), collection.pods, entry.evidence?.pods]
     const pods = known.find((some) => some?.length) ?? []
     const evidence = await gatherEvidence(this.world, entry.view, pods, entry.evidence)
     if (!hasFailed) entry.evidence = evidence
     else {
-      // Only its record needs it now: where many Jobs have failed, most of the memory would be their logs.
+      // Only the record still needs it: with many failed Jobs, logs would take most of the memory.
       entry.evidence = undefined
       entry.candidates = undefined
-      looks.pods = []
+      collection.pods = []
       if (!this.world.kill.aborted) await this.finish(entry, evidence)
     }
   }
 
-  /** Tells and records a failure, and has it decided on. */
+  /** Reports and records a failure whose evidence is complete, and enqueues its Job. */
   private async finish(entry: JobEntry, evidence: Evidence): Promise<void> {
     const { view } = entry
     const { failedAt = 0 } = view
-    const failure = { ...failureOf(view, evidence), seenAt: await this.serverClock.presentFor(view) }
+    const failure = { ...failureOf(view, evidence), seenAt: await this.serverClock.nowIfFailedInFuture(view) }
     entry.failure = failure
     const { cause } = failure
     const reason = [view.reason, view.message].filter(Boolean).join(", ")
@@ -5318,51 +5326,16 @@ class EvidenceCollector {
     this.recorder.record(entry, evidence, failure)
     this.workqueue.add(view.key, nowOf(this.world))
   }
-
-  onPodStopping(entry: JobEntry, pod: PodView): void {
-    if (entry.looks?.moments.has("failed")) return
-    // With a grace period of 0 the pod is gone a moment after this, before its Job is seen to fail.
-    const states = pod.containers.map(({ state }) => state).join()
-    entry.candidates ??= evidencePods(this.cache.podsOf(pod.jobUid)).pods
-    const at = entry.candidates.findIndex(({ uid }) => uid === pod.uid)
-    // The first candidate is the pod to blame so far, and that can be another one with each pod that stops.
-    const isLookedAt = at > 0 || (at === 0 && (entry.looks?.moments.size ?? 0) < MOST_MOMENTS)
-    if (isLookedAt) this.collect(entry, `${pod.uid} ${states}`)
-  }
 }
 
 // ───────────────────────────────────────────── 12 Operator ──────────────────────────────────────────────
 
-/** A restarted Job that has no pod for so long is reported; with the longest sleep added, within a minute. */
+/** A restarted Job without a pod is reported after this; with LONGEST_SLEEP_MS added, within a minute. */
 const PODLESS_MS = 25_000
-
-/** A fresh intent of another operator is its own to carry out; one that stays is adopted. */
-const ADOPT_AFTER_MS = 60_000
-
-/** Garbage is collected after this many reconciles in one turn. */
-const GARBAGE_AFTER = 500
-/** What became known while a restart was under way is looked at after this pause, so that it cannot spin. */
-const AGAIN_MS = 200
-/** A watched Job that has changed meanwhile is decided on anew; not at once, so that it cannot spin. */
-const CHANGED_RETRY_MS = 5_000
 const isPodless = ({ phase, hasPods, deleting }: JobView) => phase === "running" && !hasPods && !deleting
 const isRestarted = (view: JobView) => own(view, "restarted-from") !== undefined
 
-/**
- * A restart under way. `failure`, and whether the Job `wasGone`: as it was known at its start. `changed` fires when the
- * Job, or a pod of it, goes, or the Job is edited. `again`: its key was to be reconciled meanwhile.
- */
-type RunningRestart = {
-  done: Promise<void>
-  dueAt: number
-  startedAt: Monotonic
-  failure: Failure | undefined
-  wasGone: boolean
-  changed: AbortController
-  again: boolean
-}
-
-/** Tells, once each, what an owner should know before a Job fails, and that the cluster makes no pod for a Job. */
+/** Reports, once each, what an owner should know before a Job fails, and that a restarted Job gets no pod. */
 class Warnings {
   constructor(
     private readonly world: World,
@@ -5374,10 +5347,10 @@ class Warnings {
   reportJob(view: JobView): void {
     const { problems } = overridesOf(view, this.world.config)
     for (const problem of problems)
-      if (this.reporter.isNew(`${view.key} ${problem}`))
+      if (this.reporter.isFirst(`${view.key} ${problem}`))
         this.reporter.emit({ kind: "WrongAnnotation", job: view, problem })
     const queue = view.labels["kueue.x-k8s.io/queue-name"]
-    if (queue && this.reporter.isNew(`queue ${view.key} ${queue}`))
+    if (queue && this.reporter.isFirst(`queue ${view.key} ${queue}`))
       this.reporter.emit({ kind: "Queued", job: view, queue })
   }
 
@@ -5385,7 +5358,7 @@ class Warnings {
     const stuck = containers.find(
       ({ state, reason, ended }) => state === "waiting" && !ended && /^(Err|Invalid|Create|RunC)|BackOff/.test(reason),
     )
-    if (stuck && this.reporter.isNew(`start ${view.uid}`))
+    if (stuck && this.reporter.isFirst(`start ${view.uid}`))
       this.reporter.emit({ kind: "CannotStart", job: view, pod: name, reason: `${stuck.reason}: ${stuck.message}` })
   }
 
@@ -5402,22 +5375,22 @@ class Warnings {
   }
 
   /**
-   * A restarted Job without a pod: by quota or policy, or overlooked by the controller
+   * A restarted Job may get no pod because of a quota or policy, or because the controller overlooks it
    * (kubernetes/kubernetes#142142).
    */
-  checkPodless({ view }: JobEntry, now: number): void {
+  checkPodless(view: JobView, now: number): void {
     if (!isPodless(view) || !isRestarted(view)) return
     const checkAt = view.createdAt + PODLESS_MS
     if (now < checkAt) return this.workqueue.add(view.key, checkAt)
     const fact = `podless ${view.uid}`
-    if (!this.reporter.isNew(fact)) return
+    if (!this.reporter.isFirst(fact)) return
     this.reportPodless(view, now).catch(() => {
       this.reporter.forget(fact)
       this.workqueue.add(view.key, nowOf(this.world) + CLOCK_RETRY_MS)
     })
   }
 
-  /** Where Jobs are polled, what is known of it is old. */
+  /** Reads the Job first: where Jobs are polled, the cache is old. */
   private async reportPodless({ namespace, name, uid, createdAt }: JobView, now: number): Promise<void> {
     const live = await this.world.cluster.getJob(namespace, name, this.world.kill)
     if (!live) return
@@ -5427,7 +5400,26 @@ class Warnings {
   }
 }
 
-/** The restarts under way. Invariant: of one Job there is never more than one. */
+/**
+ * A restart under way. `failure` and `wasGone`: what was known of the Job at its start. `changed` fires when the Job or
+ * one of its pods is gone, or the Job was edited. `requeue`: its key was due meanwhile.
+ */
+type RunningRestart = {
+  done: Promise<void>
+  dueAt: number
+  startedAt: Monotonic
+  failure: Failure | undefined
+  wasGone: boolean
+  changed: AbortController
+  requeue: boolean
+}
+
+/** The delay before a key that was due during its restart is reconciled, so that it cannot spin. */
+const REQUEUE_AFTER_MS = 200
+/** The delay before a watched Job that its restart found changed is decided on anew, so that it cannot spin. */
+const CHANGED_RETRY_MS = 5_000
+
+/** The restarts under way. Invariant: at most one for each Job. */
 class Restarts {
   private readonly running = new Map<string, RunningRestart>()
 
@@ -5442,37 +5434,37 @@ class Restarts {
     private readonly onJobRead: (job: Job) => void,
   ) {}
 
-  /** By Job: when each is, or was, due. */
+  /** When each is, or was, due, by the key of its Job. */
   dueTimes(): Map<string, number> {
     return new Map([...this.running].map(([key, { dueAt }]) => [key, dueAt]))
   }
 
-  /** Resolves when those that are under way have ended. */
+  /** Resolves when all have ended. */
   async drain(): Promise<void> {
     if (this.running.size > 0) this.reporter.emit({ kind: "Stopping", restarts: this.running.size })
     await Promise.all([...this.running.values()].map(({ done }) => done))
   }
 
-  /** The Job, or a pod of it, goes, or the Job was edited: a restart that waits for that looks again. */
+  /** Wakes the Job's restart: the Job or one of its pods is gone, or the Job was edited. */
   noteChange(key: string): void {
     this.running.get(key)?.changed.abort()
   }
 
-  /** Whether a restart is under way. Then its Job is enqueued when that ends. */
-  postpone(key: string): boolean {
+  /** Whether a restart is under way. Then its Job is enqueued again when that ends. */
+  requeueIfRunning(key: string): boolean {
     const running = this.running.get(key)
-    if (running) running.again = true
+    if (running) running.requeue = true
     return running !== undefined
   }
 
-  /** When a restart may start for all that its group does; what a person asks for waits for no other. */
+  /** When the spacing of its group lets a restart start; one that a person asks for does not wait for others. */
   freeAt(view: JobView, now: number): number {
     return isWantedNow(view) ? now : this.spacing.freeAt(groupOf(view), now)
   }
 
-  /** A Job that is due waits until its group is free. */
-  hold(view: JobView): void {
-    this.spacing.hold(groupOf(view), view.key)
+  /** Notes that a Job is due, but waits until its group is free. */
+  waitForGroup(view: JobView): void {
+    this.spacing.addWaiting(groupOf(view), view.key)
   }
 
   /** Runs one restart beside all others. `view`: of the Job that is restarted, or of its replacement. */
@@ -5482,13 +5474,13 @@ class Restarts {
     const freeAt = this.freeAt(view, now)
     const heldUntil = freeAt > now ? freeAt : 0
     const entry = this.cache.jobs.get(key)
-    // What is left of a restart whose new Job stands starts nothing.
+    // If the new Job of the restart exists already, only its intents are cleaned up.
     const isLeftover = entry !== undefined && entry.view.uid !== restart.job.uid
     const isStart = Math.max(dueAt, freeAt) <= now && !isLeftover
     const group = groupOf(view)
-    const start = isStart ? this.spacing.noteRestart(group, now, key) : undefined
-    if (heldUntil > 0) this.spacing.hold(group, key)
-    // An intent may be of an earlier Job than the one that stands.
+    const start = isStart ? this.spacing.take(group, now, key) : undefined
+    if (heldUntil > 0) this.spacing.addWaiting(group, key)
+    // An intent may belong to an earlier Job than the one that exists.
     if (entry?.view.uid === restart.job.uid && entry.state.is !== "settled") moveTo(entry, { is: "restarting", dueAt })
     if (entry) entry.waitAfterGone = undefined
     this.workqueue.remove(key)
@@ -5499,14 +5491,14 @@ class Restarts {
       failure: entry?.failure,
       wasGone: entry?.goneAt !== undefined,
       changed: new AbortController(),
-      again: false,
+      requeue: false,
     }
-    // Before it runs: its first look already asks for changes.
+    // Before it runs: its first observation asks for the change signal.
     this.running.set(key, running)
     const cache = this.cacheOf(restart.job)
     running.done = reconcileRestart(this.world, cache, { ...restart, heldUntil }).then((outcome) => {
       this.running.delete(key)
-      if (start && !("uid" in outcome)) this.spacing.forgetRestart(group, start, nowOf(this.world))
+      if (start && !("uid" in outcome)) this.spacing.release(group, start, nowOf(this.world))
       this.finish(restart.job, running, outcome)
     })
   }
@@ -5518,7 +5510,7 @@ class Restarts {
       intents: () => cache.intentsOf(key),
       latest: () => cache.latest(key),
       podsOf: (uid) => {
-        // After a stop nothing is watched any more.
+        // After a stop there are no watches.
         const pods = liveness.syncedPods.has(namespace) && !this.world.stop.aborted ? cache.podsOf(uid) : []
         return pods.length > 0 ? pods : undefined
       },
@@ -5528,7 +5520,7 @@ class Restarts {
       },
       ttlMsOf: (uid) => tombstoneOf(uid)?.ttlMs,
       onJobRead: (job) => this.onJobRead(job),
-      onIntentRead: (intent) => cache.addIntent(intent, this.world.clock.monotonic(), cache.sightings),
+      onIntentRead: (intent) => cache.addIntent(intent, this.world.clock.monotonic(), cache.sequence),
       onIntentGone: (intent) => cache.removeIntent(intent),
       changeSignal: () => this.changeSignal(key, namespace),
       emit: (fact) => this.reporter.emit(fact),
@@ -5546,54 +5538,62 @@ class Restarts {
   private finish(job: JobName, running: RunningRestart, outcome: Outcome): void {
     const { clock, config } = this.world
     const entry = this.cache.jobs.get(job.key)
-    const own = entry?.view.uid === job.uid && entry.state.is !== "settled" ? entry : undefined
-    if (outcome.result === "rejected") return this.finishRejected(job, own, running, outcome.error)
-    if (outcome.result === "waiting") return this.finishWaiting(job, own, running, outcome.dueAt)
+    const current = entry?.view.uid === job.uid && entry.state.is !== "settled" ? entry : undefined
+    if (outcome.result === "rejected") return this.finishRejected(job, current, running, outcome.error)
+    if (outcome.result === "waiting") return this.finishWaiting(job, current, running, outcome.dueAt)
     const isChanged = outcome.result === "changed"
     const restarted = "uid" in outcome ? { ...job, uid: outcome.uid } : job
     const times = { tookMs: clock.monotonic() - running.startedAt, lateMs: nowOf(this.world) - running.dueAt }
     this.reporter.emit({ kind: "RestartFinished", job: restarted, outcome, ...times })
     const isWatched = this.permissions.may(job.namespace, WATCH_RIGHTS.jobs)
     const retryMs = isWatched ? CHANGED_RETRY_MS : config.checkIntervalMs
-    if (own && isChanged) own.retryAt = later(clock.monotonic(), retryMs)
-    // What has ended may be the restart of an earlier Job, which this one has replaced.
-    const isEarlier = "uid" in outcome && outcome.uid === own?.view.uid
-    if (own) moveTo(own, { is: isChanged || isEarlier ? "idle" : "settled" })
+    if (current && isChanged) current.retryAt = later(clock.monotonic(), retryMs)
+    // The restart may be of an earlier Job, which this one has replaced.
+    const isEarlier = "uid" in outcome && outcome.uid === current?.view.uid
+    if (current) moveTo(current, { is: isChanged || isEarlier ? "idle" : "settled" })
     if (outcome.result === "namespace gone")
       for (const intent of this.cache.intentsOf(job.key)) this.cache.removeIntent(intent)
-    if (own?.goneAt !== undefined && own.state.is === "settled") this.cache.forgetJob(own)
+    if (current?.goneAt !== undefined && current.state.is === "settled") this.cache.forgetJob(current)
     this.workqueue.add(job.key, nowOf(this.world))
   }
 
-  private finishWaiting({ key }: JobName, own: JobEntry | undefined, running: RunningRestart, dueAt: number): void {
-    const { failure, wasGone, again } = running
+  private finishWaiting({ key }: JobName, entry: JobEntry | undefined, running: RunningRestart, dueAt: number): void {
+    const { failure, wasGone, requeue } = running
     const [intent] = newestFirst(this.cache.intentsOf(key))
-    if (own) moveTo(own, { is: "scheduled", dueAt })
-    if (own && wasGone && !intent?.spoiled) own.waitAfterGone = { intentUid: intent?.uid, failure, dueAt }
-    const isNews = again || own?.failure !== failure
-    this.workqueue.add(key, isNews ? nowOf(this.world) + AGAIN_MS : dueAt, running.dueAt)
+    if (entry) moveTo(entry, { is: "scheduled", dueAt })
+    if (entry && wasGone && !intent?.spoiled) entry.waitAfterGone = { intentUid: intent?.uid, failure, dueAt }
+    const isDueNow = requeue || entry?.failure !== failure
+    this.workqueue.add(key, isDueNow ? nowOf(this.world) + REQUEUE_AFTER_MS : dueAt, running.dueAt)
   }
 
-  private finishRejected(job: JobName, entry: JobEntry | undefined, { again }: RunningRestart, error: Error): void {
-    // The half that is left to chance lets two restarts that need the same free place of a quota pass one after the
-    // other.
+  private finishRejected(job: JobName, entry: JobEntry | undefined, { requeue }: RunningRestart, error: Error): void {
+    // Half of it is random, so that two restarts that need the same place of a quota pass one after the other.
     const longestMs = exponentialBackoffMs({ fromMs: 30_000, toMs: 300_000 }, entry?.rejections ?? 0)
     const retryMs = longestMs / 2 + (this.world.clock.random() * longestMs) / 2
-    const againAt = nowOf(this.world) + retryMs
+    const tryAt = nowOf(this.world) + retryMs
     this.reporter.emit({ kind: "RestartRejected", job, why: error.message, retryMs })
     if (entry) {
       entry.rejections++
       entry.retryAt = later(this.world.clock.monotonic(), retryMs)
-      moveTo(entry, { is: "scheduled", dueAt: entry.state.is === "restarting" ? entry.state.dueAt : againAt })
+      moveTo(entry, { is: "scheduled", dueAt: entry.state.is === "restarting" ? entry.state.dueAt : tryAt })
     }
-    // A Job that was taken away meanwhile is in the way of nothing any more.
-    this.workqueue.add(job.key, again && entry?.goneAt !== undefined ? nowOf(this.world) + AGAIN_MS : againAt)
+    // A Job that is gone meanwhile no longer occupies its name or its place in a quota.
+    this.workqueue.add(job.key, requeue && entry?.goneAt !== undefined ? nowOf(this.world) + REQUEUE_AFTER_MS : tryAt)
   }
 }
 
+/** A fresh intent of another operator is left to its writer; one that is still there after this is adopted. */
+const ADOPT_AFTER_MS = 60_000
+
+/** The shortest TTL seen: it may be edited while the TTL controller removes the Job. */
+function shorterTtlMs(before: JobView, after: JobView): number | undefined {
+  const known = [before.ttlMs, after.ttlMs].filter((ttlMs) => ttlMs !== undefined)
+  return known.length > 0 ? Math.min(...known) : undefined
+}
+
 /**
- * Puts what lists, watches and restarts tell into the cache. Invariant: whatever becomes known of a Job, of its pods or
- * of its intents enqueues the Job.
+ * Updates the cache from lists, watches and reads of restarts. Invariant: each update of a Job or its intents enqueues
+ * the Job; one of its pods may wake its restart, or trigger the collection of evidence.
  */
 class EventHandler implements WatchHandler {
   private readonly listedVersion = new Map<string, string>()
@@ -5618,27 +5618,24 @@ class EventHandler implements WatchHandler {
     this.recorder.tidyUp(namespace, list.items)
   }
 
-  /**
-   * A list is one moment: what it has was seen, what it lacks is gone, except where a restart has read more since it
-   * was asked for.
-   */
-  private replaceCache(namespace: string, { items, resourceVersion: version, since }: ListedJobs): void {
+  /** Replaces the namespace's part of the cache by a list, except what was read after the list was requested. */
+  private replaceCache(namespace: string, { items, resourceVersion: version, asOf }: ListedJobs): void {
     if (compareVersions(version, this.listedVersion.get(namespace) ?? "") < 0) this.cache.clear(namespace)
     this.listedVersion.set(namespace, version)
     const listed = new Set(items.map(({ view }) => view.key))
     for (const entry of [...this.cache.jobs.values()]) {
       const isMissing = entry.view.namespace === namespace && !listed.has(entry.view.key)
-      if (isMissing && entry.sighting <= since) this.onJobDeleted(entry.view, entry.job, false)
+      if (isMissing && entry.sequence <= asOf) this.onJobDeleted(entry.view, entry.job, false)
     }
     for (const key of this.cache.keysWithIntents(namespace))
       for (const intent of this.cache.intentsOf(key))
-        if (!listed.has(`${namespace}/${intent.name}`) && intent.sighting <= since) this.cache.removeIntent(intent)
-    // Intents first: a Job is judged by whether one stands for it.
+        if (!listed.has(`${namespace}/${intent.name}`) && intent.sequence <= asOf) this.cache.removeIntent(intent)
+    // Intents first: a Job that is not selected is kept only if it has one.
     for (const { intent } of items)
-      if (intent) this.reporter.guard(viewJob(intent), () => this.onIntentEvent("LISTED", intent, since))
+      if (intent) this.reporter.guard(viewJob(intent), () => this.onIntentEvent("LISTED", intent, asOf))
     for (const kept of items)
-      if (!kept.intent && (this.cache.jobs.get(kept.view.key)?.sighting ?? 0) <= since)
-        this.reporter.guard(kept.view, () => this.onJobSeen(kept, true))
+      if (!kept.intent && (this.cache.jobs.get(kept.view.key)?.sequence ?? 0) <= asOf)
+        this.reporter.guard(kept.view, () => this.onJobUpdate(kept, true))
   }
 
   onJobEvent(type: WatchEventType, job: Job): void {
@@ -5646,59 +5643,59 @@ class EventHandler implements WatchHandler {
     this.reporter.guard(kept.view, () => {
       if (kept.intent) this.onIntentEvent(type, job)
       else if (type === "DELETED") this.onJobDeleted(kept.view, job, true)
-      else this.onJobSeen(kept, false)
+      else this.onJobUpdate(kept, false)
     })
   }
 
-  /** What a restart reads is news for the cache too. */
+  /** Updates the cache by what a restart, or a check, has read. */
   onJobRead(job: Job): void {
     const known = this.cache.latest(`${job.metadata?.namespace}/${job.metadata?.name}`)
-    // An answer that comes late tells of a Job that is gone by now.
+    // A late answer may be of a Job that is gone by now.
     if (known && compareVersions(versionOf(job), versionOf(known)) <= 0) return
     this.onJobEvent("MODIFIED", job)
   }
 
-  private onIntentEvent(type: string, job: Job, since?: number): void {
+  private onIntentEvent(type: string, job: Job, asOf?: number): void {
     const { clock } = this.world
     const intent = rulesOf(this.world).readIntent(job)
     const view = viewJob(job)
     if (!intent) {
-      if (type !== "DELETED" && this.reporter.isNew(`intent ${view.key}`))
+      if (type !== "DELETED" && this.reporter.isFirst(`intent ${view.key}`))
         this.reporter.emit({ kind: "IntentUnreadable", job: view })
       return
     }
     const key = `${intent.namespace}/${intent.jobName}`
     const entry = this.cache.jobs.get(key)
-    // Nothing may rely on it: that it goes, even before the next reconcile, cancels nothing.
+    // A spoiled intent protects nothing: its removal, even before the next reconcile, must not cancel the restart.
     if (intent.spoiled && entry?.waitAfterGone?.intentUid === intent.uid) entry.waitAfterGone = undefined
     if (type === "DELETED" || intent.deleting) this.cache.removeIntent(intent)
-    // What a list shows was there before us.
-    else this.cache.addIntent(intent, later(clock.monotonic(), type === "LISTED" ? 0 : ADOPT_AFTER_MS), since)
+    // A listed intent was there before the list: it is adopted at once.
+    else this.cache.addIntent(intent, later(clock.monotonic(), type === "LISTED" ? 0 : ADOPT_AFTER_MS), asOf)
     const now = nowOf(this.world)
     this.workqueue.add(key, now, Math.min(intent.dueAt ?? now, now))
   }
 
-  private onJobSeen(kept: KeptJob, isListed: boolean): void {
+  private onJobUpdate(kept: KeptJob, isListed: boolean): void {
     const { view } = kept
     const known = this.cache.jobs.get(view.key)
-    // A Job that is being restarted, whoever started that, is followed too: its last edits count for who finishes it.
+    // A Job with an intent is followed even if it is not selected: whoever completes its restart needs its last edits.
     if (!known && !isSelected(view, this.world.config) && this.cache.intentsOf(view.key).length === 0) return
     this.watchAllPods(view)
-    // A late watch tells what a restart has read past already. A list is believed: etcd may have been restored.
+    // A late watch event may be older than what a restart has read. A list is believed: etcd may have been restored.
     if (known && !isListed && compareVersions(view.resourceVersion, known.view.resourceVersion) < 0) return
-    const sighting = ++this.cache.sightings
+    const sequence = ++this.cache.sequence
     if (known?.view.uid === view.uid) {
       if (view.deleting || known.retryAt !== undefined) this.noteEdit(known, kept.job)
       known.view = view.deleting ? { ...view, ttlMs: shorterTtlMs(known.view, view) } : view
-      Object.assign(known, { job: kept.job, sighting }, view.deleting ? {} : { finalizers: kept.finalizers })
+      Object.assign(known, { job: kept.job, sequence }, view.deleting ? {} : { finalizers: kept.finalizers })
     } else {
       if (known) this.cache.forgetJob(known)
-      this.cache.addJob(new JobEntry(kept, sighting))
-      // A creation time in the future is from before the clock was set back: it says nothing. It has whole seconds, and
-      // the spacing must not end early: hence 999 ms.
+      this.cache.addJob(new JobEntry(kept, sequence))
+      // A creation time in the future is ignored: the clock was set back since. Creation times have whole seconds, so
+      // 999 ms are added, lest the spacing end early.
       const now = nowOf(this.world)
       if (isRestarted(view) && view.createdAt <= now)
-        this.spacing.noteRestart(groupOf(view), Math.min(view.createdAt + 999, now))
+        this.spacing.take(groupOf(view), Math.min(view.createdAt + 999, now))
       for (const pod of this.cache.podsOf(view.uid)) this.warnings.reportPod(view, pod)
     }
     this.warnings.reportJob(view)
@@ -5706,8 +5703,8 @@ class EventHandler implements WatchHandler {
   }
 
   /**
-   * An edit of a Job that is going is for the restart under way: the Job may be gone a moment later. One of a Job whose
-   * restart was rejected may be what mends that.
+   * An edit of a terminating Job wakes the restart under way, for the Job may be gone a moment later. An edit of a Job
+   * whose restart was rejected may resolve that, so the retry comes soon.
    */
   private noteEdit(entry: JobEntry, after: Job | undefined): void {
     const { view, job: before, retryAt } = entry
@@ -5719,20 +5716,20 @@ class EventHandler implements WatchHandler {
 
   private onJobDeleted(view: JobView, job: Job | undefined, isWatched: boolean): void {
     const entry = this.cache.jobs.get(view.key)
-    const own = entry?.view.uid === view.uid ? entry : undefined
-    const ttlMs = own ? shorterTtlMs(own.view, view) : view.ttlMs
-    const last = job && own ? { ...job, metadata: { ...job.metadata, finalizers: own.finalizers } } : job
+    const current = entry?.view.uid === view.uid ? entry : undefined
+    const ttlMs = current ? shorterTtlMs(current.view, view) : view.ttlMs
+    const last = job && current ? { ...job, metadata: { ...job.metadata, finalizers: current.finalizers } } : job
     const isRelevant = entry !== undefined || this.cache.intentsOf(view.key).length > 0
-    if (last && isRelevant) this.cache.bury(view.key, { job: last, watched: isWatched, ttlMs })
-    if (own) {
-      Object.assign(own, { view: { ...view, ttlMs, deleting: true }, job: last })
-      own.goneAt ??= nowOf(this.world)
+    if (last && isRelevant) this.cache.addTombstone(view.key, { job: last, watched: isWatched, ttlMs })
+    if (current) {
+      Object.assign(current, { view: { ...view, ttlMs, deleting: true }, job: last })
+      current.goneAt ??= nowOf(this.world)
       this.restarts.noteChange(view.key)
     }
     this.workqueue.add(view.key, nowOf(this.world))
   }
 
-  /** A list of pods: what it lacks went while nothing was watched. */
+  /** A pod that the list lacks was deleted while there was no watch. */
   onPodsListed(namespace: string, items: PodView[]): void {
     const listed = new Set(items.map(({ uid }) => uid))
     for (const { view } of this.cache.jobs.values()) {
@@ -5751,11 +5748,11 @@ class EventHandler implements WatchHandler {
     const entry = this.cache.jobs.get(`${namespace}/${pod.jobName}`)
     const isOfEntry = entry?.view.uid === pod.jobUid
     const kept = known && isStoppedAfterFailure(known) ? known : pod
-    // It shares the entry's strings: copies are not kept.
+    // Shares the entry's strings, to save memory.
     if (isOfEntry) Object.assign(kept, { jobUid: entry.view.uid, jobName: entry.view.name })
     const now = isGone ? { ...kept, gone: true } : kept
     this.cache.addPod(now, isOfEntry)
-    // While the Job itself is still there, its own end is what a restart waits for.
+    // While the Job still exists, a restart waits for its end only.
     if (isGone && entry?.goneAt !== undefined) this.restarts.noteChange(entry.view.key)
     if (!entry || !isOfEntry) return
     if (entry.candidates) entry.candidates = evidencePods(withPod(entry.candidates, now)).pods
@@ -5766,8 +5763,8 @@ class EventHandler implements WatchHandler {
 }
 
 /**
- * Decides on one Job at a time, from what the cache tells: to wait, to start a restart, or to leave the Job alone.
- * Invariant: each decision is made anew; what is kept from one to the next is in the entry of the Job.
+ * Decides on one Job at a time, from the cache: to wait, to start a restart, or to leave the Job alone. Invariant: it
+ * has no state; what is kept from one decision to the next is in the JobEntry.
  */
 class Reconciler {
   constructor(
@@ -5781,9 +5778,9 @@ class Reconciler {
     private readonly restarts: Restarts,
   ) {}
 
-  /** Looks at one Job as it is now, and decides. A restart under way enqueues its Job again when it ends. */
+  /** Decides on one Job. A restart under way enqueues its Job again when it ends. */
   reconcile(key: string): void {
-    if (this.restarts.postpone(key)) return
+    if (this.restarts.requeueIfRunning(key)) return
     const entry = this.cache.jobs.get(key)
     const [intent] = newestFirst(this.cache.intentsOf(key))
     const isSettled = entry?.state.is === "settled"
@@ -5794,33 +5791,33 @@ class Reconciler {
   }
 
   /**
-   * Carries out an intent that an earlier life or another operator has left, whatever the selection is now. Returns
-   * true where that is under way, or waits: then there is nothing else to do for its Job.
+   * Carries out an intent that an earlier life or another operator has left, even if its Job is not selected now.
+   * Returns true if that is started, or waits: then there is nothing else to do for the Job.
    */
   private reconcileIntent(key: string, intent: KnownIntent | undefined): boolean {
     if (!intent || this.world.config.dryRun || this.postponeAdoption(key, intent)) return false
     const { namespace, jobName: name, jobUid: uid } = intent
     const job = { key, namespace, name, uid }
     const view = viewJob(replacementOf(intent))
-    if (this.reporter.isNew(`adopted ${intent.uid}`))
+    if (this.reporter.isFirst(`adopted ${intent.uid}`))
       this.reporter.emit({ kind: "IntentAdopted", job, intent: intent.name })
-    // One that does not wait is a restart under way, whatever stands beside it.
+    // An intent without a due time is a restart under way, whatever others exist.
     const isWait = this.cache.intentsOf(key).every(({ dueAt }) => dueAt !== undefined)
     const live = this.cache.jobs.get(key)?.view
     const isAsWritten = live?.resourceVersion === intent.jobVersion && !live.deleting && !intent.spoiled
-    // Of a Job that is not there, or as it was, a look before its time tells nothing, and it costs a list of pods.
+    // If the Job is absent, or as it was, a run before the due time does nothing, and may cost a list of pods.
     if (isWait && (!live || isAsWritten) && this.postponeWait(view, intent)) return true
     this.restarts.start({ job }, intent.dueAt ?? nowOf(this.world), view)
     return true
   }
 
-  /** Whether an intent waits for its due time, or for its group. Then its Job is enqueued for when that is over. */
+  /** Whether an intent waits for its due time, or for its group. Then its Job is enqueued for the end of the wait. */
   private postponeWait(view: JobView, { dueAt }: Intent): boolean {
     if (dueAt === undefined) return false
     const now = nowOf(this.world)
     const startsAt = Math.max(dueAt, this.restarts.freeAt(view, now))
     if (startsAt <= now) return false
-    if (dueAt <= now) this.restarts.hold(view)
+    if (dueAt <= now) this.restarts.waitForGroup(view)
     this.workqueue.add(view.key, startsAt, dueAt)
     return true
   }
@@ -5832,17 +5829,17 @@ class Reconciler {
     return leftMs > 0
   }
 
-  /** The Job is gone without a restart of ours: its TTL took it, a person, or another operator. */
+  /** The Job is gone without a restart of ours: the TTL controller, a person, or another operator deleted it. */
   private reconcileGone(entry: JobEntry, intent: KnownIntent | undefined): void {
     const { view, job, failure, waitAfterGone } = entry
     const { config } = this.world
     if (intent && !config.dryRun) {
-      // One without a due time is another operator's restart; one with it is a wait that was recorded.
+      // Without a due time it is another operator's restart; with one it is a wait that was recorded.
       if (intent.dueAt === undefined && this.postponeAdoption(view.key, intent)) return
       const isNothingNew =
         waitAfterGone?.intentUid === intent.uid && waitAfterGone.failure === failure && !intent.spoiled
       if (isNothingNew && this.postponeWait(view, intent)) return
-      // While its cause is not known, nothing but the intent says when it is due.
+      // While its cause is unknown, only the intent says when it is due.
       const restart = failure ? this.restartOf(entry) : { job: view }
       return this.restarts.start(restart, intent.dueAt ?? nowOf(this.world), view)
     }
@@ -5866,16 +5863,16 @@ class Reconciler {
     this.cache.forgetJob(entry)
   }
 
-  /** What was seen of a failure before somebody deleted the Job is recorded; its pods are not looked at any more. */
+  /** Somebody deleted the Job: its failure is recorded with the evidence so far, and its pods are not read any more. */
   private forgetDeleted(entry: JobEntry, isRestart: boolean): void {
-    const { view, looks } = entry
+    const { view, collection } = entry
     const evidence = entry.evidence ?? { ...evidencePods(this.cache.podsOf(view.uid)), logs: new Map() }
-    if (!looks?.moments.has("failed")) this.recorder.record(entry, evidence, failureOf(view, evidence))
+    if (!collection?.triggers.has("failed")) this.recorder.record(entry, evidence, failureOf(view, evidence))
     this.reporter.emit({ kind: "DeletedByOthers", job: view, isRestart })
     this.cache.forgetJob(entry)
   }
 
-  /** If no watch saw it go, the moment at which it was first missed is taken for its deletionTimestamp. */
+  /** Without a DELETED event, the instant at which the Job was first missed stands in for its deletionTimestamp. */
   private wasRemovedByTtl({ view, job, goneAt = 0 }: JobEntry): boolean {
     if (view.ttlMs === undefined || !job) return false
     const deletionTimestamp = new Date(goneAt).toISOString()
@@ -5888,7 +5885,7 @@ class Reconciler {
     const { config } = this.world
     const { view, job, failure } = entry
     const now = nowOf(this.world)
-    this.warnings.checkPodless(entry, now)
+    this.warnings.checkPodless(view, now)
     const known = { ...(failure ?? UNKNOWN), changed: job !== undefined && isChanged(job) }
     const decision = decide(view, known, config, now)
     if (decision.do !== "leave" && !failure) {
@@ -5896,41 +5893,38 @@ class Reconciler {
       return this.evidence.collect(entry, "failed")
     }
     if (view.phase === "failing" && !view.deleting && !view.manager) this.evidence.collect(entry, "failing")
-    // With a TTL of 0 its pods go with it: their logs cannot wait until it is gone.
+    // With a TTL of 0 its pods are deleted with it: their logs must be read before.
     const isExpiring = view.deleting && view.ttlMs !== undefined && view.phase === "failed"
     if (isExpiring && !view.manager && isSelected(view, config) && !failure) this.evidence.collect(entry, "failed")
     entry.decision = decision
     this.reportDecision(entry, decision, known.cause, now)
-    // A leftover of the restart that created this Job: it is cleaned up now.
-    const stray = newestFirst(this.cache.intentsOf(view.key)).find(({ jobUid }) => jobUid !== view.uid)
-    if (this.reconcileIntent(view.key, stray)) return
+    // An intent left over from the restart that created this Job is cleaned up now.
+    const leftover = newestFirst(this.cache.intentsOf(view.key)).find(({ jobUid }) => jobUid !== view.uid)
+    if (this.reconcileIntent(view.key, leftover)) return
     if ("dueAt" in decision) return this.schedule(entry, intent, decision.dueAt)
     moveTo(entry, { is: "idle" })
     if (!intent || config.dryRun) return
-    // This life wants no restart, but an intent stands. One of a Job that is left alone is carried out as it is, unless
-    // its TTL is removing the Job: then what is known of the failure may forbid the restart, or want it earlier. One of
-    // a Job that was given up is carried out if it does not wait: that is a restart that a person has asked for.
-    const isGoing = view.deleting && failure !== undefined
-    const isCarriedOut = decision.do === "leave" ? !isGoing : intent.dueAt === undefined
+    // No restart is wanted, but an intent exists. If the Job is left alone, the intent is carried out as it is, unless
+    // the TTL controller is removing the Job: then what is known of the failure may forbid the restart, or want it
+    // earlier. If the Job was given up, an intent without a due time is carried out: a person has asked for it.
+    const isExpired = view.deleting && failure !== undefined
+    const isCarriedOut = decision.do === "leave" ? !isExpired : intent.dueAt === undefined
     if (isCarriedOut) return void this.reconcileIntent(view.key, intent)
     if (intent.jobUid === view.uid && this.retryInMs(entry) <= 0)
       this.restarts.start(this.restartOf(entry), intent.dueAt ?? now, view)
   }
 
-  /**
-   * A TTL shorter than collecting evidence may take: without evidence after a moment, an intent with the longest wait
-   * goes first.
-   */
+  /** If the TTL may end before the evidence is complete, an intent with the longest possible wait is written first. */
   private protectFromTtl(entry: JobEntry, intent: Intent | undefined): void {
     const { view } = entry
     const { config } = this.world
     const { ttlMs = Number.POSITIVE_INFINITY, failedAt = 0 } = view
-    if (intent || config.dryRun || ttlMs >= LONGEST_LOOKS_MS) return
+    if (intent || config.dryRun || ttlMs >= LONGEST_COLLECTION_MS) return
     const now = nowOf(this.world)
     const protectAt = failedAt + Math.min(1_500, ttlMs / 2)
     if (now < protectAt) return this.workqueue.add(view.key, protectAt)
-    // Not before its cause is known: that may forbid the restart.
-    const dueAt = Math.max(failedAt + longestWaitMs(view, config), now + LONGEST_LOOKS_MS)
+    // Due only when the cause is known, which may forbid the restart.
+    const dueAt = Math.max(failedAt + longestWaitMs(view, config), now + LONGEST_COLLECTION_MS)
     const decision: Decision = { do: "wait", dueAt, because: "its cause is not known yet" }
     const wish = (job: Job): Wish => {
       const known = rulesOf(this.world).wishFor(job, UNKNOWN, config, nowOf(this.world))
@@ -5943,39 +5937,39 @@ class Reconciler {
     const { view } = entry
     const { dryRun } = this.world.config
     const now = nowOf(this.world)
-    const own = intent?.jobUid === view.uid ? intent : undefined
-    const intentAt = dryRun ? undefined : this.actOnIntentAt(entry, own, dueAt)
+    const current = intent?.jobUid === view.uid ? intent : undefined
+    const intentAt = dryRun ? undefined : this.actOnIntentAt(entry, current, dueAt)
     if (intentAt !== undefined && intentAt <= now) return this.startScheduled(entry, dueAt)
-    const wantedAt = Math.min(dueAt, own?.dueAt ?? dueAt)
+    const wantedAt = Math.min(dueAt, current?.dueAt ?? dueAt)
     const readyAt = Math.max(wantedAt, now + this.retryInMs(entry))
     const startsAt = readyAt > now ? readyAt : this.restarts.freeAt(view, now)
     if (startsAt <= now) return dryRun ? this.reportDryRun(entry) : this.startScheduled(entry, dueAt)
     moveTo(entry, { is: "scheduled", dueAt })
-    if (readyAt <= now) this.restarts.hold(view)
+    if (readyAt <= now) this.restarts.waitForGroup(view)
     this.workqueue.add(view.key, Math.min(startsAt, intentAt ?? startsAt), readyAt)
   }
 
   /** When an intent is to be written, replaced or adopted, whenever its Job is due; undefined: not at all. */
-  private actOnIntentAt(entry: JobEntry, own: KnownIntent | undefined, dueAt: number): number | undefined {
+  private actOnIntentAt(entry: JobEntry, intent: KnownIntent | undefined, dueAt: number): number | undefined {
     const { view } = entry
     const now = nowOf(this.world)
-    if (own?.dueAt !== undefined) {
-      const isVoid = own.jobVersion !== view.resourceVersion || dueAt < own.dueAt - 1_000
+    if (intent?.dueAt !== undefined) {
+      const isVoid = intent.jobVersion !== view.resourceVersion || dueAt < intent.dueAt - 1_000
       return isVoid ? now + this.retryInMs(entry) : undefined
     }
-    // A restart that an earlier life, or another operator, began does not wait for a due time any more.
-    if (own) return now + Math.max(this.retryInMs(entry), own.adoptAt - this.world.clock.monotonic())
+    // A restart that an earlier life, or another operator, has begun no longer waits for a due time.
+    if (intent) return now + Math.max(this.retryInMs(entry), intent.adoptAt - this.world.clock.monotonic())
     const startsAt = Math.max(dueAt, this.restarts.freeAt(view, now))
     return isThreatenedByTtl(view, startsAt) ? now + this.retryInMs(entry) : undefined
   }
 
-  /** Negative from when a rejected restart may be tried again: it is overdue since then, behind those due before. */
+  /** Negative once a retry is overdue, which orders it behind Jobs that were due before; -Infinity without a retry. */
   private retryInMs({ retryAt }: JobEntry): number {
     return retryAt === undefined ? Number.NEGATIVE_INFINITY : retryAt - this.world.clock.monotonic()
   }
 
   private reportDryRun({ view, failure }: JobEntry): void {
-    if (failure && this.reporter.isNew(`dry run ${view.uid} ${view.resourceVersion}`))
+    if (failure && this.reporter.isFirst(`dry run ${view.uid} ${view.resourceVersion}`))
       this.reporter.emit({ kind: "RestartStarted", job: view, cause: failure.cause, isDryRun: true })
   }
 
@@ -5983,9 +5977,9 @@ class Reconciler {
     const { view, failure, retryAt } = entry
     const now = nowOf(this.world)
     const isStart = Math.max(dueAt, this.restarts.freeAt(view, now)) <= now
-    if (isStart && failure && this.reporter.isNew(`restarting ${view.uid} ${retryAt}`))
+    if (isStart && failure && this.reporter.isFirst(`restarting ${view.uid} ${retryAt}`))
       this.reporter.emit({ kind: "RestartStarted", job: view, cause: failure.cause, isDryRun: false })
-    // What a person asks for is due since now.
+    // A restart that a person asks for is due from now on.
     this.restarts.start(this.restartOf(entry), isWantedNow(view) ? now : dueAt, view)
   }
 
@@ -6010,9 +6004,12 @@ class Reconciler {
   }
 }
 
+/** Reconciles between two garbage collections in one turn of the loop. */
+const RECONCILES_PER_GC = 500
+
 /**
- * Wires the objects of this chapter and the one before: watches fill the cache, every change enqueues its Job, and the
- * loop reconciles the Jobs that are due.
+ * Wires the objects of chapters 11 and 12: watches fill the cache, updates enqueue their Job, and the loop reconciles
+ * the Jobs that are due.
  */
 export class Operator {
   readonly cache = new Cache()
@@ -6033,10 +6030,10 @@ export class Operator {
       permissions.may(namespace, WATCH_RIGHTS.jobs) ? WATCH_SILENCE_MS : 2 * config.checkIntervalMs
     const liveness = new Liveness(clock, (namespace) => silenceMs(namespace) + CALL_LIMIT_MS)
     const spacing = new Spacing(config.restartSpacingMs, workqueue)
-    const writes = new BackgroundWrites(world, permissions, (failure) => reporter.isNew(failure))
+    const writes = new BackgroundWrites(world, permissions, (failure) => reporter.isFirst(failure))
     const reporter = new Reporter(world, writes)
     const recorder = new Recorder(world, cache, writes, reporter)
-    const serverClock = new ServerClock(world, reporter, () => workqueue.addAll(nowOf(world)))
+    const serverClock = new ServerClock(world, reporter, () => workqueue.makeAllDue(nowOf(world)))
     const untilPodsListed = (namespace: string) => watcher.untilPodsListed(namespace)
     const evidence = new EvidenceCollector(world, cache, workqueue, serverClock, reporter, recorder, untilPodsListed)
     const onJobRead = (job: Job) => handler.onJobRead(job)
@@ -6086,7 +6083,7 @@ export class Operator {
       const dueAt = state.is === "scheduled" ? state.dueAt : undefined
       return { key, state: stateOf(view, decision, rejections), dueAt }
     })
-    // The Jobs that their TTL took before this life wait by their intents alone.
+    // Of Jobs that the TTL controller removed before this life there are only the intents.
     const keys = this.world.config.namespaces.flatMap((namespace) => this.cache.keysWithIntents(namespace))
     const gone = keys.flatMap((key) => {
       const dueAt = newestFirst(this.cache.intentsOf(key))[0]?.dueAt
@@ -6108,18 +6105,12 @@ export class Operator {
       this.serverClock.reportSkew()
       for (const [i, key] of this.workqueue.takeDue(nowOf(this.world)).entries()) {
         this.reconciler.reconcile(key)
-        if (i % GARBAGE_AFTER === GARBAGE_AFTER - 1) collectGarbage()
+        if (i % RECONCILES_PER_GC === RECONCILES_PER_GC - 1) collectGarbage()
       }
       const nextMs = (this.workqueue.nextAt() ?? Number.POSITIVE_INFINITY) - nowOf(this.world)
       await clock.sleep(Math.min(LONGEST_SLEEP_MS, nextMs), stop, this.workqueue.woken)
     }
   }
-}
-
-/** Of a Job that goes: it may be edited while its TTL takes it. */
-function shorterTtlMs(before: JobView, after: JobView): number | undefined {
-  const known = [before.ttlMs, after.ttlMs].filter((ttlMs) => ttlMs !== undefined)
-  return known.length > 0 ? Math.min(...known) : undefined
 }
 
 // ─────────────────────────────────── 13 Log, health and notifications ───────────────────────────────────

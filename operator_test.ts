@@ -3697,70 +3697,70 @@ describe("11 Controller", () => {
     test("freeAt() keeps the restarts of one group apart, and no others", () => {
       const spacing = new Spacing(MINUTE, new Workqueue())
       expect(spacing.freeAt("g", NOW)).toBe(NOW)
-      spacing.noteRestart("g", NOW - SECOND)
+      spacing.take("g", NOW - SECOND)
       expect([spacing.freeAt("g", NOW), spacing.freeAt("h", NOW)]).toEqual([NOW + 59 * SECOND, NOW])
-      spacing.noteRestart("g", NOW - HOUR)
+      spacing.take("g", NOW - HOUR)
       expect(spacing.freeAt("g", NOW)).toBe(NOW + 59 * SECOND)
     })
 
     test("freeAt() takes a restart of the future for one of now: the clock was set back", () => {
       const spacing = new Spacing(MINUTE, new Workqueue())
-      spacing.noteRestart("g", NOW + HOUR)
+      spacing.take("g", NOW + HOUR)
       expect(spacing.freeAt("g", NOW)).toBe(NOW + MINUTE)
     })
 
-    test("forgetRestart() makes a group as free as it was before its last restart", () => {
+    test("release() makes a group as free as it was before its last restart", () => {
       const spacing = new Spacing(HOUR, new Workqueue())
-      spacing.noteRestart("g", NOW - 2 * MINUTE)
-      const start = spacing.noteRestart("g", NOW)!
+      spacing.take("g", NOW - 2 * MINUTE)
+      const start = spacing.take("g", NOW)!
       expect(spacing.freeAt("g", NOW)).toBe(NOW + HOUR)
-      spacing.forgetRestart("g", start, NOW)
+      spacing.release("g", start, NOW)
       expect(spacing.freeAt("g", NOW)).toBe(NOW + HOUR - 2 * MINUTE)
-      const first = spacing.noteRestart("h", NOW)!
-      spacing.forgetRestart("h", first, NOW)
+      const first = spacing.take("h", NOW)!
+      spacing.release("h", first, NOW)
       expect(spacing.freeAt("h", NOW)).toBe(NOW)
     })
 
-    test("forgetRestart() changes nothing once another restart of the group has started", () => {
+    test("release() changes nothing once another restart of the group has started", () => {
       const spacing = new Spacing(HOUR, new Workqueue())
-      const first = spacing.noteRestart("g", NOW)!
-      spacing.noteRestart("g", NOW + HOUR)
-      spacing.forgetRestart("g", first, NOW + HOUR)
+      const first = spacing.take("g", NOW)!
+      spacing.take("g", NOW + HOUR)
+      spacing.release("g", first, NOW + HOUR)
       expect(spacing.freeAt("g", NOW + HOUR)).toBe(NOW + 2 * HOUR)
     })
 
-    test("forgetRestart() makes the longest overdue of those that wait for the group due", () => {
+    test("release() makes the longest overdue of those that wait for the group due", () => {
       const queue = new Workqueue()
       const spacing = new Spacing(HOUR, queue)
-      const start = spacing.noteRestart("g", NOW)!
+      const start = spacing.take("g", NOW)!
       for (const [key, group, since] of [
         ["a", "g", 3],
         ["b", "g", 2],
         ["c", "h", 1],
       ] as const) {
-        spacing.hold(group, key)
+        spacing.addWaiting(group, key)
         queue.add(key, NOW + HOUR, NOW - since * MINUTE)
       }
-      spacing.forgetRestart("g", start, NOW)
+      spacing.release("g", start, NOW)
       expect(queue.takeDue(NOW)).toEqual(["a"])
     })
 
     test("it forgets Jobs that were deleted while they waited, and groups that are free for long", () => {
       const spacing = new Spacing(MINUTE, new Workqueue())
       for (let i = 0; i < 10_000; i++) {
-        spacing.hold("g", `job-${i}`)
-        spacing.noteRestart(`group-${i}`, NOW + i * SECOND)
-        spacing.hold(`group-${i}`, `job-${i}`)
+        spacing.addWaiting("g", `job-${i}`)
+        spacing.take(`group-${i}`, NOW + i * SECOND)
+        spacing.addWaiting(`group-${i}`, `job-${i}`)
       }
-      const { held, lastRestarts } = spacing as unknown as Record<string, Map<string, Set<string>>>
-      expect(held?.get("g")?.size).toBeLessThan(1_000)
-      expect(Math.max(lastRestarts!.size, held!.size)).toBeLessThan(2_000)
+      const { waiting, lastRestarts } = spacing as unknown as Record<string, Map<string, Set<string>>>
+      expect(waiting?.get("g")?.size).toBeLessThan(1_000)
+      expect(Math.max(lastRestarts!.size, waiting!.size)).toBeLessThan(2_000)
       expect(spacing.freeAt("group-9999", NOW + 9_999 * SECOND)).toBe(NOW + 9_999 * SECOND + MINUTE)
     })
 
     test("freeAt() is now where there is no spacing", () => {
       const spacing = new Spacing(0, new Workqueue())
-      spacing.noteRestart("g", NOW + HOUR)
+      spacing.take("g", NOW + HOUR)
       expect(spacing.freeAt("g", NOW)).toBe(NOW)
     })
 
@@ -3903,8 +3903,8 @@ describe("11 Controller", () => {
         for (let i = 0; i < count; i++) watch.onPodEvent("ADDED", "batch-a", podAt(i, false))
         for (let i = 0; i < count; i++) watch.onPodEvent("MODIFIED", "batch-a", podAt(i, true))
         expect(operator.cache.podsOf(jobUid).filter(({ deleting }) => deleting).length).toBe(count)
-        const { candidates, looks } = operator.cache.jobs.get("batch-a/load-a") ?? {}
-        expect([candidates?.length, looks?.moments.size]).toEqual([5, 5])
+        const { candidates, collection } = operator.cache.jobs.get("batch-a/load-a") ?? {}
+        expect([candidates?.length, collection?.triggers.size]).toEqual([5, 5])
       }
       expectLinear(4_000, stopPods)
     })
@@ -3934,23 +3934,23 @@ describe("11 Controller", () => {
       const cache = new Cache()
       expect(cache.latest("batch-a/load-a")).toBeUndefined()
       cache.addJob(entryOf(liveJob({ resourceVersion: "9" })))
-      cache.bury("batch-a/load-a", { job: liveJob({ resourceVersion: "10" }), watched: true, ttlMs: undefined })
+      cache.addTombstone("batch-a/load-a", { job: liveJob({ resourceVersion: "10" }), watched: true, ttlMs: undefined })
       expect(cache.latest("batch-a/load-a")?.metadata?.resourceVersion).toBe("10")
-      cache.bury("batch-a/load-a", { job: liveJob({ resourceVersion: "8" }), watched: true, ttlMs: undefined })
+      cache.addTombstone("batch-a/load-a", { job: liveJob({ resourceVersion: "8" }), watched: true, ttlMs: undefined })
       expect(cache.latest("batch-a/load-a")?.metadata?.resourceVersion).toBe("9")
     })
 
     test("tombstone() keeps what a watch has told, whatever a list concludes later", () => {
       const cache = new Cache()
-      cache.bury("batch-a/load-a", { job: liveJob({ resourceVersion: "10" }), watched: true, ttlMs: undefined })
-      cache.bury("batch-a/load-a", { job: liveJob({ resourceVersion: "9" }), watched: false, ttlMs: undefined })
+      cache.addTombstone("batch-a/load-a", { job: liveJob({ resourceVersion: "10" }), watched: true, ttlMs: undefined })
+      cache.addTombstone("batch-a/load-a", { job: liveJob({ resourceVersion: "9" }), watched: false, ttlMs: undefined })
       expect(cache.tombstone("batch-a/load-a")).toMatchObject({ watched: true, ttlMs: undefined })
     })
 
     test("holds 1,000 tombstones, and drops the oldest first", () => {
       const cache = new Cache()
       for (let i = 0; i <= 1_000; i++)
-        cache.bury(`batch-a/j${i}`, { job: named(`j${i}`, "U1"), watched: true, ttlMs: undefined })
+        cache.addTombstone(`batch-a/j${i}`, { job: named(`j${i}`, "U1"), watched: true, ttlMs: undefined })
       expect([cache.tombstone("batch-a/j0"), cache.tombstone("batch-a/j1")?.watched]).toEqual([undefined, true])
     })
 
@@ -3960,7 +3960,7 @@ describe("11 Controller", () => {
       for (const job of [failedJob(), elsewhere]) cache.addJob(entryOf(job))
       for (const namespace of ["batch-a", "other"]) {
         cache.addIntent({ ...intentOf(), namespace, uid: namespace }, monotonic(0))
-        cache.bury(`${namespace}/load-a`, { job: failedJob(), watched: true, ttlMs: undefined })
+        cache.addTombstone(`${namespace}/load-a`, { job: failedJob(), watched: true, ttlMs: undefined })
       }
       cache.addPod(podOf("U1"), true)
       cache.removeIntent({ ...intentOf(), uid: "U70" })
@@ -4631,7 +4631,7 @@ function spaced(arrivals: Arrival[], spacingMs: number, moves: [atMs: number, by
         queue.add(key, startsAt, one.dueAt)
         continue
       }
-      spacing.noteRestart(one.group, now)
+      spacing.take(one.group, now)
       begun.push({ ...one, key, at, heldMs: at - (overdueSince.get(key) ?? Number.NEGATIVE_INFINITY) })
       waiting.delete(key)
     }

@@ -396,7 +396,7 @@ describe("The evidence", () => {
     await until("recorded", () => records(server).length > 0 && life.scheduled().length > 0)
     expect(records(server)[0]?.evidence.logs.size).toBe(2)
     const entry = life.operator.cache.jobs.get("default/load-a")
-    expect(entry).toMatchObject({ evidence: undefined, looks: { pods: [] }, failure: { cause: "exit:3" } })
+    expect(entry).toMatchObject({ evidence: undefined, collection: { pods: [] }, failure: { cause: "exit:3" } })
     expect(entry?.failure?.lines).toContain("last words")
   })
 
