@@ -170,7 +170,7 @@ class Inventory {
     const isRestarting = intent !== undefined && decision.do === "restart"
     const nextRestartAt = "dueAt" in decision && !isRestarting ? decision.dueAt : undefined
     const rejection = nextRestartAt !== undefined && nextRestartAt <= now ? this.rejections.get(uid) : undefined
-    const restarts = phase === "succeeded" ? 0 : operator.countFrom(operator.own(view, "restarts"))
+    const restarts = phase === "succeeded" ? 0 : operator.countFrom(operator.annotationOf(view, "restarts"))
     const unrecorded = { name: "", startedAt, failedAt, cause: failure.cause, restarts, summary: reason }
     const { problems, paused } = operator.overridesOf(view, config)
     const manual = decideOnWish(view)
@@ -182,10 +182,10 @@ class Inventory {
       completedAt,
       state: isRestarting ? "restarting" : operator.stateOf(view, decision, rejection ? 1 : 0),
       nextRestartAt,
-      cause: phase === "failed" ? failure.cause : (past?.cause ?? operator.own(view, "last-cause")),
+      cause: phase === "failed" ? failure.cause : (past?.cause ?? operator.annotationOf(view, "last-cause")),
       failuresInRow: restarts + (phase === "failed" ? 1 : 0),
       failures: failedAt === undefined || past?.uid === uid ? records : [...records, unrecorded],
-      lastFailureAt: failedAt ?? past?.failedAt ?? operator.instant(operator.own(view, "last-failure")),
+      lastFailureAt: failedAt ?? past?.failedAt ?? operator.instant(operator.annotationOf(view, "last-failure")),
       why: rejection ?? decision.because,
       decision: isRestarting ? `its restart is under way, ${decision.because}` : operator.decisionText(decision),
       rules: operator.judgedRules(view, failure, config),

@@ -949,7 +949,7 @@ function messageLines({ ended, exitCode, message }: ContainerView): string[] {
 }
 
 /** One of our annotations on a Job. */
-export const own = ({ annotations }: JobView, name: string): string | undefined => annotations[PREFIX + name]
+export const annotationOf = ({ annotations }: JobView, name: string): string | undefined => annotations[PREFIX + name]
 
 /** A count from an annotation; text that is none is 0. */
 export const countFrom = (text: string | undefined) => (/^\d{1,9}$/.test(text ?? "") ? Number(text) : 0)
@@ -1114,7 +1114,7 @@ export function judgedRules(job: JobView, failure: Failure, config: Config): { r
 
 /** The group of a Job, whose restarts are RESTART_SPACING apart. */
 export function groupOf(job: JobView): string {
-  const group = own(job, "group")
+  const group = annotationOf(job, "group")
   return group === undefined ? `namespace ${job.namespace}` : `group ${group}`
 }
 
@@ -1125,13 +1125,14 @@ export function isSelected(job: JobView, { jobNames, jobSelector }: Config): boo
 
 /** Whether a person asks for a restart now; each value counts once, so that one kept in Git does not fire again. */
 const isWantedNow = (job: JobView) =>
-  own(job, "restart-now") !== undefined && own(job, "restart-now") !== own(job, "restart-now-done")
+  annotationOf(job, "restart-now") !== undefined &&
+  annotationOf(job, "restart-now") !== annotationOf(job, "restart-now-done")
 
 /** What a Job's own annotations set in place of the settings. A wrong value changes nothing and is a problem. */
 export function overridesOf(job: JobView, config: Config) {
   const problems: string[] = []
   const read = <T>(name: string, parse: (text: string) => T): T | undefined => {
-    const text = own(job, name)
+    const text = annotationOf(job, name)
     try {
       return text === undefined ? undefined : parse(normalizeInput(text))
     } catch (error) {
@@ -1247,15 +1248,15 @@ function instantFrom(text: string): number | undefined {
 
 /** Restarts in a row; a change of the Job by its owner begins anew, and so does a person who asks for a restart. */
 function restartsInRow(job: JobView, { changed }: Failure): number {
-  return changed || isWantedNow(job) ? 0 : countFrom(own(job, "restarts"))
+  return changed || isWantedNow(job) ? 0 : countFrom(annotationOf(job, "restarts"))
 }
 
 /** Restarts in a row whose cause a rule covers; for a pattern, those of the same cause. */
 function restartsUnder(job: JobView, rule: RuleCause | undefined, failure: Failure): number {
-  const last = own(job, "last-cause") as Cause | undefined
+  const last = annotationOf(job, "last-cause") as Cause | undefined
   const same =
     last && (!rule || rule.kind === "log" ? last === failure.cause : covers(rule, { cause: last, lines: [] }))
-  return same && restartsInRow(job, failure) > 0 ? countFrom(own(job, "restarts-of-cause")) : 0
+  return same && restartsInRow(job, failure) > 0 ? countFrom(annotationOf(job, "restarts-of-cause")) : 0
 }
 
 /** The longest that a Job may have to wait for its restart. */
@@ -1277,7 +1278,7 @@ export function bookkeepingFor(job: JobView, failure: Failure, config: Config): 
     "restarted-from": job.uid,
     "last-cause": hasSucceeded ? undefined : failure.cause,
     "last-failure": hasSucceeded ? undefined : instantText(job.failedAt ?? 0),
-    "restart-now-done": own(job, "restart-now"),
+    "restart-now-done": annotationOf(job, "restart-now"),
   }
   const known = Object.entries(values).filter(([, value]) => value !== undefined)
   return Object.fromEntries(known.map(([name, value]) => [PREFIX + name, String(value)]))
@@ -2040,7 +2041,7 @@ function editOf({ rejectedEdit }: Observation, intent: Intent, job: Job): Step |
   const finalizers = intent.replacement.metadata?.finalizers ?? []
   const live = { ...job, metadata: { ...job.metadata, finalizers } }
   // What a person asks for meanwhile, this restart does.
-  const asked = own(viewJob(job), "restart-now")
+  const asked = annotationOf(viewJob(job), "restart-now")
   const annotations = {
     ...intent.additions.annotations,
     ...(asked !== undefined && { [`${PREFIX}restart-now-done`]: asked }),
@@ -2137,7 +2138,7 @@ const RECORD_BYTES = 256 << 10
 export function recordFor(job: JobView, evidence: Evidence, cause: Cause, decision: Decision): ConfigMap {
   const { namespace, name, uid, startedAt = job.createdAt, failedAt = 0, reason, message } = job
   const { pods, morePods } = evidence
-  const restarts = countFrom(own(job, "restarts"))
+  const restarts = countFrom(annotationOf(job, "restarts"))
   const decided = decidedText(decision)
   const whole = { namespace, job: name, uid, failedAt, cause, reason, message, restarts, decided, morePods, pods }
   const share = (RECORD_BYTES - Buffer.byteLength(jsonText(whole))) / evidence.logs.size
@@ -5333,7 +5334,7 @@ class EvidenceCollector {
 /** A restarted Job without a pod is reported after this; with LONGEST_SLEEP_MS added, within a minute. */
 const PODLESS_MS = 25_000
 const isPodless = ({ phase, hasPods, deleting }: JobView) => phase === "running" && !hasPods && !deleting
-const isRestarted = (view: JobView) => own(view, "restarted-from") !== undefined
+const isRestarted = (view: JobView) => annotationOf(view, "restarted-from") !== undefined
 
 /** Reports, once each, what an owner should know before a Job fails, and that a restarted Job gets no pod. */
 class Warnings {
