@@ -10,7 +10,8 @@
  *   8 Kubeconfig · 9 API client · 10 Restart · 11 Controller · 12 Operator ·
  *   13 Log, health and notifications · 14 Main
  * An event goes from Watcher to EventHandler, which keeps it in the Cache and adds its Job to the Workqueue; from there
- * Reconciler decides on the Job, and Restarts runs a RestartRun for it.
+ * Reconciler decides on the Job, and Restarts runs a RestartRun for it. The rules are two pure functions: `decide` says
+ * whether and when a Job is restarted, `nextStep` what its restart does next.
  * Chapters 2 to 7 are pure: `now` is handed down, and only `systemClock` reads the time. `…At` and `…Since` are
  * instants: epoch ms, or ms of the monotonic clock where their type is Monotonic. `…Ms` are durations.
  */
@@ -3715,7 +3716,7 @@ const TRUST_WATCH_MS = 60_000
 /** Steps between two pauses. A restart takes six; a bound in case the steps never converge. */
 const MOST_STEPS = 10
 const REPORT_AFTER_MS = 60_000
-const ALARM_AGAIN_MS = 3_600_000
+const ALARM_REPEAT_MS = 3_600_000
 
 /**
  * Takes a restart as far as it can go: observe, nextStep, perform, until the step is `done`. Errors are retried. Ends
@@ -3742,17 +3743,13 @@ const wasClockSet = (clock: Clock, offsetBeforeMs: number) =>
   Math.abs(clockOffset(clock) - offsetBeforeMs) >= CLOCK_SET_MS
 
 /** Asks the cluster, by a dry run, whether it would admit this Job under its real name. */
-async function proveAdmission(
-  { cluster, kill }: World,
-  rules: typeof RULES,
-  { namespace, name }: JobName,
-  replacement: Job,
-) {
+async function proveAdmission(world: World, { namespace, name }: JobName, replacement: Job) {
+  const { cluster, kill } = world
   try {
     await cluster.createJob(namespace, replacement, { dryRun: true, strict: true }, kill)
     return "name free" as const
   } catch (error) {
-    return rules.verdictOf(error, name)
+    return rulesOf(world).verdictOf(error, name)
   }
 }
 
@@ -3801,7 +3798,7 @@ class Intents {
   }
 
   /** Those of the known intents that still exist. One that has become unreadable counts as it was known. */
-  async read(known: Intent[], justRead: string | undefined): Promise<Intent[]> {
+  async read(known: Intent[], justRead?: string): Promise<Intent[]> {
     const read = async (intent: Intent): Promise<Intent[]> => {
       if (intent.name === justRead) return [intent]
       // From an API server that is starting, one 404 is not conclusive.
@@ -3827,7 +3824,7 @@ class Intents {
   /** Writes an intent. Returns undefined if the Job must be observed again, the error if the cluster rejects it. */
   async write(draft: Draft, proveFirst: boolean): Promise<Intent | Error | undefined> {
     if (proveFirst) {
-      const verdict = await proveAdmission(this.world, this.rules, this.job, draft.replacement)
+      const verdict = await proveAdmission(this.world, this.job, draft.replacement)
       if (verdict !== "name free" && !verdict.admitted) return verdict.error
     }
     const sent = this.rules.intentFor(draft)
@@ -4143,7 +4140,7 @@ class RestartRun {
     const isReplaced = live !== undefined && uidOf(live) !== intent?.jobUid
     if (isReplaced) this.intentToRestore = undefined
     if (!intent || isReplaced || (live && !isTerminating(live))) return { known, confirmed: undefined }
-    let [existing] = await this.intents.read([intent], undefined)
+    let [existing] = await this.intents.read([intent])
     existing ??= await this.intents.newerThan(intent)
     if (!existing) {
       const written = await this.intents.write(draftFrom(intent), false)
@@ -4202,7 +4199,7 @@ class RestartRun {
     const forMs = this.waitedMs()
     if (forMs < this.nextReportMs) return
     const isAlarm = forMs >= ALARM_AFTER_MS
-    this.nextReportMs = isAlarm ? forMs + ALARM_AGAIN_MS : ALARM_AFTER_MS
+    this.nextReportMs = isAlarm ? forMs + ALARM_REPEAT_MS : ALARM_AFTER_MS
     this.cache.emit({ kind: "HeldUp", job: this.job, waitsFor, blockers: blockersText(blockers), forMs, isAlarm })
   }
 
@@ -4244,7 +4241,7 @@ class RestartRun {
       if (!ttl && !(await this.withdrawIntents(seen.intents))) return undefined
       return { result: "rejected", error }
     }
-    const verdict = await proveAdmission(this.world, this.rules, this.job, intent.replacement)
+    const verdict = await proveAdmission(this.world, this.job, intent.replacement)
     // The Job is absent, or the server could not read it: the replacement is not proved.
     if (verdict === "name free") return undefined
     if (!verdict.admitted) return reject(verdict.error)
