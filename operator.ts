@@ -4010,7 +4010,7 @@ class RestartRun {
   private mustFinish = false
   /** When the last delete of the Job without a clear answer was sent: it may still be applied. */
   private unansweredDeleteSince: Monotonic | undefined
-  /** clockOffset() when the last observation began, whose answers told the server's time. */
+  /** clockOffset() when the last observation began; if it changes, the server's time is unknown. */
   private clockOffsetMs = 0
   private stepsSincePause = 0
   /** When this run first paused. */
@@ -4139,7 +4139,7 @@ class RestartRun {
     const intent = this.intentToRestore
     const isReplaced = live !== undefined && uidOf(live) !== intent?.jobUid
     if (isReplaced) this.intentToRestore = undefined
-    if (!intent || isReplaced || (live && !isTerminating(live))) return { known, confirmed: undefined }
+    if (!intent || isReplaced || !isTerminatingOrGone(live)) return { known, confirmed: undefined }
     let [existing] = await this.intents.read([intent])
     existing ??= await this.intents.newerThan(intent)
     if (!existing) {
