@@ -5361,15 +5361,14 @@ class Warnings {
   }
 
   /** A configured name that does not exist is reported once: a typo would otherwise go unnoticed. */
-  reportMissing(namespace: string, items: KeptJob[]): void {
+  reportMissing(namespace: string, existing: Set<string>): void {
     const { config } = this.world
-    const existing = new Set(items.map(({ view }) => view.key))
     for (const key of config.jobNames ?? []) {
       if (!key.startsWith(`${namespace}/`) || existing.has(key)) continue
       const name = key.slice(namespace.length + 1)
       this.reporter.emit({ kind: "JobMissing", job: { key, namespace, name, uid: "" } })
     }
-    if (items.length === 0) this.reporter.emit({ kind: "NamespaceEmpty", namespace })
+    if (existing.size === 0) this.reporter.emit({ kind: "NamespaceEmpty", namespace })
   }
 
   /**
@@ -5612,7 +5611,9 @@ class EventHandler implements WatchHandler {
   onJobsListed(namespace: string, list: ListedJobs): void {
     const isFirst = !this.listedVersion.has(namespace)
     this.replaceCache(namespace, list)
-    if (isFirst) this.warnings.reportMissing(namespace, list.items)
+    // A Job that its TTL took exists in its intent.
+    const existing = [...list.items.map(({ view }) => view.key), ...this.cache.keysWithIntents(namespace)]
+    if (isFirst) this.warnings.reportMissing(namespace, new Set(existing))
     this.recorder.tidyUp(namespace, list.items)
   }
 

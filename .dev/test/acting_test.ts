@@ -42,6 +42,7 @@ import {
   serve,
   stand,
   standAt,
+  standIntent,
   standPod,
   steps,
   terminating,
@@ -537,6 +538,17 @@ describe("The delete and the create", () => {
     await until("listed again", () => callsOf(server, "list", "jobs", ({ query }) => !query.labelSelector).length > 1)
     for (const name of ["load-a", "load-b"])
       expect(life.about(name, /no such Job/).map(({ level }) => level)).toEqual(["warning"])
+  })
+
+  test("G10 a Job that is named, and waits by its intent since its TTL took it, is not reported missing", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a", { spec: { ttlSecondsAfterFinished: 300 } })
+    standIntent(server, job, Date.now() + 3_600_000)
+    removedByTtl(server, "load-a")
+    await until("gone", () => server.model.job("default", "load-a") === undefined)
+    const life = live(server, { JOB_NAMES: "load-a,load-b" })
+    await until("the other is reported", () => life.factsOf("JobMissing", "load-b").length > 0)
+    expect(life.factsOf("JobMissing", "load-a")).toEqual([])
   })
 
   test("G10 a namespace without Jobs is reported: it may not exist", async () => {
