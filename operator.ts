@@ -3721,6 +3721,8 @@ const ALARM_REPEAT_MS = 3_600_000
 /**
  * Takes a restart as far as it can go: observe, nextStep, perform, until the step is `done`. Errors are retried. Ends
  * with `waiting` if there is nothing to do before a due time: call it again at that time, and when the Job changes.
+ * Its writes, in this order: create the intent, create the new Job as a dry run, delete the old Job (Foreground, bound
+ * to its uid and version), and once that and its pods are gone, create the new Job and delete the intent.
  */
 export const reconcileRestart = (world: World, cache: RestartCache, restart: Restart): Promise<Outcome> =>
   new RestartRun(world, cache, restart).run()
