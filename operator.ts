@@ -1313,7 +1313,7 @@ export function stateOf(view: JobView, decision: Decision | undefined, rejection
 
 // ─────────────────────────────────────── 5 Replacement and intent ───────────────────────────────────────
 
-/** What a restart of a Job that failed like this wants: decided anew on the Job as it is now. */
+/** What to do about a Job with this failure, decided on the Job as it is now. */
 export function wishFor(job: Job, failure: Failure, config: Config, now: number, judge = decide): Wish {
   const view = viewJob(job)
   const known = { ...failure, changed: failure.changed || isChanged(job) }
@@ -1345,8 +1345,8 @@ const KUEUE_TEMPLATE_KEYS = ["workload", "podset", "local-queue-name", "cluster-
 )
 
 /**
- * The Job as its owner wrote it: the live one without exactly what servers and queues added. Everything else stays,
- * unknown fields too: a list of fields to keep would lose those that a newer Kubernetes adds.
+ * The Job as its owner wrote it: the live Job without what the server and queues have added. Unknown fields stay: an
+ * allow list would lose the fields that a newer Kubernetes adds.
  */
 export function replacementFor(live: Job): Job {
   const { status: _, metadata: m = {}, ...job } = { ...live, apiVersion: "batch/v1", kind: "Job" }
@@ -1358,8 +1358,8 @@ export function replacementFor(live: Job): Job {
     finalizers: (m.finalizers ?? []).filter((name) => !SERVER_FINALIZERS.includes(name)),
   }
   const spec = cleanSpec(job.spec as JobSpec)
-  // A Job without labels was given its template's, generated ones included (pkg/apis/batch/v1/defaults.go): it gets
-  // them again.
+  // The server gives a Job without labels those of its template, generated ones included
+  // (pkg/apis/batch/v1/defaults.go); it will do so again.
   if (isGenerated && Bun.deepEquals(metadata.labels, spec.template?.metadata?.labels ?? {})) metadata.labels = {}
   return withoutEmpty({ ...job, metadata, spec })
 }
@@ -1385,7 +1385,7 @@ function withoutKeys<T extends object>(map: T | undefined, keys: string[]): T {
   return Object.fromEntries(Object.entries(map ?? {}).filter(([key]) => !keys.includes(key))) as T
 }
 
-/** Drops the maps and lists that cleaning has emptied. */
+/** Removes empty labels, annotations and finalizers. */
 function withoutEmpty(job: Job): Job {
   for (const metadata of [job.metadata, job.spec?.template?.metadata]) {
     for (const field of ["labels", "annotations", "finalizers"] as const) {
@@ -1395,7 +1395,7 @@ function withoutEmpty(job: Job): Job {
   return job
 }
 
-/** What a new Job gets beside what its owner wrote: our annotations, and new memory limits by container. */
+/** What we add to a new Job: annotations, and memory limits by the name of the container. */
 export type Additions = { annotations: Record<string, string>; memory: Record<string, string> }
 
 /** The complete Job to create in place of `live`: what its owner wrote, and our additions. */
@@ -1408,8 +1408,8 @@ export function buildReplacement(live: Job, { annotations, memory }: Additions):
 }
 
 /**
- * The path of a whole number in a Job that JavaScript cannot hold exactly: it would come back changed. Kubernetes
- * allows 64 bits (activeDeadlineSeconds, for one), JSON.parse keeps 53.
+ * Finds an integer that JavaScript cannot represent exactly; returns its path and value. The new Job would get another
+ * one: Kubernetes allows 64 bits, for example in activeDeadlineSeconds, and JSON.parse keeps 53.
  */
 export function inexactNumber(value: unknown, path = ""): string | undefined {
   if (typeof value === "number") return Number.isSafeInteger(Math.trunc(value)) ? undefined : `${path}=${value}`
@@ -1421,7 +1421,7 @@ export function inexactNumber(value: unknown, path = ""): string | undefined {
   return undefined
 }
 
-/** Without the finalizers: their controllers take them off a Job that is being deleted, and that is no edit. */
+/** What the owner wrote, without finalizers: controllers remove theirs from a terminating Job, which is no edit. */
 function userPart(job: Job): Job {
   const { metadata: { finalizers: _, ...metadata } = {}, ...rest } = replacementFor(job)
   return withoutEmpty({
@@ -1430,18 +1430,12 @@ function userPart(job: Job): Job {
   })
 }
 
-/**
- * A fingerprint of everything that the owner wrote into a Job; it tells whether a Job that is being deleted was
- * edited.
- */
+/** A fingerprint of what the owner wrote. It shows whether a terminating Job has been edited. */
 export function fingerprintOf(job: Job): string {
   return hashOf(canonicalJson(userPart(job)))
 }
 
-/**
- * JSON with sorted keys, and memory in bytes: the server writes quantities in a form of its own (1024Mi comes back as
- * 1Gi).
- */
+/** JSON with sorted keys, and with memory in bytes: the server normalizes quantities (1024Mi comes back as 1Gi). */
 function canonicalJson(value: unknown): string {
   const canonical = (key: string, part: unknown) => {
     if (key === "memory" && typeof part === "string") return Math.round(bytesOf(part)) || part
@@ -1451,10 +1445,7 @@ function canonicalJson(value: unknown): string {
   return JSON.stringify(value, canonical)
 }
 
-/**
- * A fingerprint of what starts a Job's counts anew when its owner changes it: its spec, its labels, and our
- * annotations.
- */
+/** A fingerprint of the spec, the labels and our annotations: if the owner changes one, counts start from zero. */
 export function contentOf(job: Job): string {
   const { metadata, spec } = userPart(job)
   const annotations = Object.entries(metadata?.annotations ?? {}).filter(([key]) => key.startsWith(PREFIX))
@@ -1468,18 +1459,16 @@ export function isChanged(job: Job): boolean {
   return created !== undefined && created !== contentOf(job)
 }
 
-/**
- * The label of an intent, with the Job's name; also the value of its `managedBy`, for which no controller makes pods.
- */
+/** The label of an intent; its value is the Job's name. Also its `managedBy`, for which no controller creates pods. */
 export const INTENT = `${PREFIX}intent`
 
-/** The annotation of an intent with the complete replacement and nothing else: JSON, above 200 KiB gzip in base64. */
+/** The annotation of an intent with the complete new Job: JSON or, above 200 KiB, the base64 of its gzip. */
 export const REPLACEMENT = `${PREFIX}replacement`
 
 /** The annotation of an intent that says what it replaces, as JSON: see Replaces. */
 export const REPLACES = `${PREFIX}replaces`
 
-/** The Job that an intent replaces. `dueAt`: when to create it, only if it has to wait. */
+/** Which Job an intent replaces. `dueAt`: when to create the new Job, unless at once. */
 interface Replaces {
   uid: string
   resourceVersion: string
@@ -1489,7 +1478,7 @@ interface Replaces {
   memory?: Record<string, string>
 }
 
-/** The record of a restart that is under way, as read back from the cluster. */
+/** An intent, as read from the cluster. */
 export interface Intent {
   namespace: string
   name: string
@@ -1497,8 +1486,8 @@ export interface Intent {
   version: string
   deleting: boolean
   /**
-   * A webhook took its label, or gave it a finalizer, or an owner, with which the garbage collector may remove it; or
-   * it runs. Its writer removes it: no delete may rely on it, and that it goes cancels nothing.
+   * A webhook has removed its label, or added a finalizer or an owner, with which the garbage collector may remove it;
+   * or it may run. No Job may be deleted by it. Its writer removes it, and that cancels no restart.
    */
   spoiled: boolean
   jobName: string
@@ -1506,7 +1495,7 @@ export interface Intent {
   jobVersion: string
   /** When to create the Job; undefined: at once. */
   dueAt: number | undefined
-  /** Exactly what is proved and created. */
+  /** The new Job, exactly as the dry run proves it and as it is created. */
   replacement: Job
   fingerprint: string
   additions: Additions
@@ -1514,7 +1503,7 @@ export interface Intent {
 
 const ANNOTATION_BYTES = 200 << 10
 
-/** What an intent is to stand for. */
+/** What an intent is drafted from. */
 type IntentPlan = { live: Job; additions: Additions; dueAt: number | undefined }
 
 /** An intent before it is written. */
@@ -1529,7 +1518,7 @@ export function draftOf({ live, additions, dueAt }: IntentPlan): Draft {
   return { replacement: buildReplacement(live, additions), replaces }
 }
 
-/** The draft from which an intent that was read can be written again. */
+/** The draft for writing an intent again that was read before. */
 export function draftFrom({ jobUid: uid, jobVersion: resourceVersion, dueAt, ...intent }: Intent): Draft {
   const { replacement, fingerprint, additions } = intent
   const replaces: Replaces = { uid, resourceVersion, fingerprint, memory: additions.memory }
@@ -1539,7 +1528,7 @@ export function draftFrom({ jobUid: uid, jobVersion: resourceVersion, dueAt, ...
 
 /**
  * An intent: data in the form of a Job that nobody runs (suspended, parallelism 0, managed by us), prunes (none of
- * the user's labels or annotations) or adopts (no owner). The pod template is the user's, so that policies judge it.
+ * the user's labels or annotations) or adopts (no owner). The pod template is the user's, so that policies check it.
  * `wide` is for policies that reject a Job without labels, annotations or fields that they require.
  */
 export function intentFor({ replacement, replaces }: Draft, wide = false): Job {
@@ -1597,7 +1586,7 @@ const unpacked = (text: string) =>
 
 /**
  * At most 51 characters: an Indexed Job's name needs room for the index in its pods' host names
- * (pkg/apis/batch/validation). An intent that waits has another name than one that does not, so that both may stand.
+ * (pkg/apis/batch/validation). An intent with a due time has another name than one without, so that both can exist.
  */
 function intentName(name: string, { uid, resourceVersion, dueAt }: Replaces): string {
   return `${shortened(name)}-restart-${hashOf([name, uid, resourceVersion, dueAt ?? []].flat().join("/"))}`
@@ -1609,7 +1598,7 @@ const hashOf = (text: string) => createHash("sha256").update(text).digest("hex")
 /** The label value for a Job's name, which may be longer than a label value's 63 characters. */
 export const labelValueFor = (name: string) => (name.length <= 63 ? name : hashOf(name))
 
-/** Whether a Job is an intent, also one that has lost its label. Those of 1.0.0 have an annotation of its name. */
+/** Whether a Job is an intent, even one that has lost its label. Those of 1.0.0 have an annotation INTENT. */
 export const isIntent = ({ metadata }: Job) =>
   metadata?.labels?.[INTENT] !== undefined ||
   [REPLACEMENT, INTENT].some((key) => metadata?.annotations?.[key] !== undefined)
@@ -1620,7 +1609,7 @@ const isSpoiled = ({ metadata: { labels, ownerReferences = [], finalizers = [] }
   finalizers.some((name) => !SERVER_FINALIZERS.includes(name)) ||
   (spec?.managedBy !== INTENT && spec?.suspend !== true && spec?.parallelism !== 0)
 
-/** Reads an intent back; undefined for a Job that is none, or that somebody made unreadable. */
+/** Reads an intent; undefined if the Job is none, or if somebody has made it unreadable. */
 export function readIntent(job: Job): Intent | undefined {
   if (!isIntent(job)) return undefined
   const { namespace = "", name = "", uid = "", annotations, deletionTimestamp } = job.metadata ?? {}
@@ -1638,12 +1627,12 @@ export function readIntent(job: Job): Intent | undefined {
   }
   return tryOrUndefined(() => {
     const intent = read()
-    // Whoever may create Jobs may have written it: it throws if its replacement is no Job.
+    // Anybody who may create Jobs can write one. This throws if its replacement is no Job.
     return intent && viewJob(intent.replacement) && intent
   })
 }
 
-/** The new Job of an intent, with the namespace in which it will be: the replacement does not name it. */
+/** The new Job of an intent, with its namespace, which the replacement does not name. */
 export const replacementOf = ({ namespace, replacement }: Intent): Job => ({
   ...replacement,
   metadata: { ...replacement.metadata, namespace },
@@ -1652,7 +1641,7 @@ export const replacementOf = ({ namespace, replacement }: Intent): Job => ({
 const bookkeepingOf = ({ metadata }: Job) =>
   Object.fromEntries(Object.entries(metadata?.annotations ?? {}).filter(([key]) => BOOKKEEPING.includes(key)))
 
-/** What version 1.0.0 kept in the annotation INTENT: everything that its intent could not show. */
+/** What version 1.0.0 kept in the annotation INTENT: the parts of the Job that the intent itself could not have. */
 interface HiddenOfV1 {
   name: string
   uid: string
@@ -1664,7 +1653,7 @@ interface HiddenOfV1 {
   memory?: Record<string, string>
 }
 
-/** An intent of version 1.0.0: a suspended copy of the Job, completed by what it hid in its annotation. */
+/** Reads an intent of version 1.0.0: a suspended copy of the Job, and the rest of it in an annotation. */
 function readIntentOfV1(
   job: Job,
   identity: Pick<Intent, "namespace" | "name" | "uid" | "version" | "deleting" | "spoiled">,
@@ -1702,7 +1691,7 @@ function readIntentOfV1(
   }
 }
 
-/** What a server made of an intent, where that is not what was sent; undefined if it may stand. */
+/** How the intent that the server made differs from the one that was sent; undefined if it protects the Job. */
 export function flawOf(sent: Job, made: Job): string | undefined {
   const { labels, annotations, ownerReferences = [], finalizers = [], deletionTimestamp } = made.metadata ?? {}
   const lost = [REPLACEMENT, REPLACES].filter((key) => annotations?.[key] !== sent.metadata?.annotations?.[key])
@@ -1722,8 +1711,8 @@ export function flawOf(sent: Job, made: Job): string | undefined {
 }
 
 /**
- * After an out-of-memory kill: twice the memory for the containers that were killed, up to the Job's annotation
- * `oom-memory-max`. Empty where there is no such annotation, no limit, or the most is reached.
+ * After an out-of-memory kill: double the memory of the killed containers, up to the Job's annotation
+ * `oom-memory-max`. Empty without that annotation, without a limit, or if the maximum is reached.
  */
 export function moreMemory(job: Job, { killed }: Failure): Record<string, string> {
   const most = normalizeInput(job.metadata?.annotations?.[`${PREFIX}oom-memory-max`])
@@ -1737,7 +1726,7 @@ export function moreMemory(job: Job, { killed }: Failure): Record<string, string
   )
 }
 
-/** A quantity's value; 0 for text that is none, and for a limit of 0, which limits nothing. */
+/** The value of a quantity; 0 if it is none. A limit of 0 limits nothing. */
 const bytesOf = (text: string) => tryOrUndefined(() => quantity(text)) ?? 0
 
 const containersOf = ({ spec }: Job) => [
@@ -1745,7 +1734,7 @@ const containersOf = ({ spec }: Job) => [
   ...(spec?.template.spec?.containers ?? []),
 ]
 
-/** A Job with new memory limits; the request follows where it was equal. The first value stays in an annotation. */
+/** Sets memory limits, and requests that were equal to them. An annotation keeps the first limits. */
 function withMemory(original: Job, memory: Record<string, string>): Job {
   if (Object.keys(memory).length === 0) return original
   const job = structuredClone(original)
@@ -1767,8 +1756,8 @@ function withMemory(original: Job, memory: Record<string, string>): Job {
 }
 
 /**
- * The standing intents, the one that counts first: of the newest version, at once before later. Only by what cannot
- * change: of two operators that disagree on the order, each would remove the intent that the other keeps.
+ * The intents that are not being deleted, the one that counts first: that of the newest version; of two, the one that
+ * is due earlier. The order must not depend on the reader: else each of two operators would remove the other's intent.
  */
 export function newestFirst<I extends Intent>(intents: I[]): I[] {
   const due = ({ dueAt }: Intent) => dueAt ?? 0
@@ -1778,9 +1767,9 @@ export function newestFirst<I extends Intent>(intents: I[]): I[] {
 }
 
 /**
- * How a restart ended, or where it stands. `replaced`: someone else created the new Job. `changed`: the Job is not
- * what it was, nothing was done. `waiting`: nothing more to do before `dueAt`. `rejected`: nothing was deleted, for
- * the cluster rejects the replacement or its intent.
+ * How a run ended. `replaced`: someone else created the new Job. `changed`: the Job has changed, nothing was done.
+ * `waiting`: nothing to do before `dueAt`. `rejected`: the cluster rejects the new Job or its intent; nothing was
+ * deleted.
  */
 export type Outcome =
   | { result: "restarted" | "replaced"; uid: string }
@@ -1788,41 +1777,41 @@ export type Outcome =
   | { result: "waiting"; dueAt: number }
   | { result: "changed" | "cancelled" | "namespace gone" | "interrupted" }
 
-/** What keeps the name of a deleted Job from being free, or its program from having ended. */
+/** What keeps a deleted Job, or a pod of it, from being gone. */
 type Blocker = { pod?: string; phase?: string; node?: string | undefined; finalizers: string[] }
 
-/** What this life wants of a Job that no intent stands for: what was decided, and what the new Job gets. */
+/** The decision on a Job, and what its new Job gets. */
 export type Wish = { decision: Decision; additions: Additions }
 
-/** Everything known about one Job's restart, read in one go. */
+/** All that nextStep() decides on. */
 export interface Observation {
-  /** Those that stand, newestFirst(). All of them were known before the Job was read. */
+  /** newestFirst(). All of them were known before the Job was read. */
   intents: Intent[]
-  /** Intents were known, but none of them stands any more. */
+  /** Intents were known, but none of them exists any more. */
   intentWasRemoved: boolean
-  /** How it has ended: by a clean up of ours whose answer was lost, or by another operator that was faster. */
+  /** How the restart has ended: by our clean up, whose answer was lost, or by another operator that was faster. */
   ended: Outcome | undefined
   live: Job | undefined
   /** The newest version of the Job that anyone has seen. */
   latest: Job | undefined
-  /** Somebody other than the TTL controller and us deleted the Job; only what this life has watched. */
+  /** Neither the TTL controller nor we have deleted the Job. Known only if this process has watched it. */
   deletedByPerson: boolean
   /** Whether a TTL may have taken the Job. */
   hadTtl: boolean
   wish: Wish | undefined
-  /** What keeps the old Job from going; read where the Job is terminating or absent. */
+  /** Read only if the Job is terminating or gone. */
   blockers: Blocker[]
   /** For how long the terminating Job has had no blocker but the finalizer of a Foreground delete. */
   unblockedForMs: number
-  /** The version of an edited Job whose replacement, or its intent, the cluster rejects. */
+  /** The version of an edited Job for which the cluster rejects the new Job or the intent. */
   rejectedEdit: string | undefined
-  /** A delete of ours got no answer, and may still be applied. */
+  /** A delete got no answer, and may still be applied. */
   mayBeDeleted: boolean
-  /** The cluster rejected this restart before: ask before anything is written. */
+  /** The cluster has rejected this restart before: the dry run comes before the intent. */
   wasRejected: boolean
   /** A person asked for the restart now: due times do not count. */
   atOnce: boolean
-  /** What waits, waits until then too: RESTART_SPACING. */
+  /** RESTART_SPACING: no restart that waits starts before. */
   heldUntil: number
 }
 
@@ -1858,7 +1847,7 @@ export const isThreatenedByTtl = ({ ttlMs, failedAt }: JobView, dueAt: number) =
  * Whether a Job that is gone was deleted by a person, from its last state as a watch told it. The TTL controller and
  * we delete Foreground, so that state carries a deletionTimestamp; a plain `kubectl delete` leaves none. Both times
  * are the API server's; ten seconds are for control planes with two clocks. `knownTtlMs`: the shortest that was
- * seen, for the TTL may be edited while it takes the Job. Who wrote an intent after that had seen that it was the TTL.
+ * seen, for the TTL may be edited while it takes the Job. An intent that was written later proves that it was the TTL.
  */
 export function wasDeletedByPerson(
   last: Job,
@@ -1874,11 +1863,11 @@ export function wasDeletedByPerson(
 }
 
 /**
- * The whole rule of a restart: the same for this life, the next one, and two operators at once. These need no leader:
- * an intent is named after the version that it replaces, a delete is bound to that version, a create to a free name,
- * and whoever finds an intent that is not its own leaves it to its writer for a minute. Once an intent stands
- * and the Job is absent, the Job is created: whether our delete, an earlier life's, its TTL or a person's removed it
- * cannot always be told apart, and never losing a Job beats never resurrecting one.
+ * The rule of a restart, the same for this process, the next one, and two operators at once. They elect no leader: an
+ * intent is named after the version that it replaces, a delete is bound to that version, a create needs a free name,
+ * and an operator leaves another's intent to its writer for a minute. Once an intent exists and the Job is gone, the
+ * Job is created: whether we deleted it, an earlier process, its TTL or a person cannot always be told, and never to
+ * lose a Job matters more than never to resurrect one.
  */
 export function nextStep(seen: Observation, now: number): Step {
   const { intents, live, latest } = seen
@@ -1923,7 +1912,7 @@ function stepWithoutIntent(seen: Observation, now: number): Step {
   const startsAt = Math.max(dueAt, seen.heldUntil)
   const isDue = seen.atOnce || (live !== undefined && now >= startsAt)
   if (live && isTerminating(live)) return done({ result: "changed" })
-  // Only a TTL takes a Job without asking us: one that has none was deleted by a person.
+  // Without a TTL it was deleted by a person.
   if (!live && !seen.hadTtl) return done({ result: "changed" })
   if (live && !isDue && !isThreatenedByTtl(viewJob(live), startsAt)) return done({ result: "waiting", dueAt: startsAt })
   return writeStep({ live: source, additions: wish.additions, dueAt: isDue ? undefined : dueAt }, wasRejected)
@@ -1939,15 +1928,15 @@ function writeStep(plan: IntentPlan, prove: boolean): Step {
 }
 
 /**
- * Whether an intent that does not wait, by which somebody deleted the Job, stands beside a newer one that does, which
- * is for an edit. With the newer one alone, that delete would look like a person's: both stay, and neither waits.
+ * Whether an intent without a due time, by which the Job was deleted, exists beside a newer one with a due time, which
+ * was written for an edit. The newer one alone would make that delete look like a person's: both stay, neither waits.
  */
 function wasBegun({ live }: Observation, newest: Intent, older: Intent[]): boolean {
   const isByOlder = older.some(({ jobUid, dueAt }) => jobUid === newest.jobUid && dueAt === undefined)
   return isTerminatingOrGone(live) && isByOlder && newest.dueAt !== undefined
 }
 
-/** The Job stands as it was when the intent was written, or was edited since. */
+/** The Job exists, as it was when the intent was written or edited since. */
 function stepBeforeDelete(seen: Observation, intent: Intent, live: Job, now: number): Step {
   const { wish, intents } = seen
   // A delete with an older version as its precondition can never succeed: this intent is void, and safe to remove.
@@ -1977,18 +1966,15 @@ function stepBeforeDelete(seen: Observation, intent: Intent, live: Job, now: num
 const LAST_CAUSE = `${PREFIX}last-cause`
 
 /**
- * Whether the writer of an intent knew the cause of a failure that this life gives up because it does not: the pods
- * may have gone before this operator came.
+ * Whether the writer of an intent knew the cause, and we give up only because we do not: the pods may have been gone
+ * when we started.
  */
 function knewMore({ additions }: Intent, wish: Wish): boolean {
   const { [LAST_CAUSE]: known = "unknown" } = additions.annotations
   return wish.decision.do === "give up" && wish.additions.annotations[LAST_CAUSE] === "unknown" && known !== "unknown"
 }
 
-/**
- * An intent that waits longer than this life wants, written when the cause was still unknown, or before a person
- * asked.
- */
+/** Replaces an intent that waits too long: it was written before the cause was known, or before a person asked. */
 function earlierIntent(
   { wish, atOnce }: Observation,
   { dueAt, additions }: Intent,
@@ -2034,14 +2020,14 @@ function stepWhileAbsent(seen: Observation, intent: Intent, now: number): Step {
   return { do: "create", intent }
 }
 
-/** A person's edit of the Job while it is being deleted becomes an intent of its own, after its own proof. */
+/** An edit of the terminating Job gets an intent of its own, once a dry run has proved it. */
 function editOf({ rejectedEdit }: Observation, intent: Intent, job: Job): Step | undefined {
   if (!isNewer(job, intent) || versionOf(job) === rejectedEdit || fingerprintOf(job) === intent.fingerprint)
     return undefined
-  // From a Job that is being deleted, their controllers take the finalizers off.
+  // Controllers remove their finalizers from a terminating Job.
   const finalizers = intent.replacement.metadata?.finalizers ?? []
   const live = { ...job, metadata: { ...job.metadata, finalizers } }
-  // What a person asks for meanwhile, this restart does.
+  // If a person asks for a restart meanwhile, this is it.
   const asked = annotationOf(viewJob(job), "restart-now")
   const annotations = {
     ...intent.additions.annotations,
@@ -2052,8 +2038,8 @@ function editOf({ rejectedEdit }: Observation, intent: Intent, job: Job): Step |
 }
 
 /**
- * Whether a pod of the old Job keeps the new one waiting. An orphaned one that has ended does no harm, unless it
- * would be adopted.
+ * Whether the new Job has to wait for a pod of the old one. An orphaned pod that has ended does no harm, unless the
+ * new Job would adopt it.
  */
 export function blocksReplacement(pod: PodView, { jobUid, replacement }: Intent): boolean {
   if (pod.gone) return false
