@@ -615,7 +615,7 @@ export function quantity(text: string): number {
 
 // ─────────────────────────────────────────── 3 Observed state ───────────────────────────────────────────
 
-/** client-node's types with instants as the text that travels: its classes hold Dates, JSON does not. */
+/** client-node's types with timestamps as strings: its classes have Dates, which JSON has not. */
 type Wire<T> = T extends Date
   ? string
   : T extends (infer U)[]
@@ -657,7 +657,7 @@ export function viewJob(job: Job) {
     uid,
     resourceVersion,
     labels: labels ?? {},
-    /** Ours alone: last-applied-configuration can be as large as the Job. */
+    /** Only ours: last-applied-configuration can be as large as the Job. */
     annotations: Object.fromEntries(ownAnnotations),
     phase,
     deleting: metadata.deletionTimestamp != null,
@@ -667,7 +667,7 @@ export function viewJob(job: Job) {
     /** Reason and message of the condition that failed the Job. */
     reason: failing?.reason ?? "",
     message: failing?.message ?? "",
-    /** Who else answers for this Job, in words. */
+    /** Who else manages this Job, in words. */
     manager: managerOf(job),
     createdAt: instant(metadata.creationTimestamp) ?? 0,
     /** When its pods were first allowed to run, and when it completed. */
@@ -676,7 +676,7 @@ export function viewJob(job: Job) {
     /** Whether it has or had a pod. */
     hasPods: [status?.active, status?.failed, status?.succeeded, status?.terminating].some(Boolean),
     ttlMs: spec?.ttlSecondsAfterFinished == null ? undefined : spec.ttlSecondsAfterFinished * 1_000,
-    /** What selects its pods, where the user wrote it: they have no label of the Job controller. */
+    /** Set if the user selects the pods: then these have no label of the Job controller. */
     ownSelector: spec?.manualSelector && spec.selector ? selectorText(spec.selector) : undefined,
   }
 }
@@ -742,8 +742,8 @@ export function viewPod(pod: Pod) {
 }
 
 /**
- * The reasons of a pod that its node took away or would not run, after a reboot for example, when devices and labels
- * are not there yet (pkg/kubelet: eviction, nodeshutdown, preemption, lifecycle/predicate.go;
+ * The reasons of pods that their node evicted or rejected, for example after a reboot, when devices and labels are
+ * still missing (pkg/kubelet: eviction, nodeshutdown, preemption, lifecycle/predicate.go;
  * pkg/controller/nodelifecycle).
  */
 const EVICTIONS = new RegExp(
@@ -767,7 +767,7 @@ function stopOf({ deletionTimestamp, deletionGracePeriodSeconds }: Metadata): St
   return deletionGracePeriodSeconds ? { toldAt: killAt - deletionGracePeriodSeconds * 1_000, killAt } : undefined
 }
 
-/** How a pod is named where a Job is. */
+/** Names a pod in a fact that is about a Job. */
 function podName(namespace: string, { metadata }: Pod): JobName {
   const { name = "", uid = "" } = metadata ?? {}
   return { key: `${namespace}/pod ${name}`, namespace, name, uid }
@@ -972,7 +972,7 @@ const KUBELET_MESSAGES = [
 
 const KUBELET_MESSAGE = new RegExp(`^(?:${KUBELET_MESSAGES.join("|")})$`)
 
-/** The last lines of a log as people see them, each of a bearable length. `cut`: the text is only a part of it. */
+/** The last lines of a log as a terminal shows them, long ones shortened. `cut`: the text is only a part of the log. */
 export function tailOf(text: string, lines: number, cut = false): Tail {
   const lastLine = text.slice(text.lastIndexOf("\n") + 1)
   const isKubelets = KUBELET_MESSAGE.test(lastLine)
@@ -990,7 +990,7 @@ export function tailOf(text: string, lines: number, cut = false): Tail {
   return { lines: kept, ...lack, ...(notes && { note: notes }) }
 }
 
-/** A failure's evidence, as lines to stand under its headline. */
+/** The evidence of a failure as lines of text. */
 export function evidenceLines({ pods, logs, morePods }: Evidence): string[] {
   const lines = pods.flatMap((pod) => [
     podLine(pod),
@@ -1043,7 +1043,7 @@ function killText(c: ContainerView): string {
     : "killed by SIGKILL: out of memory is possible but not confirmed"
 }
 
-/** A Job as others name it. */
+/** The identity of a Job. */
 export type JobName = Pick<JobView, "key" | "namespace" | "name" | "uid">
 
 // ─────────────────────────────────────────────── 4 Policy ───────────────────────────────────────────────
@@ -1091,7 +1091,7 @@ export function decide(job: JobView, failure: Failure, config: Config, now: numb
   return { do: now >= dueAt ? "restart" : "wait", dueAt, because }
 }
 
-/** What becomes of a person's wish to restart a Job now, whatever rules and limits say. */
+/** The decision if a person asks for a restart now: rules and limits do not count. */
 export function decideOnWish(job: JobView): Decision {
   const leave = (because: string): Decision => ({ do: "leave", because, healthy: true })
   if (job.deleting) return leave("it is being deleted")
@@ -1101,7 +1101,7 @@ export function decideOnWish(job: JobView): Decision {
   return { do: "restart", dueAt: job.failedAt ?? 0, because: "a person asked for it" }
 }
 
-/** The rules that hold for a Job, in order, and what came of each. */
+/** The rules for a Job, in order, and the verdict on each. */
 export function judgedRules(job: JobView, failure: Failure, config: Config): { rule: string; verdict: string }[] {
   const { rules } = overridesOf(job, config)
   const first = rules.findIndex(({ cause }) => covers(cause, failure))
@@ -1181,7 +1181,7 @@ function exponentialBackoffMs({ fromMs, toMs }: { fromMs: number; toMs: number }
   return Math.min(toMs, fromMs * 2 ** Math.min(restarts, 40))
 }
 
-/** What the last matching line asks for, at most so long; the maximum if it cannot be read. */
+/** The wait that the last matching line asks for, at most maxMs; maxMs if it cannot be read. */
 function askedOf(lines: string[], cause: RuleCause, maxMs: number, failedAt: number) {
   const most = durationText(maxMs)
   const text = cause.kind === "log" ? lastWaitAskedFor(lines, cause.pattern) : ""
@@ -1223,7 +1223,7 @@ export function readAskedWait(text: string, failedAt: number): number | undefine
   return at === undefined ? readSpan(bare) : at - failedAt
 }
 
-/** The words of an instant. Another may be a time zone, which Date.parse() leaves out as if it were UTC. */
+/** The words that an instant may contain. Another one may be a time zone, which Date.parse() would ignore. */
 const INSTANT_WORD = new RegExp(
   `^(?:${[
     "(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?",
@@ -1247,7 +1247,7 @@ function instantFrom(text: string): number | undefined {
   return at > Date.UTC(2002) ? at : undefined
 }
 
-/** Restarts in a row; a change of the Job by its owner begins anew, and so does a person who asks for a restart. */
+/** Restarts in a row. A change by the owner resets the count, and so does a restart that a person asks for. */
 function restartsInRow(job: JobView, { changed }: Failure): number {
   return changed || isWantedNow(job) ? 0 : countFrom(annotationOf(job, "restarts"))
 }
@@ -1269,7 +1269,7 @@ export function longestWaitMs(job: JobView, config: Config): number {
   return Math.max(...waits, any < 0 ? delayMs : 0)
 }
 
-/** The bookkeeping annotations of the new Job. After a success, a restart by a person starts them anew. */
+/** The bookkeeping annotations of the new Job. If a person restarts a succeeded Job, the counts start from zero. */
 export function bookkeepingFor(job: JobView, failure: Failure, config: Config): Record<string, string> {
   const rule = overridesOf(job, config).rules.find(({ cause }) => covers(cause, failure))
   const hasSucceeded = job.phase === "succeeded"
@@ -1300,10 +1300,10 @@ function decidedText(decision: Decision): string {
   return `${decision.do === "leave" ? "left alone" : "given up"}: ${decision.because}`
 }
 
-/** What a Job can be at: in metrics, alerts and `status`. */
+/** The states of Jobs in metrics, alerts and `status`. */
 export type ShownState = Phase | "waiting" | "restarting" | "rejected" | "given_up" | "left_alone" | "deleting"
 
-/** A Job's state in one word, for metrics. `rejected`: it was due, but the cluster would not take it back. */
+/** The state of a Job in one word. `rejected`: its restart was due, but the cluster rejects the new Job. */
 export function stateOf(view: JobView, decision: Decision | undefined, rejections: number): ShownState {
   if (decision?.do === "give up") return "given_up"
   if (decision && "dueAt" in decision) return rejections > 0 ? "rejected" : "waiting"
