@@ -740,7 +740,7 @@ function readCommandLine(args: string[]) {
       !command && `there is no command ${name}; there are ${Object.keys(COMMANDS).join(", ")}`,
       ...foreign.map((option) => `--${option} goes with ${OWN[option]}`),
       command && (names.length < least || names.length > most) && `write ${`${name} ${command.jobs}`.trim()}`,
-      /[^a-z0-9-]/.test(options.namespace ?? "") && "-n is the name of one namespace",
+      !operator.NAMESPACE_NAME.test(options.namespace || "any") && "-n is the name of one namespace",
       !/^(table|json)$/.test(options.output ?? "table") && "-o is table or json",
       !(Number(/^\d+$/.exec(options.port ?? "0")?.[0]) <= 65_535) && "--port is a number from 0 (any free) to 65535",
     ].filter(Boolean)
@@ -809,11 +809,11 @@ async function print(text: string): Promise<number> {
 /** The settings that the operator wrote, else the environment's; where these select no Job, those of every Job. */
 async function settingsFor(cluster: operator.Cluster, namespace: string, env: Env, signal: AbortSignal) {
   const map = await cluster.getConfigMap(namespace, operator.SETTINGS_MAP, signal)
-  const { data = {}, metadata } = map ?? {}
-  const from = `as the operator wrote them in ${namespace} at ${metadata?.annotations?.[`${PREFIX}written-at`]}`
-  if (map) return { config: operator.readSettings(data).config, from }
+  const from = `as the operator wrote them in ${namespace} at ${map?.metadata?.annotations?.[`${PREFIX}written-at`]}`
+  if (map) return { config: operator.readSettings(map.data ?? {}).config, from }
   const isSelection = operator.normalizeInput(env.JOB_NAMES) || operator.normalizeInput(env.JOB_SELECTOR)
-  const NAMESPACE = operator.normalizeInput(env.NAMESPACE) || namespace
+  const all = operator.normalizeInput(env.NAMESPACE)
+  const NAMESPACE = all.split(/[,\s]/).includes(namespace) ? all : namespace
   const JOB_SELECTOR = isSelection ? env.JOB_SELECTOR : `!${operator.INTENT}`
   const { config } = operator.readSettings({ ...env, NAMESPACE, JOB_SELECTOR })
   const whose = isSelection ? "of the environment" : "are the defaults, for every Job"

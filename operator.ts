@@ -340,9 +340,10 @@ const orNone =
   (text: string) =>
     text === "" ? undefined : parse(text)
 
-// A Job's name may have 253 characters, but its pods carry it in a label, which holds 63.
-const NAMESPACE_NAME = /^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/
+/** The name of a namespace: a DNS label of RFC 1123. */
+export const NAMESPACE_NAME = /^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/
 
+/** A Job, with or without its namespace. Its name may have 253 characters, more than a label value's 63. */
 export const JOB_NAME =
   /^([a-z0-9]([-a-z0-9]*[a-z0-9])?\/)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/
 

@@ -606,6 +606,11 @@ describe("The command line", () => {
     ["dashboard --port 65536", /--port is a number from 0/],
     ["dashboard load-a", /write dashboard/],
   ]
+  test.each(["a,b", "-", "a-", "A"])("-n %s is a mistake: it is the name of one namespace", async (name) => {
+    const { code, err } = await command(await settled(), `status --namespace=${name}`)
+    expect([code, err]).toEqual([2, expect.stringContaining("-n is the name of one namespace")])
+  })
+
   test("a mistake is told with exit code 2, and nothing is sent", async () => {
     const server = await serve()
     for (const [line, pattern] of mistakes) {
@@ -643,6 +648,9 @@ describe("The command line", () => {
     const jobs = async (line: string) => (await command(server, line, env)).rows().map(([job]) => job)
     expect(await jobs("status")).toEqual(["JOB", "here/load-a", "there/load-a"])
     expect(await jobs("status -n there")).toEqual(["JOB", "load-a"])
+    const other = { NAMESPACE: "here", JOB_NAMES: "load-a" }
+    const { code, rows } = await command(server, "status -n there", other)
+    expect([code, rows().map(([job]) => job)]).toEqual([0, ["JOB", "load-a"]])
   })
 
   test("a server that refuses or is away is a fault, exit code 1, said in one line", async () => {
