@@ -5600,9 +5600,11 @@ class EventHandler implements WatchHandler {
   onJobsListed(namespace: string, list: ListedJobs): void {
     const isFirst = !this.listedVersion.has(namespace)
     this.replaceCache(namespace, list)
-    // A Job that its TTL took exists in its intent.
-    const existing = [...list.items.map(({ view }) => view.key), ...this.cache.keysWithIntents(namespace)]
-    if (isFirst) this.warnings.reportMissing(namespace, new Set(existing))
+    if (isFirst) {
+      // A Job that its TTL took exists in its intent.
+      const existing = [...list.items.map(({ view }) => view.key), ...this.cache.keysWithIntents(namespace)]
+      this.warnings.reportMissing(namespace, new Set(existing))
+    }
     this.recorder.tidyUp(namespace, list.items)
   }
 
