@@ -4459,9 +4459,10 @@ export class Cache {
     return [...(this.intents.get(key)?.values() ?? [])]
   }
 
-  /** The keys of Jobs that have intents in a namespace. */
-  keysWithIntents(namespace: string): string[] {
-    return [...this.intents.keys()].filter((key) => key.startsWith(`${namespace}/`))
+  /** The keys of Jobs that have intents, in one namespace or in all. */
+  keysWithIntents(namespace?: string): string[] {
+    const keys = [...this.intents.keys()]
+    return namespace === undefined ? keys : keys.filter((key) => key.startsWith(`${namespace}/`))
   }
 
   /**
@@ -6074,8 +6075,7 @@ export class Operator {
       return { key, state: stateOf(view, decision, rejections), dueAt }
     })
     // Of Jobs that the TTL controller removed before this life there are only the intents.
-    const keys = this.world.config.namespaces.flatMap((namespace) => this.cache.keysWithIntents(namespace))
-    const gone = keys.flatMap((key) => {
+    const gone = this.cache.keysWithIntents().flatMap((key) => {
       const dueAt = newestFirst(this.cache.intentsOf(key))[0]?.dueAt
       const isKnown = this.cache.jobs.has(key) || dueTimes.has(key)
       return isKnown || dueAt === undefined ? [] : [{ key, state: "waiting", dueAt }]
