@@ -5769,8 +5769,14 @@ class Reconciler {
     private readonly restarts: Restarts,
   ) {}
 
-  /** Decides on one Job. A restart under way enqueues its Job again when it ends. */
+  /** Decides on one Job. What cannot be understood of it, as in a forged intent, does not end the loop. */
   reconcile(key: string): void {
+    const [namespace = "", name = ""] = key.split("/")
+    this.reporter.guard({ key, namespace, name, uid: "" }, () => this.reconcileKey(key))
+  }
+
+  /** A restart under way enqueues its Job again when it ends. */
+  private reconcileKey(key: string): void {
     if (this.restarts.requeueIfRunning(key)) return
     const entry = this.cache.jobs.get(key)
     const [intent] = newestFirst(this.cache.intentsOf(key))

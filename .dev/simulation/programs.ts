@@ -51,6 +51,8 @@ export function currentProgram(
           const { level, text } = current.logLineOf(fact)
           return `${level}: ${text}`
         })
+        // Here nobody forges anything: it is a fault of the operator, which ends it.
+        if (fact.kind === "NotUnderstood") throw new Error(fact.why)
         if (fact.kind === "FailureSeen") onFailureReported(jobOf(fact.job.key), timestamp(fact.failedAt))
       }
       const operator = new current.Operator({

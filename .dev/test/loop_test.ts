@@ -788,6 +788,21 @@ describe("Following a namespace", () => {
     expect(life.factsOf("IntentUnreadable")).toHaveLength(1)
   })
 
+  test("an intent whose replacement cannot be understood is told of, and stops no other restart", async () => {
+    const server = await serve()
+    const draft = draftOf({
+      live: stand(server, "load-a"),
+      additions: { annotations: {}, memory: {} },
+      dueAt: undefined,
+    })
+    const metadata = { ...draft.replacement.metadata, annotations: { [`${PREFIX}group`]: { toString: 1 } as never } }
+    person(server, "create", "", intentFor({ ...draft, replacement: { ...draft.replacement, metadata } }))
+    kubectlDelete(server, "load-a")
+    const life = live(server)
+    await afterLaterFailure(server, life)
+    expect(life.factsOf("NotUnderstood", "load-a")).toHaveLength(1)
+  })
+
   test("a restart that is cancelled of a Job that is not selected ends in peace", async () => {
     const server = await serve()
     const life = live(server, { JOB_SELECTOR: "app=none" }, { rate: 1_000 })
