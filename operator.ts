@@ -186,9 +186,12 @@ const UNIT_MS: Record<string, number> = { ms: 1, millisecond: 1, s: 1_000, m: 60
 const UNIT = "(ms|millisecond|s|sec|second|m|min|minute|h|hr|hour|d|day)s?(?![a-z])"
 const SPAN = new RegExp(String.raw`(\d+(?:\.\d+)?)\s*${UNIT}[\s,]*(?:and\s+)?`, "gi")
 
+/** SPAN takes time that grows with the square of a text's length, which anybody may choose. */
+const SPAN_CHARACTERS = 100
+
 /** The sum of a text such as `1h30m` or `2 minutes, 5 seconds`, in ms; undefined for any other text. */
 function readSpan(text: string): number | undefined {
-  if (text === "" || text.replace(SPAN, "") !== "") return undefined
+  if (text === "" || text.length > SPAN_CHARACTERS || text.replace(SPAN, "") !== "") return undefined
   const parts = [...text.toLowerCase().matchAll(SPAN)]
   return parts.reduce((ms, [, number, unit = ""]) => ms + Number(number) * (UNIT_MS[unit] ?? UNIT_MS[unit[0]!]!), 0)
 }

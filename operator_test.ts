@@ -1625,6 +1625,18 @@ describe("4 Policy", () => {
     paused: [["", "yes", "1", "soon"], /write one of true, false/],
     "oom-memory-max": [["", "2GB", "0", "lots"], /write a quantity like 1.5Gi/],
   }
+  test("overridesOf() does not search through a restart-delay that is longer than any duration", () => {
+    const text = "1".repeat(250_000)
+    for (const long of [`${text}x`, `${text}s`, "1s ".repeat(80_000)])
+      expect(overridesOf(viewJob(annotated({ "restart-delay": long })), settings()).problems).toHaveLength(1)
+  })
+
+  test("overridesOf() does not search through a restart-delay that is longer than any duration", () => {
+    const text = "1".repeat(250_000)
+    for (const long of [`${text}x`, `${text}s`, "1s ".repeat(80_000)])
+      expect(overridesOf(viewJob(annotated({ "restart-delay": long })), settings()).problems).toHaveLength(1)
+  })
+
   test.each(Object.entries(wrongValues))(
     "overridesOf() says what is wrong with %s, and the setting holds",
     (name, [texts, expected]) => {
@@ -2151,6 +2163,9 @@ describe("5 Replacement and intent", () => {
     "with a list for a replacement": { [REPLACEMENT]: "[]" },
     "with an empty replacement": { [REPLACEMENT]: "{}" },
     "with what is no gzip": { [REPLACEMENT]: "H4sIAAAAAAAA" },
+    "with gzip of more than any Job takes": {
+      [REPLACEMENT]: Bun.gzipSync(Buffer.from(JSON.stringify(aDraft().replacement) + " ".repeat(4 << 20))).toBase64(),
+    },
     "with a replacement that is no Job": { [REPLACEMENT]: '{"metadata":{"name":"load-a","ownerReferences":5}}' },
     "with another Job's replacement": { [REPLACEMENT]: '{"metadata":{"name":"load-b"}}' },
     "without a uid": { [REPLACES]: '{"uid":"","resourceVersion":"7"}' },
