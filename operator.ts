@@ -21,6 +21,7 @@ import { readFile, stat } from "node:fs/promises"
 import { isIPv4, isIPv6 } from "node:net"
 import { basename, delimiter, dirname, join, resolve } from "node:path"
 import { createSecureContext, getCACertificates, type SecureContextOptions } from "node:tls"
+import { gunzipSync } from "node:zlib"
 import type { V1ConfigMap, V1Job, V1LabelSelector, V1ObjectMeta, V1Pod } from "@kubernetes/client-node"
 import { configureSync, getLogger, type LogLevel, type LogRecord } from "@logtape/logtape"
 import { Counter, Gauge, Histogram, type MetricConfiguration, Registry } from "prom-client"
@@ -1585,8 +1586,13 @@ function wideShape({ metadata, spec }: Job): { metadata: Metadata; spec: object 
 const packed = (text: string) =>
   Buffer.byteLength(text) <= ANNOTATION_BYTES ? text : Buffer.from(Bun.gzipSync(Buffer.from(text))).toString("base64")
 
+/** The API server takes no larger request. Anybody may write an intent, and gzip packs a thousand times as much. */
+const REPLACEMENT_BYTES = 3 << 20
+
 const unpacked = (text: string) =>
-  text.startsWith("{") ? text : new TextDecoder().decode(Bun.gunzipSync(Buffer.from(text, "base64")))
+  text.startsWith("{")
+    ? text
+    : gunzipSync(Buffer.from(text, "base64"), { maxOutputLength: REPLACEMENT_BYTES }).toString()
 
 /**
  * At most 51 characters: an Indexed Job's name needs room for the index in its pods' host names
