@@ -23,6 +23,8 @@ export const work = await mkdtemp(join(tmpdir(), "e2e-"))
 // ---------------------------------------------------------------- books
 
 const books = { passed: 0, failed: 0, skipped: 0 }
+/** The lines of what failed, printed again at the end: of CI's output often only the end is kept. */
+const failures: string[] = []
 const only = new RegExp(process.argv[2]?.startsWith("--") ? "" : (process.argv[2] ?? ""))
 const begunAt = performance.now()
 const stamp = () => `${((performance.now() - begunAt) / 1000).toFixed(0).padStart(4)} s`
@@ -46,8 +48,11 @@ export async function check(
   isLastTry = true,
 ): Promise<boolean> {
   if (!only.test(group) && !always.includes(group)) return true
-  const say = (word: string, note: unknown) =>
-    console.log(`${stamp()}  ${word}  ${group}: ${claim}${note ? ` – ${note}` : ""}`)
+  const say = (word: string, note: unknown) => {
+    const line = `${stamp()}  ${word}  ${group}: ${claim}${note ? ` – ${note}` : ""}`
+    console.log(line)
+    if (word === "FAILED") failures.push(line)
+  }
   try {
     const figures = await prove()
     tally.passed++
@@ -123,6 +128,7 @@ async function runGroup(
 /** Prints the closing line; true if nothing failed and something passed. */
 export async function close(): Promise<boolean> {
   await rm(work, { recursive: true, force: true })
+  if (failures.length > 0) console.log(failures.join("\n"))
   console.log(`${books.passed} passed, ${books.failed} failed${books.skipped ? `, ${books.skipped} skipped` : ""}`)
   return books.failed === 0 && books.passed > 0
 }
