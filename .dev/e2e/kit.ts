@@ -206,9 +206,12 @@ export function request(
   return fetch(cluster!.server + path, init as RequestInit)
 }
 
-export async function call(method: string, path: string, body?: unknown): Promise<Answer> {
+/** On kine a list can lag behind its own writes: 504 ResourceVersionTooLarge. Who asks again gets it. */
+export async function call(method: string, path: string, body?: unknown, tries = 5): Promise<Answer> {
   const response = await request(method, path, body)
-  return { status: response.status, body: (await response.json()) as Answer["body"] }
+  const answer = (await response.json()) as Answer["body"]
+  if (method === "GET" && response.status === 504 && tries > 1) return call(method, path, body, tries - 1)
+  return { status: response.status, body: answer }
 }
 
 /** A call that must succeed. */
