@@ -3197,7 +3197,10 @@ class ApiServer {
     }
   }
 
-  /** Reduces each page before it requests the next. If the continue token expires, the list starts again, once. */
+  /**
+   * Reduces each page before it requests the next. If the continue token expires, the list starts again, once; so it
+   * does if k3s's datastore lags behind its own writes, and the server answers 504 ResourceVersionTooLarge.
+   */
   private async list<T, K>(path: string, selection: Query, keep: Keep<T, K>, signal: AbortSignal, accept = "") {
     const readPages = async (): Promise<Listed<K>> => {
       const items: K[] = []
@@ -3213,7 +3216,7 @@ class ApiServer {
       }
     }
     return readPages().catch((error) => {
-      rethrowUnless(error, "Expired")
+      rethrowUnless(error, "Expired", "ResourceVersionTooLarge")
       return readPages()
     })
   }

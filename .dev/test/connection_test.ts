@@ -666,6 +666,21 @@ describe("What it answers", () => {
     expect(requested.slice(6)).toEqual([null, "p2", null, "p2"])
   })
 
+  test("a list that kine answers with 504 ResourceVersionTooLarge starts again, once", async () => {
+    let refusals = 1
+    const server = await serve((_, response) => {
+      if (refusals-- <= 0) return { metadata: { resourceVersion: "7" }, items: [] }
+      const causes = [{ reason: "ResourceVersionTooLarge", message: "Too large resource version" }]
+      return void response.writeHead(504).end(JSON.stringify(status(504, "Timeout", { causes })))
+    })
+    const cluster = await connected(server)
+    const list = () => cluster.listJobs("demo", "", (job) => job, never)
+    expect(await list()).toEqual({ items: [], resourceVersion: "7" })
+    refusals = 2
+    expect(await errorOf(list())).toMatchObject({ status: 504, causes: ["ResourceVersionTooLarge"] })
+    expect(server.calls).toHaveLength(4)
+  })
+
   test("a 410 that answers the first page of a list is an error, after a second try", async () => {
     const server = await serve((_, response) => refuse(response, 410, "Expired"))
     const list = (await connected(server)).listPods("demo", "", (pod) => pod, never)
