@@ -968,7 +968,7 @@ export const countFrom = (text: string | undefined) => (/^\d{1,9}$/.test(text ??
 const KUBELET_MESSAGES = [
   "unable to retrieve container logs for \\S+",
   "container status is nil",
-  'failed to (?:try resolving symlinks in path|(?:open|seek \\d+ in|read|tail -?\\d+ lines of) log file) ".*": .*',
+  'failed to (?:try resolving symlinks in path|(?:open|seek \\d+ in|read|tail -?\\d+ lines of) log file) "[^"]*": .*',
   "failed to get parse function: .*",
   'pod "[^"]*" (?:cannot be found - no logs available|does not exist)',
   'container "[^"]*" in pod "[^"]*" (?:is not available|is terminated|is waiting to start\\b.*)',
@@ -982,10 +982,11 @@ export function tailOf(text: string, lines: number, cut = false): Tail {
   const lastLine = text.slice(text.lastIndexOf("\n") + 1)
   const isKubelets = KUBELET_MESSAGE.test(lastLine)
   const log = isKubelets ? text.slice(0, -lastLine.length) : text
-  const lack: Partial<Tail> = isKubelets ? { note: `log not available: ${safe(lastLine)}`, final: false } : {}
+  const message = printable(shortLine(maskSecrets(lastLine)))
+  const lack: Partial<Tail> = isKubelets ? { note: `log not available: ${message}`, final: false } : {}
   if (log === "") return { lines: [], note: "log empty, it may have been rotated", ...lack }
   const shown = log
-    .replace(/\r*\n$/, "")
+    .replace(/\n$/, "")
     .split("\n")
     .map(renderLine)
   const all = maskSecrets(shown.join("\n")).split("\n")

@@ -3253,6 +3253,19 @@ describe("1 Text", () => {
       expectLinear(40_000, (length) => renderLine(piece.repeat(length / 4)))
   })
 
+  test("tailOf() takes time in line with the length of the log", () => {
+    const logs = [
+      ["", "\r", "x"],
+      ["", "\n", "x"],
+      ['failed to open log file "', '": ', "\r"],
+      ["failed to seek ", "1", ""],
+      ['container "', '" in pod "', ""],
+      ['container "a" in pod "b" is waiting to start', " a", "\r"],
+    ] as const
+    for (const [before, piece, after] of logs)
+      expectLinear(100_000 / piece.length, (length) => tailOf(before + piece.repeat(length) + after, 20))
+  })
+
   test("tailOf() keeps the last lines, says so, and takes an empty log for no error (C08, C10)", () => {
     expect(tailOf("", 20)).toEqual({ lines: [], note: "log empty, it may have been rotated" })
     expect(tailOf("a\nb\nc", 20)).toEqual({ lines: ["a", "b", "c"] })
@@ -3271,6 +3284,12 @@ describe("1 Text", () => {
       [`${"x".repeat(500)} … 99000 characters left out … ${"x".repeat(500)}`, "end"],
       "log too long to read whole, cut",
     ])
+  })
+
+  test("tailOf() cuts what looks like a long message of the kubelet, too", () => {
+    const { lines, note } = tailOf(`unable to retrieve container logs for ${"x".repeat(200_000)}`, 20)
+    expect(lines).toEqual([])
+    expect(note).toMatch(/^log not available: unable to retrieve .*x … \d+ characters left out … x+$/)
   })
 
   test("tailOf() masks a secret that spans lines or stands at the cut, and makes all text printable (C13)", () => {
