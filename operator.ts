@@ -985,10 +985,7 @@ export function tailOf(text: string, lines: number, cut = false): Tail {
   const message = printable(shortLine(maskSecrets(lastLine)))
   const lack: Partial<Tail> = isKubelets ? { note: `log not available: ${message}`, final: false } : {}
   if (log === "") return { lines: [], note: "log empty, it may have been rotated", ...lack }
-  const shown = log
-    .replace(/\n$/, "")
-    .split("\n")
-    .map(renderLine)
+  const shown = log.replace(/\n$/, "").split("\n").map(renderLine)
   const all = maskSecrets(shown.join("\n")).split("\n")
   const kept = lines > 0 ? all.slice(-lines).map((line) => printable(shortLine(line))) : []
   const note = cut ? "log too long to read whole, cut" : kept.length === lines ? `last ${lines} lines` : ""
@@ -3016,8 +3013,9 @@ const CLOCK_LIMIT_MS = 60_000
 
 const LOG_LIMIT_MS = 10_000
 const BODY_BYTES = 128 << 20
-/** A runtime stores a long line in pieces of 16 KiB, and each counts as a line (CRI): 256 lines take no more. */
-const LOG_BYTES = 4 << 20
+/** A runtime stores a long line in pieces of 16 KiB, unless set otherwise; each counts as a line (CRI). */
+const LOG_LINE_BYTES = 16 << 10
+const MORE_LOG_BYTES = 4 << 20
 const TAIL_CHARACTERS = 256 << 10
 const EVENT_CHARACTERS = 16 << 20
 
@@ -3433,7 +3431,8 @@ async function* textOf(response: Response, limits: BodyLimits): AsyncGenerator<s
 async function readTail(response: Response, lines: number): Promise<Tail> {
   let text = ""
   let length = 0
-  for await (const part of textOf(response, { bytes: LOG_BYTES, silenceMs: LOG_LIMIT_MS })) {
+  const bytes = lines * LOG_LINE_BYTES + MORE_LOG_BYTES
+  for await (const part of textOf(response, { bytes, silenceMs: LOG_LIMIT_MS })) {
     text += part
     if (text.length > 2 * TAIL_CHARACTERS) text = text.slice(-TAIL_CHARACTERS)
     length += part.length

@@ -100,6 +100,12 @@ describe("Logs", () => {
     expect(note).toBe("log too long to read whole, cut")
   })
 
+  test("C05 the last line is read however many long lines LOG_LINES asks for", async () => {
+    const pieces = Array.from({ length: 1_000 }, (_, n) => `${"#".repeat(10_000)} ${n}\n`)
+    const server = await serve((_, response) => void response.end(pieces.join("")))
+    expect((await read(server, 1_000)).lines.at(-1)).toEndWith("# 999")
+  })
+
   test.each([
     ...[400, 403, 404].map((code) => [code, 1] as const),
     ...[410, 429, 500, 503].map((code) => [code, 2] as const),
