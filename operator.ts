@@ -5355,11 +5355,11 @@ class Warnings {
   }
 
   reportPod(view: JobView, { containers, name }: PodView): void {
-    const stuck = containers.find(
-      ({ state, reason, ended }) => state === "waiting" && !ended && /^(Err|Invalid|Create|RunC)|BackOff/.test(reason),
-    )
+    const isOnItsWay = ({ reason }: ContainerView) => ["", "ContainerCreating", "PodInitializing"].includes(reason)
+    const why = ({ reason, message }: ContainerView) => [reason, message].filter(Boolean).join(": ")
+    const stuck = containers.find((one) => one.state === "waiting" && !one.ended && !isOnItsWay(one))
     if (stuck && this.reporter.isFirst(`start ${view.uid}`))
-      this.reporter.emit({ kind: "CannotStart", job: view, pod: name, reason: `${stuck.reason}: ${stuck.message}` })
+      this.reporter.emit({ kind: "CannotStart", job: view, pod: name, reason: why(stuck) })
   }
 
   /** A configured name that does not exist is reported once: a typo would otherwise go unnoticed. */

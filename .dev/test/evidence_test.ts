@@ -286,6 +286,16 @@ describe("The evidence", () => {
     await afterLaterFailure(server, life)
     expect(isBack(server, job)).toBe(false)
   })
+  test.each(["ImageInspectError", "RegistryUnavailable", "SignatureValidationFailed", "PreStartHookError"])(
+    "B12 a Job that cannot start is reported with whatever reason the kubelet has: %s",
+    async (reason) => {
+      const server = await serve()
+      const life = live(server)
+      run(server, "load-a", [{ imagePull: reason }])
+      await until("warned", () => life.about("load-a", /cannot start/).length > 0)
+      expect(life.factsOf("CannotStart", "load-a")).toEqual([expect.objectContaining({ reason })])
+    },
+  )
   test("B12 a Job that cannot start is reported once, though its reason changes", async () => {
     const server = await serve()
     const { wait } = await cannotStart(server)
