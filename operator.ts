@@ -295,7 +295,7 @@ function webUrl(text: string): URL | null {
   return url && (!isIPv4(url.hostname) || text.includes(url.hostname)) ? url : null
 }
 
-const isLoopback = ({ hostname }: URL) => /^(localhost|\[::1\]|127\..*)$/.test(hostname)
+const isLoopback = ({ hostname }: URL) => /^(localhost|\[::1\]|127(\.\d+){3})$/.test(hostname)
 
 // ────────────────────────────────────────────── 2 Settings ──────────────────────────────────────────────
 

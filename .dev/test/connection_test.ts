@@ -183,14 +183,14 @@ describe("A proxy", () => {
   })
 
   test("H09 E05 a proxy of the environment is used for other machines, and never for this one", async () => {
-    const identity = await identityOf(trusted, "10.9.9.9", "127.0.0.1", "localhost", "::1")
+    const identity = await identityOf(trusted, "10.9.9.9", "127.demo.test", "127.0.0.1", "localhost", "::1")
     const [server, proxy] = [await serve(quiet(), { identity }), await connectProxy()]
     for (const name of ["HTTPS_PROXY", "https_proxy"]) {
       const env = { [name]: proxy.address.replace(name === "HTTPS_PROXY" ? "" : "http://", "") }
       const of = async (host: string) => connect(await sourceOf(`https://${host}:${server.port}`), env)
-      expect(await (await of("10.9.9.9")).version(never)).toBe("v1.35.1")
-      for (const host of ["127.0.0.1", "localhost"]) expect(await (await of(host)).version(never)).toBe("v1.35.1")
-      expect(proxy.asked.splice(0)).toEqual([`10.9.9.9:${server.port}`])
+      for (const host of ["10.9.9.9", "127.demo.test", "127.0.0.1", "localhost"])
+        expect(await (await of(host)).version(never)).toBe("v1.35.1")
+      expect(proxy.asked.splice(0)).toEqual([`10.9.9.9:${server.port}`, `127.demo.test:${server.port}`])
     }
   })
 

@@ -489,6 +489,11 @@ const servers: Case[] = [
     { cluster: { server: "http://demo.invalid:8080" }, user: { token: "t0ken" } },
     /http:\/\/ only for this machine/,
   ),
+  by(
+    "http to another machine whose name begins like an address of this one",
+    { cluster: { server: "http://127.0.0.1.demo.invalid:8080" }, user: { token: "t0ken" } },
+    /http:\/\/ only for this machine/,
+  ),
   by("a proxy", (p) => ({ cluster: { "proxy-url": p.proxy }, user: { token: "t0ken" } }), TOKEN),
   by(
     "a proxy in capitals",
