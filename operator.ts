@@ -120,8 +120,10 @@ export function printable(text: string): string {
   return text.replaceAll("\t", " ").replace(UNPRINTABLE, (c) => `\\u{${(c.codePointAt(0) as number).toString(16)}}`)
 }
 
-const SECRET_WORD =
-  "(?:(?:api|access|private)[_ -]?key|secret|token|passw(?:or)?d|passphrase|pwd|credentials?|signature|verifier|cookie)"
+const SECRET_WORD = `(?:${[
+  "(?:api|access|account|encryption|private|signing)[_ -]?key|secret|token|credentials?|signature|verifier|cookie",
+  "passw(?:or)?d|passphrase|pwd|(?<=[-_?&])pass(?![a-z])|(?<=[?&])sig(?==)",
+].join("|")})`
 
 // A value is on the same line, or on the next one if that is indented or the value is quoted.
 const GAP = `(?:\\s*(?=\\\\*["'])|[^\\S\\n]*(?:\\n[^\\S\\n]+)?)`

@@ -2987,6 +2987,8 @@ describe("1 Text", () => {
       MYSQL_PWD={{hunter2}} || client_secret: {{s3cr3t-demo}} || AWS_SECRET_ACCESS_KEY={{wJalrXUtnFEMI/K7MDENG}} || X-Api-Key: {{0a1b2c3d}}
       API key: {{0a1b2c3d}} || apiKey: {{0a1b2c3d}} || refresh_token={{1//0gabc}} || Set-Cookie: session={{0a1b2c3d}}; Path=/ || private_key='{{0x0a1b}}'
       run --password {{hunter2}} --verbose || run --api-key='{{hunter two}}' || run --db-password {{hunter2}} || run -token "{{hunter two}}"
+      DB_PASS={{hunter2}} || "smtp-pass": "{{hunter two}}" || run --pass {{hunter2}} --verbose || https://x.test/?user=me&pass={{hunter2}}&x=1
+      DefaultEndpointsProtocol=https;AccountKey={{0a1b2c3d==}};EndpointSuffix=x || ENCRYPTION_KEY: {{0a1b2c3d}} || https://x.test/b?sv=1&sig={{a%2Fb%3D}}
       https://user:{{pass}}@example.test/x || https://user:{{p1@ss}}@example.test/x || postgres://me:{{p%40ss!}}@db:5432/x || credentials: {{hunter2}}
       https://{{ghp_0a1b2c3d}}@example.test/repo.git || jwt {{eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dBjftJeZ4CVP}} || token := "{{hunter two}}"
       api_key%3D{{s3cr3t-demo}}%26x || %22password%22%3A%22{{hunter2}}%22 || {\"password\":\"{{hunter two}}\",\"user\":\"me\"}
@@ -3021,7 +3023,7 @@ describe("1 Text", () => {
     KeyError: 'photo' in row 17 ¦ at main (/app/src/token.ts:12:5) ¦ File "/app/secrets.py", line 45 ¦ password_reset.go:31 +0x1d
     one-time-password required, per-token bucket size 5 ¦ https://example.test/?email=a@b.test and mailto:me@example.test
     see "https://example.test","me@example.test" ¦ git clone git@github.com:owner/repo.git ¦ run --password-stdin --username me
-    passed: 12, failed: 3, path=/tmp/x, key=value ¦ authorization is required ¦ Basic authentication of bearer tokens
+    passed: 12, failed: 3, path=/tmp/x, key=value ¦ tests pass: 5, fail: 1 ¦ by_passing: 3, compass=north ¦ config=a, sig=11 ¦ authorization is required ¦ Basic authentication of bearer tokens
     -----BEGIN CERTIFICATE----- ¦ author: me, cookies are off`.split(/ ¦ |\n +/)
   test.each([
     ...ordinary,
