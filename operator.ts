@@ -750,14 +750,14 @@ export function viewPod(pod: Pod) {
 
 /**
  * The reasons of pods that their node evicted or rejected, for example after a reboot, when devices and labels are
- * still missing (pkg/kubelet: eviction, nodeshutdown, preemption, lifecycle/predicate.go;
+ * still missing (pkg/kubelet: eviction, nodeshutdown, preemption, volumemanager, lifecycle/predicate.go;
  * pkg/controller/nodelifecycle).
  */
 const EVICTIONS = new RegExp(
   `^(${[
     "Evicted|NodeLost|NodeShutdown|Shutdown|Terminated|Preempting",
     "NodeAffinity|NodeName|NodePorts|OutOf[a-z].*|Unexpected\\w+|UnknownReason",
-    "TopologyAffinityError|SMTAlignmentError|InvalidNodeInfo|TaintToleration",
+    "TopologyAffinityError|SMTAlignmentError|InvalidNodeInfo|TaintToleration|VolumeAttachmentLimitExceeded",
   ].join("|")})$`,
 )
 

@@ -947,6 +947,7 @@ describe("3 Observed state", () => {
       [
         ...["NodeAffinity", "OutOfcpu", "OutOfpods", "OutOfmemory", "OutOfexample.test/gpu", "NodePorts", "NodeName"],
         ...["UnexpectedAdmissionError", "NodeShutdown", "Terminated", "Preempting", "TopologyAffinityError"],
+        "VolumeAttachmentLimitExceeded",
       ].map((reason): [string, [Cause, ...Pods]] => [
         `a pod that its node did not admit, or ended: ${reason}`,
         ["evicted", { phase: "Failed", reason, message: "Pod was rejected: ..." }],
