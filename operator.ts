@@ -1975,6 +1975,9 @@ function stepBeforeDelete(seen: Observation, intent: Intent, live: Job, now: num
 
 const LAST_CAUSE = `${PREFIX}last-cause`
 
+/** Whether an intent was written before its cause was known, because a TTL threatened the Job. */
+const isPremature = ({ additions }: Intent) => additions.annotations[LAST_CAUSE] === undefined
+
 /**
  * Whether the writer of an intent knew the cause, and we give up only because we do not: the pods may have been gone
  * when we started.
@@ -2017,8 +2020,8 @@ function stepWhileAbsent(seen: Observation, intent: Intent, now: number): Step {
   const { intents, latest, deletedByPerson, blockers, atOnce, wish } = seen
   if (deletedByPerson && intent.dueAt !== undefined && !atOnce)
     return { do: "clean up", intents, outcome: { result: "cancelled" }, withdraw: false }
-  // It was written before the cause was known, which forbids the restart.
-  if (wish?.decision.do === "give up" && intent.dueAt !== undefined && !atOnce && !knewMore(intent, wish))
+  // The cause, which is known by now, forbids the restart.
+  if (wish?.decision.do === "give up" && intent.dueAt !== undefined && !atOnce && isPremature(intent))
     return { do: "clean up", intents, outcome: { result: "changed" }, withdraw: false }
   const edit = latest && editOf(seen, intent, latest)
   if (edit) return edit
@@ -5921,7 +5924,7 @@ class Reconciler {
     const isExpired = view.deleting && failure !== undefined
     const isCarriedOut = decision.do === "leave" ? !isExpired : intent.dueAt === undefined
     if (isCarriedOut) return void this.reconcileIntent(view.key, intent)
-    if (intent.jobUid === view.uid && this.retryInMs(entry) <= 0)
+    if (intent.jobUid === view.uid && this.retryInMs(entry) <= 0 && !this.postponeAdoption(view.key, intent))
       this.restarts.start(this.restartOf(entry), intent.dueAt ?? now, view)
   }
 
@@ -5939,7 +5942,9 @@ class Reconciler {
     const decision: Decision = { do: "wait", dueAt, because: "its cause is not known yet" }
     const wish = (job: Job): Wish => {
       const known = rulesOf(this.world).wishFor(job, UNKNOWN, config, nowOf(this.world))
-      return known.decision.do === "leave" ? known : { ...known, decision }
+      const annotations = withoutKeys(known.additions.annotations, [LAST_CAUSE])
+      const additions = { ...known.additions, annotations }
+      return known.decision.do === "leave" ? known : { decision, additions }
     }
     this.restarts.start({ job: view, wishFor: wish }, dueAt, view)
   }

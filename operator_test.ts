@@ -2514,6 +2514,10 @@ describe("5 Replacement and intent", () => {
         { intents: [laterIntent()], live: undefined, wish: wish("give up") },
         "clean up U7: changed",
       ],
+      "and its TTL has removed the Job, which its writer wanted back when it knew the cause": [
+        { intents: [informedIntent()], live: undefined, wish: wish("give up") },
+        "done: waiting for 1h",
+      ],
       "and its TTL has removed the Job, which a person wants now whatever the cause": [
         { intents: [laterIntent()], live: undefined, wish: wish("give up"), atOnce: true },
         "create",
@@ -4376,6 +4380,13 @@ function intentOf(
 /** An intent that waits so long. */
 function laterIntent(waitMs = HOUR, uid = "U7"): Intent {
   return intentOf({}, { dueAt: NOW + waitMs, uid })
+}
+
+/** The same, by somebody who knew the cause. */
+function informedIntent(): Intent {
+  const intent = laterIntent()
+  const annotations = { ...intent.additions.annotations, ...prefixed({ "last-cause": "exit:1" }) }
+  return { ...intent, additions: { ...intent.additions, annotations } }
 }
 
 /** What this life has decided on the Job. */

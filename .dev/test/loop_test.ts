@@ -760,6 +760,24 @@ describe("Following a namespace", () => {
     await until("back", () => isBack(server, job), 5_000)
   })
 
+  test("an operator that gives a Job up does not take away the fresh intent of one that wants it back", async () => {
+    const server = await serve()
+    const [first, second] = [{ RESTART_DELAY: "600" }, { MAX_RESTARTS: "0" }].map((own) =>
+      live(server, own, { rate: 1 }),
+    )
+    await until("watching", () => callsOf(server, "watch", "jobs").length === 2)
+    const job = stand(server, "load-a", { spec: { ttlSecondsAfterFinished: 300 }, status: failedAgo(290_000) })
+    await until("an intent", () => first!.factsOf("IntentWritten", "load-a").length > 0)
+    await until("given up", () => second!.factsOf("GaveUp", "load-a").length > 0)
+    await afterLaterFailure(server, first!)
+    removedByTtl(server, "load-a")
+    await until("seen gone", () => second!.operator.cache.jobs.get("default/load-a")?.goneAt !== undefined)
+    await afterLaterFailure(server, first!)
+    expect(callsOf(server, "delete", "jobs", ({ name }) => name?.startsWith("load-a-restart-"))).toEqual([])
+    for (const life of [first!, second!]) life.clock.jump(700_000)
+    await until("back", () => isBack(server, job), 5_000)
+  })
+
   test("the log and the metrics tell at the start of a Job that is gone and waits by an intent", async () => {
     const server = await serve()
     standIntent(server, stand(server, "load-a"), Date.now() + 36_000_000)
