@@ -283,6 +283,13 @@ describe("Following a namespace", () => {
     expect(callsOf(server, "watch").length).toBeLessThanOrEqual(14)
   })
 
+  test("where reviews are refused, it tries what the Role may allow, and restarts", async () => {
+    const server = await serve()
+    server.fault({ resource: "selfsubjectrulesreviews" }, { status: 403 }, { times: 999 })
+    const job = stand(server, "load-a")
+    await backOnce(server, [live(server)], [job])
+  })
+
   const complete = { conditions: [{ type: "Complete", status: "True" }] }
   const held = (): object => ({ finalizers: ["example.test/hold"], deletionTimestamp: timestamp(Date.now()) })
   const leftAlone: [string, (server: Server) => object, RegExp | undefined][] = [

@@ -296,6 +296,17 @@ describe("The restart protocol", () => {
     await backOnce(server, [live(server, {}, { user: "incomplete" })], [job])
   })
 
+  test("pods that may not be listed are not waited for where reviews are refused, too", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    server.addUser(
+      "podless",
+      OLD_ROLE.filter(({ resources }) => !resources?.includes("pods")),
+    )
+    server.fault({ resource: "selfsubjectrulesreviews" }, { status: 403 }, { times: 999 })
+    await backOnce(server, [live(server, {}, { user: "podless" })], [job])
+  })
+
   test("a Job comes back that a delete without an answer takes after another operator withdrew its intent", async () => {
     const { server, job, life } = await deletedWithoutAnswer()
     for (const { metadata } of intents(server)) person(server, "delete", metadata.name)
