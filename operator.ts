@@ -6293,16 +6293,17 @@ const MOST_ALARMS = 10_000
 
 /** Sends each alarm of a Job once, and its recovery; in order per Job, and retried for up to a day. */
 export function notifier(url: string, world: Pick<World, "clock" | "kill">, log: Log): Emit {
-  /** The last alarm of each Job that has not recovered. */
-  const alarms = new BoundedMap<string>(MOST_ALARMS)
+  /** The alarms of each Job that has not recovered. */
+  const alarms = new BoundedMap<Set<string>>(MOST_ALARMS)
   const send = outbox(url, world, log)
   return (fact) => {
     if (!("job" in fact) || !fact.job) return
     const { key, uid } = fact.job
     const alarm = `${fact.kind} ${uid}`
     const { text } = logLineOf(fact)
-    if (isAlarmFact(fact) && alarms.get(key) !== alarm) {
-      alarms.set(key, alarm)
+    const told = alarms.get(key) ?? new Set()
+    if (isAlarmFact(fact) && !told.has(alarm)) {
+      alarms.set(key, told.add(alarm))
       send(key, text)
     } else if (isRecovery(fact) && alarms.delete(key)) send(key, `back after an alarm: ${text}`)
   }

@@ -570,6 +570,19 @@ describe("NOTIFY_URL", () => {
     expect(words).toEqual(["given up: first", "given up: second", "back", "given up: third"])
   })
 
+  test("alarms of two kinds that take turns are told once each", async () => {
+    const phone = receiver()
+    const { tell } = quickNotifier(phone.NOTIFY_URL)
+    const job = jobNamed("load-a")
+    for (const retryMs of [1, 2, 3]) {
+      tell({ kind: "HeldUp", job, waitsFor: "its pods", blockers: "", forMs: 300_000, isAlarm: true })
+      tell({ kind: "Retrying", what: "its restart is held up", job, why: "503", retryMs, isAlarm: true })
+    }
+    tell({ kind: "LeftAlone", job, because: "it is running", healthy: true, phase: "running" })
+    await until("back", () => messages(phone).at(-1)?.startsWith("back"))
+    expect(phone.posts.length).toBe(3)
+  })
+
   test("a receiver that never answers holds up no restart", async () => {
     const [server, phone] = [await serve(), receiver(() => new Promise(() => {}))]
     const life = live(server, { RESTART_RULES: "exit:4=never", NOTIFY_URL: phone.NOTIFY_URL })
