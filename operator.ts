@@ -283,6 +283,19 @@ export async function withTimeout<T>(limitMs: number, signal: AbortSignal, what:
   }
 }
 
+/** Runs works in the order of their coming, at most so many at once. */
+function inTurns(most: number) {
+  const waiting: (() => void)[] = []
+  let running = 0
+  return async <T>(work: () => Promise<T>): Promise<T> => {
+    if (++running > most) await new Promise<void>((start) => waiting.push(start))
+    return work().finally(() => {
+      running--
+      waiting.shift()?.()
+    })
+  }
+}
+
 /** Follows Go: padding is required, line breaks are allowed, other blanks are not. */
 function fromBase64(text: string): Buffer {
   const line = text.replace(/[\r\n]/g, "")
@@ -1163,6 +1176,10 @@ function covers(rule: RuleCause, { cause, lines }: Pick<Failure, "cause" | "line
   const code = cause.startsWith("exit:") ? Number(cause.slice(5)) : Number.NaN
   return code >= rule.least && code <= rule.most
 }
+
+/** The lines that a rule matches: no others are needed to decide. A Job's own rules have no pattern. */
+const matchedLines = (lines: string[], { restartRules = [] }: Config) =>
+  lines.filter((line) => restartRules.some(({ cause }) => cause.kind === "log" && cause.pattern.test(line)))
 
 /** Under SKIP_DELAY_ON_OOM the wait grows to at least this, however short RESTART_DELAY is. */
 const OOM_BACKOFF_MS = 300_000
@@ -3021,6 +3038,8 @@ const BODY_BYTES = 128 << 20
 /** A runtime stores a long line in pieces of 16 KiB, unless set otherwise; each counts as a line (CRI). */
 const LOG_LINE_BYTES = 16 << 10
 const MORE_LOG_BYTES = 4 << 20
+/** Each takes up to 2 MiB of memory; fetch itself would run 256 at once. */
+const MOST_LOG_READS = 24
 const TAIL_CHARACTERS = 256 << 10
 const EVENT_CHARACTERS = 16 << 20
 
@@ -3060,6 +3079,7 @@ class ApiServer {
   private skew = 0
   private isOutdated = false
   private prepared: { at: number; keptMs: number; init: Promise<Init> } | undefined
+  private readonly logTurns = inTurns(MOST_LOG_READS)
   private readonly session = new Bun.FetchSession({ keepAlive: { idleTimeout: 60 } })
 
   constructor(
@@ -3132,7 +3152,8 @@ class ApiServer {
     const { lines, previous } = options
     const query = { container, tailLines: String(lines), previous: previous ? "true" : "" }
     const read = (response: Response) => readTail(response, lines)
-    return this.send("GET", `${pathOf("pods", namespace, pod)}/log`, signal, { query, limitMs: LOG_LIMIT_MS, read })
+    const path = `${pathOf("pods", namespace, pod)}/log`
+    return this.logTurns(() => this.send("GET", path, signal, { query, limitMs: LOG_LIMIT_MS, read }))
   }
 
   createEvent(namespace: string, event: object, signal: AbortSignal): Promise<unknown> {
@@ -5315,7 +5336,7 @@ class EvidenceCollector {
     const evidence = await gatherEvidence(this.world, entry.view, pods, entry.evidence)
     if (!hasFailed) entry.evidence = evidence
     else {
-      // Only the record still needs it: with many failed Jobs, logs would take most of the memory.
+      // Only the record still needs it, and rules the lines that they match: logs would take most of the memory.
       entry.evidence = undefined
       entry.candidates = undefined
       collection.pods = []
@@ -5328,7 +5349,7 @@ class EvidenceCollector {
     const { view } = entry
     const { failedAt = 0 } = view
     const failure = { ...failureOf(view, evidence), seenAt: await this.serverClock.nowIfFailedInFuture(view) }
-    entry.failure = failure
+    entry.failure = { ...failure, lines: matchedLines(failure.lines, this.world.config) }
     const { cause } = failure
     const reason = [view.reason, view.message].filter(Boolean).join(", ")
     this.reporter.emit({ kind: "FailureSeen", job: view, failedAt, cause, reason, evidence })

@@ -100,6 +100,21 @@ describe("Logs", () => {
     expect(note).toBe("log too long to read whole, cut")
   })
 
+  test("a few logs are read at once, for each takes memory, and the others in their turn", async () => {
+    let [open, most] = [0, 0]
+    const server = await serve(async () => {
+      most = Math.max(most, ++open)
+      for (let turn = 0; turn < 20; turn++) await new Promise(setImmediate)
+      open--
+      return "x\n"
+    })
+    const cluster = await connected(server)
+    const readOne = () => cluster.readLog("demo", "q1", "worker", { lines: 20, previous: false }, never)
+    const tails = await Promise.all(Array.from({ length: 100 }, readOne))
+    expect(tails.flatMap(({ lines }) => lines).length).toBe(100)
+    expect(most).toBeWithin(2, 30)
+  })
+
   test("C05 the last line is read however many long lines LOG_LINES asks for", async () => {
     const pieces = Array.from({ length: 1_000 }, (_, n) => `${"#".repeat(10_000)} ${n}\n`)
     const server = await serve((_, response) => void response.end(pieces.join("")))
