@@ -5,7 +5,13 @@ import { need, root } from "./kit.ts"
 
 export type Done = { code: number; out: string; err: string }
 
-export async function tryCommand(command: string[], input = "", env: Record<string, string> = {}): Promise<Done> {
+/** On kine a list of kubectl, which prunes by many, can lag behind its own writes: then kubectl is run again. */
+export async function tryCommand(
+  command: string[],
+  input = "",
+  env: Record<string, string> = {},
+  tries = 5,
+): Promise<Done> {
   const child = Bun.spawn(command, {
     stdin: Buffer.from(input),
     stdout: "pipe",
@@ -18,6 +24,8 @@ export async function tryCommand(command: string[], input = "", env: Record<stri
     new Response(child.stderr).text(),
     child.exited,
   ])
+  const isBehind = command[0] === kubectlProgram && code !== 0 && err.includes("Too large resource version")
+  if (isBehind && tries > 1) return tryCommand(command, input, env, tries - 1)
   return { code, out: out.trim(), err: err.trim() }
 }
 
