@@ -4571,6 +4571,8 @@ export class Cache {
   addTombstone(key: string, tombstone: Tombstone): void {
     const known = this.tombstones.get(key)
     if (known?.watched && !tombstone.watched && uidOf(known.job) === uidOf(tombstone.job)) return
+    // Somebody may delete thousands of Jobs at once: each one's restart is yet to ask who did.
+    this.tombstones.most = MOST_TOMBSTONES + this.jobs.size + this.intents.size
     this.tombstones.set(key, tombstone)
   }
 

@@ -3989,6 +3989,15 @@ describe("11 Controller", () => {
       expect([cache.tombstone("batch-a/j0"), cache.tombstone("batch-a/j1")?.watched]).toEqual([undefined, true])
     })
 
+    test("holds the tombstones of all Jobs that it knows, though thousands of them are deleted at once", () => {
+      const cache = new Cache()
+      const jobs = Array.from({ length: 2_000 }, (_, i) => named(`j${i}`, `U${i}`))
+      for (const job of jobs) cache.addJob(entryOf(job))
+      for (const [i, job] of jobs.entries())
+        cache.addTombstone(`batch-a/j${i}`, { job, watched: true, ttlMs: undefined })
+      expect(cache.tombstone("batch-a/j0")?.watched).toBe(true)
+    })
+
     test("clear() empties the memory of one namespace, as after a restore of etcd", () => {
       const cache = new Cache()
       const elsewhere = { ...failedJob(), metadata: { ...failedJob().metadata, namespace: "other", uid: "U3" } }
