@@ -1147,12 +1147,17 @@ const isWantedNow = (job: JobView) =>
   annotationOf(job, "restart-now") !== undefined &&
   annotationOf(job, "restart-now") !== annotationOf(job, "restart-now-done")
 
+/** An annotation may have 256 KiB. They are parsed at each event of the Job, and anybody may write them. */
+const ANNOTATION_CHARACTERS = 10_000
+
 /** What a Job's own annotations set in place of the settings. A wrong value changes nothing and is a problem. */
 export function overridesOf(job: JobView, config: Config) {
   const problems: string[] = []
   const read = <T>(name: string, parse: (text: string) => T): T | undefined => {
     const text = annotationOf(job, name)
     try {
+      if (text && text.length > ANNOTATION_CHARACTERS)
+        throw new Error(`write at most ${ANNOTATION_CHARACTERS} characters`)
       return text === undefined ? undefined : parse(normalizeInput(text))
     } catch (error) {
       const wrong = `annotation ${PREFIX}${name} cannot be ${quote(text ?? "")}`

@@ -1626,6 +1626,13 @@ describe("4 Policy", () => {
     paused: [["", "yes", "1", "soon"], /write one of true, false/],
     "oom-memory-max": [["", "2GB", "0", "lots"], /write a quantity like 1.5Gi/],
   }
+  test("overridesOf() does not parse an annotation of more than 10,000 characters", () => {
+    const problemsOf = (rules: number) =>
+      overridesOf(viewJob(annotated({ "restart-rules": "any=1s,".repeat(rules) })), settings()).problems
+    expect(problemsOf(1_428)).toEqual([])
+    expect(problemsOf(1_429)).toEqual([expect.stringContaining("write at most 10000 characters")])
+  })
+
   test("overridesOf() does not search through a restart-delay that is longer than any duration", () => {
     const text = "1".repeat(250_000)
     for (const long of [`${text}x`, `${text}s`, "1s ".repeat(80_000)])
