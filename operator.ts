@@ -3228,8 +3228,8 @@ class ApiServer {
   }
 
   /**
-   * Reduces each page before it requests the next. If the continue token expires, the list starts again, once; so it
-   * does if k3s's datastore lags behind its own writes, and the server answers 504 ResourceVersionTooLarge.
+   * Reduces each page before it requests the next. The list starts again, once, if the continue token expires, or at a
+   * 504 ResourceVersionTooLarge, with which kine, the datastore of k3s, ends an empty list beside writes.
    */
   private async list<T, K>(path: string, selection: Query, keep: Keep<T, K>, signal: AbortSignal, accept = "") {
     const readPages = async (): Promise<Listed<K>> => {

@@ -206,8 +206,8 @@ export function request(
   return fetch(cluster!.server + path, init as RequestInit)
 }
 
-/** On kine a list can lag behind its own writes: 504 ResourceVersionTooLarge. Who asks again gets it. */
-export async function call(method: string, path: string, body?: unknown, tries = 5): Promise<Answer> {
+/** On kine an empty list can fail beside writes, with 504 ResourceVersionTooLarge: then it is asked for again. */
+export async function call(method: string, path: string, body?: unknown, tries = 20): Promise<Answer> {
   const response = await request(method, path, body)
   const answer = (await response.json()) as Answer["body"]
   if (method === "GET" && response.status === 504 && tries > 1) return call(method, path, body, tries - 1)

@@ -5,12 +5,12 @@ import { need, root } from "./kit.ts"
 
 export type Done = { code: number; out: string; err: string }
 
-/** On kine a list of kubectl, which prunes by many, can lag behind its own writes: then kubectl is run again. */
+/** On kine each empty list can fail beside writes, and kubectl prunes by fifteen: then it is run again. */
 export async function tryCommand(
   command: string[],
   input = "",
   env: Record<string, string> = {},
-  tries = 5,
+  tries = 20,
 ): Promise<Done> {
   const child = Bun.spawn(command, {
     stdin: Buffer.from(input),
