@@ -6390,13 +6390,16 @@ function outbox(url: string, { clock, kill }: Pick<World, "clock" | "kill">, log
 /** Why a message was rejected; never with the URL, which is secret. */
 type Rejection = { why: string; retryAfterMs: number }
 
-/** Slack and Mattermost read `text`, where these characters start links and mentions; others read `message`. */
-const slackText = (text: string) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;")
+/** For `text`: Slack links by <...>, Mattermost by @name and [name](url), which an invisible space breaks. */
+function chatText(text: string): string {
+  const escaped = text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;")
+  return escaped.replace(/@(?=\w)|\](?=\()/g, "$&\u200b")
+}
 
 /** Sends a message; returns why it was rejected. */
 async function post(url: string, text: string, now: number, signal: AbortSignal): Promise<Rejection | undefined> {
   const message = bounded(text)
-  const body = JSON.stringify({ title: project.name, message, text: slackText(message) })
+  const body = JSON.stringify({ title: project.name, message, text: chatText(message) })
   const limit = AbortSignal.any([signal, AbortSignal.timeout(NOTIFY_LIMIT_MS)])
   try {
     // Following a redirect would turn the POST into a GET.

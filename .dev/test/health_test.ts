@@ -491,6 +491,17 @@ describe("NOTIFY_URL", () => {
     })
   })
 
+  test("no text of others calls a whole channel, or shows a false link, in Mattermost (H44)", async () => {
+    const phone = receiver()
+    const why = "refused: @channel @all [the docs](https://x.test) ![x](y) me@x.test"
+    quickNotifier(phone.NOTIFY_URL).tell({ kind: "RestartRejected", job: jobNamed("load-a"), why, retryMs: 1_000 })
+    await until("told", () => phone.posts.length === 1)
+    const { message, text = "" } = phone.posts[0] ?? {}
+    expect(message).toContain(why)
+    expect(text).not.toMatch(/@\w|\]\(/)
+    expect(text.replaceAll("\u200b", "")).toBe(message as string)
+  })
+
   test.each([
     ["seconds", "60", 60_000],
     ["a date", "Sun, 01 Mar 2026 12:01:00 GMT", 60_000],
