@@ -695,6 +695,7 @@ export function viewJob(job: Job) {
     completedAt: instant(status?.completionTime),
     /** Whether it has or had a pod. */
     hasPods: [status?.active, status?.failed, status?.succeeded, status?.terminating].some(Boolean),
+    endedPods: (status?.failed ?? 0) + (status?.succeeded ?? 0),
     ttlMs: spec?.ttlSecondsAfterFinished == null ? undefined : spec.ttlSecondsAfterFinished * 1_000,
     /** Set if the user selects the pods: then these have no label of the Job controller. */
     ownSelector: spec?.manualSelector && spec.selector ? selectorText(spec.selector) : undefined,
@@ -3562,8 +3563,9 @@ export async function gatherEvidence(
     await withTimeout(EVIDENCE_LIMIT_MS, world.kill, "looking at its pods", async (signal) => {
       const tryToList = () => podsOfJob(world, job, signal)
       const list = () => retry(world, LIST_RETRY, signal, tryToList).catch((error) => reportError(error) ?? [])
-      // The watch of pods may lag behind that of Jobs: its pods suffice only if each of them has ended.
-      const listed = kept.every(isOverPod) && lastFailedPod(kept) ? [] : await list()
+      // The watch of pods may lag behind that of Jobs: its pods suffice only if they are all, and each has ended.
+      const areAll = kept.length >= job.endedPods && kept.every(isOverPod)
+      const listed = areAll && lastFailedPod(kept) ? [] : await list()
       const isKept = ({ uid }: PodView) => kept.some((pod) => pod.uid === uid && isOverPod(pod))
       const fresh = listed.filter((pod) => !isKept(pod))
       const others = kept.filter(({ uid }) => !fresh.some((pod) => pod.uid === uid))

@@ -262,6 +262,20 @@ describe("The evidence", () => {
     expect([logs(server).length, life.evidence("by-job")]).toEqual([1, "no pods left"])
   })
 
+  test("a pod that a silent watch has not shown is listed: the last attempt decides", async () => {
+    const server = await serve()
+    server.fault({ verb: "watch", resource: "pods" }, { hang: true })
+    const job = stand(server, "load-a", { status: {}, spec: { parallelism: 0 } })
+    const at = (minute: number) => ({ finishedAt: `2026-03-01T12:0${minute}:00Z` })
+    standPod(server, job, "q1", { phase: "Failed", containerStatuses: [ended("main", 7, at(1))] })
+    const life = live(server)
+    await until("listed", () => life.operator.cache.podsOf(job.metadata.uid).length === 1)
+    standPod(server, job, "q2", { phase: "Failed", containerStatuses: [ended("main", 3, at(2))] })
+    server.model.put({ ...job, status: { ...failedAgo(), failed: 2 } })
+    await until("seen", () => life.factsOf("FailureSeen", "load-a").length > 0)
+    expect(life.factsOf("FailureSeen", "load-a")[0]?.cause).toBe("exit:3")
+  })
+
   const waitsFor = (name: string, reason: string, message: string) =>
     ({ containerStatuses: [{ name, state: { waiting: { reason, message } } }] }) as Partial<Pod["status"]>
   /** A Job whose pod waits for a Secret. */
