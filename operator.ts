@@ -1918,6 +1918,7 @@ export function nextStep(seen: Observation, now: number): Step {
 }
 
 const isTerminating = ({ metadata }: Job) => metadata?.deletionTimestamp != null
+const hasEnded = (job: Job) => ["failed", "succeeded"].includes(viewJob(job).phase)
 const isTerminatingOrGone = (job: Job | undefined) => !job || isTerminating(job)
 const uidOf = ({ metadata }: Job) => metadata?.uid
 const versionOf = ({ metadata }: Job) => metadata?.resourceVersion ?? ""
@@ -1972,6 +1973,8 @@ function wasBegun({ live }: Observation, newest: Intent, older: Intent[]): boole
 /** The Job exists, as it was when the intent was written or edited since. */
 function stepBeforeDelete(seen: Observation, intent: Intent, live: Job, now: number): Step {
   const { wish, intents } = seen
+  // Whoever may create Jobs can forge an intent.
+  if (!hasEnded(live)) return { do: "clean up", intents, outcome: { result: "changed" }, withdraw: false }
   // A delete with an older version as its precondition can never succeed: this intent is void, and safe to remove.
   // Where it waits, the next one is written first: a TTL may take the Job.
   if (versionOf(live) !== intent.jobVersion) {

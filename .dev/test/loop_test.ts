@@ -828,6 +828,16 @@ describe("Following a namespace", () => {
     expect(life.factsOf("NotUnderstood", "load-a")).toHaveLength(1)
   })
 
+  test.each([{}, { suspend: true }])("no Job that has not ended is deleted by a forged intent: %j", async (spec) => {
+    const server = await serve()
+    const job = stand(server, "load-a", { status: {}, spec })
+    const life = live(server)
+    await afterLaterFailure(server, life)
+    standIntent(server, current(server, job)!)
+    await until("no intent", () => intents(server).length === 0)
+    expect([deletions(server, "load-a"), current(server, job)?.metadata.uid]).toEqual([[], job.metadata.uid])
+  })
+
   test("a restart that is cancelled of a Job that is not selected ends in peace", async () => {
     const server = await serve()
     const life = live(server, { JOB_SELECTOR: "app=none" }, { rate: 1_000 })
