@@ -211,8 +211,8 @@ class Inventory {
     const job = this.shownJob(entry)
     const view = job && viewJob(job)
     if (!view || this.failureOf(view, entry)) return
-    const evidence = await findEvidence(this.world, view, entry)
-    entry.looked = { uid: view.uid, failure: operator.failureOf(view, evidence) }
+    const { failure } = await lookAt(this.world, view, entry)
+    entry.looked = { uid: view.uid, failure }
     this.changed.add(key)
   }
 
@@ -238,11 +238,14 @@ function decisionOf({ name, dueAt }: Intent, now: number): operator.Decision {
 const loadRecord = async ({ cluster, kill }: World, { namespace, name }: PastFailure) =>
   operator.readRecord((await cluster.getConfigMap(namespace, name, kill)) ?? {})
 
-/** What was observed of a failure: from its record, else from the pods that are left. */
-async function findEvidence(world: World, view: JobView, entry: Entry): Promise<Evidence> {
+/** What was observed of a failure, and what that comes to: from its record, else from the pods that are left. */
+async function lookAt(world: World, view: JobView, entry: Entry): Promise<{ evidence: Evidence; failure: Failure }> {
   const past = entry.recordOf(view)
-  const record = past && (await loadRecord(world, past))
-  return record?.evidence ?? operator.gatherEvidence(world, view, [])
+  // The operator's own account may list records, but not read them.
+  const record = past && (await loadRecord(world, past).catch((error) => operator.rethrowUnless(error, "Forbidden")))
+  const evidence = record?.evidence ?? (await operator.gatherEvidence(world, view, []))
+  const failure = operator.failureOf(view, evidence)
+  return { evidence, failure: past ? { ...failure, cause: past.cause } : failure }
 }
 
 /** The status of every selected Job, or of one, whatever is selected; failures explained, and rejections read. */
@@ -405,8 +408,7 @@ async function runRestart(world: World, { job, run }: RestartPlan) {
 
 /** The failure, recorded if no operator has done so: the Job's pods go with it. */
 async function keepEvidence(world: World, view: JobView, entry: Entry): Promise<Failure> {
-  const evidence = await findEvidence(world, view, entry)
-  const failure = operator.failureOf(view, evidence)
+  const { evidence, failure } = await lookAt(world, view, entry)
   if (entry.recordOf(view) || world.config.historyLimit === 0) return failure
   const record = operator.recordFor(view, evidence, failure.cause, decideOnWish(view))
   await operator.createRecord(world, record).catch((error: unknown) => {
@@ -547,7 +549,7 @@ export class Dashboard extends Inventory {
     const entry = this.entryOf(query.get("job") ?? "")
     const name = query.get("record")
     const job = name ? undefined : entry.job()
-    if (job) return { lines: operator.evidenceLines(await findEvidence(this.world, viewJob(job), entry)) }
+    if (job) return { lines: operator.evidenceLines((await lookAt(this.world, viewJob(job), entry)).evidence) }
     const past = entry.records().find((one) => one.name === name)
     const record = past && (await loadRecord(this.world, past))
     if (!record) throw new CommandError("it is not there any more")

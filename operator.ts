@@ -3365,7 +3365,7 @@ const isOutdated = (error: unknown) =>
     : /CERT|SIGNATURE/.test(String((error as { code?: unknown } | null)?.code))
 
 /** For catch(): undefined for errors with one of these reasons; rethrows others. */
-function rethrowUnless(error: unknown, ...reasons: string[]): undefined {
+export function rethrowUnless(error: unknown, ...reasons: string[]): undefined {
   if (!reasons.some((reason) => isReason(error, reason))) throw error
 }
 

@@ -694,6 +694,34 @@ describe("The command line", () => {
     ])
   })
 
+  test("the operator's own account, which may list records but not read them, can use the commands too", async () => {
+    const server = await serve()
+    const life = live(server, EXIT_3)
+    run(server, "alice", [exits(3, "x\n")])
+    run(server, "bob", [exits(4, "never again\n")])
+    await until("recorded", () => callsOf(server, "create", "configmaps").length >= 3)
+    const [pod] = server.model.pods().filter(({ metadata }) => metadata.name.startsWith("alice"))
+    const { namespace, name } = pod!.metadata
+    server.model.request({ verb: "delete", resource: "pods", namespace, name, body: { gracePeriodSeconds: 0 } })
+    life.stop()
+    await life.done
+    const env = { KUBECONFIG: server.writeKubeconfig(join(folder, "operator"), { user: "operator" }) }
+    const status = await command(server, "status", env)
+    expect([status.code, status.rows().map(([name, state]) => [name, state])]).toEqual([
+      0,
+      [
+        ["JOB", "STATE"],
+        ["alice", "waiting"],
+        ["bob", "given_up"],
+      ],
+    ])
+    expect((await command(server, "explain alice", env)).out).toMatch(/rules +oom.*\n +exit:3=2h matches/)
+    expect(await command(server, "restart alice --yes", env)).toMatchObject({ code: 0 })
+    expect(server.model.job("default", "alice")?.metadata.annotations).toMatchObject({
+      [`${PREFIX}last-cause`]: "exit:3",
+    })
+  })
+
   test("an intent is no Job of its own to the commands", async () => {
     const server = await settled()
     stand(server, "x-restart-1", { metadata: { labels: { [INTENT]: "x" } } })
