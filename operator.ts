@@ -1115,7 +1115,7 @@ export function decideOnWish(job: JobView): Decision {
   const leave = (because: string): Decision => ({ do: "leave", because, healthy: true })
   if (job.deleting) return leave("it is being deleted")
   if (job.manager) return leave(job.manager)
-  if (job.phase === "suspended") return leave("it is suspended; resume it instead")
+  if (job.phase === "suspended") return leave("it is suspended; set its spec.suspend to false instead")
   if (job.phase !== "failed" && job.phase !== "succeeded") return leave(`it is ${job.phase}`)
   return { do: "restart", dueAt: job.failedAt ?? 0, because: "a person asked for it" }
 }

@@ -1740,7 +1740,10 @@ describe("4 Policy", () => {
     "a finished Job": [jobWith([isTrue("Complete")]), "restart"],
     "a Job that runs": [runningJob(), "it is running"],
     "a Job that is failing": [jobWith([isTrue("FailureTarget")]), "it is failing"],
-    "a suspended Job": [{ ...runningJob(), spec: { ...spec(), suspend: true } }, "it is suspended; resume it instead"],
+    "a suspended Job": [
+      { ...runningJob(), spec: { ...spec(), suspend: true } },
+      "it is suspended; set its spec.suspend to false instead",
+    ],
     "a Job that is being deleted": [
       failedJob({ metadata: { deletionTimestamp: "2026-03-01T12:00:00Z" } }),
       "it is being deleted",

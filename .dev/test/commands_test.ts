@@ -420,7 +420,7 @@ describe("restart", () => {
     expect([code, out]).toEqual([3, ""])
     expect(err.trimEnd().split("\n")).toEqual([
       "error: default/runs is not restarted: it is running",
-      "error: default/suspended is not restarted: it is suspended; resume it instead",
+      "error: default/suspended is not restarted: it is suspended; set its spec.suspend to false instead",
       "error: default/cron is not restarted: it is owned by CronJob cron",
       "error: there is no Job default/none",
     ])
