@@ -70,6 +70,13 @@ class Entry {
   intents = () => operator.newestFirst(this.all("intent"))
   records = () => this.all("past").sort(byTime)
 
+  /** Whether the Job is going or gone: then its restart is under way if there is an intent. */
+  isGone = () => !this.job() || this.job()?.metadata?.deletionTimestamp != null
+
+  /** The intent that holds. One for an earlier version of the Job is void: the operator decides again. */
+  intent = () =>
+    this.intents().find(({ jobVersion }) => this.isGone() || jobVersion === this.job()?.metadata?.resourceVersion)
+
   /** The one of its last failure, if that is recorded. */
   recordOf = ({ uid }: JobView) => this.records().findLast((past) => past.uid === uid)
 }
@@ -148,10 +155,9 @@ class Inventory {
 
   /** One that is absent during its restart is shown from its intent. */
   private shownJob(entry: Entry): Job | undefined {
-    const [intent] = entry.intents()
+    const intent = entry.intent()
     const job = entry.job() ?? (intent && operator.replacementOf(intent))
-    const isShown = job && (this.isNamed || intent || operator.isSelected(viewJob(job), this.world.config))
-    return isShown ? job : undefined
+    return job && (this.isNamed || intent || operator.isSelected(viewJob(job), this.world.config)) ? job : undefined
   }
 
   /** A Job as the commands report it, and everything that led to the decision on it. */
@@ -163,7 +169,7 @@ class Inventory {
     const records = entry.records()
     const past = records.at(-1)
     const failure = this.failureOf(view, entry) ?? UNKNOWN
-    const [intent] = entry.intents()
+    const intent = entry.intent()
     const decision = intent
       ? decisionOf(intent, now)
       : operator.decide(view, { ...failure, seenAt: now, changed: operator.isChanged(job) }, config, now)
@@ -192,7 +198,7 @@ class Inventory {
       annotations: Object.entries(view.annotations).map(([name, value]) => `${name.slice(PREFIX.length)}=${value}`),
       problems,
       isPaused: paused,
-      notRestartable: manual.do === "restart" ? undefined : manual.because,
+      notRestartable: manual.do === "restart" || (intent && entry.isGone()) ? undefined : manual.because,
     }
   }
 
@@ -373,10 +379,10 @@ async function planRestart(world: World, job: JobName): Promise<RestartPlan | { 
   const cache = restartCacheOf(inventory, world, job.key)
   const entry = await inventory.read(job)
   const live = entry.job()
-  const [unfinished] = entry.intents()
-  if (unfinished && (!live || live.metadata?.deletionTimestamp)) {
+  const intent = entry.intent()
+  if (intent && entry.isGone()) {
     const run = () => operator.reconcileRestart(world, cache, { job, atOnce: true })
-    return { job, what: `${job.key} (continuing ${unfinished.name})`, run }
+    return { job, what: `${job.key} (continuing ${intent.name})`, run }
   }
   if (!live) return { rejection: `there is no Job ${job.key}` }
   const view = viewJob(live)

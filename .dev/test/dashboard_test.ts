@@ -4,8 +4,19 @@ import { describe, expect, test } from "bun:test"
 import { connect as connectTo } from "node:net"
 import { join } from "node:path"
 import { Dashboard } from "../../cli.ts"
-import { connect, PREFIX, RECORD, RECORD_JOB, readSettings, SETTINGS_MAP } from "../../operator.ts"
+import {
+  connect,
+  draftOf,
+  intentFor,
+  PREFIX,
+  RECORD,
+  RECORD_JOB,
+  type Job as RealJob,
+  readSettings,
+  SETTINGS_MAP,
+} from "../../operator.ts"
 import { putRecord } from "../apiserver/history.ts"
+import type { Job } from "../apiserver/model.ts"
 import {
   allBack,
   callsOf,
@@ -667,6 +678,36 @@ describe("What it does", () => {
     await until("resumed", () => lanes.get("default/load-a")?.isPaused === false)
     const [patch] = callsOf(server, "patch")
     expect(patch?.body).toMatchObject({ metadata: { uid: job.metadata.uid, resourceVersion: expect.any(String) } })
+  })
+
+  /** A failed Job whose TTL removes it before it is due, and the intent from which it will come back. */
+  function putTaken(server: Server, ttlSecondsAfterFinished = 5) {
+    const job = stand(server, "taken", { spec: { ttlSecondsAfterFinished } }) as unknown as RealJob
+    const additions = { annotations: { [`${PREFIX}restarted-from`]: job.metadata?.uid ?? "" }, memory: {} }
+    server.model.put(intentFor(draftOf({ live: job, additions, dueAt: Date.now() + 3_600_000 })) as unknown as Job)
+    return job.metadata?.uid
+  }
+
+  test("a Job that its TTL took, and which waits, can be restarted now, as by the command", async () => {
+    const server = await serve()
+    putTaken(server)
+    person(server, "delete", "taken")
+    await until("gone", () => !server.model.job("default", "taken"))
+    const { lanes, dashboard } = await hurriedPage(server)
+    const { state, uid, notRestartable } = lanes.get("default/taken")!
+    expect([state, notRestartable]).toEqual(["waiting", undefined])
+    const { text } = await dashboard.act({ action: "restart", job: "default/taken", uid })
+    expect(text).toContain("is restarted")
+  })
+
+  test("an intent that the edit of its Job made void is no restart: what holds is the decision on the Job", async () => {
+    const server = await serve()
+    const uid = putTaken(server, 1_800)
+    const { lanes, dashboard } = await hurriedPage(server)
+    expect(lanes.get("default/taken")?.state).toBe("waiting")
+    await dashboard.act({ action: "pause", job: "default/taken", uid })
+    await until("paused", () => lanes.get("default/taken")?.isPaused)
+    expect(lanes.get("default/taken")).toMatchObject({ state: "left_alone", why: expect.stringContaining("paused") })
   })
 
   const rejected: [string, string, (server: Server) => { job: string; uid: string }, RegExp][] = [
