@@ -649,17 +649,18 @@ class Site {
 
   private answer(request: Request): Response | Promise<Response> {
     const { pathname, searchParams } = URL.parse(request.url) ?? new URL("none:")
-    const token = pathname === "/" ? searchParams.get("token") : null
-    const cookies = new Bun.CookieMap(request.headers.get("cookie") ?? "")
+    const route = `${request.method} ${pathname}`
+    const token = route === "GET /" ? searchParams.get("token") : null
     // Cookies know no ports: without the port in its name, a second dashboard would log the first one out.
     const cookie = `dashboard-${this.port}`
-    if (!this.isFromHere(request) || !this.isKnown(token ?? cookies.get(cookie) ?? "")) return reply("", {}, 403)
+    const secret = token ?? new Bun.CookieMap(request.headers.get("cookie") ?? "").get(cookie) ?? ""
+    // Strangers must not hold connections: the system allows only so many.
+    if (!this.isFromHere(request) || !this.isKnown(secret)) return reply("", { Connection: "close" }, 403)
     if (token !== null) {
       const attributes = "HttpOnly; SameSite=Strict; Path=/"
       // Not a 3xx: after a click in another site, browsers send no Strict cookie along a redirect.
       return reply("", { "Set-Cookie": `${cookie}=${this.token}; ${attributes}`, Refresh: "0; url=/" })
     }
-    const route = `${request.method} ${pathname}`
     if (route === "GET /") return reply(page, { "Content-Type": "text/html; charset=utf-8" })
     if (route === "GET /events") return reply(this.dashboard.events(), { "Content-Type": "text/event-stream" })
     if (route === "GET /failure") return replyJson(this.dashboard.evidenceOf(searchParams), 404)

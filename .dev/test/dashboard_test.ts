@@ -186,6 +186,8 @@ describe("Access", () => {
     expect([page.status, page.headers.get("content-type")]).toEqual([200, "text/html; charset=utf-8"])
     expect(await page.text()).not.toContain(address.searchParams.get("token") as string)
     expect(new URL(origin).port).toBe(address.port)
+    const posted = await fetch(address, { method: "POST", headers: { origin } })
+    expect([posted.status, posted.headers.get("set-cookie")]).toEqual([403, null])
   })
 
   const strangers: [string, string, (url: URL, cookie: string) => RequestInit & { path?: string }, number][] = [
@@ -251,6 +253,18 @@ describe("Access", () => {
     client.destroy()
     child.kill("SIGTERM")
     expect(await child.stderr.text()).not.toContain("forged")
+  })
+
+  test("the connections of strangers are not kept, whatever they still have to send", async () => {
+    const { address } = await dashboard(await serve())
+    for (const rest of ["", "Content-Length: 1000000\r\n"]) {
+      const closed = Promise.withResolvers<void>()
+      const client = connectTo(Number(address.port), "127.0.0.1", () =>
+        client.write(`POST /action HTTP/1.1\r\nHost: ${address.host}\r\n${rest}\r\n`),
+      )
+      client.once("close", () => closed.resolve()).resume()
+      await closed.promise
+    }
   })
 
   test("every answer forbids caches, frames, referrers, and scripts but the page's own", async () => {
