@@ -506,7 +506,9 @@ export class Dashboard extends Inventory {
     do {
       try {
         options.resourceVersion ||= await this.list(namespace, resource).finally(ready)
-        this.report(what)
+        // Not at once: where only the watch is forbidden, the error would come and go.
+        stopTimer = operator.systemClock.after(RETRY_MS, () => this.report(what))
+      let stopTimer = () => {}
         for await (const { type, object } of cluster.watch(namespace, resource, options, stop)) {
           options.resourceVersion = object.metadata?.resourceVersion ?? options.resourceVersion
           if (type === "BOOKMARK") continue
@@ -516,6 +518,7 @@ export class Dashboard extends Inventory {
         options.resourceVersion = ""
         this.report(what, error)
       }
+        stopTimer()
       await clock.sleep(RETRY_MS, stop)
     } while (!stop.aborted)
   }

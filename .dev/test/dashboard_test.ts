@@ -509,11 +509,12 @@ describe("What it shows", () => {
     const { get, page } = await dashboard(server)
     const first = await page()
     await until("its first two reports", () => first.messages.length > 2)
+    const from = first.messages.length
     const second = await follow((await get("/events")).body!)
     expect(second.messages[0]).toMatchObject({ areAll: true, lanes: { "default/load-a": {}, "default/load-b": {} } })
     fail(server, "load-a")
     await until("failed", () => second.lanes.get("default/load-a")?.state === "waiting")
-    for (const { areAll, lanes } of first.messages.slice(1))
+    for (const { areAll, lanes } of first.messages.slice(from))
       expect([areAll, Object.keys(lanes).filter((job) => job !== "default/load-a")]).toEqual([false, []])
   })
 
@@ -589,6 +590,10 @@ describe("What it shows", () => {
     fail(server, "load-a")
     await until("polled", () => page.lanes.get("default/load-a")?.state === "waiting")
     await until("said", () => page.problems["jobs in default"]?.includes("403"))
+    const from = page.messages.length
+    const lists = callsOf(server, "list", "jobs").length
+    await until("three more lists", () => callsOf(server, "list", "jobs").length > lists + 2)
+    expect(page.messages.slice(from).filter(({ problems }) => !problems["jobs in default"])).toEqual([])
   })
 
   /** A page that shows a Job whose restart the cluster rejects. `otherStates`: what it was shown as since a message. */
