@@ -436,6 +436,8 @@ const masked = (_: string, value: unknown) => (typeof value === "string" ? opera
 /** An inventory that watches keep current; it tells every open page what changes. */
 export class Dashboard extends Inventory {
   /** What cannot be read right now, and why. */
+  /** The Jobs whose look has not begun. */
+  private readonly toLookAt = new Set<string>()
   private readonly problems = new Map<string, string>()
   private readonly pages = new Set<ReadableStreamDefaultController<string>>()
   private looking: Promise<unknown> = Promise.resolve()
@@ -495,7 +497,11 @@ export class Dashboard extends Inventory {
 
   /** One by one: many lists of pods at once would load the API server. What fails is tried at the next beat. */
   private look(keys: Iterable<string>): void {
-    for (const key of keys) this.looking = this.looking.then(() => this.explain(key)).catch(() => {})
+    for (const key of new Set(keys).difference(this.toLookAt)) {
+      this.toLookAt.add(key)
+      const look = () => this.toLookAt.delete(key) && this.explain(key)
+      this.looking = this.looking.then<unknown>(look).catch(() => {})
+    }
   }
 
   /** Lists once, then watches, one watch after the other; after an error lists again. */

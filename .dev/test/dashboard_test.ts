@@ -424,6 +424,25 @@ describe("What it shows", () => {
     await until("this one", () => lanes.get("default/load-a")?.state === "given_up")
   })
 
+  test("while a look at a Job takes long, as where packets are dropped, no others pile up behind it", async () => {
+    const server = await serve()
+    for (const name of ["load-a", "load-b"]) stand(server, name)
+    const { dashboard } = await hurriedPage(server)
+    const held = Promise.withResolvers<void>()
+    const looks: string[] = []
+    dashboard.explain = (key) => {
+      looks.push(key)
+      return held.promise
+    }
+    const beats = () => callsOf(server, "get", "configmaps").length
+    const from = beats()
+    await until("ten beats", () => beats() > from + 10)
+    held.resolve()
+    const then = beats()
+    await until("another beat", () => beats() > then + 1)
+    expect(looks.length).toBeLessThan(10)
+  })
+
   test("a Job in the middle of its restart stays on the page", async () => {
     const server = await serve()
     stand(server, "held", HELD)
