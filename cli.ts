@@ -143,11 +143,11 @@ class Inventory {
 
   entryOf = (key: string) => this.entries.get(key) ?? new Entry()
 
-  statuses(): Status[] {
+  statuses() {
     return [...this.entries.keys()].sort().flatMap((key) => this.statusOf(key) ?? [])
   }
 
-  statusOf(key: string): Status | undefined {
+  statusOf(key: string) {
     const entry = this.entryOf(key)
     const job = this.shownJob(entry)
     return job && this.judge(job, entry)
@@ -233,8 +233,6 @@ class Inventory {
   }
 }
 
-type Status = ReturnType<Inventory["judge"]>
-
 function decisionOf({ name, dueAt }: Intent, now: number): operator.Decision {
   if (dueAt !== undefined && now < dueAt) return { do: "wait", dueAt, because: `recorded in intent ${name}` }
   return { do: "restart", dueAt: dueAt ?? 0, because: `intent ${name}` }
@@ -255,7 +253,7 @@ async function lookAt(world: World, view: JobView, entry: Entry): Promise<{ evid
 }
 
 /** The status of every selected Job, or of one, whatever is selected; failures explained, and rejections read. */
-async function loadStatuses(world: World, only?: JobName): Promise<Status[]> {
+async function loadStatuses(world: World, only?: JobName) {
   const inventory = new Inventory(world, only !== undefined)
   await (only ? inventory.read(only) : inventory.listAll("jobs", "configmaps"))
   for (const key of inventory.entries.keys()) await inventory.explain(key)
@@ -310,9 +308,8 @@ async function historyOf(world: World, job: JobName): Promise<Result> {
   const json = whole.map(({ past, reason, evidence: { logs, ...evidence } }) => {
     return { ...past, reason, ...evidence, logs: Object.fromEntries(logs) }
   })
-  const lines = whole.flatMap(operator.recordLines)
-  const shown = lines.length > 0 ? lines : [`no failure of ${job.key} is recorded`]
-  return { json, rows: shown.map((line) => [line]) }
+  const lines = whole.length > 0 ? whole.flatMap(operator.recordLines) : [`no failure of ${job.key} is recorded`]
+  return { json, rows: lines.map((line) => [line]) }
 }
 
 function jobOf({ config: { namespaces } }: World, text: string): JobName {
@@ -436,11 +433,11 @@ const masked = (_: string, value: unknown) => (typeof value === "string" ? opera
 /** An inventory that watches keep current; it tells every open page what changes. */
 export class Dashboard extends Inventory {
   /** What cannot be read right now, and why. */
-  /** The Jobs whose look has not begun. */
-  private readonly toLookAt = new Set<string>()
   private readonly problems = new Map<string, string>()
   private readonly pages = new Set<ReadableStreamDefaultController<string>>()
   private looking: Promise<unknown> = Promise.resolve()
+  /** The Jobs whose look has not begun. */
+  private readonly toLookAt = new Set<string>()
 
   constructor(private readonly context: Pick<CommandContext, "world" | "from" | "readSettings">) {
     super(context.world)
@@ -510,21 +507,21 @@ export class Dashboard extends Inventory {
     const what = `${resource} in ${namespace}`
     const options = { silenceMs: 150_000, resourceVersion: "", selector: SELECTORS[resource] }
     do {
+      let stopTimer = () => {}
       try {
         options.resourceVersion ||= await this.list(namespace, resource).finally(ready)
         // Not at once: where only the watch is forbidden, the error would come and go.
         stopTimer = operator.systemClock.after(RETRY_MS, () => this.report(what))
-      let stopTimer = () => {}
         for await (const { type, object } of cluster.watch(namespace, resource, options, stop)) {
           options.resourceVersion = object.metadata?.resourceVersion ?? options.resourceVersion
           if (type === "BOOKMARK") continue
           this.take(type, resource === "jobs" ? seeJob(object) : seeRecord(object.metadata ?? {}))
         }
       } catch (error) {
+        stopTimer()
         options.resourceVersion = ""
         this.report(what, error)
       }
-        stopTimer()
       await clock.sleep(RETRY_MS, stop)
     } while (!stop.aborted)
   }
@@ -623,8 +620,7 @@ function reply(body: string | ReadableStream, headers: Record<string, string>, s
 /** What comes of some work as JSON: with `failed` as its status and the error's words if it fails. */
 async function replyJson(work: Promise<object>, failed: 404 | 409): Promise<Response> {
   const body = await work.catch((error: unknown) => ({ error: messageOf(error) }))
-  const headers = { "Content-Type": "application/json" }
-  return reply(operator.jsonText(body), headers, "error" in body ? failed : 200)
+  return reply(operator.jsonText(body), { "Content-Type": "application/json" }, "error" in body ? failed : 200)
 }
 
 /** The page, its events and its actions, for the one who was given the address: on 127.0.0.1 and, if it exists, ::1. */
@@ -639,21 +635,15 @@ class Site {
   constructor(private readonly dashboard: Dashboard) {}
 
   open(port: number): void {
-    this.port = this.listen("127.0.0.1", port)
-    operator.tryOrUndefined(() => this.listen("::1", this.port))
-  }
-
-  private listen(hostname: string, port: number): number {
-    const server = Bun.serve({
-      hostname,
-      port,
+    const options = {
       development: false,
       // Without this, Bun 1.4.5 shares the port with every other process if development is off.
       reusePort: false,
       idleTimeout: 0,
-      fetch: (request) => this.answer(request),
-    })
-    return server.port ?? 0
+      fetch: (request: Request) => this.answer(request),
+    }
+    this.port = Bun.serve({ ...options, hostname: "127.0.0.1", port }).port ?? 0
+    operator.tryOrUndefined(() => Bun.serve({ ...options, hostname: "::1", port: this.port }))
   }
 
   private answer(request: Request): Response | Promise<Response> {
