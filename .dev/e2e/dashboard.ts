@@ -105,7 +105,8 @@ async function accessible(page: Page, what: string): Promise<void> {
 
 const page = () =>
   group("dashboard: page", async (ns, check) => {
-    const settings = { JOB_SELECTOR: "e2e=yes", RESTART_DELAY: "1h", RESTART_RULES: "exit:9=never, exit:3=2h" }
+    const RESTART_RULES = `exit:9=never, exit:3=2h, log:/${"x".repeat(150)}/=1h`
+    const settings = { JOB_SELECTOR: "e2e=yes", RESTART_DELAY: "1h", RESTART_RULES }
     const operator = await ns.operator(settings)
     await operator.says("that it has started", ["starting"])
     await until("settings", () => ns.find("configmaps", "flickr-immich-k8s-sync-operator-settings"))
@@ -114,6 +115,8 @@ const page = () =>
       const text = await dashboard.text("#empty")
       need(text.includes("e2e=yes") && text.includes(`kubectl label job NAME -n ${ns.name} e2e=yes`), text)
       await shoot(dashboard.page, "empty")
+      await dashboard.page.evaluate('facts.settings = ["", "JOB_NAMES=none"]; drawEmpty(0)')
+      need(!(await dashboard.text("#empty")).includes("kubectl label"), "a label would choose none here")
     })
     await ns.create("jobs", jobThat("echo the last word; exit 3", { name: "alice", labels }))
     await ns.create("jobs", jobThat("exit 9", { name: "bob", labels }))
@@ -125,6 +128,7 @@ const page = () =>
     await views(ns, check, dashboard)
     await reading(ns, check, dashboard)
     await looks(ns, check, dashboard)
+    await extremes(ns, check, dashboard)
     await access(check, dashboard)
   })
 
@@ -385,6 +389,49 @@ async function looks(ns: Namespace, check: Check, { page, text }: Dashboard): Pr
       await page.setViewportSize({ width: 1280, height: 800 })
     },
   )
+}
+
+/** What only some people's settings, or long texts, bring about. */
+async function extremes(ns: Namespace, check: Check, { page }: Dashboard): Promise<void> {
+  await check("in the system's own colours each failure still has its mark, in the lane and in the panel", async () => {
+    await row(page, ns, "alice").locator("a").click()
+    await page.emulateMedia({ forcedColors: "active" })
+    const isSeen = `(mark) => getComputedStyle(mark).backgroundColor !== getComputedStyle(document.body).backgroundColor`
+    for (const place of [`[data-job="${ns.name}/alice"]`, "#panel"])
+      need(await page.evaluate(`[...document.querySelectorAll('${place} .mark')].some(${isSeen})`), `none in ${place}`)
+    await page.emulateMedia({ forcedColors: "none" })
+    await page.keyboard.press("Escape")
+  })
+  await check("no label of the time axis covers another, or is beside the list, in any range and width", async () => {
+    for (const width of [360, 800, 1_000, 1_280])
+      for (const range of ["24h", "7d", "30d"]) {
+        await page.setViewportSize({ width, height: 800 })
+        await page.locator("[name=range]").selectOption(range)
+        await until("the range", () => page.evaluate(`location.hash.includes("range=${range}")`))
+        await page.evaluate("drawAxis()")
+        const ends = (await page.evaluate(`[...document.querySelectorAll("main, #ticks span:not(:empty)")]
+          .map((label) => label.getBoundingClientRect()).filter(({ width }) => width > 0)
+          .map(({ left, right }) => [left, right])`)) as [number, number][]
+        const [list = [0, 0], ...labels] = ends
+        const isFree = labels.every(([left], i) => left >= (labels[i - 1]?.[1] ?? list[0]))
+        need(labels.length > 1 && isFree, `${range}, ${width} px: ${JSON.stringify(ends)}`)
+      }
+    await page.locator("[name=range]").selectOption("24h")
+  })
+  await check("the longest cause and rule leave room for what is beside them", async () => {
+    await page.setViewportSize({ width: 360, height: 740 })
+    const annotations = { [`${prefix}last-cause`]: "c".repeat(300) }
+    await ns.create("jobs", runningJob({ name: "oscar", labels, annotations }))
+    await becomes(page, ns, "oscar", "running")
+    need(await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways")
+    const widthOf = async (selector: string) => (await page.locator(selector).first().boundingBox())?.width ?? 0
+    need((await widthOf(`[data-job="${ns.name}/oscar"] a`)) > 100, "its name is narrow")
+    await row(page, ns, "oscar").locator("a").click()
+    need((await widthOf("#panel .rules li:last-child span")) > 100, "the verdict on its rule is narrow")
+    await page.locator("#panel button", { hasText: "Close" }).click()
+    await page.locator("#panel").waitFor({ state: "hidden" })
+    await page.setViewportSize({ width: 1280, height: 800 })
+  })
 }
 
 /** A record as somebody might forge it who may write ConfigMaps. */
