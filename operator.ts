@@ -474,7 +474,7 @@ export function readSettings(env: Env) {
 /** Job names as `namespace/name`: a plain one is of the only namespace. */
 function fullNames(jobNames: string[], namespaces: string[]): string[] {
   const isPlain = (name: string) => namespaces.length === 1 && !name.includes("/")
-  return jobNames.map((name) => (isPlain(name) ? `${namespaces[0]}/${name}` : name))
+  return [...new Set(jobNames.map((name) => (isPlain(name) ? `${namespaces[0]}/${name}` : name)))]
 }
 
 /** The settings as the variables that readSettings() reads, without secrets. */

@@ -340,7 +340,7 @@ describe("2 Settings", () => {
       namespaces: ["a", "b"],
       jobNames: ["a/load", "b/load"],
     })
-    expect(settings({ NAMESPACE: "a", JOB_NAMES: "a/load, tidy" }).jobNames).toEqual(["a/load", "a/tidy"])
+    expect(settings({ NAMESPACE: "a", JOB_NAMES: "a/load, tidy, load" }).jobNames).toEqual(["a/load", "a/tidy"])
     expect(mistakesOf({ NAMESPACE: "a,b", JOB_NAMES: "a/ok,load,c/load" })).toEqual([
       'JOB_NAMES cannot have "load": write namespace/name, with a namespace of NAMESPACE (a, b)',
       'JOB_NAMES cannot have "c/load": write namespace/name, with a namespace of NAMESPACE (a, b)',

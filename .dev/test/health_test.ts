@@ -259,6 +259,14 @@ test("alerts.yaml, dashboard.json and monitoring.md name the states and results 
   expect(named("result")).toEqual(RESULTS.map((result) => `\`${result}\``))
 })
 
+test("dashboard.json and alerts.yaml keep Jobs of the same name in two namespaces apart", () => {
+  for (const file of ["alerts.yaml", "dashboard.json"]) {
+    const text = readFileSync(join(import.meta.dir, "../../deploy/monitoring", file), "utf8")
+    const labels = [...text.matchAll(/\bby \(([^)]*job_name[^)]*)\)/g)].map(([, names]) => names)
+    expect(new Set(labels)).toEqual(new Set(["namespace, job_name"]))
+  }
+})
+
 describe("/livez and /readyz", () => {
   test("/readyz follows whether each namespace was listed, and whether its watch has been silent for too long", async () => {
     const server = await serve()
