@@ -3010,7 +3010,7 @@ export class ApiError extends Error {
     readonly causes: string[] = [],
     readonly retryAfterMs = 0,
   ) {
-    super(`${status} ${reason}: ${text}`)
+    super(`${status}${reason && ` ${reason}`}: ${text}`)
   }
 }
 
@@ -3346,8 +3346,14 @@ function explainClock(error: unknown, skewMs: number): unknown {
   return error
 }
 
-/** A body as JSON, of at most BODY_BYTES. */
-const readJson = async <T>(response: Response) => JSON.parse(await textUntil(response, BODY_BYTES)) as T
+/** A body as a JSON object, of at most BODY_BYTES. */
+async function readJson<T>(response: Response): Promise<T> {
+  const text = await textUntil(response, BODY_BYTES)
+  const object: unknown = tryOrUndefined(() => JSON.parse(text))
+  if (isMap(object)) return object as T
+  const kind = `${response.status}, ${response.headers.get("content-type")}`
+  throw new Error(`the answer (${kind}) is no JSON object: is it of a proxy, or of another server?`)
+}
 
 const textUntil = async (response: Response, bytes: number) =>
   (await Array.fromAsync(textOf(response, { bytes }))).join("")
@@ -3406,8 +3412,9 @@ export function skewFrom(date: string | null, sentAt: number, receivedAt: number
 async function errorFrom(response: Response): Promise<ApiError> {
   const text = await textUntil(response, 64 << 10)
   // A proxy's page is no Status and has no reason: 404 alone does not mean that an object is gone.
+  const elsewhere = URL.parse(response.headers.get("location") ?? "")?.origin
   const status = {
-    message: text,
+    message: text || (elsewhere ? `it redirects to ${elsewhere}` : response.statusText),
     reason: "",
     ...tryOrUndefined(() => JSON.parse(text) as Status),
     code: response.status,
