@@ -5981,8 +5981,9 @@ class Reconciler {
     const now = nowOf(this.world)
     const protectAt = failedAt + Math.min(1_500, ttlMs / 2)
     if (now < protectAt) return this.workqueue.add(view.key, protectAt)
-    // Due only when the cause is known, which may forbid the restart.
-    const dueAt = Math.max(failedAt + longestWaitMs(view, config), now + LONGEST_COLLECTION_MS)
+    // Due only when the cause is known, which may forbid the restart; and later than any cause makes it, so that the
+    // intent is replaced by one that tells the cause.
+    const dueAt = Math.max(failedAt + longestWaitMs(view, config) + 2_000, now + LONGEST_COLLECTION_MS)
     const decision: Decision = { do: "wait", dueAt, because: "its cause is not known yet" }
     const wish = (job: Job): Wish => {
       const known = rulesOf(this.world).wishFor(job, UNKNOWN, config, nowOf(this.world))

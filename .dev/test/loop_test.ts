@@ -678,6 +678,17 @@ describe("Following a namespace", () => {
     await until("back", () => server.model.job("default", "load-a"))
   })
 
+  test("the cause is kept of a Job that its TTL took before it was known, though it waits the longest that any may", async () => {
+    const { server, life } = await expiring({ RESTART_RULES: "exit:3=10m" }, 3)
+    await until("an intent", () => intents(server).length === 1)
+    await until("its cause is known", () => life.factsOf("FailureSeen", "load-a").length > 0)
+    await afterLaterFailure(server, life)
+    const { uid } = removedByTtl(server, "load-a").metadata
+    life.clock.jump(700_000)
+    await until("back", () => ![undefined, uid].includes(server.model.job("default", "load-a")?.metadata.uid))
+    expect(server.model.job("default", "load-a")?.metadata.annotations?.[`${PREFIX}last-cause`]).toBe("exit:3")
+  })
+
   test("what a person asks for while the Job goes is done by the restart under way, and not once more", async () => {
     const server = await serve()
     const job = stand(server, "held", HELD)
