@@ -1195,7 +1195,7 @@ type WaitingRule = Rule & { wait: Exclude<Wait, "never"> }
 /** How long a rule makes a failure wait after so many restarts in a row, and why. */
 function waitUnder({ text, cause, wait }: WaitingRule, restarts: number, { lines }: Failure, failedAt: number) {
   if (wait.isAsked) {
-    const { waitMs, because } = askedOf(lines, cause, wait.toMs, failedAt)
+    const { waitMs, because } = askedOf(lines, cause, wait.toMs, failedAt, exponentialBackoffMs(wait, restarts))
     return { waitMs, because: `rule ${text}: ${because}` }
   }
   const because = `rule ${text}${restarts > 0 ? `, failure ${restarts + 1} in a row` : ""}`
@@ -1209,14 +1209,14 @@ function exponentialBackoffMs({ fromMs, toMs }: { fromMs: number; toMs: number }
   return Math.min(toMs, fromMs * 2 ** Math.min(restarts, 40))
 }
 
-/** The wait that the last matching line asks for, at most maxMs; maxMs if it cannot be read. */
-function askedOf(lines: string[], cause: RuleCause, maxMs: number, failedAt: number) {
+/** The wait that the last matching line asks for, at most maxMs; passedMs if it has passed, maxMs if it is none. */
+function askedOf(lines: string[], cause: RuleCause, maxMs: number, failedAt: number, passedMs: number) {
   const most = durationText(maxMs)
   const text = cause.kind === "log" ? lastWaitAskedFor(lines, cause.pattern) : ""
   const askedMs = readAskedWait(text, failedAt)
   if (askedMs === undefined)
     return { waitMs: maxMs, because: `asked for ${quote(text)}, which is not a time: waiting the maximum of ${most}` }
-  const waitMs = Math.min(maxMs, Math.max(0, askedMs))
+  const waitMs = askedMs > 0 ? Math.min(maxMs, askedMs) : passedMs
   const asked = `asked for ${quote(text)}: ${durationText(waitMs)} after the failure`
   return { waitMs, because: askedMs > maxMs ? `${asked}, the maximum` : asked }
 }

@@ -1367,6 +1367,16 @@ describe("4 Policy", () => {
     },
   )
 
+  test.each(["0", "Sun, 01 Mar 2020 12:00:00 GMT", "1500000000"])(
+    "decide() pauses ever longer where the program asks for a time that has passed, again and again: %s",
+    (text) => {
+      const failure = failedBy("exit:1", [`Retry-After: ${text}`])
+      const lives = livesOf(stored(failedJob(), "U1"), Array(5).fill(failure), settings({ RESTART_RULES: ASKED }))
+      expect(lives.map(waitOf)).toEqual([0, 10, 20, 40, 80])
+      expect(because(lives[2]!)).toEndWith(": 20s after the failure")
+    },
+  )
+
   test("decide() waits the maximum where the group named wait has captured nothing", () => {
     const RESTART_RULES = "log:/quota(?: for (?<wait>.+))?/=asked..1h"
     const decision = decide(viewJob(failedJob()), failedBy("exit:1", ["quota"]), settings({ RESTART_RULES }), NOW)
