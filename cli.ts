@@ -170,13 +170,12 @@ class Inventory {
     const past = records.at(-1)
     const failure = this.failureOf(view, entry) ?? UNKNOWN
     const intent = entry.intent()
-    const decision = intent
-      ? decisionOf(intent, now)
-      : operator.decide(view, { ...failure, seenAt: now, changed: operator.isChanged(job) }, config, now)
+    const known = { ...failure, seenAt: now, changed: operator.isChanged(job) }
+    const decision = intent ? decisionOf(intent, now) : operator.decide(view, known, config, now)
     const isRestarting = intent !== undefined && decision.do === "restart"
     const nextRestartAt = "dueAt" in decision && !isRestarting ? decision.dueAt : undefined
     const rejection = nextRestartAt !== undefined && nextRestartAt <= now ? this.rejections.get(uid) : undefined
-    const restarts = phase === "succeeded" ? 0 : operator.countFrom(operator.annotationOf(view, "restarts"))
+    const restarts = phase === "succeeded" ? 0 : operator.restartsInRow(view, known)
     const unrecorded = { name: "", startedAt, failedAt, cause: failure.cause, restarts, summary: reason }
     const { problems, paused } = operator.overridesOf(view, config)
     const manual = decideOnWish(view)
@@ -413,7 +412,8 @@ async function runRestart(world: World, { job, run }: RestartPlan) {
 async function keepEvidence(world: World, view: JobView, entry: Entry): Promise<Failure> {
   const { evidence, failure } = await lookAt(world, view, entry)
   if (entry.recordOf(view) || world.config.historyLimit === 0) return failure
-  const record = operator.recordFor(view, evidence, failure.cause, decideOnWish(view))
+  const known = { ...failure, changed: operator.isChanged(entry.job() ?? {}) }
+  const record = operator.recordFor(view, evidence, known, decideOnWish(view))
   await operator.createRecord(world, record).catch((error: unknown) => {
     reportToStderr("warning", `[${view.key}] its failure is not recorded: ${messageOf(error)}`)
   })

@@ -974,7 +974,7 @@ function messageLines({ ended, exitCode, message }: ContainerView): string[] {
 export const annotationOf = ({ annotations }: JobView, name: string): string | undefined => annotations[PREFIX + name]
 
 /** A count from an annotation; text that is none is 0. */
-export const countFrom = (text: string | undefined) => (/^\d{1,9}$/.test(text ?? "") ? Number(text) : 0)
+const countFrom = (text: string | undefined) => (/^\d{1,9}$/.test(text ?? "") ? Number(text) : 0)
 
 /**
  * What the kubelet answers with status 200, and without a newline, if it cannot read a log: after the lines that it
@@ -1276,7 +1276,7 @@ function instantFrom(text: string): number | undefined {
 }
 
 /** Restarts in a row. A change by the owner resets the count, and so does a restart that a person asks for. */
-function restartsInRow(job: JobView, { changed }: Failure): number {
+export function restartsInRow(job: JobView, { changed }: Failure): number {
   return changed || isWantedNow(job) ? 0 : countFrom(annotationOf(job, "restarts"))
 }
 
@@ -2161,10 +2161,11 @@ const RECORD_BYTES = 256 << 10
  * that two operators write it once. Its metadata is all that a table of failures needs. Its data has at most 256 KiB
  * (an object may have 1 MiB), shared equally by the logs; a longer log loses its beginning.
  */
-export function recordFor(job: JobView, evidence: Evidence, cause: Cause, decision: Decision): ConfigMap {
+export function recordFor(job: JobView, evidence: Evidence, failure: Failure, decision: Decision): ConfigMap {
   const { namespace, name, uid, startedAt = job.createdAt, failedAt = 0, reason, message } = job
+  const { cause } = failure
   const { pods, morePods } = evidence
-  const restarts = countFrom(annotationOf(job, "restarts"))
+  const restarts = restartsInRow(job, failure)
   const decided = decidedText(decision)
   const whole = { namespace, job: name, uid, failedAt, cause, reason, message, restarts, decided, morePods, pods }
   const share = (RECORD_BYTES - Buffer.byteLength(jsonText(whole))) / evidence.logs.size
@@ -5185,10 +5186,10 @@ class Recorder {
   record({ view, job }: JobEntry, evidence: Evidence, failure: Failure): void {
     const { config } = this.world
     if (config.historyLimit === 0) return
-    const changed = job !== undefined && isChanged(job)
-    const decision = decide({ ...view, deleting: false }, { ...failure, changed }, config, nowOf(this.world))
+    const judged = { ...failure, changed: job !== undefined && isChanged(job) }
+    const decision = decide({ ...view, deleting: false }, judged, config, nowOf(this.world))
     this.writes.addUntilDone(view.namespace, "create /configmaps", "a failure is not recorded", async () => {
-      const record = recordFor(view, evidence, failure.cause, decision)
+      const record = recordFor(view, evidence, judged, decision)
       await createRecord(this.world, record)
       const known = this.remember(view.key, [recordKey(record.metadata ?? {})])
       const stale = new Set(staleRecords(known, config.historyLimit, () => true, nowOf(this.world)))

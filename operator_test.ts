@@ -99,6 +99,7 @@ import {
   systemClock,
   tailOf,
   textRecord,
+  UNKNOWN,
   variablesOf,
   verdictOf,
   viewJob,
@@ -3404,7 +3405,12 @@ describe("1 Text", () => {
     ]
     const logs = new Map([["uid-load-a-x/worker", { lines: ["# one", "", "two"], note: "last 3 lines" }]])
     const evidence = { pods, logs, morePods: 1 }
-    const record = recordFor(job, evidence, "exit:3", { do: "wait", dueAt: NOW + HOUR, because: "RESTART_DELAY 1h" })
+    const record = recordFor(
+      job,
+      evidence,
+      { ...UNKNOWN, cause: "exit:3" },
+      { do: "wait", dueAt: NOW + HOUR, because: "RESTART_DELAY 1h" },
+    )
     expect(record).toMatchObject({
       immutable: true,
       metadata: {
@@ -3447,7 +3453,12 @@ describe("1 Text", () => {
     (length) => {
       const name = "j".repeat(length)
       const none = { pods: [], logs: new Map(), morePods: 0 }
-      const { metadata } = recordFor(viewJob(failedJob({ name })), none, "oom", { do: "give up", because: "x" })
+      const { metadata } = recordFor(
+        viewJob(failedJob({ name })),
+        none,
+        { ...UNKNOWN, cause: "oom" },
+        { do: "give up", because: "x" },
+      )
       expect(metadata?.labels).toMatchObject(prefixed({ job: labelValueFor(name) }))
       expect([readPast(metadata!).job, readPast({ labels: prefixed({ job: "old" }) }).job]).toEqual([name, "old"])
     },
@@ -3455,8 +3466,12 @@ describe("1 Text", () => {
 
   test("recordFor() has one name for a failure, whoever writes it, and another for each failure", () => {
     const nameOf = (job: Job, cause: Cause = "oom") =>
-      recordFor(viewJob(job), { pods: [], logs: new Map(), morePods: 0 }, cause, { do: "give up", because: "x" })
-        .metadata!.name!
+      recordFor(
+        viewJob(job),
+        { pods: [], logs: new Map(), morePods: 0 },
+        { ...UNKNOWN, cause },
+        { do: "give up", because: "x" },
+      ).metadata!.name!
     const name = "a".repeat(29) + ".b".repeat(17)
     const others = [
       failedJob(),
@@ -3483,7 +3498,12 @@ describe("1 Text", () => {
         all.flatMap((tails, p) => tails.map((lines, c) => [`uid-p${p}/c${c}`, { lines, ...note }] as const)),
       )
       const evidence = { pods, logs, morePods: 0 }
-      const record = recordFor(viewJob(failedJob()), evidence, "exit:1", { do: "give up", because: "x" })
+      const record = recordFor(
+        viewJob(failedJob()),
+        evidence,
+        { ...UNKNOWN, cause: "exit:1" },
+        { do: "give up", because: "x" },
+      )
       expect(Buffer.byteLength(Object.entries(record.data!).flat().join(""))).toBeLessThanOrEqual(256 << 10)
       const read = readRecord(record)!.evidence
       expect(read.pods.map(({ uid, createdAt, containers }) => [uid, createdAt, containers.length])).toEqual(

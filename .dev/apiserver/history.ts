@@ -1,5 +1,5 @@
 // Past failures of Jobs, as records that an operator has left, for pictures and measurements.
-import { type Cause, type Job, recordFor, viewJob, viewPod } from "../../operator.ts"
+import { type Cause, type Job, recordFor, UNKNOWN, viewJob, viewPod } from "../../operator.ts"
 import type { Model } from "./model.ts"
 
 export interface PastRun {
@@ -54,5 +54,5 @@ export function putRecord(model: Model, namespace: string, name: string, past: P
   const view = viewPod(pod as unknown as Parameters<typeof viewPod>[0])
   const evidence = { pods: [view], logs: new Map([[`${podUid}/download`, { lines: log }]]), morePods: 0 }
   const decision = { do: "wait", dueAt: failedAt + 3_600_000, because } as const
-  model.put(recordFor(viewJob(job), evidence, cause, decision) as Parameters<Model["put"]>[0])
+  model.put(recordFor(viewJob(job), evidence, { ...UNKNOWN, cause }, decision) as Parameters<Model["put"]>[0])
 }

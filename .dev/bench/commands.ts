@@ -3,7 +3,7 @@
 import { mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
-import { type Evidence, instantText, type Job, recordFor, viewJob, viewPod } from "../../operator.ts"
+import { type Evidence, instantText, type Job, recordFor, UNKNOWN, viewJob, viewPod } from "../../operator.ts"
 import { startApiServer } from "../apiserver/http.ts"
 
 const [JOBS, FAILED, RECORDS_EACH, RUNS] = [1_000, 20, 10, 7]
@@ -39,7 +39,8 @@ for (let i = 0; i < JOBS; i++) {
     const logs: Evidence["logs"] = new Map([
       [`${i}-${n}/main`, { lines: Array.from({ length: 20 }, (_, l) => `a line of a log, number ${l}`) }],
     ])
-    const record = recordFor(viewJob(old as unknown as Job), { pods, logs, morePods: 0 }, "exit:3", {
+    const failure = { ...UNKNOWN, cause: "exit:3" as const }
+    const record = recordFor(viewJob(old as unknown as Job), { pods, logs, morePods: 0 }, failure, {
       do: "wait",
       dueAt: Date.now(),
       because: "RESTART_DELAY 1h",

@@ -142,6 +142,20 @@ describe("status", () => {
     expect(Date.parse(facts[0].nextRestartAt) - Date.parse(facts[0].lastFailureAt)).toBe(7_200_000)
   })
 
+  test("counts failures in a row as the operator does: from 1 again once the owner has changed the Job", async () => {
+    const server = await serve()
+    const annotations = { [`${PREFIX}restarts`]: "5", [`${PREFIX}created`]: "what it was" }
+    stand(server, "changed", { metadata: { annotations }, status: failedAgo(0) })
+    const show = async () => (await command(server, "status -o json")).json().jobs
+    const seen = [{ state: "waiting", failuresInRow: 1, failures: [{ restarts: 0 }] }]
+    expect(await show()).toMatchObject(seen)
+    const life = live(server, { RESTART_DELAY: "3600", MAX_RESTARTS: "5" })
+    await until("recorded", () => callsOf(server, "create", "configmaps").length > 1)
+    life.stop()
+    await life.done
+    expect(await show()).toMatchObject(seen)
+  })
+
   test("of several rejections of a restart the newest is told, whatever the names of their Events", async () => {
     const server = await settled({ RESTART_DELAY: "3600" })
     const job = stand(server, "load-a", { status: failedAgo(7_200_000) })
