@@ -4476,10 +4476,11 @@ class BoundedMap<V> extends Map<string, V> {
   override set(key: string, value: V): this {
     this.delete(key)
     super.set(key, value)
-    if (this.size <= this.most) return this
-    const [oldest = ""] = this.keys()
-    this.delete(oldest)
-    this.onEvicted(oldest)
+    for (const oldest of this.keys()) {
+      if (this.size <= this.most) break
+      this.delete(oldest)
+      this.onEvicted(oldest)
+    }
     return this
   }
 }

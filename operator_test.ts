@@ -4032,10 +4032,14 @@ describe("11 Controller", () => {
     test("holds the tombstones of all Jobs that it knows, though thousands of them are deleted at once", () => {
       const cache = new Cache()
       const jobs = Array.from({ length: 2_000 }, (_, i) => named(`j${i}`, `U${i}`))
+      const bury = (i: number) =>
+        cache.addTombstone(`batch-a/j${i}`, { job: jobs[i]!, watched: true, ttlMs: undefined })
       for (const job of jobs) cache.addJob(entryOf(job))
-      for (const [i, job] of jobs.entries())
-        cache.addTombstone(`batch-a/j${i}`, { job, watched: true, ttlMs: undefined })
+      for (const i of jobs.keys()) bury(i)
       expect(cache.tombstone("batch-a/j0")?.watched).toBe(true)
+      for (const job of jobs) cache.forgetJob(entryOf(job))
+      bury(1_999)
+      expect([cache.tombstone("batch-a/j999"), cache.tombstone("batch-a/j1000")?.watched]).toEqual([undefined, true])
     })
 
     test("clear() empties the memory of one namespace, as after a restore of etcd", () => {
