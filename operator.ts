@@ -3821,6 +3821,9 @@ async function deleteInBackground(
 const inFlightMs = (clock: Clock, sentSince: Monotonic | undefined) =>
   sentSince === undefined ? 0 : sentSince + REQUEST_MAY_APPLY_MS - clock.monotonic()
 
+/** In which namespaces an intent could be read: a Role may name the Jobs that may be, and an intent is none of them. */
+const readableIntents = new WeakMap<Cluster, Set<string>>()
+
 /**
  * The intents of one Job, for one run of reconcileRestart(). Invariant: what was written, or found new or gone, is in
  * the cache at once; a removal without an answer is remembered.
@@ -3961,8 +3964,16 @@ class Intents {
     return isForeign ? this.startedSince : undefined
   }
 
-  private getJob(name: string): Promise<Job | undefined> {
-    return this.world.cluster.getJob(this.job.namespace, name, this.world.kill)
+  /** Throws if intents cannot be read: then no Job may be deleted. Asks once in each namespace. */
+  async checkReadable({ name }: Intent): Promise<void> {
+    if (!readableIntents.get(this.world.cluster)?.has(this.job.namespace)) await this.getJob(name)
+  }
+
+  private async getJob(name: string): Promise<Job | undefined> {
+    const { cluster, kill } = this.world
+    const found = await cluster.getJob(this.job.namespace, name, kill)
+    readableIntents.set(cluster, (readableIntents.get(cluster) ?? new Set()).add(this.job.namespace))
+    return found
   }
 }
 
@@ -4256,6 +4267,7 @@ class RestartRun {
     const written = await this.intents.write(this.rules.draftOf(plan), prove)
     if (written === undefined) return undefined
     if (!(written instanceof Error)) {
+      await this.intents.checkReadable(written)
       this.justWritten = written.name
       // If the Job is absent, its pods have not been read yet: it is observed again.
       if (seen.live) this.nextSeen = { ...seen, intents: newestFirst([written, ...seen.intents]) }

@@ -307,6 +307,23 @@ describe("The restart protocol", () => {
     await backOnce(server, [live(server, {}, { user: "podless" })], [job])
   })
 
+  test("no Job is deleted where the Role lets only named Jobs be read, which intents are not", async () => {
+    const server = await serve()
+    const job = stand(server, "load-a")
+    const [jobs] = OLD_ROLE
+    const named = [
+      { ...jobs!, verbs: ["list", "create"] },
+      { ...jobs!, resourceNames: ["load-a"] },
+    ]
+    server.addUser("named", [...named, ...OLD_ROLE.slice(1)])
+    const life = live(server, {}, { user: "named" })
+    await until("held up", () => life.factsOf("Retrying").some(({ isAlarm }) => isAlarm))
+    await until("tried again", () => callsOf(server, "get", "jobs", ({ status }) => status === 403).length > 2)
+    expect(deletions(server, "load-a")).toEqual([])
+    server.model.users.set("named", { rules: OLD_ROLE })
+    await backOnce(server, [life], [job])
+  })
+
   test("a Job comes back that a delete without an answer takes after another operator withdrew its intent", async () => {
     const { server, job, life } = await deletedWithoutAnswer()
     for (const { metadata } of intents(server)) person(server, "delete", metadata.name)
@@ -695,8 +712,10 @@ describe("The restart protocol", () => {
   }
   test.each(Object.entries(spent))("a restart costs %s", async (_, [user, most]) => {
     const server = await serve()
+    // With the first restart it learns that it may read intents.
+    const earlier = stand(server, "earlier")
     const life = live(server, { CHECK_INTERVAL: "3600" }, { user })
-    await until("listed", () => callsOf(server, user === "old" ? "list" : "watch").length > 0)
+    await backOnce(server, [life], [earlier])
     const job = run(server, "load-a", [exits(3), {}])
     await until("failed", () => current(server, job)?.status?.failed)
     life.clock.jump(user === "old" ? 3_600_000 : 0)
