@@ -116,9 +116,9 @@ describe("Logs", () => {
   })
 
   test("C05 the last line is read however many long lines LOG_LINES asks for", async () => {
-    const pieces = Array.from({ length: 1_000 }, (_, n) => `${"#".repeat(10_000)} ${n}\n`)
+    const pieces = Array.from({ length: 500 }, (_, n) => `${"#".repeat(10_000)} ${n}\n`)
     const server = await serve((_, response) => void response.end(pieces.join("")))
-    expect((await read(server, 1_000)).lines.at(-1)).toEndWith("# 999")
+    expect((await read(server, 500)).lines.at(-1)).toEndWith("# 499")
   })
 
   test.each([
