@@ -6451,7 +6451,8 @@ async function post(url: string, text: string, now: number, signal: AbortSignal)
       body,
       redirect: "manual",
       signal: limit,
-      tls: { ca: trustedRoots() },
+      // Always set: otherwise NODE_TLS_REJECT_UNAUTHORIZED would decide.
+      tls: { ca: trustedRoots(), rejectUnauthorized: true },
     })
     await response.body?.cancel()
     if (response.ok) return undefined

@@ -40,6 +40,7 @@ import {
   tidyUp,
   until,
 } from "./acting_kit.ts"
+import { foreign, identityOf, serve as serveHttps } from "./https_server.ts"
 import { lint, parse } from "./metrics_kit.ts"
 
 tidyUp()
@@ -580,6 +581,16 @@ describe("NOTIFY_URL", () => {
     await until("taken by the proxy", () => proxy.posts.length === 1)
     const text = readFileSync(join(import.meta.dir, "../../.github/docs/monitoring.md"), "utf8").replaceAll("\n", " ")
     expect(text).toMatch(/They go through `HTTPS_PROXY`, or `HTTP_PROXY` for `http:\/\/`, unless `NO_PROXY`/)
+  })
+
+  test("F03 a receiver whose certificate nobody trusts gets nothing, NODE_TLS_REJECT_UNAUTHORIZED or not", async () => {
+    const stranger = await serveHttps(() => ({}), { identity: await identityOf(foreign, "127.0.0.1") })
+    endings.push(stranger.stop, () => void delete process.env.NODE_TLS_REJECT_UNAUTHORIZED)
+    process.env.NODE_TLS_REJECT_UNAUTHORIZED = "0"
+    const { tell, said } = quickNotifier(`${stranger.address}/s3cr3t`)
+    tell(gaveUp("load-a"))
+    await until("rejected", () => said.length > 0 || stranger.calls.length > 0)
+    expect([said[0], stranger.calls]).toEqual([expect.stringMatching(/was not taken.*(VERIFY|SELF_SIGNED)/), []])
   })
 
   test("a long message is cut between characters, for receivers reject half of an emoji", async () => {
