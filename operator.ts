@@ -5659,6 +5659,8 @@ function shorterTtlMs(before: JobView, after: JobView): number | undefined {
  */
 class EventHandler implements WatchHandler {
   private readonly listedVersion = new Map<string, string>()
+  /** What was created by then, an earlier life has restarted. */
+  private firstListedAt = Number.POSITIVE_INFINITY
 
   constructor(
     private readonly world: World,
@@ -5675,6 +5677,7 @@ class EventHandler implements WatchHandler {
 
   onJobsListed(namespace: string, list: ListedJobs): void {
     const isFirst = !this.listedVersion.has(namespace)
+    this.firstListedAt = Math.min(this.firstListedAt, nowOf(this.world))
     this.replaceCache(namespace, list)
     if (isFirst) {
       // A Job that its TTL took exists in its intent.
@@ -5757,11 +5760,10 @@ class EventHandler implements WatchHandler {
     } else {
       if (known) this.cache.forgetJob(known)
       this.cache.addJob(new JobEntry(kept, sequence))
-      // A creation time in the future is ignored: the clock was set back since. Creation times have whole seconds, so
-      // 999 ms are added, lest the spacing end early.
-      const now = nowOf(this.world)
-      if (isRestarted(view) && view.createdAt <= now)
-        this.spacing.take(groupOf(view), Math.min(view.createdAt + 999, now))
+      // Of a later Job this life knows better: anybody may write one that looks restarted, and hold a group up by it.
+      // Creation times have whole seconds, so 999 ms are added, lest the spacing end early.
+      if (isRestarted(view) && view.createdAt <= this.firstListedAt)
+        this.spacing.take(groupOf(view), Math.min(view.createdAt + 999, nowOf(this.world)))
       for (const pod of this.cache.podsOf(view.uid)) this.warnings.reportPod(view, pod)
     }
     this.warnings.reportJob(view)

@@ -3956,6 +3956,30 @@ describe("11 Controller", () => {
       expect(cache.podsOf("U1")).toEqual([])
     })
 
+    test("only what an earlier life restarted takes a group, not what looks like that and is created later", () => {
+      const never = new AbortController().signal
+      const { config } = readSettings({ NAMESPACE: "batch-a", JOB_SELECTOR: "!nobody", RESTART_SPACING: "3600" })
+      const clock = { ...systemClock, now: () => NOW }
+      const world = { cluster: { skewMs: () => 0 }, clock, emit: () => {}, config, stop: never, kill: never }
+      const operator = new Operator(world as unknown as ConstructorParameters<typeof Operator>[0])
+      type Handler = Record<"onJobsListed" | "onJobEvent", (...event: unknown[]) => void>
+      const { watcher, restarts } = operator as unknown as {
+        watcher: { handler: Handler }
+        restarts: { freeAt(view: ReturnType<typeof viewJob>, now: number): number }
+      }
+      const restarted = (group: string, agoMs: number) => {
+        const job = annotated({ group, "restarted-from": "U0" })
+        const creationTimestamp = new Date(NOW - agoMs).toISOString()
+        return { ...job, metadata: { ...job.metadata, name: group, uid: group, creationTimestamp } }
+      }
+      const freeInMs = (group: string) => restarts.freeAt(viewJob(restarted(group, 0)), clock.now()) - clock.now()
+      const items = [keepJob(restarted("earlier", MINUTE))]
+      watcher.handler.onJobsListed("batch-a", { items, resourceVersion: "1", asOf: 0 })
+      clock.now = () => NOW + 2 * MINUTE
+      watcher.handler.onJobEvent("ADDED", restarted("later", -MINUTE))
+      expect([freeInMs("earlier"), freeInMs("later")]).toEqual([HOUR - 3 * MINUTE + 999, 0])
+    })
+
     test("the cost of an event does not depend on how many pods of its Job are told to stop", () => {
       const never = new AbortController().signal
       const cluster = { skewMs: () => 0, listPods: () => new Promise(() => {}) }
