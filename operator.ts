@@ -468,7 +468,22 @@ export function readSettings(env: Env) {
   const logRule = config.restartRules?.find(({ cause }) => cause.kind === "log")
   const isInVain = logRule && config.logLines === 0
   const warnings = isInVain ? [`RESTART_RULES has ${logRule.text}, but LOG_LINES=0 keeps no log to match`] : []
-  return { config, rows, warnings }
+  return { config, rows, warnings: [...warnings, ...unreachedRules(config)] }
+}
+
+/** The rules before which one stands that matches the same failures. */
+function unreachedRules({ restartRules = [], skipDelayOnOom }: Config): string[] {
+  const skip = { text: "SKIP_DELAY_ON_OOM", cause: { kind: "oom" } } as const
+  const before = (at: number) => [...(skipDelayOnOom ? [skip] : []), ...restartRules.slice(0, at)]
+  return restartRules.flatMap(({ text, cause }, at) => {
+    const first = before(at).find((rule) => coversAll(rule.cause, cause))
+    return first ? [`RESTART_RULES: ${text} is never reached, for ${first.text} comes before it`] : []
+  })
+}
+
+function coversAll(rule: RuleCause, other: RuleCause): boolean {
+  if (rule.kind === "exit" && other.kind === "exit") return rule.least <= other.least && other.most <= rule.most
+  return rule.kind === "any" || Bun.deepEquals(rule, other)
 }
 
 /** Job names as `namespace/name`: a plain one is of the only namespace. */

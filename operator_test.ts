@@ -575,6 +575,27 @@ describe("2 Settings", () => {
         expectLinear(48_000, (length) => attempt(() => parseRules(before + piece.repeat(length))))
   })
 
+  const unreached: Record<string, string[]> = {
+    "any=1h, exit:3=6h, oom=0s": ["exit:3=6h: any=1h", "oom=0s: any=1h"],
+    "exit:1-9=1h, exit:3=6h, exit:9-10=1h": ["exit:3=6h: exit:1-9=1h"],
+    "log:/a/=1h, log:/a/i=2h, log:/a/=never": ["log:/a/=never: log:/a/=1h"],
+    "oom=1h, evicted=0s, oom=2h": ["oom=2h: oom=1h"],
+    "exit:3=1h, exit:1-9=2h, log:/a/=1h, any=1h": [],
+  }
+  test.each(Object.entries(unreached))(
+    "readSettings() warns of rules that are never reached: %s",
+    (rules, expected) => {
+      const warningsOf = (env: Env) => readSettings({ JOB_NAMES: "a", RESTART_RULES: rules, ...env }).warnings
+      const text = (pair: string) =>
+        pair.replace(/(.*): (.*)/, "RESTART_RULES: $1 is never reached, for $2 comes before it")
+      expect(warningsOf({})).toEqual(expected.map(text))
+      const withSkip = warningsOf({ SKIP_DELAY_ON_OOM: "true" }).some((line) =>
+        line.includes("for SKIP_DELAY_ON_OOM comes"),
+      )
+      expect(withSkip).toBe(/oom=/.test(rules))
+    },
+  )
+
   test("readSettings() warns of a rule on log text where no log is kept", () => {
     const warningsOf = (RESTART_RULES: string, LOG_LINES: string) =>
       readSettings({ JOB_NAMES: "a", RESTART_RULES, LOG_LINES }).warnings
