@@ -5433,9 +5433,10 @@ class Warnings {
   }
 
   reportPod(view: JobView, { containers, name }: PodView): void {
-    const isOnItsWay = ({ reason }: ContainerView) => ["", "ContainerCreating", "PodInitializing"].includes(reason)
+    // Virtual kubelets have further reasons for a container that is on its way.
+    const isError = ({ reason }: ContainerView) => /Err|Invalid|Unavailable|Failed|BackOff/.test(reason)
     const why = ({ reason, message }: ContainerView) => [reason, message].filter(Boolean).join(": ")
-    const stuck = containers.find((one) => one.state === "waiting" && !one.ended && !isOnItsWay(one))
+    const stuck = containers.find((one) => one.state === "waiting" && !one.ended && isError(one))
     if (stuck && this.reporter.isFirst(`start ${view.uid}`))
       this.reporter.emit({ kind: "CannotStart", job: view, pod: name, reason: why(stuck) })
   }

@@ -310,6 +310,17 @@ describe("The evidence", () => {
       expect(life.factsOf("CannotStart", "load-a")).toEqual([expect.objectContaining({ reason })])
     },
   )
+  test("B12 a Job whose pod a virtual kubelet is about to start is not reported", async () => {
+    const server = await serve()
+    const life = live(server)
+    run(server, "load-a", [{ imagePull: "Pulling" }])
+    await until("waiting", () =>
+      [...life.operator.cache.jobs.values()].some(({ view }) =>
+        life.operator.cache.podsOf(view.uid).some(({ containers }) => containers[0]?.reason === "Pulling"),
+      ),
+    )
+    expect(life.factsOf("CannotStart", "load-a")).toEqual([])
+  })
   test("B12 a Job that cannot start is reported once, though its reason changes", async () => {
     const server = await serve()
     const { wait } = await cannotStart(server)
