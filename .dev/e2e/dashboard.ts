@@ -213,6 +213,7 @@ async function actions(ns: Namespace, check: Check, { page, seen, text }: Dashbo
     await act(page, ns, "alice", "Pause")
     await said(/is paused$/)
     await becomes(page, ns, "alice", "left alone, paused")
+    need((await page.evaluate("document.activeElement.id")) === "pause", "the button has lost the focus")
     need((await ns.job("alice"))?.metadata.annotations?.[`${prefix}paused`] === "true", "no annotation")
     await act(page, ns, "alice", "Resume")
     await becomes(page, ns, "alice", "waiting")
