@@ -3289,7 +3289,7 @@ class ApiServer {
       } catch (error) {
         // The idle connections of the pool may be dead too, as after a network change: the next call opens a new one.
         if (!(error instanceof ApiError)) this.session.close()
-        if (again || !isOutdated(error)) throw explainClock(error, this.skew)
+        if (again || !isOutdated(error)) throw explained(error, this.skew)
         this.forget(used)
       }
     }
@@ -3350,8 +3350,8 @@ class ApiServer {
   }
 }
 
-/** With a wrong clock valid credentials and certificates look expired, so the message mentions the clock. */
-function explainClock(error: unknown, skewMs: number): unknown {
+/** Says what may be wrong. With a wrong clock, valid credentials and certificates look expired. */
+function explained(error: unknown, skewMs: number): unknown {
   if (!(error instanceof Error)) return error
   const { status, code } = error as { status?: number; code?: unknown }
   const offBy = `${durationText(Math.abs(skewMs))} ${skewMs > 0 ? "behind" : "ahead of"} the server's`
@@ -3359,6 +3359,9 @@ function explainClock(error: unknown, skewMs: number): unknown {
     error.message += `; this machine's clock is ${offBy}, which alone can be the reason: set it`
   if (/EXPIRED|NOT_YET_VALID/.test(String(code)))
     error.message += `; this machine's clock says ${instantText(systemClock.now())}`
+  if (code === "ERR_TLS_CERT_ALTNAME_INVALID")
+    error.message =
+      "the server's certificate is for other names: if it is the right server, set tls-server-name to one of them"
   return error
 }
 
