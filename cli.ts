@@ -10,7 +10,7 @@ import { parseArgs, styleText } from "node:util"
 import dashboardPage from "./dashboard.html" with { type: "text" }
 import type { Config, Env, Evidence, Failure, Intent, Job, JobName, JobView, PastFailure, World } from "./operator.ts"
 import * as operator from "./operator.ts"
-import { ApiError, decideOnWish, messageOf, nowOf, PREFIX, SettingsError, UNKNOWN, viewJob } from "./operator.ts"
+import { ApiError, decideOnRequest, messageOf, nowOf, PREFIX, SettingsError, UNKNOWN, viewJob } from "./operator.ts"
 import project from "./package.json" with { type: "json" }
 
 // ───────────────────────────────────── 1 Jobs, intents and records ────────────────────────────────────
@@ -178,7 +178,7 @@ class Inventory {
     const restarts = phase === "succeeded" ? 0 : operator.restartsInRow(view, known)
     const unrecorded = { name: "", startedAt, failedAt, cause: failure.cause, restarts, summary: reason }
     const { problems, paused } = operator.overridesOf(view, config)
-    const manual = decideOnWish(view)
+    const manual = decideOnRequest(view)
     return {
       job: view.key,
       uid,
@@ -382,13 +382,13 @@ async function planRestart(world: World, job: JobName): Promise<RestartPlan | { 
   }
   if (!live) return { rejection: `there is no Job ${job.key}` }
   const view = viewJob(live)
-  const decision = decideOnWish(view)
+  const decision = decideOnRequest(view)
   if (decision.do !== "restart") return { rejection: `${job.key} is not restarted: ${decision.because}` }
   const run = async () => {
     const failure = view.phase === "failed" ? await keepEvidence(world, view, entry) : UNKNOWN
     const known = { ...failure, changed: true }
-    const wishFor = (latest: Job) => operator.wishFor(latest, known, world.config, nowOf(world), decideOnWish)
-    const reconcile = () => operator.reconcileRestart(world, cache, { job: view, wishFor, atOnce: true })
+    const desiredFor = (latest: Job) => operator.desiredFor(latest, known, world.config, nowOf(world), decideOnRequest)
+    const reconcile = () => operator.reconcileRestart(world, cache, { job: view, desiredFor, atOnce: true })
     const outcome = await reconcile()
     // What has ended may be the restart of an earlier Job, which this one has replaced.
     return "uid" in outcome && outcome.uid === view.uid ? reconcile() : outcome
@@ -413,7 +413,7 @@ async function keepEvidence(world: World, view: JobView, entry: Entry): Promise<
   const { evidence, failure } = await lookAt(world, view, entry)
   if (entry.recordOf(view) || world.config.historyLimit === 0) return failure
   const known = { ...failure, changed: operator.isChanged(entry.job() ?? {}) }
-  const record = operator.recordFor(view, evidence, known, decideOnWish(view))
+  const record = operator.recordFor(view, evidence, known, decideOnRequest(view))
   await operator.createRecord(world, record).catch((error: unknown) => {
     reportToStderr("warning", `[${view.key}] its failure is not recorded: ${messageOf(error)}`)
   })
@@ -684,7 +684,7 @@ class Site {
   private async act(request: Request): Promise<Response> {
     // A form of another site cannot send JSON.
     if (request.headers.get("content-type") !== "application/json") return reply("", {}, 403)
-    const action = request.json().then((wish) => this.dashboard.act({ ...(wish as object) }))
+    const action = request.json().then((body) => this.dashboard.act({ ...(body as object) }))
     this.acting = Promise.allSettled([this.acting, action])
     return replyJson(action, 409)
   }

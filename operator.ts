@@ -1126,7 +1126,7 @@ export function decide(job: JobView, failure: Failure, config: Config, now: numb
 }
 
 /** The decision if a person asks for a restart now: rules and limits do not count. */
-export function decideOnWish(job: JobView): Decision {
+export function decideOnRequest(job: JobView): Decision {
   const leave = (because: string): Decision => ({ do: "leave", because, healthy: true })
   if (job.deleting) return leave("it is being deleted")
   if (job.manager) return leave(job.manager)
@@ -1357,7 +1357,7 @@ export function stateOf(view: JobView, decision: Decision | undefined, rejection
 // ─────────────────────────────────────── 5 Replacement and intent ───────────────────────────────────────
 
 /** What to do about a Job with this failure, decided on the Job as it is now. */
-export function wishFor(job: Job, failure: Failure, config: Config, now: number, judge = decide): Wish {
+export function desiredFor(job: Job, failure: Failure, config: Config, now: number, judge = decide): Desired {
   const view = viewJob(job)
   const known = { ...failure, changed: failure.changed || isChanged(job) }
   const decision = judge({ ...view, deleting: false }, known, config, now)
@@ -1532,7 +1532,7 @@ export interface Intent {
    * A webhook has removed its label, or added a finalizer or an owner, with which the garbage collector may remove it;
    * or it may run. No Job may be deleted by it. Its writer removes it, and that cancels no restart.
    */
-  spoiled: boolean
+  unsafe: boolean
   jobName: string
   jobUid: string
   jobVersion: string
@@ -1651,7 +1651,7 @@ export const isIntent = ({ metadata }: Job) =>
   metadata?.labels?.[INTENT] !== undefined ||
   [REPLACEMENT, INTENT].some((key) => metadata?.annotations?.[key] !== undefined)
 
-const isSpoiled = ({ metadata: { labels, ownerReferences = [], finalizers = [] } = {}, spec }: Job) =>
+const isUnsafe = ({ metadata: { labels, ownerReferences = [], finalizers = [] } = {}, spec }: Job) =>
   labels?.[INTENT] === undefined ||
   ownerReferences.length > 0 ||
   finalizers.some((name) => !SERVER_FINALIZERS.includes(name)) ||
@@ -1661,7 +1661,7 @@ const isSpoiled = ({ metadata: { labels, ownerReferences = [], finalizers = [] }
 export function readIntent(job: Job): Intent | undefined {
   if (!isIntent(job)) return undefined
   const { namespace = "", name = "", uid = "", annotations, deletionTimestamp } = job.metadata ?? {}
-  const status = { deleting: deletionTimestamp != null, spoiled: isSpoiled(job) }
+  const status = { deleting: deletionTimestamp != null, unsafe: isUnsafe(job) }
   const identity = { namespace, name, uid, version: versionOf(job), ...status }
   const read = (): Intent | undefined => {
     if (annotations?.[REPLACEMENT] === undefined) return readIntentOfV1(job, identity)
@@ -1704,7 +1704,7 @@ interface HiddenOfV1 {
 /** Reads an intent of version 1.0.0: a suspended copy of the Job, and the rest of it in an annotation. */
 function readIntentOfV1(
   job: Job,
-  identity: Pick<Intent, "namespace" | "name" | "uid" | "version" | "deleting" | "spoiled">,
+  identity: Pick<Intent, "namespace" | "name" | "uid" | "version" | "deleting" | "unsafe">,
 ): Intent | undefined {
   const hidden = JSON.parse(job.metadata?.annotations?.[INTENT] ?? "") as HiddenOfV1
   const { name: jobName, uid: jobUid, resourceVersion: jobVersion, memory = {} } = hidden
@@ -1829,7 +1829,7 @@ export type Outcome =
 type Blocker = { pod?: string; phase?: string; node?: string | undefined; finalizers: string[] }
 
 /** The decision on a Job, and what its new Job gets. */
-export type Wish = { decision: Decision; additions: Additions }
+export type Desired = { decision: Decision; additions: Additions }
 
 /** All that nextStep() decides on. */
 export interface Observation {
@@ -1846,7 +1846,7 @@ export interface Observation {
   deletedByPerson: boolean
   /** Whether a TTL may have taken the Job. */
   hadTtl: boolean
-  wish: Wish | undefined
+  desired: Desired | undefined
   /** Read only if the Job is terminating or gone. */
   blockers: Blocker[]
   /** For how long the terminating Job has had no blocker but the finalizer of a Foreground delete. */
@@ -1925,8 +1925,8 @@ export function nextStep(seen: Observation, now: number): Step {
   const intent = isBegun ? { ...newest, dueAt: undefined } : newest
   const back = [live, latest].find((job) => job && wasRecreated(job, intent))
   if (back) return { do: "clean up", intents, outcome: outcomeOf(intents, back), withdraw: false }
-  // Beside a spoiled intent, an older one is all that protects the Job.
-  if (older.length > 0 && !isBegun && !newest.spoiled)
+  // Beside an unsafe intent, an older one is all that protects the Job.
+  if (older.length > 0 && !isBegun && !newest.unsafe)
     return { do: "clean up", intents: older, outcome: undefined, withdraw: false }
   if (!live) return stepWhileAbsent(seen, intent, now)
   return isTerminating(live) ? stepWhileTerminating(seen, intent, live) : stepBeforeDelete(seen, intent, live, now)
@@ -1949,22 +1949,22 @@ function outcomeOf(intents: Intent[], back: Job): Outcome {
 }
 
 function stepWithoutIntent(seen: Observation, now: number): Step {
-  const { live, latest, wish, intentWasRemoved, deletedByPerson, wasRejected } = seen
+  const { live, latest, desired, intentWasRemoved, deletedByPerson, wasRejected } = seen
   const isGone = isTerminatingOrGone(live)
   if (seen.ended) return done(seen.ended)
   if (!isGone && seen.mayBeDeleted)
     return { do: "wait", for: "a delete without an answer, which may still be applied", blockers: [] }
   if (intentWasRemoved) return done({ result: isGone ? "cancelled" : "changed" })
   const source = live ?? latest
-  if (!source || !wish || deletedByPerson || !("dueAt" in wish.decision)) return done({ result: "changed" })
-  const { dueAt } = wish.decision
+  if (!source || !desired || deletedByPerson || !("dueAt" in desired.decision)) return done({ result: "changed" })
+  const { dueAt } = desired.decision
   const startsAt = Math.max(dueAt, seen.heldUntil)
   const isDue = seen.atOnce || (live !== undefined && now >= startsAt)
   if (live && isTerminating(live)) return done({ result: "changed" })
   // Without a TTL it was deleted by a person.
   if (!live && !seen.hadTtl) return done({ result: "changed" })
   if (live && !isDue && !isThreatenedByTtl(viewJob(live), startsAt)) return done({ result: "waiting", dueAt: startsAt })
-  return writeStep({ live: source, additions: wish.additions, dueAt: isDue ? undefined : dueAt }, wasRejected)
+  return writeStep({ live: source, additions: desired.additions, dueAt: isDue ? undefined : dueAt }, wasRejected)
 }
 
 function writeStep(plan: IntentPlan, prove: boolean): Step {
@@ -1987,7 +1987,7 @@ function wasBegun({ live }: Observation, newest: Intent, older: Intent[]): boole
 
 /** The Job exists, as it was when the intent was written or edited since. */
 function stepBeforeDelete(seen: Observation, intent: Intent, live: Job, now: number): Step {
-  const { wish, intents } = seen
+  const { desired, intents } = seen
   // Whoever may create Jobs can forge an intent.
   if (!hasEnded(live)) return { do: "clean up", intents, outcome: { result: "changed" }, withdraw: false }
   // A delete with an older version as its precondition can never succeed: this intent is void, and safe to remove.
@@ -1999,9 +1999,9 @@ function stepBeforeDelete(seen: Observation, intent: Intent, live: Job, now: num
     return { do: "clean up", intents, outcome: { result: "changed" }, withdraw: false }
   }
   // Its writer was stopped before it could remove it. Another one is written, and checked.
-  if (intent.spoiled) return { do: "clean up", intents: [intent], outcome: undefined, withdraw: true }
+  if (intent.unsafe) return { do: "clean up", intents: [intent], outcome: undefined, withdraw: true }
   // It was written before the cause was known, or by other settings. One that does not wait is a restart under way.
-  if (wish && !("dueAt" in wish.decision) && intent.dueAt !== undefined && !knewMore(intent, wish))
+  if (desired && !("dueAt" in desired.decision) && intent.dueAt !== undefined && !knewCause(intent, desired))
     return { do: "clean up", intents, outcome: { result: "changed" }, withdraw: true }
   const earlier = earlierIntent(seen, intent, live, now)
   if (earlier) return earlier
@@ -2010,7 +2010,7 @@ function stepBeforeDelete(seen: Observation, intent: Intent, live: Job, now: num
   // An operator whose clock is behind would take our delete for a person's; an intent without a due time tells it
   // otherwise.
   if (intent.dueAt !== undefined)
-    return writeStep({ live, additions: wish?.additions ?? intent.additions, dueAt: undefined }, false)
+    return writeStep({ live, additions: desired?.additions ?? intent.additions, dueAt: undefined }, false)
   return { do: "prove and delete", intent, ttl: viewJob(live).ttlMs !== undefined }
 }
 
@@ -2019,29 +2019,26 @@ const LAST_CAUSE = `${PREFIX}last-cause`
 /** Whether an intent was written before its cause was known, because a TTL threatened the Job. */
 const isPremature = ({ additions }: Intent) => additions.annotations[LAST_CAUSE] === undefined
 
-/**
- * Whether the writer of an intent knew the cause, and we give up only because we do not: the pods may have been gone
- * when we started.
- */
-function knewMore({ additions }: Intent, wish: Wish): boolean {
-  const { [LAST_CAUSE]: known = "unknown" } = additions.annotations
-  return wish.decision.do === "give up" && wish.additions.annotations[LAST_CAUSE] === "unknown" && known !== "unknown"
+/** Whether we give up a Job only because its cause is unknown to us, while the writer of its intent knew the cause. */
+function knewCause({ additions }: Intent, desired: Desired): boolean {
+  const isKnown = ({ annotations }: Additions) => (annotations[LAST_CAUSE] ?? "unknown") !== "unknown"
+  return desired.decision.do === "give up" && isKnown(additions) && !isKnown(desired.additions)
 }
 
 /** Replaces an intent that waits too long: it was written before the cause was known, or before a person asked. */
 function earlierIntent(
-  { wish, atOnce }: Observation,
+  { desired, atOnce }: Observation,
   { dueAt, additions }: Intent,
   job: Job,
   now: number,
 ): Step | undefined {
   if (dueAt === undefined) return undefined
-  if (atOnce) return writeStep({ live: job, additions: wish?.additions ?? additions, dueAt: undefined }, false)
-  if (!wish || !("dueAt" in wish.decision)) return undefined
-  const wantedAt = Math.max(wish.decision.dueAt, now)
+  if (atOnce) return writeStep({ live: job, additions: desired?.additions ?? additions, dueAt: undefined }, false)
+  if (!desired || !("dueAt" in desired.decision)) return undefined
+  const wantedAt = Math.max(desired.decision.dueAt, now)
   if (inSeconds(wantedAt) >= inSeconds(dueAt)) return undefined
   // It keeps its due time, so that a person can still cancel it by deleting the Job.
-  return writeStep({ live: job, additions: wish.additions, dueAt: wantedAt }, false)
+  return writeStep({ live: job, additions: desired.additions, dueAt: wantedAt }, false)
 }
 
 /** Until when an intent waits; one without a due time is a restart under way. */
@@ -2058,11 +2055,11 @@ function stepWhileTerminating(seen: Observation, intent: Intent, live: Job): Ste
 }
 
 function stepWhileAbsent(seen: Observation, intent: Intent, now: number): Step {
-  const { intents, latest, deletedByPerson, blockers, atOnce, wish } = seen
+  const { intents, latest, deletedByPerson, blockers, atOnce, desired } = seen
   if (deletedByPerson && intent.dueAt !== undefined && !atOnce)
     return { do: "clean up", intents, outcome: { result: "cancelled" }, withdraw: false }
   // The cause, which is known by now, forbids the restart.
-  if (wish?.decision.do === "give up" && intent.dueAt !== undefined && !atOnce && isPremature(intent))
+  if (desired?.decision.do === "give up" && intent.dueAt !== undefined && !atOnce && isPremature(intent))
     return { do: "clean up", intents, outcome: { result: "changed" }, withdraw: false }
   const edit = latest && editOf(seen, intent, latest)
   if (edit) return edit
@@ -3682,7 +3679,7 @@ async function retryUntilDone({ clock, stop }: World, work: () => Promise<unknow
   }
 }
 
-/** Writes the record of a failure, unless another operator or an earlier life has done so. */
+/** Writes the record of a failure, unless another operator or an earlier process has done so. */
 export async function createRecord({ cluster, kill }: World, record: ConfigMap): Promise<void> {
   const { namespace = "" } = record.metadata ?? {}
   await cluster.createConfigMap(namespace, record, kill).catch((error) => rethrowUnless(error, "AlreadyExists"))
@@ -3715,7 +3712,7 @@ export const RULES = {
   verdictOf,
   blocksReplacement,
   wasDeletedByPerson,
-  wishFor,
+  desiredFor,
 }
 
 const rulesOf = ({ rules = RULES }: World) => rules
@@ -3742,10 +3739,10 @@ export interface RestartCache {
   emit: Emit
 }
 
-/** The Job to restart. `wishFor` decides on it as it is now; without it, only an existing intent is carried out. */
+/** The Job to restart. `desiredFor` decides on it as it is now; without it, only an existing intent is carried out. */
 export interface Restart {
   job: JobName
-  wishFor?: (job: Job) => Wish
+  desiredFor?: (job: Job) => Desired
   /** The cluster has rejected it before: a dry run comes before any write. */
   wasRejected?: boolean
   /** A person asked for it by a command: due times do not count. */
@@ -3793,7 +3790,7 @@ const isNamespaceGone = (error: unknown) =>
   isReason(error, "NamespaceTerminating") ||
   (isReason(error, "NotFound") && /^namespaces "\S+" not found$/.test((error as ApiError).text))
 
-const protects = ({ spoiled }: Intent) => !spoiled
+const protects = ({ unsafe }: Intent) => !unsafe
 
 /** Slewing moves the wall clock by less than this between two measurements; a smaller jump does no harm. */
 const CLOCK_SET_MS = 1_000
@@ -3921,12 +3918,12 @@ class Intents {
     const { name = "", uid = "" } = made.metadata ?? {}
     // It protects nothing, so the watch event of its removal must not cancel a restart.
     this.cache.onIntentGone({ namespace, jobName, name, uid })
-    // Only this call knows of it. After a stop it is left behind, and a later life finds it spoiled.
+    // Only this call knows of it. After a stop it is left behind, and a later process finds it unsafe.
     await retryUntilDone(this.world, () => deleteInBackground(this.world, namespace, name, uid))
     return new Error(`a webhook changed the intent ${name}: ${flaw ?? "it cannot be read back"}`)
   }
 
-  /** Takes over the intent that another operator, or an earlier life, wrote under this name, if it protects the Job. */
+  /** Takes over the intent of another operator or an earlier process that has this name, if it protects the Job. */
   private async adopt(name: string): Promise<Intent | Error | undefined> {
     const found = await this.getJob(name)
     if (!found) return undefined
@@ -3939,7 +3936,7 @@ class Intents {
       const finalizers = found.metadata?.finalizers?.join(", ")
       return new Error(`the intent ${name} of an earlier try is still being deleted, held by finalizers ${finalizers}`)
     }
-    // A webhook spoiled it, and it could not be removed at once: it protects nothing, but occupies the name.
+    // A webhook made it unsafe, and it could not be removed at once: it protects nothing, but occupies the name.
     try {
       await retryUntilDone(this.world, () =>
         deleteInBackground(this.world, this.job.namespace, name, uidOf(found) ?? ""),
@@ -3966,9 +3963,9 @@ class Intents {
     }
   }
 
-  /** An intent that a removal of ours may still take away counts as spoiled, so that no Job is deleted by it. */
+  /** An intent that a removal of ours may still take away counts as unsafe, so that no Job is deleted by it. */
   distrustRemoved(intent: Intent): Intent {
-    return this.unansweredRemovals.has(intent.uid) ? { ...intent, spoiled: true } : intent
+    return this.unansweredRemovals.has(intent.uid) ? { ...intent, unsafe: true } : intent
   }
 
   /** For how long a removal of this intent may still be applied: one of ours, or one of another operator. */
@@ -3976,7 +3973,7 @@ class Intents {
     return inFlightMs(this.world.clock, this.unansweredRemovals.get(intent.uid) ?? this.foreignSince([intent]))
   }
 
-  /** From when another operator, or an earlier life, may have sent requests by these intents; undefined: none has. */
+  /** From when another operator or an earlier process may have sent requests by these intents; undefined: none has. */
   foreignSince(intents: Intent[]): Monotonic | undefined {
     const isForeign = intents.some(({ name, dueAt }) => dueAt === undefined && !this.written.has(name))
     return isForeign ? this.startedSince : undefined
@@ -4151,7 +4148,7 @@ class RestartRun {
    */
   private async observe(): Promise<Observation> {
     const { cache, job } = this
-    const { wishFor, wasRejected = false, atOnce = false, heldUntil = 0 } = this.restart
+    const { desiredFor, wasRejected = false, atOnce = false, heldUntil = 0 } = this.restart
     this.clockOffsetMs = clockOffset(this.world.clock)
     const before = cache.intents()
     this.changeSignal = cache.changeSignal?.()
@@ -4184,7 +4181,7 @@ class RestartRun {
       latest,
       deletedByPerson: this.deletedUid !== uid && cache.deletedByPerson?.(uid, intent) === true,
       hadTtl: (cache.ttlMsOf?.(uid) ?? (latest && viewJob(latest).ttlMs)) !== undefined,
-      wish: source && uidOf(source) === job.uid ? wishFor?.(source) : undefined,
+      desired: source && uidOf(source) === job.uid ? desiredFor?.(source) : undefined,
       blockers,
       unblockedForMs: this.blockers.measureUnblockedMs(live, blockers),
       // What was rejected while the Job existed, as by a full quota, may be accepted once it is gone.
@@ -4301,8 +4298,8 @@ class RestartRun {
     // The Job exists only in memory now: this is retried until it works.
     if (!seen.live) throw written
     // A void intent is removed first: it may occupy the last place of a quota.
-    const isVoid = newest !== undefined && newest.jobVersion !== versionOf(seen.live)
-    if (!isVoid) return { result: "rejected", error: written }
+    const isStale = newest !== undefined && newest.jobVersion !== versionOf(seen.live)
+    if (!isStale) return { result: "rejected", error: written }
     this.rejectedEdit = { version: versionOf(seen.live), isDeleted }
     return undefined
   }
@@ -4344,7 +4341,7 @@ class RestartRun {
 
   /**
    * For how long a delete of the Job without an answer may still be applied: ours or, if intents are given, one that
-   * another operator or an earlier life may have sent by them just before this run.
+   * another operator or an earlier process may have sent by them just before this run.
    */
   private deleteInFlightMs(intents: Intent[] = []): number {
     return inFlightMs(this.world.clock, this.unansweredDeleteSince ?? this.intents.foreignSince(intents))
@@ -4783,7 +4780,7 @@ export class Spacing {
     return last.at + this.spacingMs
   }
 
-  /** Takes the group, for a restart of the key, or as of the creation of a Job that an earlier life restarted. */
+  /** Takes the group, for a restart of the key, or as of the creation of a Job that an earlier process restarted. */
   take(group: string, at: number, key = ""): GroupStart | undefined {
     if (this.spacingMs === 0) return undefined
     this.waiting.get(group)?.delete(key)
@@ -5232,7 +5229,7 @@ class Recorder {
 
   /**
    * Once the Role allows it: writes the settings and, once a day, prunes the records of Jobs that are long gone and
-   * those that an earlier life has left over.
+   * those that an earlier process has left over.
    */
   tidyUp(namespace: string, items: KeptJob[]): void {
     const { clock, cluster, config, kill } = this.world
@@ -5642,7 +5639,7 @@ class Restarts {
     const { failure, wasGone, requeue } = running
     const [intent] = newestFirst(this.cache.intentsOf(key))
     if (entry) moveTo(entry, { is: "scheduled", dueAt })
-    if (entry && wasGone && !intent?.spoiled) entry.waitAfterGone = { intentUid: intent?.uid, failure, dueAt }
+    if (entry && wasGone && !intent?.unsafe) entry.waitAfterGone = { intentUid: intent?.uid, failure, dueAt }
     const isDueNow = requeue || entry?.failure !== failure
     this.workqueue.add(key, isDueNow ? nowOf(this.world) + REQUEUE_AFTER_MS : dueAt, running.dueAt)
   }
@@ -5678,7 +5675,7 @@ function shorterTtlMs(before: JobView, after: JobView): number | undefined {
  */
 class EventHandler implements WatchHandler {
   private readonly listedVersion = new Map<string, string>()
-  /** What was created by then, an earlier life has restarted. */
+  /** What was created by then, an earlier process has restarted. */
   private firstListedAt = Number.POSITIVE_INFINITY
 
   constructor(
@@ -5754,8 +5751,8 @@ class EventHandler implements WatchHandler {
     }
     const key = `${intent.namespace}/${intent.jobName}`
     const entry = this.cache.jobs.get(key)
-    // A spoiled intent protects nothing: its removal, even before the next reconcile, must not cancel the restart.
-    if (intent.spoiled && entry?.waitAfterGone?.intentUid === intent.uid) entry.waitAfterGone = undefined
+    // An unsafe intent protects nothing: its removal, even before the next reconcile, must not cancel the restart.
+    if (intent.unsafe && entry?.waitAfterGone?.intentUid === intent.uid) entry.waitAfterGone = undefined
     if (type === "DELETED" || intent.deleting) this.cache.removeIntent(intent)
     // A listed intent was there before the list: it is adopted at once.
     else this.cache.addIntent(intent, later(clock.monotonic(), type === "LISTED" ? 0 : ADOPT_AFTER_MS), asOf)
@@ -5779,7 +5776,7 @@ class EventHandler implements WatchHandler {
     } else {
       if (known) this.cache.forgetJob(known)
       this.cache.addJob(new JobEntry(kept, sequence))
-      // Of a later Job this life knows better: anybody may write one that looks restarted, and hold a group up by it.
+      // Of a later Job this process knows better: anybody may write one that looks restarted, and hold up a group.
       // Creation times have whole seconds, so 999 ms are added, lest the spacing end early.
       if (isRestarted(view) && view.createdAt <= this.firstListedAt)
         this.spacing.take(groupOf(view), Math.min(view.createdAt + 999, nowOf(this.world)))
@@ -5884,7 +5881,7 @@ class Reconciler {
   }
 
   /**
-   * Carries out an intent that an earlier life or another operator has left, even if its Job is not selected now.
+   * Carries out an intent that an earlier process or another operator has left, even if its Job is not selected now.
    * Returns true if that is started, or waits: then there is nothing else to do for the Job.
    */
   private reconcileIntent(key: string, intent: KnownIntent | undefined): boolean {
@@ -5897,7 +5894,7 @@ class Reconciler {
     // An intent without a due time is a restart under way, whatever others exist.
     const isWait = this.cache.intentsOf(key).every(({ dueAt }) => dueAt !== undefined)
     const live = this.cache.jobs.get(key)?.view
-    const isAsWritten = live?.resourceVersion === intent.jobVersion && !live.deleting && !intent.spoiled
+    const isAsWritten = live?.resourceVersion === intent.jobVersion && !live.deleting && !intent.unsafe
     // If the Job is absent, or as it was, a run before the due time does nothing, and may cost a list of pods.
     if (isWait && (!live || isAsWritten) && this.postponeWait(view, intent)) return true
     this.restarts.start({ job }, intent.dueAt ?? nowOf(this.world), view)
@@ -5930,7 +5927,7 @@ class Reconciler {
       // Without a due time it is another operator's restart; with one it is a wait that was recorded.
       if (intent.dueAt === undefined && this.postponeAdoption(view.key, intent)) return
       const isNothingNew =
-        waitAfterGone?.intentUid === intent.uid && waitAfterGone.failure === failure && !intent.spoiled
+        waitAfterGone?.intentUid === intent.uid && waitAfterGone.failure === failure && !intent.unsafe
       if (isNothingNew && this.postponeWait(view, intent)) return
       // While its cause is unknown, only the intent says when it is due.
       const restart = failure ? this.restartOf(entry) : { job: view }
@@ -5941,10 +5938,10 @@ class Reconciler {
     if (!job || view.phase !== "failed" || !isOurs) return this.cache.forgetJob(entry)
     if (!this.wasRemovedByTtl(entry)) return this.forgetDeleted(entry, intent !== undefined)
     if (!failure) return this.evidence.collect(entry, "failed")
-    const wish = rulesOf(this.world).wishFor(job, failure, config, nowOf(this.world))
-    if ("dueAt" in wish.decision && !config.dryRun)
-      return this.restarts.start(this.restartOf(entry), wish.decision.dueAt, view)
-    const because = "dueAt" in wish.decision ? "DRY_RUN" : wish.decision.because
+    const desired = rulesOf(this.world).desiredFor(job, failure, config, nowOf(this.world))
+    if ("dueAt" in desired.decision && !config.dryRun)
+      return this.restarts.start(this.restartOf(entry), desired.decision.dueAt, view)
+    const because = "dueAt" in desired.decision ? "DRY_RUN" : desired.decision.because
     this.reporter.emit({ kind: "RemovedByTtl", job: view, because })
     this.cache.forgetJob(entry)
   }
@@ -6020,13 +6017,13 @@ class Reconciler {
     // intent is replaced by one that tells the cause.
     const dueAt = Math.max(failedAt + longestWaitMs(view, config) + 2_000, now + LONGEST_COLLECTION_MS)
     const decision: Decision = { do: "wait", dueAt, because: "its cause is not known yet" }
-    const wish = (job: Job): Wish => {
-      const known = rulesOf(this.world).wishFor(job, UNKNOWN, config, nowOf(this.world))
+    const desiredFor = (job: Job): Desired => {
+      const known = rulesOf(this.world).desiredFor(job, UNKNOWN, config, nowOf(this.world))
       const annotations = withoutKeys(known.additions.annotations, [LAST_CAUSE])
       const additions = { ...known.additions, annotations }
       return known.decision.do === "leave" ? known : { decision, additions }
     }
-    this.restarts.start({ job: view, wishFor: wish }, dueAt, view)
+    this.restarts.start({ job: view, desiredFor }, dueAt, view)
   }
 
   private schedule(entry: JobEntry, intent: KnownIntent | undefined, dueAt: number): void {
@@ -6050,10 +6047,10 @@ class Reconciler {
     const { view } = entry
     const now = nowOf(this.world)
     if (intent?.dueAt !== undefined) {
-      const isVoid = intent.jobVersion !== view.resourceVersion || dueAt < intent.dueAt - 1_000
-      return isVoid ? now + this.retryInMs(entry) : undefined
+      const isStale = intent.jobVersion !== view.resourceVersion || dueAt < intent.dueAt - 1_000
+      return isStale ? now + this.retryInMs(entry) : undefined
     }
-    // A restart that an earlier life, or another operator, has begun no longer waits for a due time.
+    // A restart that an earlier process, or another operator, has begun no longer waits for a due time.
     if (intent) return now + Math.max(this.retryInMs(entry), intent.adoptAt - this.world.clock.monotonic())
     const startsAt = Math.max(dueAt, this.restarts.freeAt(view, now))
     return isThreatenedByTtl(view, startsAt) ? now + this.retryInMs(entry) : undefined
@@ -6081,8 +6078,8 @@ class Reconciler {
 
   private restartOf({ view, failure = UNKNOWN, rejections }: JobEntry): Restart {
     const { config } = this.world
-    const wish = (job: Job) => rulesOf(this.world).wishFor(job, failure, config, nowOf(this.world))
-    return { job: view, wishFor: wish, wasRejected: rejections > 0 }
+    const desiredFor = (job: Job) => rulesOf(this.world).desiredFor(job, failure, config, nowOf(this.world))
+    return { job: view, desiredFor, wasRejected: rejections > 0 }
   }
 
   private reportDecision(entry: JobEntry, decision: Decision, cause: Cause, now: number): void {
@@ -6179,7 +6176,7 @@ export class Operator {
       const dueAt = state.is === "scheduled" ? state.dueAt : undefined
       return { key, state: stateOf(view, decision, rejections), dueAt }
     })
-    // Of Jobs that the TTL controller removed before this life there are only the intents.
+    // Of Jobs that the TTL controller removed before this process started, only the intents are left.
     const gone = this.cache.keysWithIntents().flatMap((key) => {
       const dueAt = newestFirst(this.cache.intentsOf(key))[0]?.dueAt
       const isKnown = this.cache.jobs.has(key) || dueTimes.has(key)

@@ -24,8 +24,9 @@ import {
   causeOf,
   contentOf,
   type Decision,
+  type Desired,
   decide,
-  decideOnWish,
+  decideOnRequest,
   decisionText,
   draftFrom,
   draftOf,
@@ -105,7 +106,6 @@ import {
   viewJob,
   viewPod,
   type Failure as WhatFailed,
-  type Wish,
   Workqueue,
   wasDeletedByPerson,
 } from "./operator.ts"
@@ -1766,7 +1766,7 @@ describe("4 Policy", () => {
     )
   })
 
-  const wishes: Record<string, [Job, string]> = {
+  const requests: Record<string, [Job, string]> = {
     "a failed Job": [failedJob(), "restart"],
     "a failed Job that is paused and given up": [annotated({ paused: "true", "max-restarts": "0" }), "restart"],
     "a finished Job": [jobWith([isTrue("Complete")]), "restart"],
@@ -1782,8 +1782,8 @@ describe("4 Policy", () => {
     ],
     "a CronJob's": [failedJob({ metadata: { ownerReferences: [cronJob()] } }), "it is owned by CronJob tick"],
   }
-  test.each(Object.entries(wishes))("decideOnWish() of %s", (_, [job, what]) => {
-    const decision = decideOnWish(viewJob(job))
+  test.each(Object.entries(requests))("decideOnRequest() of %s", (_, [job, what]) => {
+    const decision = decideOnRequest(viewJob(job))
     expect(decision.do === "leave" ? decision.because : decision.do).toBe(what)
   })
 
@@ -2020,7 +2020,7 @@ describe("5 Replacement and intent", () => {
           uid: "U7",
           version: "7",
           deleting: false,
-          spoiled: false,
+          unsafe: false,
           jobName: "load-a",
           jobUid: "U1",
           jobVersion: "7",
@@ -2352,9 +2352,9 @@ describe("5 Replacement and intent", () => {
     ["a finalizer", { finalizers: ["a/b"] }, true],
     ["no label", { labels: {} }, true],
     ["the finalizer of a foreground delete", { finalizers: ["foregroundDeletion"] }, false],
-  ])("readIntent() says whether an intent with %s is spoiled", (_, metadata, expected) => {
+  ])("readIntent() says whether an intent with %s is unsafe", (_, metadata, expected) => {
     const made = stored(intentFor(aDraft()), "U7")
-    expect(readIntent({ ...made, metadata: { ...made.metadata, ...metadata } })?.spoiled).toBe(expected)
+    expect(readIntent({ ...made, metadata: { ...made.metadata, ...metadata } })?.unsafe).toBe(expected)
   })
 
   const controller = "kubernetes.io/job-controller"
@@ -2364,9 +2364,9 @@ describe("5 Replacement and intent", () => {
     ["resumed, managed by nobody", { suspend: false, managedBy: undefined }, false],
     ["resumed and scaled, managed by nobody", { suspend: false, parallelism: 1, managedBy: undefined }, true],
     ["resumed and scaled, managed by a controller", { suspend: false, parallelism: 1, managedBy: controller }, true],
-  ])("readIntent() says whether an intent is spoiled that is %s", (_, spec, expected) => {
+  ])("readIntent() says whether an intent is unsafe that is %s", (_, spec, expected) => {
     const made = stored(intentFor(aDraft()), "U7")
-    expect(readIntent({ ...made, spec: { ...made.spec, ...spec } } as Job)?.spoiled).toBe(expected)
+    expect(readIntent({ ...made, spec: { ...made.spec, ...spec } } as Job)?.unsafe).toBe(expected)
   })
 
   test.each(Object.entries(webhooks))("flawOf() an intent where a webhook %s", (_, [change, expected]) => {
@@ -2380,9 +2380,9 @@ describe("5 Replacement and intent", () => {
   const rules: Record<string, Record<string, [Partial<Observation>, expected: string]>> = {
     "1 and 2, no intent stands": {
       "the Job failed and is due": [{}, "write intent"],
-      "the Job is not due yet": [{ wish: wish("wait", NOW + HOUR) }, "done: waiting for 1h"],
+      "the Job is not due yet": [{ desired: desired("wait", NOW + HOUR) }, "done: waiting for 1h"],
       "it is not due, but a person asks for the restart now": [
-        { wish: wish("wait", NOW + HOUR), atOnce: true },
+        { desired: desired("wait", NOW + HOUR), atOnce: true },
         "write intent",
       ],
       "the Job is due, but RESTART_SPACING holds it": [{ heldUntil: NOW + MINUTE }, "done: waiting for 1m"],
@@ -2390,9 +2390,9 @@ describe("5 Replacement and intent", () => {
         { ...ttl(600), heldUntil: NOW + HOUR },
         "write intent, due in 0s",
       ],
-      "it is to be left alone": [{ wish: wish("leave") }, "done: changed"],
-      "it is given up": [{ wish: wish("give up") }, "done: changed"],
-      "nobody wants it restarted, only an intent was to be completed": [{ wish: undefined }, "done: changed"],
+      "it is to be left alone": [{ desired: desired("leave") }, "done: changed"],
+      "it is given up": [{ desired: desired("give up") }, "done: changed"],
+      "nobody wants it restarted, only an intent was to be completed": [{ desired: undefined }, "done: changed"],
       "it is being deleted": [{ live: liveJob({ ...deleted }) }, "done: changed"],
       "it is gone, and nobody has seen it whole": [{ live: undefined, latest: undefined }, "done: changed"],
       "the cluster rejected this restart before: it is asked before anything is written": [
@@ -2405,15 +2405,21 @@ describe("5 Replacement and intent", () => {
       ],
     },
     "TTL, no intent stands": {
-      "the TTL ends before it is due": [{ ...ttl(600), wish: wish("wait", NOW + HOUR) }, "write intent, due in 1h"],
-      "the TTL ends just after it is due": [
-        { ...ttl(3_660), wish: wish("wait", NOW + HOUR) },
+      "the TTL ends before it is due": [
+        { ...ttl(600), desired: desired("wait", NOW + HOUR) },
         "write intent, due in 1h",
       ],
-      "the TTL ends long after it is due": [{ ...ttl(7_200), wish: wish("wait", NOW + HOUR) }, "done: waiting for 1h"],
+      "the TTL ends just after it is due": [
+        { ...ttl(3_660), desired: desired("wait", NOW + HOUR) },
+        "write intent, due in 1h",
+      ],
+      "the TTL ends long after it is due": [
+        { ...ttl(7_200), desired: desired("wait", NOW + HOUR) },
+        "done: waiting for 1h",
+      ],
       "it is due before its TTL ends": [ttl(600), "write intent"],
       "its TTL has removed it before it was due": [
-        { live: undefined, latest: ttl(0).live, wish: wish("wait", NOW + HOUR) },
+        { live: undefined, latest: ttl(0).live, desired: desired("wait", NOW + HOUR) },
         "write intent, due in 1h",
       ],
       "its TTL has removed it when it was due": [{ live: undefined, latest: ttl(0).live }, "write intent, due in 0s"],
@@ -2427,7 +2433,7 @@ describe("5 Replacement and intent", () => {
         "write intent, due in 0s",
       ],
       "its TTL has removed it, and it was to be left alone": [
-        { live: undefined, latest: ttl(0).live, wish: wish("leave") },
+        { live: undefined, latest: ttl(0).live, desired: desired("leave") },
         "done: changed",
       ],
     },
@@ -2450,8 +2456,8 @@ describe("5 Replacement and intent", () => {
         { intents: [intentOf()], heldUntil: NOW + MINUTE },
         "prove and delete",
       ],
-      "an earlier life wrote the intent, whatever is selected now": [
-        { intents: [intentOf()], wish: undefined },
+      "an earlier process wrote the intent, whatever is selected now": [
+        { intents: [intentOf()], desired: undefined },
         "prove and delete",
       ],
       "it has a TTL, so that a rejection may not remove the intent (A4)": [
@@ -2463,76 +2469,79 @@ describe("5 Replacement and intent", () => {
         "clean up U7: changed",
       ],
       "a webhook gave the intent an owner, and its writer could not remove it": [
-        { intents: [{ ...intentOf(), spoiled: true }] },
+        { intents: [{ ...intentOf(), unsafe: true }] },
         "clean up U7: go on, withdraw",
       ],
       "a webhook gave the intent an owner, and an older one that waits has none": [
-        { intents: [{ ...intentOf({}, { uid: "U8" }), spoiled: true }, laterIntent()] },
+        { intents: [{ ...intentOf({}, { uid: "U8" }), unsafe: true }, laterIntent()] },
         "clean up U8: go on, withdraw",
       ],
       "the Job is to be left alone now: a restart under way goes on": [
-        { intents: [intentOf()], wish: wish("leave") },
+        { intents: [intentOf()], desired: desired("leave") },
         "prove and delete",
       ],
       "the Job is given up now: a restart under way goes on": [
-        { intents: [intentOf()], wish: wish("give up") },
+        { intents: [intentOf()], desired: desired("give up") },
         "prove and delete",
       ],
     },
     "an intent waits": {
       "and the Job is to be left alone now": [
-        { intents: [laterIntent()], wish: wish("leave") },
+        { intents: [laterIntent()], desired: desired("leave") },
         "clean up U7: changed, withdraw",
       ],
       "and the Job is given up now": [
-        { intents: [laterIntent()], wish: wish("give up") },
+        { intents: [laterIntent()], desired: desired("give up") },
         "clean up U7: changed, withdraw",
       ],
-      "and is not due": [{ intents: [laterIntent()], wish: wish("wait", NOW + HOUR) }, "done: waiting for 1h"],
+      "and is not due": [{ intents: [laterIntent()], desired: desired("wait", NOW + HOUR) }, "done: waiting for 1h"],
       "and the Job was edited since": [
-        { intents: [laterIntent()], live: liveJob({ resourceVersion: "8" }), wish: wish("wait", NOW + HOUR) },
+        { intents: [laterIntent()], live: liveJob({ resourceVersion: "8" }), desired: desired("wait", NOW + HOUR) },
         "clean up U7: changed",
       ],
       "and the Job was edited since, which its TTL may take: the next intent is written first": [
         {
           intents: [laterIntent()],
           live: liveJob({ resourceVersion: "8" }, { ttlSecondsAfterFinished: 600 }),
-          wish: wish("wait", NOW + HOUR),
+          desired: desired("wait", NOW + HOUR),
         },
         "write intent, due in 1h",
       ],
       "and has an owner, with which the garbage collector may remove it": [
-        { intents: [{ ...laterIntent(), spoiled: true }], wish: wish("wait", NOW + HOUR) },
+        { intents: [{ ...laterIntent(), unsafe: true }], desired: desired("wait", NOW + HOUR) },
         "clean up U7: go on, withdraw",
       ],
-      "and is not due, for an earlier life": [{ intents: [laterIntent()], wish: undefined }, "done: waiting for 1h"],
+      "and is not due, for an earlier process": [
+        { intents: [laterIntent()], desired: undefined },
+        "done: waiting for 1h",
+      ],
       "and is due: one without a due time is written, so that no clock makes our delete a person's": [
         { intents: [laterIntent(0)] },
         "write intent",
       ],
-      "longer than this life wants": [
-        { intents: [laterIntent()], wish: wish("wait", NOW + MINUTE) },
+      "longer than this process wants": [
+        { intents: [laterIntent()], desired: desired("wait", NOW + MINUTE) },
         "write intent, due in 1m",
       ],
-      "less long than this life wants": [
-        { intents: [laterIntent()], wish: wish("wait", NOW + DAY) },
+      "less long than this process wants": [
+        { intents: [laterIntent()], desired: desired("wait", NOW + DAY) },
         "done: waiting for 1h",
       ],
       "but the Job is due now: it can still be cancelled": [{ intents: [laterIntent()] }, "write intent, due in 0s"],
       "but a person asks for the restart now": [
-        { intents: [laterIntent()], wish: wish("wait", NOW + HOUR), atOnce: true },
+        { intents: [laterIntent()], desired: desired("wait", NOW + HOUR), atOnce: true },
         "write intent",
       ],
       "and its TTL has removed the Job": [
-        { intents: [laterIntent()], live: undefined, wish: wish("wait", NOW + HOUR) },
+        { intents: [laterIntent()], live: undefined, desired: desired("wait", NOW + HOUR) },
         "done: waiting for 1h",
       ],
-      "and its TTL has removed the Job, for an earlier life": [
-        { intents: [laterIntent()], live: undefined, wish: undefined },
+      "and its TTL has removed the Job, for an earlier process": [
+        { intents: [laterIntent()], live: undefined, desired: undefined },
         "done: waiting for 1h",
       ],
-      "longer than this life wants, and its TTL has removed the Job": [
-        { intents: [laterIntent()], live: undefined, wish: wish("wait", NOW + MINUTE) },
+      "longer than this process wants, and its TTL has removed the Job": [
+        { intents: [laterIntent()], live: undefined, desired: desired("wait", NOW + MINUTE) },
         "write intent, due in 1m",
       ],
       "and its TTL has removed the Job, which is due": [{ intents: [laterIntent(0)], live: undefined }, "create"],
@@ -2553,15 +2562,15 @@ describe("5 Replacement and intent", () => {
         "clean up U7: cancelled",
       ],
       "and its TTL has removed the Job, whose cause turns out to forbid a restart": [
-        { intents: [laterIntent()], live: undefined, wish: wish("give up") },
+        { intents: [laterIntent()], live: undefined, desired: desired("give up") },
         "clean up U7: changed",
       ],
       "and its TTL has removed the Job, which its writer wanted back when it knew the cause": [
-        { intents: [informedIntent()], live: undefined, wish: wish("give up") },
+        { intents: [informedIntent()], live: undefined, desired: desired("give up") },
         "done: waiting for 1h",
       ],
       "and its TTL has removed the Job, which a person wants now whatever the cause": [
-        { intents: [laterIntent()], live: undefined, wish: wish("give up"), atOnce: true },
+        { intents: [laterIntent()], live: undefined, desired: desired("give up"), atOnce: true },
         "create",
       ],
       "and a person has deleted the Job just before it was due": [
@@ -2612,15 +2621,15 @@ describe("5 Replacement and intent", () => {
         { intents: [intentOf({}, { version: "9", uid: "U8" }), intentOf()], live: going() },
         "clean up U7: go on",
       ],
-      "and the intent for the edit is spoiled: the older one stays, too": [
-        { intents: [{ ...intentOf({}, { version: "9", uid: "U8" }), spoiled: true }, intentOf()], live: going() },
+      "and the intent for the edit is unsafe: the older one stays, too": [
+        { intents: [{ ...intentOf({}, { version: "9", uid: "U8" }), unsafe: true }, intentOf()], live: going() },
         "wait for the old Job to go",
       ],
     },
     "6 and 7, the Job is absent": {
       "and nothing is left of it": [{ intents: [intentOf()], live: undefined }, "create"],
       "and nothing is known of it but the intent": [
-        { intents: [intentOf()], live: undefined, latest: undefined, wish: undefined },
+        { intents: [intentOf()], live: undefined, latest: undefined, desired: undefined },
         "create",
       ],
       "and its pods still run (A06)": [
@@ -2645,7 +2654,7 @@ describe("5 Replacement and intent", () => {
       ],
     },
     "8, another uid has the name": {
-      "which we, or an earlier life, created": [
+      "which we, or an earlier process, created": [
         { intents: [intentOf()], live: back({ annotations: prefixed({ "restarted-from": "U1" }) }) },
         "clean up U7: restarted",
       ],
@@ -2927,7 +2936,7 @@ describe("5 Replacement and intent", () => {
       intentOf({}, { version: "10", uid: "U10-soon", dueAt: NOW }),
       intentOf({}, { version: "10", uid: "U10" }),
       { ...intentOf({}, { version: "1000", uid: "U1000" }), deleting: true },
-      { ...intentOf({}, { version: "11", uid: "U11" }), spoiled: true },
+      { ...intentOf({}, { version: "11", uid: "U11" }), unsafe: true },
     ]
     expect(newestFirst(all).map(({ uid }) => uid)).toEqual(["U11", "U10", "U10-soon", "U10-later", "U9"])
     expect(newestFirst([])).toEqual([])
@@ -3977,7 +3986,7 @@ describe("11 Controller", () => {
       expect(cache.podsOf("U1")).toEqual([])
     })
 
-    test("only what an earlier life restarted takes a group, not what looks like that and is created later", () => {
+    test("only what an earlier process restarted takes a group, not what looks like that and is created later", () => {
       const never = new AbortController().signal
       const { config } = readSettings({ NAMESPACE: "batch-a", JOB_SELECTOR: "!nobody", RESTART_SPACING: "3600" })
       const clock = { ...systemClock, now: () => NOW }
@@ -4487,8 +4496,8 @@ function informedIntent(): Intent {
   return { ...intent, additions: { ...intent.additions, annotations } }
 }
 
-/** What this life has decided on the Job. */
-function wish(what: Decision["do"], dueAt = NOW): Wish {
+/** What this process has decided on the Job. */
+function desired(what: Decision["do"], dueAt = NOW): Desired {
   const because = "it is said so"
   const additions = { annotations: prefixed({ restarts: "1", "restarted-from": "U1" }), memory: {} }
   switch (what) {
@@ -4511,7 +4520,7 @@ function observation(): Observation {
     latest: liveJob({}),
     deletedByPerson: false,
     hadTtl: true,
-    wish: wish("restart"),
+    desired: desired("restart"),
     blockers: [],
     unblockedForMs: 0,
     rejectedEdit: undefined,

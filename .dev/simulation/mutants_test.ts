@@ -12,9 +12,9 @@ type Observation = operator.Observation
 type Step = operator.Step
 
 /** Reads an intent as if no webhook had given it an owner or a finalizer. */
-const unspoiled: typeof RULES.readIntent = (job) => {
+const alwaysSafe: typeof RULES.readIntent = (job) => {
   const intent = RULES.readIntent(job)
-  return intent && { ...intent, spoiled: false }
+  return intent && { ...intent, unsafe: false }
 }
 
 /** A wrong nextStep(): what it sees, or what it says, is changed. */
@@ -68,7 +68,7 @@ const RULE_MUTANTS: Mutant[] = [
   },
   {
     name: "overlook what a webhook did to an intent",
-    program: currentProgram({ rules: { flawOf: () => undefined, readIntent: unspoiled } }),
+    program: currentProgram({ rules: { flawOf: () => undefined, readIntent: alwaysSafe } }),
     actions: ["admission", "crash"],
   },
   {
@@ -207,9 +207,9 @@ const RULE_MUTANTS: Mutant[] = [
     name: "decide without a fresh look",
     program: currentProgram({
       rules: {
-        wishFor: (...[job, failure, config, now]) => {
-          const wish = RULES.wishFor(job, failure, config, now)
-          return { ...wish, decision: { do: "restart", dueAt: now, because: "it was due" } }
+        desiredFor: (...[job, failure, config, now]) => {
+          const desired = RULES.desiredFor(job, failure, config, now)
+          return { ...desired, decision: { do: "restart", dueAt: now, because: "it was due" } }
         },
       },
     }),
