@@ -1,5 +1,6 @@
-# The operator's image for amd64 and arm64: one binary on distroless glibc, without a shell, run by a user that is not root.
-# To make a build repeatable, pin the base image: --build-arg BASE=gcr.io/distroless/base-nossl-debian12:nonroot@sha256:...
+# The operator's image for amd64 and arm64: one binary on distroless glibc, without a shell, run by a user that is not
+# root. To make a build repeatable, pin the base image:
+#   --build-arg BASE=gcr.io/distroless/base-nossl-debian12:nonroot@sha256:...
 ARG BASE=gcr.io/distroless/base-nossl-debian12:nonroot
 
 # Bun compiles for other platforms, so this stage runs on the build machine's own platform and needs no emulator.
@@ -12,7 +13,11 @@ COPY LICENSE operator.ts cli.ts dashboard.html ./
 COPY .dev/notices.ts .dev/
 RUN mkdir /out && cp LICENSE /out/LICENSE.txt && bun .dev/notices.ts /out/THIRD-PARTY-NOTICES.txt
 ARG TARGETARCH
-RUN case "$TARGETARCH" in amd64) target=bun-linux-x64 ;; arm64) target=bun-linux-arm64 ;; *) echo "no build for $TARGETARCH"; exit 1 ;; esac \
+RUN case "$TARGETARCH" in \
+      amd64) target=bun-linux-x64 ;; \
+      arm64) target=bun-linux-arm64 ;; \
+      *) echo "no build for $TARGETARCH"; exit 1 ;; \
+    esac \
  && bun build operator.ts --compile --target="$target" --minify --sourcemap --bytecode \
       --no-compile-autoload-dotenv --no-compile-autoload-bunfig --outfile /out/flickr-immich-k8s-sync-operator \
  && rm -f /out/*.map

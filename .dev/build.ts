@@ -1,7 +1,8 @@
-// `bun run build`: the program as one file for each platform, dist/flickr-immich-k8s-sync-operator-PLATFORM, and the notices of
-// all that is in it, dist/THIRD-PARTY-NOTICES.txt. With names of platforms it builds only those: `bun run build linux-x64`.
-// The Bun inside comes from its npm package, the same on every machine whatever Bun runs this: npm checks it against
-// the registry's own checksum, and keeps it in npm's cache. Needs: npm (it comes with Node.js), tar.
+// `bun run build`: the program as one file for each platform, dist/flickr-immich-k8s-sync-operator-PLATFORM, and the
+// notices of all that is in it, dist/THIRD-PARTY-NOTICES.txt. With names of platforms it builds only those:
+// `bun run build linux-x64`. The Bun inside comes from its npm package, the same on every machine whatever Bun runs
+// this: npm checks it against the registry's own checksum, and keeps it in npm's cache. Needs: npm (it comes with
+// Node.js), tar.
 import { mkdir, mkdtemp, rm, stat } from "node:fs/promises"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
@@ -45,7 +46,8 @@ async function build(platform: Platform, work: string): Promise<void> {
       autoloadBunfig: false,
     },
   })
-  for (const map of [`${outfile}.map`, `${path}.map`]) await rm(map, { force: true }) // the binary has it inside as well
+  // The binary has it inside as well.
+  for (const map of [`${outfile}.map`, `${path}.map`]) await rm(map, { force: true })
   console.log(`${outfile.slice(root.length + 1)}  ${await mebibytes(outfile)}`)
 }
 

@@ -1,6 +1,6 @@
-// `bun run demo`: the real operator, as its own process over HTTPS, against the embedded API server with four Jobs. Three fail in
-// different ways and come back, one runs and is left alone. Ends by itself; exit code 0 if every failed Job was restarted.
-// `bun run demo --dashboard [--no-open] [--port N]`: see demo_dashboard.ts.
+// `bun run demo`: the real operator, as its own process over HTTPS, against the embedded API server with four Jobs.
+// Three fail in different ways and come back, one runs and is left alone. Ends by itself; exit code 0 if every failed
+// Job was restarted. `bun run demo --dashboard [--no-open] [--port N]`: see demo_dashboard.ts.
 import { mkdtemp, rm } from "node:fs/promises"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
@@ -15,8 +15,12 @@ const NAMESPACE = "flickr-downloader"
 const LIMIT_MS = 28_000
 const RESTARTS = "flickr-immich-k8s-sync-operator/restarts"
 
-const log429 =
-  "signing in as alice\nfetching photo 3601 of 9000\nHTTP 429: Too Many Requests\napi_key=0123456789abcdef is over its limit"
+const log429 = [
+  "signing in as alice",
+  "fetching photo 3601 of 9000",
+  "HTTP 429: Too Many Requests",
+  "api_key=0123456789abcdef is over its limit",
+].join("\n")
 const fine: Attempt = { runMs: 600, containers: { download: { log: "all photos are here" } } }
 const jobs: { name: string; story: string; script: Attempt[]; spec?: object; pod?: object }[] = [
   {

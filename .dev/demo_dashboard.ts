@@ -1,5 +1,5 @@
-// `bun run demo --dashboard`: the real operator and the real dashboard against the embedded API server, with Jobs that have a past. One
-// of them fails and comes back again and again. Until Ctrl-C.
+// `bun run demo --dashboard`: the real operator and the real dashboard against the embedded API server, with Jobs that
+// have a past. One of them fails and comes back again and again. Until Ctrl-C.
 import { mkdtemp, rm } from "node:fs/promises"
 import { tmpdir } from "node:os"
 import { join } from "node:path"

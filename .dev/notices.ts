@@ -1,5 +1,6 @@
-// `bun .dev/notices.ts FILE`: the notices of everything that is compiled into the program, for image and release: each npm
-// package that it depends on, with its licence's text, and Bun with what it bundles. Throws where a notice is missing.
+// `bun .dev/notices.ts FILE`: the notices of everything that is compiled into the program, for image and release: each
+// npm package that it depends on, with its licence's text, and Bun with what it bundles. Throws where a notice is
+// missing.
 import { existsSync, readdirSync, readFileSync } from "node:fs"
 import { dirname, join } from "node:path"
 

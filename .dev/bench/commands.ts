@@ -1,5 +1,5 @@
-// How long the commands take where there is much: 1,000 Jobs, of which 20 have failed, and 10,000 records, on the embedded server.
-// Prints, claims nothing: bun .dev/bench/commands.ts [BINARY]
+// How long the commands take where there is much: 1,000 Jobs, of which 20 have failed, and 10,000 records, on the
+// embedded server. Prints, claims nothing: bun .dev/bench/commands.ts [BINARY]
 import { mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"

@@ -1,5 +1,5 @@
-// This operator beside the Python operator 0.0.6: the same cluster, the same minutes, the same Jobs and settings, each with its own
-// Role in its own namespace. Prints a table, claims nothing.
+// This operator beside the Python operator 0.0.6: the same cluster, the same minutes, the same Jobs and settings, each
+// with its own Role in its own namespace. Prints a table, claims nothing.
 //   python3 -m venv /tmp/python && /tmp/python/bin/pip install kubernetes loguru tabulate
 //   /tmp/python/bin/pip install --no-deps --ignore-requires-python flickr-immich-k8s-sync-operator==0.0.6
 //   PYTHON=/tmp/python/bin/python bun .dev/bench/compare.ts

@@ -1,5 +1,5 @@
-// What the dashboard costs where there is much: 1,000 Jobs, of which 20 have failed, and 10,000 records, on the embedded server. Prints,
-// claims nothing: bun .dev/bench/dashboard.ts [BINARY]
+// What the dashboard costs where there is much: 1,000 Jobs, of which 20 have failed, and 10,000 records, on the
+// embedded server. Prints, claims nothing: bun .dev/bench/dashboard.ts [BINARY]
 import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs"
 import { availableParallelism, loadavg, tmpdir } from "node:os"
 import { join } from "node:path"
@@ -121,12 +121,14 @@ for (let i = 0; i < CHANGES; i++) {
 const lists = server.calls.slice(calls).filter(({ verb, resource }) => verb === "list" && resource !== "pods")
 console.log(
   `${CHANGES} changes           the slowest on the page after ${worstMs.toFixed(0)} ms; ` +
-    `${((cpuOf(child.pid) - cpuMs) / CHANGES).toFixed(1)} ms of CPU each; lists of Jobs and records meanwhile: ${lists.length}`,
+    `${((cpuOf(child.pid) - cpuMs) / CHANGES).toFixed(1)} ms of CPU each; lists meanwhile: ${lists.length}`,
 )
 console.log(`memory then           ${mebibytes(child.pid)}; at most ${memoryOf(child.pid, "VmHWM").toFixed(0)} MiB`)
 await page.close()
 
-/** Notes in the page when its first failure is drawn, and when that is on the screen; in ms since the navigation began. */
+/**
+ * Notes in the page when its first failure is drawn, and when that is on the screen; in ms since the navigation began.
+ */
 const stopwatch = `new MutationObserver((_, observer) => {
   if (!document.querySelector(".lane .mark")) return
   observer.disconnect()

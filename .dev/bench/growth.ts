@@ -3,8 +3,8 @@
 // Prints the CPU time of
 //   - 1,000, 2,000, 4,000 and 8,000 Jobs that fail at once, until all are restarted (RESTART_DELAY=0)
 //   - 200 failures, one after the other, among 100 and among 10,000 Jobs
-// and the ratios; ends with 1 where one is above its goal. Each figure is the best of three, each in a process of its own,
-// after a warm-up. `growth.ts burst 8000` or `growth.ts single 10000` measures one figure, for a profiler.
+// and the ratios; ends with 1 where one is above its goal. Each figure is the best of three, each in a process of its
+// own, after a warm-up. `growth.ts burst 8000` or `growth.ts single 10000` measures one figure, for a profiler.
 import {
   ApiError,
   type Cluster,
@@ -137,7 +137,10 @@ class Fake {
     return [...(of === undefined ? this.jobs : (this.intents.get(of) ?? new Map<string, Job & Stored>())).values()]
   }
 
-  /** Arguments are told apart by what they are, and other verbs answer nothing, so that this outlives changes of Cluster. */
+  /**
+   * Arguments are told apart by what they are, and other verbs answer nothing, so that this outlives changes of
+   * Cluster.
+   */
   get cluster(): Cluster {
     type Keep = (item: unknown) => unknown
     const listed = (items: unknown[], keep: Keep) => ({

@@ -1,5 +1,6 @@
-// By hand: `bun .dev/bench/metrics.ts [JOBS]`. How long a scrape of /metrics takes with 1,000 Jobs of which each has failed and waits:
-// over HTTP, 50 scrapes one after the other, from an Operator that has seen the Jobs on the embedded API server.
+// By hand: `bun .dev/bench/metrics.ts [JOBS]`. How long a scrape of /metrics takes with 1,000 Jobs of which each has
+// failed and waits: over HTTP, 50 scrapes one after the other, from an Operator that has seen the Jobs on the embedded
+// API server.
 import { mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"

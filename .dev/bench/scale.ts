@@ -1,10 +1,12 @@
-// `bun .dev/bench/scale.ts [small|large]`: what the operator's binary (`bun run build`) needs beside a real control plane
-// without a node, which this starts and takes down: in /tmp/cluster-bench or BENCH_DIR, on ports of its own.
+// `bun .dev/bench/scale.ts [small|large]`: what the operator's binary (`bun run build`) needs beside a real control
+// plane without a node, which this starts and takes down: in /tmp/cluster-bench or BENCH_DIR, on ports of its own.
 //   small  20 Jobs: first call, memory, calls while idle
-//   large  10,000 Jobs and 10,000 finished pods, in a memory cgroup of 128 MiB, the Deployment's limit: first look, memory,
-//          and how long until 1,000 Jobs that fail at once are all back with RESTART_DELAY=0, at how many calls each
-// The Jobs of the finished pods have a foreign managedBy, so that no controller cleans them up. Ends with 1 where a goal is
-// missed. Needs what up.sh needs, and root for the cgroup. BENCH_JOBS, BENCH_FAILING and BENCH_LIMIT_MIB change the sizes.
+//   large  10,000 Jobs and 10,000 finished pods, in a memory cgroup of 128 MiB, the Deployment's limit: first look,
+//          memory, and how long until 1,000 Jobs that fail at once are all back with RESTART_DELAY=0, at how many
+//          calls each
+// The Jobs of the finished pods have a foreign managedBy, so that no controller cleans them up. Ends with 1 where a
+// goal is missed. Needs what up.sh needs, and root for the cgroup. BENCH_JOBS, BENCH_FAILING and BENCH_LIMIT_MIB change
+// the sizes.
 import { existsSync, mkdirSync, rmdirSync } from "node:fs"
 import { readFile, writeFile } from "node:fs/promises"
 import { join } from "node:path"

@@ -1,6 +1,6 @@
-// Minutes and thousands, by hand: `bun .dev/bench/streams.ts [silence|cycles|answers]`. What the tests check in small numbers: F04, a watch
-// that is silent for 6 minutes keeps its next event; F07, 10,000 watches that we end, and F09, 50,000 answers that nobody reads, leave
-// resident memory level.
+// Minutes and thousands, by hand: `bun .dev/bench/streams.ts [silence|cycles|answers]`. What the tests check in small
+// numbers: F04, a watch that is silent for 6 minutes keeps its next event; F07, 10,000 watches that we end, and F09,
+// 50,000 answers that nobody reads, leave resident memory level.
 import { rmSync } from "node:fs"
 import type { Cluster } from "../../operator.ts"
 import { connected, event, folder, type Handler, job, serve } from "../test/connection_kit.ts"
@@ -12,7 +12,9 @@ const mebibytes = () => {
 }
 const watch = (cluster: Cluster) => cluster.watch("demo", "jobs", { resourceVersion: "1", silenceMs: 3_600_000 }, never)
 
-/** Runs `times` in ten parts and prints the memory after each. True where the second half added less than `limit` MiB. */
+/**
+ * Runs `times` in ten parts and prints the memory after each. True where the second half added less than `limit` MiB.
+ */
 async function level(
   what: string,
   handle: Handler,

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds a real Kubernetes control plane and node agent from their Go modules.
-#   build.sh [VERSION]          default 1.35.1; the binaries land in ${KUBE_BIN:-~/.cache/kube/VERSION}, whose path it prints
+#   build.sh [VERSION]   default 1.35.1; the binaries land in ${KUBE_BIN:-~/.cache/kube/VERSION}, whose path it prints
 # About 8 minutes on two cores; a second call with the same version returns at once.
 # Needs: the Go that the version asks for (1.25 for 1.35), jq.
 set -euo pipefail
@@ -15,10 +15,13 @@ if ((${#missing[@]} == 0)); then echo "$bin"; exit 0; fi
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 cd "$work"
 # k8s.io/kubernetes keeps its sister modules in ./staging; as modules they are v0.MINOR.PATCH.
-module=$(GOFLAGS=-mod=mod go mod download -json "k8s.io/kubernetes@v$version") || { jq -r '.Error // "cannot download it"' <<<"$module" >&2; exit 1; }
+module=$(GOFLAGS=-mod=mod go mod download -json "k8s.io/kubernetes@v$version") || {
+  jq -r '.Error // "cannot download it"' <<<"$module" >&2; exit 1
+}
 gomod=$(jq -r .GoMod <<<"$module")
 {
-  printf 'module cluster.local/kube\n\ngo %s\n\nrequire k8s.io/kubernetes v%s\n\nreplace (\n' "$(awk '$1 == "go" {print $2}' "$gomod")" "$version"
+  printf 'module cluster.local/kube\n\ngo %s\n\n' "$(awk '$1 == "go" {print $2}' "$gomod")"
+  printf 'require k8s.io/kubernetes v%s\n\nreplace (\n' "$version"
   awk -v s="v0.${version#1.}" '/=> \.\/staging/ {print "\t" $1 " => " $1 " " s}' "$gomod"
   printf ')\n'
 } >go.mod
@@ -29,7 +32,8 @@ gomod=$(jq -r .GoMod <<<"$module")
 } >tools.go
 go mod tidy -e >&2
 minor=${version#*.}; minor=${minor%%.*}
-ld="-s -w -X k8s.io/component-base/version.gitVersion=v$version -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=$minor -X k8s.io/component-base/version.gitTreeState=clean"
+v="-X k8s.io/component-base/version"
+ld="-s -w $v.gitVersion=v$version $v.gitMajor=1 $v.gitMinor=$minor $v.gitTreeState=clean"
 for p in "${missing[@]}"; do
   started=$SECONDS
   CGO_ENABLED=0 go build -mod=mod -trimpath -ldflags "$ld" -o "$bin/$p.tmp" "k8s.io/kubernetes/cmd/$p"

@@ -2,8 +2,8 @@
 # Installs those Debian packages that the scripts of this folder need and this machine lacks.
 # Needs: Debian or Ubuntu, root. The rest of what they need is Go (build.sh says which) and npm (base-images.sh).
 set -euo pipefail
-packages=(etcd-server openssl jq containerd runc containernetworking-plugins busybox-static buildah debootstrap qemu-user-static
-  libc6-arm64-cross chromium fonts-dejavu-core)
+packages=(etcd-server openssl jq containerd runc containernetworking-plugins busybox-static buildah debootstrap
+  qemu-user-static libc6-arm64-cross chromium fonts-dejavu-core)
 missing=()
 for p in "${packages[@]}"; do
   [[ $(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null) == installed ]] || missing+=("$p")
@@ -20,7 +20,8 @@ apt-get -qq update </dev/null
 ((${#programs[@]} == 0)) && exit 0
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-(cd "$work" && chmod 755 . && apt-get -qq -o APT::Sandbox::User=root download prometheus prometheus-alertmanager </dev/null)
+chmod 755 "$work"
+(cd "$work" && apt-get -qq -o APT::Sandbox::User=root download prometheus prometheus-alertmanager </dev/null)
 for package in "$work"/*.deb; do dpkg-deb -x "$package" "$work/root"; done
 for p in "${programs[@]}"; do install "$work/root/usr/bin/$p" /usr/local/bin/; done
 # Alertmanager reads its templates even if no receiver uses them.

@@ -5,8 +5,9 @@
 #   of each part and start/NAME, which starts that part again after it was killed. `down.sh DIR` takes all of it down.
 # Without --node: etcd, kube-apiserver, kube-controller-manager, in about 6 s. Jobs get pods, no pod is run; set a pod's
 #   status yourself through pods/status to make it fail.
-# With --node: also kube-scheduler, containerd, kubelet, in about 11 s. Pods run for real, get killed for memory for real, and have
-#   real logs. The node knows one image, docker.io/local/busybox:1 (a static busybox). There is no cluster DNS and no kube-proxy.
+# With --node: also kube-scheduler, containerd, kubelet, in about 11 s. Pods run for real, get killed for memory for
+#   real, and have real logs. The node knows one image, docker.io/local/busybox:1 (a static busybox). There is no
+#   cluster DNS and no kube-proxy.
 # With --kine: kine and SQLite, the datastore of k3s, in place of etcd (see kine.sh).
 # KUBE_VERSION (1.35.1), KUBE_APISERVER_FLAGS and KUBE_CONTROLLER_MANAGER_FLAGS change it.
 # Several clusters can run side by side, one of them with --node, if each has ports of its own: KUBE_PORT (6443),
@@ -43,7 +44,8 @@ start() { # NAME COMMAND...: in the background, log to log/NAME.log
   local name=$1; shift
   cat >"start/$name" <<SH
 #!/usr/bin/env bash
-cd "$dir" && echo \$\$ >pid/$name && THROW_AWAY_CLUSTER="$dir" THROW_AWAY_PORTS="${ports[*]}" exec$(printf ' %q' "$@") >>log/$name.log 2>&1 </dev/null
+export THROW_AWAY_CLUSTER="$dir" THROW_AWAY_PORTS="${ports[*]}"
+cd "$dir" && echo \$\$ >pid/$name && exec$(printf ' %q' "$@") >>log/$name.log 2>&1 </dev/null
 SH
   chmod +x "start/$name"
   setsid -f "start/$name"
@@ -56,24 +58,32 @@ until_ok() { # SECONDS COMMAND...
   done
 }
 cert() { # NAME CN O SAN
-  openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout "pki/$1.key" -out "pki/$1.csr" -subj "/O=$3/CN=$2" 2>/dev/null
+  openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout "pki/$1.key" -out "pki/$1.csr" \
+    -subj "/O=$3/CN=$2" 2>/dev/null
+  local usage='keyUsage=digitalSignature\nextendedKeyUsage=serverAuth,clientAuth'
   openssl x509 -req -in "pki/$1.csr" -CA ca.crt -CAkey pki/ca.key -CAcreateserial -days 30 -out "pki/$1.crt" \
-    -extfile <(printf 'keyUsage=digitalSignature\nextendedKeyUsage=serverAuth,clientAuth\n%s' "${4:+subjectAltName=$4}") 2>/dev/null
+    -extfile <(printf "$usage\n%s" "${4:+subjectAltName=$4}") 2>/dev/null
 }
 kubeconfig() { # FILE CERT_NAME
   cat >"$1" <<YAML
 apiVersion: v1
 kind: Config
 current-context: local
-clusters: [{name: local, cluster: {server: "https://127.0.0.1:$port", certificate-authority-data: $(base64 -w0 ca.crt)}}]
-users: [{name: $2, user: {client-certificate-data: $(base64 -w0 "pki/$2.crt"), client-key-data: $(base64 -w0 "pki/$2.key")}}]
+clusters:
+  - name: local
+    cluster: {server: "https://127.0.0.1:$port", certificate-authority-data: $(base64 -w0 ca.crt)}
+users:
+  - name: $2
+    user: {client-certificate-data: $(base64 -w0 "pki/$2.crt"), client-key-data: $(base64 -w0 "pki/$2.key")}
 contexts: [{name: local, context: {cluster: local, user: $2}}]
 YAML
 }
 
 if [[ ! -f ca.crt ]]; then
-  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout pki/ca.key -out ca.crt -days 30 -subj /CN=local-ca 2>/dev/null
-  cert apiserver kube-apiserver local "IP:127.0.0.1,IP:10.96.0.1,DNS:localhost,DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc"
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout pki/ca.key -out ca.crt -days 30 \
+    -subj /CN=local-ca 2>/dev/null
+  names=DNS:localhost,DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc
+  cert apiserver kube-apiserver local "IP:127.0.0.1,IP:10.96.0.1,$names"
   cert admin admin system:masters ""
   cert controller-manager system:kube-controller-manager local ""
   cert scheduler system:kube-scheduler local ""
@@ -88,9 +98,10 @@ if [[ $kine ]]; then
   start kine "$kine" --listen-address "http://127.0.0.1:$etcd_port" --metrics-bind-address 0 \
     --endpoint "sqlite://$dir/kine/state.db?_journal=WAL&cache=shared&_busy_timeout=30000&_txlock=immediate"
 else
-  start etcd etcd --data-dir etcd --listen-client-urls "http://127.0.0.1:$etcd_port" --advertise-client-urls "http://127.0.0.1:$etcd_port" \
-    --listen-peer-urls "http://127.0.0.1:$((etcd_port + 1))" --initial-advertise-peer-urls "http://127.0.0.1:$((etcd_port + 1))" \
-    --initial-cluster "default=http://127.0.0.1:$((etcd_port + 1))" --unsafe-no-fsync
+  peer=http://127.0.0.1:$((etcd_port + 1))
+  start etcd etcd --data-dir etcd --unsafe-no-fsync \
+    --listen-client-urls "http://127.0.0.1:$etcd_port" --advertise-client-urls "http://127.0.0.1:$etcd_port" \
+    --listen-peer-urls "$peer" --initial-advertise-peer-urls "$peer" --initial-cluster "default=$peer"
 fi
 cat >audit.yaml <<'YAML'
 apiVersion: audit.k8s.io/v1
@@ -98,23 +109,29 @@ kind: Policy
 omitStages: [RequestReceived]
 rules: [{level: Metadata}]
 YAML
-start kube-apiserver "$bin/kube-apiserver" --etcd-servers "http://127.0.0.1:$etcd_port" --bind-address 127.0.0.1 --secure-port "$port" \
-  --advertise-address 127.0.0.1 --endpoint-reconciler-type none --service-cluster-ip-range 10.96.0.0/24 \
+start kube-apiserver "$bin/kube-apiserver" --etcd-servers "http://127.0.0.1:$etcd_port" \
+  --bind-address 127.0.0.1 --secure-port "$port" --advertise-address 127.0.0.1 \
+  --endpoint-reconciler-type none --service-cluster-ip-range 10.96.0.0/24 \
   --tls-cert-file pki/apiserver.crt --tls-private-key-file pki/apiserver.key --client-ca-file ca.crt \
   --kubelet-client-certificate pki/admin.crt --kubelet-client-key pki/admin.key --kubelet-certificate-authority ca.crt \
   --kubelet-preferred-address-types InternalIP \
-  --service-account-issuer https://kubernetes.default.svc --service-account-key-file pki/sa.pub --service-account-signing-key-file pki/sa.key \
-  --audit-policy-file audit.yaml --audit-log-path audit.log --audit-log-maxsize 100000 --authorization-mode Node,RBAC --enable-admission-plugins NodeRestriction ${KUBE_APISERVER_FLAGS:-}
+  --service-account-issuer https://kubernetes.default.svc \
+  --service-account-key-file pki/sa.pub --service-account-signing-key-file pki/sa.key \
+  --audit-policy-file audit.yaml --audit-log-path audit.log --audit-log-maxsize 100000 \
+  --authorization-mode Node,RBAC --enable-admission-plugins NodeRestriction ${KUBE_APISERVER_FLAGS:-}
 until_ok 120 "$bin/kubectl" --kubeconfig admin.kubeconfig get --raw /readyz
-start kube-controller-manager "$bin/kube-controller-manager" --kubeconfig controller-manager.kubeconfig --leader-elect=false \
-  --use-service-account-credentials --service-account-private-key-file pki/sa.key --root-ca-file ca.crt \
+start kube-controller-manager "$bin/kube-controller-manager" --kubeconfig controller-manager.kubeconfig \
+  --leader-elect=false --use-service-account-credentials \
+  --service-account-private-key-file pki/sa.key --root-ca-file ca.crt \
   --bind-address 127.0.0.1 --secure-port "$controller_manager_port" ${KUBE_CONTROLLER_MANAGER_FLAGS:-}
 until_ok 60 "$bin/kubectl" --kubeconfig admin.kubeconfig -n default get serviceaccount default
 
 if [[ $node ]]; then
   mkdir -p cni/conf containerd/state containerd/root
   cat >cni/conf/10-local.conflist <<JSON
-{"cniVersion": "0.4.0", "name": "throw-away", "plugins": [{"type": "ptp", "ipam": {"type": "host-local", "subnet": "10.244.0.0/24", "dataDir": "$dir/cni/addresses"}}]}
+{"cniVersion": "0.4.0", "name": "throw-away", "plugins": [
+  {"type": "ptp", "ipam": {"type": "host-local", "subnet": "10.244.0.0/24", "dataDir": "$dir/cni/addresses"}}
+]}
 JSON
   cat >containerd/config.toml <<TOML
 version = 2
@@ -164,7 +181,8 @@ YAML
   mkdir -p kubelet podlogs
   start kubelet "$bin/kubelet" --config kubelet.yaml --kubeconfig kubelet.kubeconfig --root-dir "$dir/kubelet" \
     --hostname-override 127.0.0.1 --v=1
-  start kube-scheduler "$bin/kube-scheduler" --kubeconfig scheduler.kubeconfig --leader-elect=false --bind-address 127.0.0.1
-  until_ok 120 bash -c "'$bin/kubectl' --kubeconfig admin.kubeconfig get node 127.0.0.1 -o jsonpath='{.status.conditions[?(@.type==\"Ready\")].status}' | grep -q True"
+  start kube-scheduler "$bin/kube-scheduler" --kubeconfig scheduler.kubeconfig --leader-elect=false \
+    --bind-address 127.0.0.1
+  until_ok 120 "$bin/kubectl" --kubeconfig admin.kubeconfig wait --for=condition=Ready --timeout=1s node/127.0.0.1
 fi
 echo "KUBECONFIG=$dir/admin.kubeconfig"

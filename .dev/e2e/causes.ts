@@ -229,7 +229,8 @@ const asking = () =>
         const old = await ns.failed(name)
         const waited = createdAt(await ns.another(old)) - failedAt(old)!
         need(waited >= waitMs && waited <= waitMs + 3_000, `after ${waited} ms`)
-        return `after ${seconds(waited)}: ${operator.saying(`/${name}] will be restarted at`)[0]?.replace(/.*: rule/, "rule")}`
+        const [line] = operator.saying(`/${name}] will be restarted at`)
+        return `after ${seconds(waited)}: ${line?.replace(/.*: rule/, "rule")}`
       })
     await Promise.all([
       isBack("printed", "echo HTTP 429, Retry-After: 25; exit 1", 25_000),

@@ -295,7 +295,8 @@ async function reading(ns: Namespace, check: Check, { page, context, seen, text 
     await page.evaluate(`{
       window.changes = 0
       const observer = new MutationObserver((records) => (changes += records.length))
-      for (const id of ["live", "banner", "empty", "foot"]) observer.observe(document.getElementById(id), { childList: true })
+      for (const id of ["live", "banner", "empty", "foot"])
+        observer.observe(document.getElementById(id), { childList: true })
     }`)
     await Bun.sleep(12_000)
     need((await page.evaluate("changes")) === 0, `${await page.evaluate("changes")} changes`)
@@ -397,7 +398,10 @@ async function extremes(ns: Namespace, check: Check, { page }: Dashboard): Promi
   await check("in the system's own colours each failure still has its mark, in the lane and in the panel", async () => {
     await row(page, ns, "alice").locator("a").click()
     await page.emulateMedia({ forcedColors: "active" })
-    const isSeen = `(mark) => getComputedStyle(mark).backgroundColor !== getComputedStyle(document.body).backgroundColor`
+    const isSeen = `(mark) => {
+      const colorOf = (node) => getComputedStyle(node).backgroundColor
+      return colorOf(mark) !== colorOf(document.body)
+    }`
     for (const place of [`[data-job="${ns.name}/alice"]`, "#panel"])
       need(await page.evaluate(`[...document.querySelectorAll('${place} .mark')].some(${isSeen})`), `none in ${place}`)
     await page.emulateMedia({ forcedColors: "none" })

@@ -76,7 +76,9 @@ function stepOf(
 
 // ---------------------------------------------------------------- Jobs that have failed
 
-/** One fails in a container. Many fail by hand: a small machine runs no ten pods a second, and one without a node none. */
+/**
+ * One fails in a container. Many fail by hand: a small machine runs no ten pods a second, and one without a node none.
+ */
 async function failedJobs({ ns, seen }: Place, id: string, count: number): Promise<Thing[]> {
   const names = Array.from({ length: count }, (_, i) => `${id}-${i}`)
   const byHand = count > 1 || !(await hasNode())

@@ -74,8 +74,9 @@ export async function check(
 export type Check = (claim: string, prove: () => Promise<unknown>) => Promise<void>
 
 /**
- * Checks that share a namespace. When one fails, the end of what its operators said is printed, and the group runs once more in a
- * namespace of its own: a node that had no time for a pod is no fault of the operator. What fails twice has failed.
+ * Checks that share a namespace. When one fails, the end of what its operators said is printed, and the group runs once
+ * more in a namespace of its own: a node that had no time for a pod is no fault of the operator. What fails twice has
+ * failed.
  */
 export async function group(name: string, body: (ns: Namespace, check: Check) => Promise<void>): Promise<void> {
   if (!only.test(name)) return

@@ -1,5 +1,5 @@
-// Kubeconfigs, beside the real kubectl and over time: the table of test/kubeconfigs.ts is compared with kubectl, which gets the
-// same files, and an operator runs on while its context is switched and its token is renewed.
+// Kubeconfigs, beside the real kubectl and over time: the table of test/kubeconfigs.ts is compared with kubectl, which
+// gets the same files, and an operator runs on while its context is switched and its token is renewed.
 import { readFile, writeFile } from "node:fs/promises"
 import type { ServerResponse } from "node:http"
 import { connect, findSource } from "../../operator.ts"

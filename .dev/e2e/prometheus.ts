@@ -1,6 +1,7 @@
-// A real Prometheus and a real Alertmanager beside the operator: what the dashboard shows of one failure, and that every
-// alert of deploy/monitoring/alerts.yaml fires and resolves. Both programs come from cluster/packages.sh. So that this takes
-// a minute, the rules are copied with `for: 1s` in place of minutes, and with 5 s in place of the 900 s of an overdue restart.
+// A real Prometheus and a real Alertmanager beside the operator: what the dashboard shows of one failure, and that
+// every alert of deploy/monitoring/alerts.yaml fires and resolves. Both programs come from cluster/packages.sh. So that
+// this takes a minute, the rules are copied with `for: 1s` in place of minutes, and with 5 s in place of the 900 s of
+// an overdue restart.
 import { readFile } from "node:fs/promises"
 import { join } from "node:path"
 import { freePort } from "./health.ts"

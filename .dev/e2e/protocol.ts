@@ -34,7 +34,9 @@ const now = () => performance.now()
 const intentLabel = `${prefix}intent`
 const e2e = { e2e: "yes" }
 const once = { JOB_SELECTOR: "e2e=yes", RESTART_DELAY: "0", MAX_RESTARTS: "1", CHECK_INTERVAL: "5" }
-/** A rejected restart is tried again after at most 30 s, 60 s, 120 s: two that need one place of a quota may meet twice. */
+/**
+ * A rejected restart is tried again after at most 30 s, 60 s, 120 s: two that need one place of a quota may meet twice.
+ */
 const patienceMs = 240_000
 
 /** The intents that stand for a Job. */

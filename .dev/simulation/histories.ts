@@ -24,8 +24,8 @@ export const NAMES = ["a", "b"] as const
 export type Name = (typeof NAMES)[number]
 
 /**
- * When something happens: so many ms after the event before, or at the nth call of a kind from then on, before or after the
- * server has applied it. `same`: together with the event before.
+ * When something happens: so many ms after the event before, or at the nth call of a kind from then on, before or after
+ * the server has applied it. `same`: together with the event before.
  */
 export type Moment = { ms: number } | { on: CallKind | "same"; nth: number; after: boolean }
 export type Version = "current" | "1.0.0"

@@ -1,5 +1,5 @@
-// What has been promised, checked after every write of the model. What no protocol can promise has a name here, is counted,
-// and is no wider than its reason.
+// What has been promised, checked after every write of the model. What no protocol can promise has a name here, is
+// counted, and is no wider than its reason.
 import { INTENT, PREFIX, RECORD, RECORD_JOB } from "../../operator.ts"
 import type { Change, Job, Model, Obj, Pod } from "../apiserver/model.ts"
 import type { History } from "./histories.ts"
@@ -7,41 +7,51 @@ import { NAMES } from "./histories.ts"
 import { readStored, type StoredIntent } from "./intents.ts"
 import { type Call, isAlive, isStopping, isUserJob, NAMESPACE, type Process } from "./network.ts"
 
-/** What may happen although nobody wishes for it, and why no protocol with these rights can close it. */
+/**
+ * What may happen although nobody wants it, and why no protocol with these rights can prevent it: a delete cannot be
+ * bound to an intent, nor a create to anything.
+ */
 export const EXCEPTIONS = {
   cancelled: "a person removed the intent: that cancels the restart",
-  cancelRaced:
-    "a person removed the intent between the operator's last look at it and the call that relied on it: no call can be bound to an intent",
+  cancelRaced: "a person removed the intent between the operator's last look at it and the call that relied on it",
   prunedWide:
     "a policy wanted the user's labels on the intent, and a person deletes everything that carries one of them",
-  cameBack:
-    "a person deleted the failed Job when its intent stood already: ours or theirs cannot be told apart, so it comes back",
-  cameBackLate:
-    "a person deleted the failed Job between the operator's look at it and its intent: a create cannot be bound to another object",
+  cameBack: "a person deleted the failed Job when its intent stood already: their delete cannot be told from ours",
+  cameBackLate: "a person deleted the failed Job between the operator's look at it and its intent",
+  // A person or the TTL removed the later Job, or a person cancelled its restart.
   cameBackOlder:
-    "an intent that nobody could remove in time, or a late copy of one, or a create from one that another operator has just removed, outlived a later Job, which a person or the TTL removed, or whose restart a person cancelled; or an operator wrote it that had not been shown the later Job",
+    "an intent of an earlier Job outlived a later one: nobody could remove it in time, it was a late copy, a create " +
+    "from it was under way, or its writer had not been shown the later Job",
   lateCreate:
     "a create that was under way all the while another generation came and went: a create knows no preconditions",
   editUnseen:
-    "an edit of the Job's last moment that this process was never shown: it polls, was down, or its watch was late; or finalizers that their controllers had taken off a Job when it was shown first",
+    "an edit of the Job's last moment that this process was never shown: it polls, was down, or its watch was late; " +
+    "or finalizers that their controllers had taken off a Job when it was shown first",
   editRejected:
     "an edit of the Job's last moment, whose replacement the cluster rejected when the Job was terminating or gone",
   besidePods:
-    "beside old pods a Job was made by a person, by a create that was under way, from an intent older than the last Job, or because a look at the pods was answered 403",
+    "beside old pods a Job was made by a person, by a create that was under way, from an intent older than the last " +
+    "Job, or because a look at the pods was answered 403",
   ttlFirst: "the TTL took the failed Job before any operator could write its intent, or one for its last edit",
+  // The Job comes back from memory unless its operator dies.
   withdrawRaced:
-    "another operator, whose proof was rejected, removed the intent between this one's last look at it and the first one after its delete: no delete can be bound to an intent; the Job comes back from memory unless its operator dies",
+    "another operator, whose proof was rejected, removed the intent between this one's last look at it and the first " +
+    "one after its delete",
   lostToTtl:
-    "...and it never came back: who had seen it fail was gone, or took it for a person's delete, for a clock had moved or its TTL was edited while it went",
+    "...and it never came back: who had seen it fail was gone, or took it for a person's delete, for a clock had " +
+    "moved or its TTL was edited while it went",
   namespaceGone: "the namespace was deleted with its Jobs",
   ranWithoutManagedBy:
-    "a person resumed and scaled an intent on a server without the feature JobManagedBy, or gave it a deadline and a TTL there",
+    "on a server without the feature JobManagedBy a person resumed and scaled an intent, or gave it deadline and TTL",
   unreadable:
-    "a webhook spoiled an intent that could not be removed at once: it protects nothing, and stays, named in the log, until the next list or a person removes it",
+    "a webhook made an intent unsafe that could not be removed at once: it protects nothing, and stays, named in the " +
+    "log, until the next list or a person removes it",
   version100: "an intent of 1.0.0 can be pruned, resumed and edited, and 1.0.0 deletes without a proof",
 } as const
 
-/** Who changes something: an operator, a person, a tool that prunes what is its own, a person who sweeps by one label. */
+/**
+ * Who changes something: an operator, a person, a tool that prunes what is its own, a person who sweeps by one label.
+ */
 export type Actor = Call | "person" | "tool" | "sweeper" | "controller"
 
 interface Generation {
@@ -75,7 +85,10 @@ interface Past {
   goneNow: number
   /** The uid of a failed Job that is gone and must come back. */
   owed: string | undefined
-  /** The processes that had seen the failure of a Job that its TTL took without an intent: one that lives on must bring it back. */
+  /**
+   * The processes that had seen the failure of a Job that its TTL took without an intent: one that lives on must bring
+   * it back.
+   */
   ttlTook: Process[] | undefined
   failedVersion: number
   /** When the last one failed, in virtual time. */
@@ -145,7 +158,10 @@ const failedAt = (job: Job) => Date.parse(condition(job, "Failed")?.lastTransiti
 const ttlMsOf = ({ spec }: Job) => (spec.ttlSecondsAfterFinished ?? Number.POSITIVE_INFINITY) * 1_000
 const short = (uid: string) => uid.slice(0, 4)
 
-/** All that a person wrote, independent of the operator's idea of it; finalizers apart, which their controllers take off. */
+/**
+ * All that a person wrote, independent of the operator's idea of it; finalizers apart, which their controllers take
+ * off.
+ */
 function userPart({ metadata, spec }: Job): unknown {
   const plain = (map: Record<string, string> = {}, drop: (key: string) => boolean) =>
     Object.fromEntries(Object.entries(map).filter(([key]) => !drop(key)))
@@ -671,7 +687,10 @@ export class Invariants {
     }
     return !this.lostToTtl(Number.NEGATIVE_INFINITY).some(({ knows }) => knows)
   }
-  /** Jobs that their TTL took and that have not come back, each with an operator that saw it fail and should bring it back. */
+  /**
+   * Jobs that their TTL took and that have not come back, each with an operator that saw it fail and should bring it
+   * back.
+   */
   private lostToTtl(boundMs: number): { name: string; knows: Process | undefined }[] {
     const { sim } = this
     return [...this.pasts].flatMap(([name, { ttlTook, goneNow }]) => {

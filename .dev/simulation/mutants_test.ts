@@ -1,4 +1,5 @@
-// Wrong versions of the operator: the simulation must catch every one. A rule that is wrong, or one effect that goes astray.
+// Wrong versions of the operator: the simulation must catch every one. A rule that is wrong, or one effect that goes
+// astray.
 import { describe, expect, test } from "bun:test"
 import * as operator from "../../operator.ts"
 import { type Action, type History, PLAIN, PLAIN_JOB } from "./histories.ts"

@@ -1,5 +1,5 @@
-// How operators reach the simulated API server: their processes, and calls that are slow, lost, applied twice, or answered
-// by an error.
+// How operators reach the simulated API server: their processes, and calls that are slow, lost, applied twice, or
+// answered by an error.
 import * as operator from "../../operator.ts"
 import { type Answer, failure, type Model, type Obj, type Request } from "../apiserver/model.ts"
 import { type Action, type CallKind, NAMES, type Version } from "./histories.ts"

@@ -5,7 +5,9 @@ import { type Found, tell } from "./simulation.ts"
 
 /** As many as leave the whole suite below two minutes on two cores; CI runs 10,000. */
 const HISTORIES = Number(process.env.HISTORIES ?? 4_000)
-/** Fixed, so that a change is not blamed for a history that no run before it has met; `bun run simulate` looks further. */
+/**
+ * Fixed, so that a change is not blamed for a history that no run before it has met; `bun run simulate` looks further.
+ */
 const SEED = Number(process.env.SEED ?? 1)
 /** One for each of two cores: on one of them they take as long as all other tests take on the other. */
 const PROCESSES = 2
@@ -26,11 +28,11 @@ test(`${HISTORIES} histories break no promise`, async () => {
   for (const { found } of results)
     if (found)
       throw new Error(
-        `SEED=${found.seed}, path ${found.path}, after ${found.runs} histories: ${found.message}\n${tell(found.history)}`,
+        `SEED=${found.seed}, path ${found.path}, history ${found.runs}: ${found.message}\n${tell(found.history)}`,
       )
   const sum = (what: string) => results.reduce((count, { tally }) => count + (tally[what] ?? 0), 0)
   console.log(
-    `${HISTORIES} histories from seeds ${seeds.join(" and ")}: ${sum("restarts")} restarts, ${sum("crash")} crashes, no Job lost`,
+    `${HISTORIES} histories, seeds ${seeds.join(", ")}: ${sum("restarts")} restarts, ${sum("crash")} crashes, 0 lost`,
   )
   expect(sum("restarts")).toBeGreaterThan(HISTORIES)
 }, 600_000)

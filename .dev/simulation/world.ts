@@ -1,5 +1,5 @@
-// One history in virtual time: the real class Operator against the model of the API server, with crashes, faults and people.
-// Everything is synchronous and repeats exactly: one history gives one run.
+// One history in virtual time: the real class Operator against the model of the API server, with crashes, faults and
+// people. Everything is synchronous and repeats exactly: one history gives one run.
 import { drainMicrotasks } from "bun:jsc"
 import * as operator from "../../operator.ts"
 import { type Answer, type Change, type Job, Model, type Obj, REAL, type Request } from "../apiserver/model.ts"
@@ -37,7 +37,9 @@ globalThis.structuredClone = copy
 const CHECK_MS = 60_000
 const GRACE_MS = 20_000
 const CALL_LIMIT_MS = 30_000
-/** After the faults: the longest backoff, a rejected restart's wait (5 min), a dead watch's silence, an unheard clock. */
+/**
+ * After the faults: the longest backoff, a rejected restart's wait (5 min), a dead watch's silence, an unheard clock.
+ */
 const BOUND_MS = 8 * 60_000
 /** In fair weather, from due to the delete: with watching, and by polling. */
 const WATCH_LATE_MS = 2_000
@@ -118,11 +120,15 @@ export class Simulation implements World, Observed {
   get lagMs(): number {
     return this.now < this.lag.untilAt ? this.lag.ms : 0
   }
-  /** How much earlier than due something may look, for clocks have just moved or differ by too little to be corrected. */
+  /**
+   * How much earlier than due something may look, for clocks have just moved or differ by too little to be corrected.
+   */
   toleranceMs(): number {
     return 6_000 + (this.now < this.jump.untilAt ? this.jump.ms : 0)
   }
-  /** Whether nothing has gone wrong since `ms` ago, and for long enough before, so that only the operator can be slow. */
+  /**
+   * Whether nothing has gone wrong since `ms` ago, and for long enough before, so that only the operator can be slow.
+   */
   isFair(ms: number): boolean {
     return this.badUntil === 0 || this.now - ms > this.badUntil + BOUND_MS
   }

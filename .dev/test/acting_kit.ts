@@ -1,5 +1,5 @@
-// What the tests of acting and of the loop share: the embedded API server with a ledger, an Operator's life in a hurried time of its
-// own, Jobs as they stand or run, and the steps of a restart at which something befalls it.
+// What the tests of acting and of the loop share: the embedded API server with a ledger, an Operator's life in a
+// hurried time of its own, Jobs as they stand or run, and the steps of a restart at which something befalls it.
 import { afterAll, afterEach, beforeAll, expect } from "bun:test"
 import { mkdirSync, mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
@@ -78,7 +78,10 @@ export async function serve(options: ServerOptions = {}) {
 }
 export type Server = Awaited<ReturnType<typeof serve>>
 
-/** Time that runs faster, by a rate that can change, and can be set forward: then both clocks are, as when hours have passed. */
+/**
+ * Time that runs faster, by a rate that can change, and can be set forward: then both clocks are, as when hours have
+ * passed.
+ */
 export class Hurried implements Clock {
   private base = Date.now()
   private since = Date.now()
@@ -305,10 +308,10 @@ export const intents = (server: Server) =>
   [...server.model.objects.jobs!.values()].filter((job) => job.metadata.labels?.[INTENT])
 export const isBack = (server: Server, job: Job) =>
   ![undefined, job.metadata.uid].includes(current(server, job)?.metadata.uid)
+const namesOf = (jobs: { metadata: { name: string } }[]) => jobs.map(({ metadata }) => metadata.name)
 export const allBack = (server: Server, jobs: Job[]) =>
   until(
-    () =>
-      `back: ${jobs.filter((job) => !isBack(server, job)).map(({ metadata }) => metadata.name)}; left: ${intents(server).map(({ metadata }) => metadata.name)}`,
+    () => `back: ${namesOf(jobs.filter((job) => !isBack(server, job)))}; left: ${namesOf(intents(server))}`,
     () => jobs.every((job) => isBack(server, job)) && intents(server).length === 0,
   )
 
@@ -346,7 +349,10 @@ export const terminating = (server: Server, { metadata: { name } }: Job) =>
     return deletedAt >= 0 && looks.length >= 2
   })
 
-/** Waits until nothing that was sent before this can still be applied: for the operator's REQUEST_MAY_APPLY_MS, and a look more. */
+/**
+ * Waits until nothing that was sent before this can still be applied: for the operator's REQUEST_MAY_APPLY_MS, and a
+ * look more.
+ */
 export async function untilTooLate({ clock }: Life): Promise<void> {
   const since = clock.monotonic()
   await until("too late", () => clock.monotonic() - since > 170_000)
@@ -434,7 +440,10 @@ export const STEPS: Record<string, (job: Job) => [Match, number]> = {
   finish: ({ metadata: { name } }) => [{ verb: "delete", resource: "jobs", name: new RegExp(`^${name}-restart-`) }, 0],
 }
 export const steps = Object.keys(STEPS)
-/** A failed Job with the name of a step. An intent is read again only where the old Job does not go at once: there it is held for two looks. */
+/**
+ * A failed Job with the name of a step. An intent is read again only where the old Job does not go at once: there it is
+ * held for two looks.
+ */
 export function standAt(server: Server, step: string, wanted: Wanted = {}): Job {
   if (step !== "read") return stand(server, step, wanted)
   const job = stand(server, step, { ...HELD, ...wanted })
@@ -448,7 +457,10 @@ export function standAt(server: Server, step: string, wanted: Wanted = {}): Job 
   server.fault({ verb: "get", resource: "jobs", namespace, name, when }, {}, { times: 1 })
   return job
 }
-/** Calls `run` when a step of this Job's restart has arrived at the server; by its answer, the action follows or the call goes on. */
+/**
+ * Calls `run` when a step of this Job's restart has arrived at the server; by its answer, the action follows or the
+ * call goes on.
+ */
 export function atStep(server: Server, step: string, job: Job, run: () => unknown, action?: Action, times = 1): void {
   const [{ when = () => true, ...match }, after] = STEPS[step]!(job)
   const { namespace } = job.metadata

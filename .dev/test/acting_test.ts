@@ -1,5 +1,6 @@
-// A restart at the hands of class Operator, against the embedded API server over real HTTPS, in any weather. An id in a name is a report,
-// listed in .github/docs/reports.md. A fault is what the server does to one call; a step is one call of a restart.
+// A restart at the hands of class Operator, against the embedded API server over real HTTPS, in any weather. An id in a
+// name is a report, listed in .github/docs/reports.md. A fault is what the server does to one call; a step is one call
+// of a restart.
 import { describe, expect, test } from "bun:test"
 import { systemClock } from "../../operator.ts"
 import type { Action, Call } from "../apiserver/http.ts"
@@ -130,7 +131,7 @@ describe("Bad weather within a restart", () => {
     },
   )
 
-  test("killed while the old Job is terminating, the next life restarts it under the old Role, whatever its selection is", async () => {
+  test("killed while the old Job is terminating, the next life restarts it under the old Role", async () => {
     const server = await serve()
     const job = stand(server, "load-a", HELD)
     const first = live(server, {}, { user: "old" })
@@ -170,7 +171,7 @@ describe("The delete and the create", () => {
     await backOnce(server, [life], [job])
   })
 
-  test("A04 a POST answered with AlreadyExists while the old Job is being deleted is tried again until it works", async () => {
+  test("A04 a POST answered with AlreadyExists while the old Job is terminating is retried", async () => {
     const server = await serve()
     const job = stand(server, "load-a")
     const action: Action = { status: 409, reason: "AlreadyExists", message: TERMINATING }
@@ -459,7 +460,7 @@ describe("The delete and the create", () => {
     expect([creations(server, "load-a").length, isOver()]).toEqual([1, 1])
   })
 
-  test("G07 two operators at once, one watching and one polling, restart each Job once without a complaint", async () => {
+  test("G07 two operators, one watching and one polling, restart each Job once without a complaint", async () => {
     const server = await serve()
     const jobs = Array.from({ length: 20 }, (_, i) => stand(server, `load-${i}`))
     const lives = [live(server), live(server, { CHECK_INTERVAL: "1" }, { user: "old" })]

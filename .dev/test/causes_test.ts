@@ -1,6 +1,6 @@
-// The causes of failures, from what the API server showed of real pods on Kubernetes 1.35.1 with containerd: the last state of
-// each pod before it went. Captured by `E2E_CAPTURE=FILE bun run e2e '^causes: each row'`; only the power failure and the pod that
-// its node did not admit were written by hand into the pods' status.
+// The causes of failures, from what the API server showed of real pods on Kubernetes 1.35.1 with containerd: the last
+// state of each pod before it went. Captured by `E2E_CAPTURE=FILE bun run e2e '^causes: each row'`; only the power
+// failure and the pod that its node did not admit were written by hand into the pods' status.
 import { describe, expect, test } from "bun:test"
 import { type Cause, causeOf, type Job, type Pod, viewJob, viewPod } from "../../operator.ts"
 import captured from "./captured_pods.json" with { type: "json" }

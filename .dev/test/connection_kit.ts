@@ -1,5 +1,5 @@
-// What the tests of the connection and of the program share: real HTTPS servers with throw-away CAs on 127.0.0.1 that answer, or
-// misbehave, as a test wants, and kubeconfigs that lead to them.
+// What the tests of the connection and of the program share: real HTTPS servers with throw-away CAs on 127.0.0.1 that
+// answer, or misbehave, as a test wants, and kubeconfigs that lead to them.
 import { afterAll, afterEach, beforeAll, jest, setSystemTime } from "bun:test"
 import { mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import type { ServerResponse } from "node:http"

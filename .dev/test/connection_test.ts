@@ -1,6 +1,7 @@
-// Where the API client of operator.ts connects to, whom it trusts, as whom it asks, and what it makes of answers: against real HTTPS servers
-// with throw-away CAs on 127.0.0.1. Clocks are turned by hand where a limit is long; the network is always the real one. An id in a name
-// is a report, listed in .github/docs/reports.md. Streams: streams_test.ts; the program as a process: program_test.ts.
+// Where the API client of operator.ts connects to, whom it trusts, as whom it asks, and what it makes of answers:
+// against real HTTPS servers with throw-away CAs on 127.0.0.1. Clocks are turned by hand where a limit is long; the
+// network is always the real one. An id in a name is a report, listed in .github/docs/reports.md. Streams:
+// streams_test.ts; the program as a process: program_test.ts.
 
 import { heapStats } from "bun:jsc"
 import { describe, expect, jest, setSystemTime, test } from "bun:test"
@@ -249,7 +250,8 @@ describe("Whom to trust", () => {
     const named = await serve(quiet(endsWatches), { identity: await identityOf(trusted, "api.demo.test") })
     expect(await askAll(await connected(named, cluster))).toEqual(allAre("done"))
     const unnamed = await serve(quiet(endsWatches))
-    expect(await (await connected(unnamed)).version(never)).toBe("v1.35.1") // leaves a connection that could be taken again
+    // Leaves a connection that could be taken again.
+    expect(await (await connected(unnamed)).version(never)).toBe("v1.35.1")
     expect(await askAll(await connected(unnamed, cluster))).toEqual(
       allAre(
         "the server's certificate is for other names: if it is the right server, set tls-server-name to one of them",
@@ -297,7 +299,7 @@ describe("Who we are", () => {
       tokens.includes(String(headers.authorization)) ? undefined : refuse(response, 401, "Unauthorized")
   const bearers = ({ calls }: Served) => calls.map(({ headers }) => headers.authorization?.replace("Bearer ", ""))
 
-  test("E01 a token that has changed on disk is read after one 401, by all verbs, and in time without one", async () => {
+  test("E01 a token that has changed on disk is read after one 401, by all verbs, and in time without", async () => {
     let accepted = "Bearer T1"
     const server = await serve(quiet((call, response) => only(accepted)(call, response) ?? endsWatches(call, response)))
     const tokenFile = file("T1\n")
@@ -342,7 +344,7 @@ describe("Who we are", () => {
     expect([bearers(server).at(-1), runs()]).toEqual(["P2", 2])
   })
 
-  test("E10 a plugin's credential without expiry is renewed by one run after a 401, shared by parallel calls", async () => {
+  test("E10 a plugin's credential without expiry is renewed by one run after a 401, for all calls", async () => {
     const server = await serve(
       quiet((call, response) => only("Bearer P2")(call, response) ?? endsWatches(call, response)),
     )
@@ -554,10 +556,15 @@ describe("What it answers", () => {
         .replace(/timeoutSeconds=2[4-9]\d/, "timeoutSeconds=SOME"),
     )
     const jobs = "/apis/batch/v1/namespaces/demo/jobs"
+    const review = {
+      apiVersion: "authorization.k8s.io/v1",
+      kind: "SelfSubjectRulesReview",
+      spec: { namespace: "demo" },
+    }
     expect(asked.sort()).toEqual(
       [
         "GET /version",
-        'POST /apis/authorization.k8s.io/v1/selfsubjectrulesreviews {"apiVersion":"authorization.k8s.io/v1","kind":"SelfSubjectRulesReview","spec":{"namespace":"demo"}}',
+        `POST /apis/authorization.k8s.io/v1/selfsubjectrulesreviews ${JSON.stringify(review)}`,
         `GET ${jobs}?limit=500`,
         `GET ${jobs}/load-a`,
         `POST ${jobs} ${JSON.stringify(job())}`,
@@ -705,7 +712,9 @@ describe("What it answers", () => {
     expect(server.calls).toHaveLength(2)
   })
 
-  /** A server with so many pods of about 5 KB, in pages of the size that is asked for; `onPage` hears of each request. */
+  /**
+   * A server with so many pods of about 5 KB, in pages of the size that is asked for; `onPage` hears of each request.
+   */
   const servePods = (count: number, onPage: () => unknown) =>
     serve(({ query }) => {
       onPage()

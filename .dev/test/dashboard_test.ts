@@ -1,5 +1,5 @@
-// The dashboard's server, as a process against the embedded API server: who may ask, what it says, and what it does. The page itself is
-// tried in a real browser, in e2e/dashboard.ts.
+// The dashboard's server, as a process against the embedded API server: who may ask, what it says, and what it does.
+// The page itself is tried in a real browser, in e2e/dashboard.ts.
 import { describe, expect, test } from "bun:test"
 import { connect as connectTo } from "node:net"
 import { join } from "node:path"
@@ -174,7 +174,7 @@ async function hurriedPage(server: Server, how: Parameters<typeof hurriedDashboa
 const hostile = '<img src=x onerror=alert(1)></script>\u202e\u0007\u001b[2J" onload="'
 
 describe("Access", () => {
-  test("the printed address sets a cookie for this site alone, and leads on to the page without its token", async () => {
+  test("the printed address sets a cookie for this site alone, and leads to the page without its token", async () => {
     const { address, get, origin } = await dashboard(await serve())
     expect(address.searchParams.get("token")).toMatch(/^[\w-]{43}$/)
     expect(address.hostname).toBe("127.0.0.1")
@@ -361,7 +361,7 @@ describe("What it shows", () => {
     expect(lanes.get("default/runs")).toMatchObject({ state: "running", failures: [], notRestartable: "it is running" })
   })
 
-  test("a change of a Job and a new record reach an open page, and nothing is listed again while the watches hold", async () => {
+  test("a change and a new record reach an open page, and nothing is listed again while the watches hold", async () => {
     const server = await serve()
     const job = stand(server, "load-a", { status: { active: 1 } })
     const page = await (await dashboard(server)).page()
@@ -509,7 +509,7 @@ describe("What it shows", () => {
     }
   })
 
-  test("an API server that is away is said, with its words, and so is its return, with what has changed meanwhile", async () => {
+  test("an API server that is away is told in its words, and so is its return, with what has changed", async () => {
     const server = await serve()
     stand(server, "load-a")
     const page = await (await dashboard(server)).page()
@@ -568,7 +568,7 @@ describe("What it shows", () => {
     await until("back", () => Object.keys(page.problems).length === 0)
   })
 
-  test("an API server that hangs is said at once, also where a restart is overdue, whose Events are asked for", async () => {
+  test("an API server that hangs is told at once, also where the Events of an overdue restart are read", async () => {
     const server = await serve()
     stand(server, "load-a", { status: failedAgo(60_000) })
     server.fault({ resource: "events" }, { hang: true }, { times: 1e6 })
@@ -738,7 +738,7 @@ describe("What it does", () => {
     expect(text).toContain("is restarted")
   })
 
-  test("an intent that the edit of its Job made void is no restart: what holds is the decision on the Job", async () => {
+  test("an intent that the edit of its Job made void is no restart: the decision on the Job holds", async () => {
     const server = await serve()
     const uid = putTaken(server, 1_800)
     const { lanes, dashboard } = await hurriedPage(server)

@@ -1,5 +1,5 @@
-// The evidence of a failure, as class Operator gathers it from the embedded API server over real HTTPS. An id in a name is a report,
-// listed in .github/docs/reports.md.
+// The evidence of a failure, as class Operator gathers it from the embedded API server over real HTTPS. An id in a name
+// is a report, listed in .github/docs/reports.md.
 import { describe, expect, test } from "bun:test"
 import { type ConfigMap, readRecord, textRecord } from "../../operator.ts"
 import type { Action } from "../apiserver/http.ts"
@@ -133,7 +133,7 @@ describe("The evidence", () => {
       standPod(server, job, `q${i}`, status, i === 0 ? {} : { ...stop, finalizers })
     }
   }
-  test("of many parallel pods the one that failed by itself is the cause, and among the few that are kept", async () => {
+  test("of many parallel pods the one that failed by itself is the cause, and among the few kept", async () => {
     const server = await serve()
     failsInParallel(server)
     const life = live(server, { RESTART_RULES: "exit:3=6h" })
@@ -545,7 +545,8 @@ describe("The evidence", () => {
       pod: { containers: [{ name: "main", image: "load:1", env }] },
       metadata: { annotations: applied },
     })
-    const message = `Job.batch "load-a" is invalid: env[0]: Invalid value: core.EnvVar{Name:"API_KEY", Value:"s3cr3t-demo"}`
+    const value = `core.EnvVar{Name:"API_KEY", Value:"s3cr3t-demo"}`
+    const message = `Job.batch "load-a" is invalid: env[0]: Invalid value: ${value}`
     server.fault({ verb: "create", resource: "jobs" }, { status: 422, message }, { times: 2 })
     server.fault(
       { verb: "create", resource: "jobs" },

@@ -1,4 +1,5 @@
-// Chapter 13 of operator.ts: what probes and Prometheus are told, over real HTTP, beside an Operator at work on the embedded API server.
+// Chapter 13 of operator.ts: what probes and Prometheus are told, over real HTTP, beside an Operator at work on the
+// embedded API server.
 
 import { heapStats } from "bun:jsc"
 import { describe, expect, test } from "bun:test"
@@ -66,7 +67,7 @@ const seen = (life: Life, name: string, words: RegExp) =>
   until(`${name} ${words}`, () => life.about(name, words).length > 0)
 
 describe("/metrics", () => {
-  test("counts are what happened: failures by cause, restarts by result, calls by verb and code, watches; states and due times", async () => {
+  test("counts are what happened: failures, restarts, calls, watches; and so are states and due times", async () => {
     const server = await serve()
     const { life, samples, get } = observed(server, { RESTART_RULES: "exit:4=never, exit:5=1h", CHECK_INTERVAL: "60" })
     const twice = run(server, "twice", [exits(3), exits(3), {}])
@@ -156,7 +157,7 @@ describe("/metrics", () => {
     expect(counters.every(({ labels, value }) => labels.includes('job_name="load-a"') && value === 0)).toBe(true)
   })
 
-  test("the number of series is bounded, whatever the exit codes; the counts of a Job that is gone for an hour go", async () => {
+  test("the number of series is bounded, whatever the exit codes; those of a Job gone for an hour go", async () => {
     const server = await serve()
     let at = 0
     const metrics = new Metrics({ monotonic: () => at as Monotonic })
@@ -291,7 +292,7 @@ test("dashboard.json and alerts.yaml keep Jobs of the same name in two namespace
 })
 
 describe("/livez and /readyz", () => {
-  test("/readyz follows whether each namespace was listed, and whether its watch has been silent for too long", async () => {
+  test("/readyz follows whether each namespace was listed, and whether its watch is silent for too long", async () => {
     const server = await serve()
     const lift = server.fault({ verb: "list", resource: "jobs", namespace: "other" }, { status: 503 }, { times: 999 })
     const { life, get } = observed(server, { NAMESPACE: "default,other", CHECK_INTERVAL: "10" })
@@ -425,7 +426,7 @@ function receiver(answer: () => Response | Promise<Response> = () => new Respons
 const messages = ({ posts }: ReturnType<typeof receiver>) => posts.map(({ message }) => message)
 
 describe("NOTIFY_URL", () => {
-  test("a Job that is given up is one POST, with what ntfy, Gotify and Slack read; back by restart-now is one more", async () => {
+  test("a Job that is given up is one POST that ntfy, Gotify and Slack read; its return is one more", async () => {
     const [server, phone] = [await serve(), receiver()]
     const life = live(server, { RESTART_RULES: "any=never", NOTIFY_URL: phone.NOTIFY_URL })
     const job = stand(server, "load-a")
@@ -457,7 +458,7 @@ describe("NOTIFY_URL", () => {
     expect(messages(phone)[1]).toMatch(/^back after an alarm: .*it is running$/)
   })
 
-  test("a Job that cannot be created again is told once, however often it is tried, before its delete or after", async () => {
+  test("a Job that cannot be created again is told once, however often it is tried", async () => {
     const [server, phone] = [await serve(), receiver()]
     const intended = (name: string) =>
       ({
@@ -607,7 +608,7 @@ describe("NOTIFY_URL", () => {
     expect(said).toEqual(["warning: a notification is dropped: 500 wait for NOTIFY_URL already"])
   })
 
-  test("an alarm is told once, the same of the Job's successor again, and its recovery under any uid (J19)", async () => {
+  test("an alarm is told once, that of the Job's successor again, and its recovery under any uid (J19)", async () => {
     const phone = receiver()
     const { tell } = quickNotifier(phone.NOTIFY_URL)
     const ofSuccessor = (fact: Fact): Fact => ({ ...fact, job: { ...jobNamed("load-a"), uid: "next" } }) as Fact

@@ -1,5 +1,5 @@
-// Kubeconfigs against real servers: the table of kubeconfigs.ts, what happens when they change, and that no error shows a secret. An
-// id in a name is a report, listed in .github/docs/reports.md.
+// Kubeconfigs against real servers: the table of kubeconfigs.ts, what happens when they change, and that no error shows
+// a secret. An id in a name is a report, listed in .github/docs/reports.md.
 import { describe, expect, setSystemTime, test } from "bun:test"
 import { rmSync, writeFileSync } from "node:fs"
 import { join } from "node:path"

@@ -1,5 +1,5 @@
-// One table of kubeconfigs: what the API server sees of each, or why it is rejected. kubeconfig_test.ts proves it here, and
-// e2e/kubeconfigs.ts compares it with kubectl.
+// One table of kubeconfigs: what the API server sees of each, or why it is rejected. kubeconfig_test.ts proves it here,
+// and e2e/kubeconfigs.ts compares it with kubectl.
 import { generateKeyPairSync } from "node:crypto"
 import { chmodSync, mkdirSync, mkdtempSync, writeFileSync } from "node:fs"
 import http from "node:http"
@@ -587,7 +587,9 @@ const plugins: Case[] = [
         extensions: [{ name: "client.authentication.k8s.io/exec", extension: { shoot: "demo" } }],
       },
       user: exec(
-        `for part in ${told.map((part) => `'${part}'`).join(" ")}; do case "$KUBERNETES_EXEC_INFO" in *"$part"*) ;; *) echo "no $part" >&2; exit 1; esac; done; ${P1}`,
+        `for part in ${told.map((part) => `'${part}'`).join(" ")}; do
+          case "$KUBERNETES_EXEC_INFO" in *"$part"*) ;; *) echo "no $part" >&2; exit 1; esac
+        done; ${P1}`,
         { provideClusterInfo: true },
       ),
     },
@@ -692,7 +694,8 @@ const texts: Case[] = [
     (p) =>
       yaml(
         p,
-        `    client-certificate-data: !!binary |\n${base64(base64(p.ada.cert)).replace(/.{1,60}/g, "      $&\n")}    client-key-data: ${base64(p.ada.key)}`,
+        "    client-certificate-data: !!binary |\n" +
+          `${base64(base64(p.ada.cert)).replace(/.{1,60}/g, "      $&\n")}    client-key-data: ${base64(p.ada.key)}`,
       ),
     ADA,
   ),
@@ -844,7 +847,8 @@ const lists: Case[] = [
     name: "a list of files, the first to name a thing wins",
     make: (p) => {
       const a = write(p, "a", { "current-context": "here", users: [{ name: "me", user: { token: "t0ken" } }] })
-      return `${a}:${join(p.folder, "missing")}:${write(p, "empty", "")}:${write(p, "b", config(p, { user: { token: "other" }, more: { "current-context": "there" } }))}`
+      const b = config(p, { user: { token: "other" }, more: { "current-context": "there" } })
+      return [a, join(p.folder, "missing"), write(p, "empty", ""), write(p, "b", b)].join(":")
     },
     right: TOKEN,
   },

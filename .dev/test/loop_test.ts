@@ -1,5 +1,5 @@
-// Chapter 12 of operator.ts: class Operator follows a namespace in the embedded API server over real HTTPS, in any weather, and leaves no
-// trace but what it should. An id in a name is a report, listed in .github/docs/reports.md.
+// Chapter 12 of operator.ts: class Operator follows a namespace in the embedded API server over real HTTPS, in any
+// weather, and leaves no trace but what it should. An id in a name is a report, listed in .github/docs/reports.md.
 import { describe, expect, test } from "bun:test"
 import {
   type Cluster,
@@ -136,7 +136,7 @@ describe("Following a namespace", () => {
     ])
   })
 
-  test("D04 J14 what a watch that is open but dead has missed is found after more than two bookmarks' silence", async () => {
+  test("D04 J14 what an open but dead watch has missed is found after more than two bookmarks' silence", async () => {
     const server = await serve()
     const job = stand(server, "load-a", { status: {}, spec: { suspend: true } })
     scaleLimits(100)
@@ -484,7 +484,7 @@ describe("Following a namespace", () => {
     expect(jobs.map((job) => isBack(server, job))).toEqual([false, true])
   })
 
-  test("RESTART_SPACING: a restart that a person asks for does not wait, after a start of the operator either", async () => {
+  test("RESTART_SPACING: a restart that a person asks for does not wait, nor after a start", async () => {
     const server = await serve()
     const annotations = { [`${PREFIX}restarted-from`]: "U0", [`${PREFIX}restart-now`]: "1" }
     const job = stand(server, "load-a", { metadata: { annotations } })
@@ -635,7 +635,7 @@ describe("Following a namespace", () => {
     },
   )
 
-  test("an intent protects a Job from its TTL before its cause is known, as long as looks at its pods may take", async () => {
+  test("an intent protects a Job from its TTL before its cause is known, while its pods are looked at", async () => {
     const { server, life } = await expiring({ RESTART_DELAY: "600" }, 55, { verb: "list", resource: "pods" })
     await until("an intent", () => intents(server).length === 1)
     expect(life.factsOf("FailureSeen", "load-a")).toEqual([])
@@ -678,7 +678,7 @@ describe("Following a namespace", () => {
     await until("back", () => server.model.job("default", "load-a"))
   })
 
-  test("the cause is kept of a Job that its TTL took before it was known, though it waits the longest that any may", async () => {
+  test("the cause is kept of a Job that its TTL took before it was known, though it waits the longest", async () => {
     const { server, life } = await expiring({ RESTART_RULES: "exit:3=10m" }, 3)
     await until("an intent", () => intents(server).length === 1)
     await until("its cause is known", () => life.factsOf("FailureSeen", "load-a").length > 0)
@@ -759,7 +759,7 @@ describe("Following a namespace", () => {
     await until("back", () => isBack(server, job), 5_000)
   })
 
-  test("an operator that came too late for the evidence does not take away the intent of one that knows the cause", async () => {
+  test("an operator too late for the evidence leaves the intent of one that knows the cause", async () => {
     const server = await serve()
     const job = stand(server, "load-a", { spec: { ttlSecondsAfterFinished: 300 }, status: failedAgo(290_000) })
     standPod(server, job, "q1", { phase: "Failed", containerStatuses: [ended("main", 3)] })
@@ -894,7 +894,7 @@ describe("Following a namespace", () => {
     await backOnce(server, [live(server, { RESTART_DELAY: "5" })], [job])
   })
 
-  test("J09 a failure that lies a day ahead counts from when it is seen, though the server does not answer then", async () => {
+  test("J09 a failure that lies a day ahead counts from when it is seen, though the server is silent", async () => {
     const server = await serve()
     server.fault({ resource: "version" }, { drop: "before" }, { times: 4 })
     const job = stand(server, "load-a", { status: failedAgo(-86_400_000) })
@@ -971,7 +971,7 @@ describe("Following a namespace", () => {
   }
   const besidesEvents = (calls: Call[]) => calls.filter(({ resource }) => resource !== "events")
 
-  test("a restart writes its intent, asks, deletes, creates, and removes its intent; besides that, the record of the failure", async () => {
+  test("a restart records the failure, writes its intent, asks, deletes, creates, and removes the intent", async () => {
     const server = await serve()
     const life = await watching(server)
     const from = server.calls.length
@@ -1163,7 +1163,7 @@ describe("The history", () => {
     expect([records(server).length, records(server, "load-b").length]).toEqual([1, 0])
   })
 
-  test("records beyond the limit, and those of Jobs gone for a month, are removed at start and once a day", async () => {
+  test("records beyond the limit, and of Jobs gone for a month, are removed at start and once a day", async () => {
     const long = "l".repeat(80)
     const prefixed = (facts: object) =>
       Object.fromEntries(Object.entries(facts).map(([key, fact]) => [PREFIX + key, fact]))

@@ -1,5 +1,6 @@
-// The program as a process: the compiled binary, alone in an empty folder, against real HTTPS servers with throw-away CAs on
-// 127.0.0.1. What it says is read from its stderr. An id in a name is a report, listed in .github/docs/reports.md.
+// The program as a process: the compiled binary, alone in an empty folder, against real HTTPS servers with throw-away
+// CAs on 127.0.0.1. What it says is read from its stderr. An id in a name is a report, listed in
+// .github/docs/reports.md.
 import { afterAll, beforeAll, describe, expect, test } from "bun:test"
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs"
 import { join } from "node:path"
@@ -115,7 +116,7 @@ describe("Without a cluster", () => {
       expect(code).toBe(2)
       expect(log).toMatch(
         oneLine(
-          /no cluster is configured: KUBECONFIG is not set.*serviceaccount nor .*\.kube\/config\. .*\/etc\/rancher\/k3s\/k3s\.yaml/,
+          /no cluster is configured: KUBECONFIG is not set.*serviceaccount nor .*\.kube\/config\. .*\/k3s\/k3s\.yaml/,
         ),
       )
     },
@@ -379,7 +380,7 @@ describe("The log", () => {
 })
 
 describe("Health", () => {
-  test("off outside a pod unless HEALTH_PORT is set; set, it is there before the API server is, on IPv6 and IPv4", async () => {
+  test("off outside a pod unless HEALTH_PORT is set; then there before the API server, on IPv6 and IPv4", async () => {
     const server = await serve(quiet())
     const off = start(at(server))
     await off.says(works)

@@ -1,5 +1,6 @@
-// The restart protocol of operator.ts, against the embedded API server over real HTTPS: what is written, proved, deleted and created,
-// and what others may do meanwhile. An id in a name is a report, listed in .github/docs/reports.md.
+// The restart protocol of operator.ts, against the embedded API server over real HTTPS: what is written, proved,
+// deleted and created, and what others may do meanwhile. An id in a name is a report, listed in
+// .github/docs/reports.md.
 import { describe, expect, test } from "bun:test"
 import { INTENT, PREFIX, REPLACEMENT } from "../../operator.ts"
 import type { Policy, Webhook } from "../apiserver/admission.ts"
@@ -102,7 +103,7 @@ describe("The restart protocol", () => {
     )
   })
 
-  test("after a rejection the cluster is asked before an intent is written again, and the restart goes on by itself", async () => {
+  test("after a rejection the cluster is asked before an intent is written again, and a restart goes on", async () => {
     const server = await serve()
     const job = stand(server, "load-a")
     const lift = forbid(server, "load-a")
@@ -149,7 +150,7 @@ describe("The restart protocol", () => {
     expect([intents(server).length, life.clock.monotonic() - since > 130_000]).toEqual([0, true])
   })
 
-  test("an intent is written again until that works where an earlier life's delete arrives as it is withdrawn", async () => {
+  test("an intent is written again until that works where an earlier delete arrives as it is withdrawn", async () => {
     const server = await serve()
     const job = stand(server, "load-a")
     const lift = forbid(server, "load-a")
@@ -207,7 +208,7 @@ describe("The restart protocol", () => {
     await backOnce(server, [life], [job])
   })
 
-  test("an intent of an earlier life is written again that a late removal takes after the Job was deleted by it", async () => {
+  test("an earlier intent is written again that a late removal takes after the Job was deleted by it", async () => {
     const { server, job, life } = await goingByEarlierIntent(60)
     kubectlDelete(server, intents(server)[0]!.metadata.name)
     await until("written again", () => intents(server).length === 1)
@@ -215,7 +216,7 @@ describe("The restart protocol", () => {
     await backOnce(server, [life], [job])
   })
 
-  test("once a late removal is too late, a person who deletes the intent of an earlier life cancels the restart", async () => {
+  test("once no late removal can come, a person who deletes an earlier intent cancels the restart", async () => {
     const { server, life } = await goingByEarlierIntent(1_000)
     await untilTooLate(life)
     kubectlDelete(server, intents(server)[0]!.metadata.name)
@@ -257,7 +258,7 @@ describe("The restart protocol", () => {
     expect(server.model.job("default", "load-a")?.metadata.labels?.edit).toBe("1")
   })
 
-  test("an edit that is read while an intent is withdrawn counts when the TTL that it brought has taken the Job", async () => {
+  test("an edit that is read while an intent is withdrawn counts when its TTL has taken the Job", async () => {
     const server = await serve()
     const job = stand(server, "load-a", { status: failedAgo(60_000) })
     const lift = forbid(server, "load-a")
@@ -324,14 +325,14 @@ describe("The restart protocol", () => {
     await backOnce(server, [life], [job])
   })
 
-  test("a Job comes back that a delete without an answer takes after another operator withdrew its intent", async () => {
+  test("a Job comes back that an unanswered delete takes after another operator withdrew its intent", async () => {
     const { server, job, life } = await deletedWithoutAnswer()
     for (const { metadata } of intents(server)) person(server, "delete", metadata.name)
     person(server, "delete", "load-a", { propagationPolicy: "Foreground" })
     await backOnce(server, [life], [job])
   })
 
-  test("after an error, the intent by which a Job is deleted is read again, for somebody may have removed it", async () => {
+  test("after an error, the intent by which a Job is deleted is read again: it may have been removed", async () => {
     const server = await serve()
     const job = stand(server, "load-a")
     const removesIntents = (call: Call) => {
@@ -479,7 +480,7 @@ describe("The restart protocol", () => {
     await backOnce(server, [life], [job])
   })
 
-  test("a TTL that ends before the Job is due keeps its wait: one intent when it fails, one restart when it is due", async () => {
+  test("a TTL that ends before the Job is due keeps its wait: one intent, one restart when due", async () => {
     const server = await serve()
     const life = live(server, { RESTART_DELAY: "600" }, { rate: 1 })
     await until("watching", () => callsOf(server, "watch").length > 0)
@@ -494,7 +495,7 @@ describe("The restart protocol", () => {
     expect([server.uids.get("default/load-a")?.length, outcomesOf(life, "load-a")]).toEqual([2, ["restarted"]])
   })
 
-  test("a TTL that ends while the cluster rejects the Job keeps its intent, from which it is created later", async () => {
+  test("a TTL that ends while the cluster rejects the Job keeps its intent, by which it is created later", async () => {
     let aheadMs = 0
     const server = await serve({ now: () => Date.now() + aheadMs })
     const job = run(server, "load-a", [exits(3), {}], { spec: { ttlSecondsAfterFinished: 50 } })
@@ -582,7 +583,7 @@ describe("The restart protocol", () => {
     await backOnce(server, [life], [job])
   })
 
-  test("watched pods that hold a restart up for long are looked up by name, and the namespace is not listed for it", async () => {
+  test("watched pods that hold a restart up for long are looked up by name, without a list", async () => {
     const server = await serve()
     const job = stand(server, "held", HELD)
     const metadata = { finalizers: ["example.test/pod"] }
@@ -600,7 +601,7 @@ describe("The restart protocol", () => {
     await backOnce(server, [life], [job])
   })
 
-  test("E1 a Job that nothing but the garbage collector's finalizer holds for a minute is deleted in the background", async () => {
+  test("E1 a Job that only the garbage collector's finalizer holds is deleted in the background", async () => {
     const server = await serve()
     const job = stand(server, "load-a")
     server.model.admission.policies.push({ name: "frozen", operations: ["UPDATE"], deny: () => "no updates" })

@@ -1,5 +1,5 @@
-// No kubeconfig, however broken, gets a secret into an error: 2,000 of them, with known secrets in every position, and no error has
-// eight characters of one in a row.
+// No kubeconfig, however broken, gets a secret into an error: 2,000 of them, with known secrets in every position, and
+// no error has eight characters of one in a row.
 import { expect, test } from "bun:test"
 import { randomBytes } from "node:crypto"
 import { writeFileSync } from "node:fs"

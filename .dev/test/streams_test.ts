@@ -1,5 +1,6 @@
-// What the API client of operator.ts reads as a stream, logs and watches, against real HTTPS servers that misbehave. How the
-// loop lives through bad weather is in loop_test.ts. An id in a name is a report listed in .github/docs/reports.md.
+// What the API client of operator.ts reads as a stream, logs and watches, against real HTTPS servers that misbehave.
+// How the loop lives through bad weather is in loop_test.ts. An id in a name is a report listed in
+// .github/docs/reports.md.
 import { describe, expect, test } from "bun:test"
 import {
   type Evidence,
