@@ -366,6 +366,8 @@ export const NAMESPACE_NAME = /^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/
 export const JOB_NAME =
   /^([a-z0-9]([-a-z0-9]*[a-z0-9])?\/)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/
 
+const isJobName = (text: string) => text.length <= 253 && JOB_NAME.test(text) && !text.includes("/")
+
 /** Each namespace keeps two watches open, and fetch sends at most 256 requests at once. */
 const MOST_NAMESPACES = 100
 
@@ -1675,8 +1677,8 @@ export function readIntent(job: Job): Intent | undefined {
   }
   return tryOrUndefined(() => {
     const intent = read()
-    // Anybody who may create Jobs can write one. This throws if its replacement is no Job.
-    return intent && viewJob(intent.replacement) && intent
+    // Anybody who may create Jobs can write one. viewJob() throws if its replacement is no Job.
+    return intent && isJobName(intent.jobName) && viewJob(intent.replacement) ? intent : undefined
   })
 }
 

@@ -2228,6 +2228,16 @@ describe("5 Replacement and intent", () => {
     expect([readIntent(intent), isIntent(intent)]).toEqual([undefined, true])
   })
 
+  const long = "a".repeat(40)
+  const noNames = ['a"} 1', "a\nb", `${long}"`, `${long}\u202e`, "a/b", "..", "-a", "A", "a".repeat(254)]
+  test.each(noNames)("readIntent() is undefined for an intent of %j, for no Job can have this name", (name) => {
+    const intent = intentFor(draftOf({ live: failedJob({ name }), additions: NONE, dueAt: undefined }))
+    const { [REPLACEMENT]: _, ...annotations } = intentOfV1().metadata?.annotations ?? {}
+    const hidden = JSON.stringify({ ...JSON.parse(annotations[INTENT] ?? ""), name })
+    const ofV1 = { ...intentOfV1(), metadata: { ...intentOfV1().metadata, annotations: { [INTENT]: hidden } } }
+    expect([readIntent(stored(intent, "U7")), readIntent(ofV1)]).toEqual([undefined, undefined])
+  })
+
   test("readIntent() is undefined for a Job that is no intent", () =>
     expect([readIntent(failedJob()), isIntent(failedJob())]).toEqual([undefined, false]))
 
