@@ -1446,7 +1446,9 @@ export type Additions = { annotations: Record<string, string>; memory: Record<st
 /** The complete Job to create in place of `live`: what its owner wrote, and our additions. */
 export function buildReplacement(live: Job, { annotations, memory }: Additions): Job {
   const job = withMemory(replacementFor(live), memory)
-  job.metadata = { ...job.metadata, annotations: { ...job.metadata?.annotations, ...annotations } }
+  // The cause of an earlier failure must not stand for that of this one, which may not be known yet.
+  const earlier = withoutKeys(job.metadata?.annotations, [LAST_CAUSE])
+  job.metadata = { ...job.metadata, annotations: { ...earlier, ...annotations } }
   const created = contentOf(job)
   job.metadata.annotations = { ...job.metadata.annotations, [`${PREFIX}created`]: created }
   return job

@@ -617,10 +617,13 @@ describe("Following a namespace", () => {
     settings: Record<string, string>,
     ttlSecondsAfterFinished: number,
     late: Match = { subresource: "log" },
+    before: Record<string, string> = {},
   ) {
     const server = await serve()
     server.fault(late, { delayMs: 1_000 }, { times: 99 })
-    const job = stand(server, "load-a", { spec: { ttlSecondsAfterFinished }, status: failedAgo(0) })
+    const annotations = Object.fromEntries(Object.entries(before).map(([name, value]) => [PREFIX + name, value]))
+    const owned = { metadata: { annotations }, spec: { ttlSecondsAfterFinished }, status: failedAgo(0) }
+    const job = stand(server, "load-a", owned)
     standPod(server, job, "q1", { phase: "Failed", containerStatuses: [ended("main", 3)] })
     return { server, life: live(server, settings, { rate: 10 }) }
   }
@@ -657,6 +660,19 @@ describe("Following a namespace", () => {
 
   test("a Job that its TTL took before its cause was known does not come back if that forbids it", async () => {
     const { server, life } = await expiring({ RESTART_RULES: "exit:3=never", RESTART_DELAY: "600" }, 3)
+    await until("an intent", () => intents(server).length === 1)
+    removedByTtl(server, "load-a")
+    await until("its cause is known", () => life.factsOf("FailureSeen", "load-a").length > 0)
+    await until("no intent", () => intents(server).length === 0)
+    life.clock.jump(600_000)
+    await afterLaterFailure(server, life)
+    expect(creations(server, "load-a")).toEqual([])
+  })
+
+  test("nor does it come back if it is the second failure, and the cause of the first one is still on it", async () => {
+    const before = { "last-cause": "exit:1", restarts: "1" }
+    const settings = { RESTART_RULES: "exit:3=never", RESTART_DELAY: "600" }
+    const { server, life } = await expiring(settings, 3, { subresource: "log" }, before)
     await until("an intent", () => intents(server).length === 1)
     removedByTtl(server, "load-a")
     await until("its cause is known", () => life.factsOf("FailureSeen", "load-a").length > 0)
