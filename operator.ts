@@ -1679,8 +1679,13 @@ export function readIntent(job: Job): Intent | undefined {
   }
   return tryOrUndefined(() => {
     const intent = read()
-    // Anybody who may create Jobs can write one. viewJob() throws if its replacement is no Job.
-    return intent && isJobName(intent.jobName) && viewJob(intent.replacement) ? intent : undefined
+    if (!intent) return undefined
+    const { jobName, jobUid, jobVersion, replacement } = intent
+    const { labels = {}, annotations: own = {} } = replacement.metadata ?? {}
+    const texts = [jobUid, jobVersion, ...Object.values(labels), ...Object.values(own)]
+    // Anybody who may create Jobs can write one. The last two throw if its replacement is no Job.
+    const isJob = isJobName(jobName) && texts.every((text) => typeof text === "string")
+    return isJob && viewJob(replacement) && contentOf(replacement) ? intent : undefined
   })
 }
 

@@ -4033,6 +4033,20 @@ describe("11 Controller", () => {
       expect(cache.podsOf("U1")).toEqual([])
     })
 
+    test("what cannot be understood of one Job is told once, and does not end the loop", () => {
+      const facts: string[] = []
+      const emit = ({ kind }: Fact) => facts.push(kind)
+      const { config } = readSettings({ NAMESPACE: "batch-a", JOB_SELECTOR: "!nobody" })
+      const never = new AbortController().signal
+      const world = { cluster: {}, clock: systemClock, emit, config, stop: never, kill: never }
+      const { cache, reconciler } = new Operator(world as unknown as ConstructorParameters<typeof Operator>[0])
+      cache.jobs.get = () => {
+        throw new TypeError("no text")
+      }
+      for (const _ of [1, 2]) reconciler.reconcile("batch-a/load-a")
+      expect(facts).toEqual(["NotUnderstood"])
+    })
+
     test("only what an earlier process restarted takes a group, not what looks like that and is created later", () => {
       const never = new AbortController().signal
       const { config } = readSettings({ NAMESPACE: "batch-a", JOB_SELECTOR: "!nobody", RESTART_SPACING: "3600" })

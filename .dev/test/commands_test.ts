@@ -16,6 +16,7 @@ import {
   folder,
   HELD,
   intents,
+  kubectlDelete,
   live,
   person,
   release,
@@ -240,6 +241,22 @@ describe("status", () => {
       expect((await onTerminal(server, "status", 80, { env })).screen).not.toContain("\u001b[33m")
     expect((await onTerminal(server, "status --no-color", 80)).screen).not.toContain("\u001b[33m")
   }, 20_000)
+
+  test.each([{ annotations: { [`${PREFIX}group`]: { toString: 1 } } }, { finalizers: 5 }])(
+    "a forged intent that cannot be understood hides no Job: %j",
+    async (forged) => {
+      const server = await serve()
+      const none = { annotations: { [`${PREFIX}created`]: "x" }, memory: {} }
+      const draft = draftOf({ live: stand(server, "gone") as RealJob, additions: none, dueAt: undefined })
+      const annotations = { ...draft.replacement.metadata?.annotations, ...forged.annotations }
+      const metadata = { ...draft.replacement.metadata, ...forged, annotations } as never
+      person(server, "create", "", intentFor({ ...draft, replacement: { ...draft.replacement, metadata } }))
+      kubectlDelete(server, "gone")
+      stand(server, "load-a")
+      const { code, rows } = await command(server, "status")
+      expect([code, rows().at(-1)?.slice(0, 2)]).toEqual([0, ["load-a", "waiting"]])
+    },
+  )
 })
 
 describe("history", () => {

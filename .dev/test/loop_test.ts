@@ -826,33 +826,17 @@ describe("Following a namespace", () => {
     })
   })
 
-  test("an intent whose replacement is no Job is told of, and stops no other restart", async () => {
+  const NO_JOBS = [{ ownerReferences: 5 }, { finalizers: 5 }, { annotations: { [`${PREFIX}group`]: { toString: 1 } } }]
+  test.each(NO_JOBS)("an intent whose replacement is no Job is told of, and stops no other: %j", async (forged) => {
     const server = await serve()
-    const draft = draftOf({
-      live: stand(server, "load-a"),
-      additions: { annotations: {}, memory: {} },
-      dueAt: undefined,
-    })
-    const metadata = { ...draft.replacement.metadata, ownerReferences: 5 as never }
-    person(server, "create", "", intentFor({ ...draft, replacement: { ...draft.replacement, metadata } }))
-    const life = live(server)
-    await afterLaterFailure(server, life)
-    expect(life.factsOf("IntentUnreadable")).toHaveLength(1)
-  })
-
-  test("an intent whose replacement cannot be understood is told of, and stops no other restart", async () => {
-    const server = await serve()
-    const draft = draftOf({
-      live: stand(server, "load-a"),
-      additions: { annotations: {}, memory: {} },
-      dueAt: undefined,
-    })
-    const metadata = { ...draft.replacement.metadata, annotations: { [`${PREFIX}group`]: { toString: 1 } as never } }
+    const additions = { annotations: {}, memory: {} }
+    const draft = draftOf({ live: stand(server, "load-a"), additions, dueAt: undefined })
+    const metadata = { ...draft.replacement.metadata, ...forged } as never
     person(server, "create", "", intentFor({ ...draft, replacement: { ...draft.replacement, metadata } }))
     kubectlDelete(server, "load-a")
     const life = live(server)
     await afterLaterFailure(server, life)
-    expect(life.factsOf("NotUnderstood", "load-a")).toHaveLength(1)
+    expect(life.factsOf("IntentUnreadable")).toHaveLength(1)
   })
 
   test.each([{}, { suspend: true }])("no Job that has not ended is deleted by a forged intent: %j", async (spec) => {
