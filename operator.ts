@@ -5785,9 +5785,11 @@ class EventHandler implements WatchHandler {
     } else {
       if (known) this.cache.forgetJob(known)
       this.cache.addJob(new JobEntry(kept, sequence))
-      // Of a later Job this process knows better: anybody may write one that looks restarted, and hold up a group.
+      // Anybody may write a Job that looks restarted, and hold up a group: a later one only counts if it replaces one
+      // that is known, as where another operator or a command has restarted it.
       // Creation times have whole seconds, so 999 ms are added, lest the spacing end early.
-      if (isRestarted(view) && view.createdAt <= this.firstListedAt)
+      const isByOthers = known !== undefined && annotationOf(view, "restarted-from") === known.view.uid
+      if (isByOthers || (isRestarted(view) && view.createdAt <= this.firstListedAt))
         this.spacing.take(groupOf(view), Math.min(view.createdAt + 999, nowOf(this.world)))
       for (const pod of this.cache.podsOf(view.uid)) this.warnings.reportPod(view, pod)
     }

@@ -4069,6 +4069,11 @@ describe("11 Controller", () => {
       clock.now = () => NOW + 2 * MINUTE
       watcher.handler.onJobEvent("ADDED", restarted("later", -MINUTE))
       expect([freeInMs("earlier"), freeInMs("later")]).toEqual([HOUR - 3 * MINUTE + 999, 0])
+      // The new Job of one that is known is what another operator, or a person by a command, has restarted.
+      const old = restarted("known", 0)
+      watcher.handler.onJobEvent("ADDED", { ...old, metadata: { ...old.metadata, uid: "U0", annotations: {} } })
+      watcher.handler.onJobEvent("ADDED", restarted("known", -MINUTE))
+      expect(freeInMs("known")).toEqual(HOUR - MINUTE + 999)
     })
 
     test("the cost of an event does not depend on how many pods of its Job are told to stop", () => {
