@@ -4935,7 +4935,7 @@ const POD_SELECTOR = "batch.kubernetes.io/job-name"
  */
 class Watcher {
   private readonly podWatches = new Map<string, PodWatch>()
-  private refusedReviews = 0
+  private readonly refusedReviews = new Map<string, number>()
 
   constructor(
     private readonly world: World,
@@ -5074,7 +5074,9 @@ class Watcher {
     if (!isForced && !this.permissions.needsReview(namespace, clock.monotonic())) return
     const rules = await cluster.rules(namespace, stop).catch((error): Rules => {
       // A hardened cluster may refuse reviews for good: then only the 403 of a call tells.
-      if (!isRejection(error) || ++this.refusedReviews < MOST_REJECTIONS) throw error
+      const refusals = (this.refusedReviews.get(namespace) ?? 0) + (isRejection(error) ? 1 : 0)
+      this.refusedReviews.set(namespace, refusals)
+      if (!isRejection(error) || refusals < MOST_REJECTIONS) throw error
       return { incomplete: true, resourceRules: [] }
     })
     const { missing, isEssential } = this.permissions.review(namespace, rules, clock.monotonic())

@@ -290,6 +290,15 @@ describe("Following a namespace", () => {
     await backOnce(server, [live(server)], [job])
   })
 
+  test("reviews of many namespaces that are refused in passing, once each, are asked for again", async () => {
+    const server = await serve()
+    server.fault({ resource: "selfsubjectrulesreviews" }, { status: 403 }, { times: 9 })
+    const NAMESPACE = ["default", ..."abcdefgh"].join()
+    const life = live(server, { NAMESPACE, CHECK_INTERVAL: "10" }, { user: "old" })
+    await until("reviewed", () => life.factsOf("PermissionsReviewed").length === 9)
+    expect(life.factsOf("PermissionsReviewed").filter(({ missing }) => missing.length === 0)).toEqual([])
+  })
+
   const complete = { conditions: [{ type: "Complete", status: "True" }] }
   const held = (): object => ({ finalizers: ["example.test/hold"], deletionTimestamp: timestamp(Date.now()) })
   const leftAlone: [string, (server: Server) => object, RegExp | undefined][] = [
