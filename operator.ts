@@ -1226,14 +1226,14 @@ function exponentialBackoffMs({ fromMs, toMs }: { fromMs: number; toMs: number }
   return Math.min(toMs, fromMs * 2 ** Math.min(restarts, 40))
 }
 
-/** The wait that the last matching line asks for, at most maxMs; passedMs if it has passed, maxMs if it is none. */
-function askedOf(lines: string[], cause: RuleCause, maxMs: number, failedAt: number, passedMs: number) {
+/** The wait that the last matching line asks for, at most maxMs; at least shortMs if under 1 s, maxMs if it is none. */
+function askedOf(lines: string[], cause: RuleCause, maxMs: number, failedAt: number, shortMs: number) {
   const most = durationText(maxMs)
   const text = cause.kind === "log" ? lastWaitAskedFor(lines, cause.pattern) : ""
   const askedMs = readAskedWait(text, failedAt)
   if (askedMs === undefined)
     return { waitMs: maxMs, because: `asked for ${quote(text)}, which is not a time: waiting the maximum of ${most}` }
-  const waitMs = askedMs > 0 ? Math.min(maxMs, askedMs) : passedMs
+  const waitMs = Math.min(maxMs, askedMs < 1_000 ? Math.max(askedMs, shortMs) : askedMs)
   const asked = `asked for ${quote(text)}: ${durationText(waitMs)} after the failure`
   return { waitMs, because: askedMs > maxMs ? `${asked}, the maximum` : asked }
 }
