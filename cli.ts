@@ -73,9 +73,8 @@ class Entry {
   /** Whether the Job is going or gone: then its restart is under way if there is an intent. */
   isGone = () => !this.job() || this.job()?.metadata?.deletionTimestamp != null
 
-  /** The intent that holds. One for an earlier version of the Job is void: the operator decides again. */
-  intent = () =>
-    this.intents().find(({ jobVersion }) => this.isGone() || jobVersion === this.job()?.metadata?.resourceVersion)
+  /** The intent that holds. Of others the operator takes no notice: it decides again. */
+  intent = () => this.intents().find((intent) => this.isGone() || operator.mayDelete(intent, this.job() ?? {}))
 
   /** The one of its last failure, if that is recorded. */
   recordOf = ({ uid }: JobView) => this.records().findLast((past) => past.uid === uid)

@@ -1943,6 +1943,8 @@ export function nextStep(seen: Observation, now: number): Step {
 
 const isTerminating = ({ metadata }: Job) => metadata?.deletionTimestamp != null
 const hasEnded = (job: Job) => ["failed", "succeeded"].includes(viewJob(job).phase)
+/** Whether a Job that is there may be deleted by an intent, which whoever may create Jobs can forge. */
+export const mayDelete = ({ jobVersion }: Intent, job: Job) => hasEnded(job) && versionOf(job) === jobVersion
 const isTerminatingOrGone = (job: Job | undefined) => !job || isTerminating(job)
 const uidOf = ({ metadata }: Job) => metadata?.uid
 const versionOf = ({ metadata }: Job) => metadata?.resourceVersion ?? ""

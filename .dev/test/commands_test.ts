@@ -242,6 +242,18 @@ describe("status", () => {
     expect((await onTerminal(server, "status --no-color", 80)).screen).not.toContain("\u001b[33m")
   }, 20_000)
 
+  test.each([{}, { suspend: true }])("a forged intent makes no Job that has not ended wait: %j", async (spec) => {
+    const server = await serve()
+    stand(server, "load-a", { spec, status: {} })
+    const status = () => server.model.job("default", "load-a")?.status
+    await until("the Job controller has seen it", () => Object.keys(status() ?? {}).length > 0)
+    const live = server.model.job("default", "load-a") as RealJob
+    const draft = draftOf({ live, additions: { annotations: {}, memory: {} }, dueAt: Date.now() + 3_600_000 })
+    person(server, "create", "", intentFor(draft))
+    const { rows } = await command(server, "status")
+    expect(rows().at(-1)?.slice(0, 2)).toEqual(["load-a", spec.suspend ? "suspended" : "running"])
+  })
+
   test.each([{ annotations: { [`${PREFIX}group`]: { toString: 1 } } }, { finalizers: 5 }])(
     "a forged intent that cannot be understood hides no Job: %j",
     async (forged) => {
