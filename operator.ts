@@ -1820,7 +1820,7 @@ export function newestFirst<I extends Intent>(intents: I[]): I[] {
   const due = ({ dueAt }: Intent) => dueAt ?? 0
   return intents
     .filter(({ deleting }) => !deleting)
-    .sort((a, b) => compareVersions(b.jobVersion, a.jobVersion) || due(a) - due(b))
+    .sort((a, b) => compareVersions(b.jobVersion, a.jobVersion) || due(a) - due(b) || (a.name < b.name ? -1 : 1))
 }
 
 /**

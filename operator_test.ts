@@ -2970,6 +2970,14 @@ describe("5 Replacement and intent", () => {
     })
   })
 
+  test("newestFirst() has one order for two that tie, as those of 1.0.0 and this version may", () => {
+    const [ours, v1] = [
+      { ...intentOf(), name: "load-a-restart-2" },
+      { ...intentOf(), name: "load-a-restart-1" },
+    ]
+    expect(newestFirst([ours, v1])).toEqual(newestFirst([v1, ours]))
+  })
+
   const controlled = (uid: string) => ({ ownerReferences: [owner(uid)] })
   const pods: Record<string, [Pod, generated: boolean, manual: boolean]> = {
     "owned by the old Job": [{ metadata: controlled("U1"), status: { phase: "Running" } }, true, true],
