@@ -364,9 +364,10 @@ export class Invariants {
     else if (past.endedAt <= sawIntentsAt)
       this.sim.violate(`operator ${process.id} created ${name}, which no intent holds like that`)
   }
-  /** If this process watched a person delete a Job that was to wait, it knows better. */
+  /** If this process watched a person delete a Job that was to wait, it knows better, unless a restart had begun. */
   private checkCameBack(name: string, { process }: Call, uid: string): void {
-    const waited = this.standing(name).some((intent) => intent.uid === uid && !Number.isNaN(intent.dueAt))
+    const intents = this.standing(name).filter((intent) => intent.uid === uid)
+    const waited = intents.length > 0 && intents.every(({ dueAt }) => !Number.isNaN(dueAt))
     if (waited && process.plainlyDeleted.has(uid) && process.version === "current" && !this.sim.haveClocksMoved)
       this.sim.violate(`operator ${process.id} watched a person delete ${name} while it waited, and created it again`)
     else this.except("cameBack")
