@@ -372,12 +372,11 @@ export class Invariants {
       this.sim.violate(`operator ${process.id} watched a person delete ${name} while it waited, and created it again`)
     else this.except("cameBack")
   }
-  private checkAsWritten(job: Job, { process }: Call, past: Past, last: Generation): void {
+  private checkAsWritten(job: Job, { seenVersion }: Call, past: Past, last: Generation): void {
     const { name } = job.metadata
     const isWritten = Bun.deepEquals(userPart(job), past.wanted)
     if (isWritten && Bun.deepEquals(finalizersOf(job), past.finalizers)) return
-    if ((isWritten && past.unseen.has(last.uid)) || past.editedAt > (process.seen.get(name) ?? 0))
-      return this.except("editUnseen")
+    if ((isWritten && past.unseen.has(last.uid)) || past.editedAt > seenVersion) return this.except("editUnseen")
     if (past.editedAt > 0 && past.rejectedEditAt === past.editedAt) return this.except("editRejected")
     if (this.intentsOf(name).some((intent) => intent.isV1 && intent.uid === last.uid)) return this.except("version100")
     const texts = [userPart(job), finalizersOf(job), past.wanted, past.finalizers].map((part) => JSON.stringify(part))

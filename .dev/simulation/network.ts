@@ -72,6 +72,8 @@ export interface Call {
   sentAt: number
   sawJobAt: number
   sawIntentsAt: number
+  /** The newest version of the Job that its process had been shown then. */
+  seenVersion: number
   /** The last proof for this Job that its process had then. */
   proof: Proof | undefined
 }
@@ -332,8 +334,9 @@ export class Network {
     world.limitRate(process, "calls", 60_000, MOST_CALLS_A_MINUTE)
     const lookedAt = (what: string) => process.looked.get(`${what} ${name}`) ?? 0
     const proof = process.proofs.get(name)
-    const sent = { sentAt: world.serverNow(), sawJobAt: lookedAt("job"), sawIntentsAt: lookedAt("intents"), proof }
-    const call: Call = { process, kind, request, name, ...sent }
+    const looks = { sawJobAt: lookedAt("job"), sawIntentsAt: lookedAt("intents") }
+    const seenVersion = process.seen.get(name) ?? 0
+    const call: Call = { process, kind, request, name, sentAt: world.serverNow(), ...looks, seenVersion, proof }
     return new Promise((resolve, reject) => new Journey(world, call, signal, resolve, reject, this).start())
   }
   /** The server's part of a call; undefined where nobody answers. What a copy is answered the operator never sees. */
