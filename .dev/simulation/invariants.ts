@@ -433,11 +433,17 @@ export class Invariants {
       } else sim.violate(`${who} in a version that has no intent`)
     }
     this.checkProven(who, call, intents)
-    const earlyMs = this.dueOf(job)[0] - Math.max(sim.serverNow(), call.sentAt)
-    // Version 1.0.0 does not wait where a TTL ends before the wait does.
-    if (earlyMs > sim.toleranceMs() && intents.some(({ isV1 }) => isV1)) this.except("version100")
-    else if (earlyMs > sim.toleranceMs()) sim.violate(`${who} ${earlyMs} ms before it was due`)
+    this.checkDeletedInTime(who, job, call, intents)
     this.checkInTime(job)
+  }
+  private checkDeletedInTime(who: string, job: Job, call: Call, intents: StoredIntent[]): void {
+    // An intent without a due time is for now, whatever the clock says; that was checked when it was written.
+    if (intents.some(({ dueAt }) => Number.isNaN(dueAt))) return
+    const earlyMs = this.dueOf(job)[0] - Math.max(this.sim.serverNow(), call.sentAt)
+    if (earlyMs <= this.sim.toleranceMs()) return
+    // Version 1.0.0 does not wait where a TTL ends before the wait does.
+    if (intents.some(({ isV1 }) => isV1)) this.except("version100")
+    else this.sim.violate(`${who} ${earlyMs} ms before it was due`)
   }
   /** Promise 2: in the breath before the delete the cluster has agreed to exactly what the intent holds. */
   private checkProven(who: string, { proof }: Call, intents: StoredIntent[]): void {
