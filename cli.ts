@@ -71,7 +71,7 @@ class Entry {
   records = () => this.all("past").sort(byTime)
 
   /** Whether the Job is going or gone: then its restart is under way if there is an intent. */
-  isGone = () => !this.job() || this.job()?.metadata?.deletionTimestamp != null
+  isGone = () => operator.isTerminatingOrGone(this.job())
 
   /** The intent that holds. Of others the operator takes no notice: it decides again. */
   intent = () => this.intents().find((intent) => this.isGone() || operator.mayDelete(intent, this.job() ?? {}))

@@ -1945,7 +1945,8 @@ const isTerminating = ({ metadata }: Job) => metadata?.deletionTimestamp != null
 const hasEnded = (job: Job) => ["failed", "succeeded"].includes(viewJob(job).phase)
 /** Whether a Job that is there may be deleted by an intent, which whoever may create Jobs can forge. */
 export const mayDelete = ({ jobVersion }: Intent, job: Job) => hasEnded(job) && versionOf(job) === jobVersion
-const isTerminatingOrGone = (job: Job | undefined) => !job || isTerminating(job)
+/** Whether a Job is being deleted, or does not exist. */
+export const isTerminatingOrGone = (job: Job | undefined) => !job || isTerminating(job)
 const uidOf = ({ metadata }: Job) => metadata?.uid
 const versionOf = ({ metadata }: Job) => metadata?.resourceVersion ?? ""
 const isNewer = (job: Job, { jobVersion }: Intent) => compareVersions(versionOf(job), jobVersion) > 0
