@@ -667,29 +667,24 @@ describe("Following a namespace", () => {
     expect(life.factsOf("RestartRejected", "load-a")).toHaveLength(1)
   })
 
-  test("a Job that its TTL took before its cause was known does not come back if that forbids it", async () => {
-    const { server, life } = await expiring({ RESTART_RULES: "exit:3=never", RESTART_DELAY: "600" }, 3)
-    await until("an intent", () => intents(server).length === 1)
-    removedByTtl(server, "load-a")
-    await until("its cause is known", () => life.factsOf("FailureSeen", "load-a").length > 0)
-    await until("no intent", () => intents(server).length === 0)
-    life.clock.jump(600_000)
-    await afterLaterFailure(server, life)
-    expect(creations(server, "load-a")).toEqual([])
-  })
-
-  test("nor does it come back if it is the second failure, and the cause of the first one is still on it", async () => {
-    const before = { "last-cause": "exit:1", restarts: "1" }
-    const settings = { RESTART_RULES: "exit:3=never", RESTART_DELAY: "600" }
-    const { server, life } = await expiring(settings, 3, { subresource: "log" }, before)
-    await until("an intent", () => intents(server).length === 1)
-    removedByTtl(server, "load-a")
-    await until("its cause is known", () => life.factsOf("FailureSeen", "load-a").length > 0)
-    await until("no intent", () => intents(server).length === 0)
-    life.clock.jump(600_000)
-    await afterLaterFailure(server, life)
-    expect(creations(server, "load-a")).toEqual([])
-  })
+  const earlierFailures = {
+    "that forbids it": undefined,
+    "that forbids it, though the cause of the first failure is still on it": { "last-cause": "exit:1", restarts: "1" },
+  }
+  test.each(Object.entries(earlierFailures))(
+    "a Job that its TTL took before its cause was known does not come back if %s",
+    async (_, before) => {
+      const settings = { RESTART_RULES: "exit:3=never", RESTART_DELAY: "600" }
+      const { server, life } = await expiring(settings, 3, { subresource: "log" }, before)
+      await until("an intent", () => intents(server).length === 1)
+      removedByTtl(server, "load-a")
+      await until("its cause is known", () => life.factsOf("FailureSeen", "load-a").length > 0)
+      await until("no intent", () => intents(server).length === 0)
+      life.clock.jump(600_000)
+      await afterLaterFailure(server, life)
+      expect(creations(server, "load-a")).toEqual([])
+    },
+  )
 
   test("a Job that its TTL took before its cause was known waits as long as its cause deserves", async () => {
     const { server, life } = await expiring({ RESTART_RULES: "exit:3=6h" }, 3)
